@@ -1,0 +1,32 @@
+"""Pictures and words to vectors: what an encoder is given and what it returns."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+
+class Encoder(Protocol):
+    """Where CLIP stands: one vector per picture, per object word, and per token of the caption. float32 arrays.
+
+    image_size (height, width): the size of picture it wants. fingerprint: name and hash of the weights.
+    """
+
+    image_size: tuple[int, int]
+    frame_dim: int
+    object_dim: int
+    caption_dim: int
+    fingerprint: str
+
+    def encode_frames(self, frames: np.ndarray) -> np.ndarray:
+        """(T, H, W, 3) uint8 RGB at image_size ⇒ (T, frame_dim). May be called chunk by chunk."""
+        ...
+
+    def encode_objects(self, objects: list[str]) -> np.ndarray:
+        """K words ⇒ (K, object_dim); K = 0 ⇒ (0, object_dim)."""
+        ...
+
+    def encode_caption(self, caption: str) -> np.ndarray:
+        """A caption ⇒ (L, caption_dim) token states, L ≥ 1."""
+        ...

@@ -1,0 +1,9 @@
+"""The one error that a user is meant to read."""
+
+
+class InputError(ValueError):
+    """Something given from outside (a file, a config value, a checkpoint) can't be used.
+
+    The message is one sentence or two: which file or key, what was expected, what was found, and what to do. Entry
+    scripts print it without a traceback and exit with status 2.
+    """

@@ -1,0 +1,54 @@
+"""Who is in which frame: what a grounder is given and what it returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclass
+class Grounding:
+    """What a grounder says of T frames and K objects (K = 0 is legal). float32 arrays.
+
+    probs (T, K) in [0, 1]: is object k visible in frame t. boxes (T, K, 4): cx cy w h as fractions of the picture.
+    areas (T, K): mask area as a fraction of the picture. mask_embedding (T, K, 256) or None.
+    """
+
+    probs: np.ndarray
+    boxes: np.ndarray
+    areas: np.ndarray
+    mask_embedding: np.ndarray | None = None
+
+    @classmethod
+    def empty(cls, frames: int) -> "Grounding":
+        """No objects named ⇒ arrays with K = 0."""
+        zeros = np.zeros((frames, 0), np.float32)
+        return cls(zeros, np.zeros((frames, 0, 4), np.float32), zeros)
+
+    @classmethod
+    def concatenate(cls, parts: list["Grounding"]) -> "Grounding":
+        """Groundings of consecutive chunks of frames, of the same objects ⇒ one."""
+        embeddings = [p.mask_embedding for p in parts if p.mask_embedding is not None]
+        return cls(
+            np.concatenate([p.probs for p in parts]),
+            np.concatenate([p.boxes for p in parts]),
+            np.concatenate([p.areas for p in parts]),
+            np.concatenate(embeddings) if embeddings else None,
+        )
+
+
+class Grounder(Protocol):
+    """Frames and object words ⇒ Grounding.
+
+    image_size (height, width): the size of picture it wants; readers squeeze pictures to it, so boxes as fractions
+    hold for the original. fingerprint: name and hash of the weights, kept in dataset.json.
+    """
+
+    image_size: tuple[int, int]
+    fingerprint: str
+
+    def ground(self, frames: np.ndarray, objects: list[str]) -> Grounding:
+        """frames (T, H, W, 3) uint8 RGB at image_size, up to 8 words. May be called chunk by chunk."""
+        ...

@@ -1,0 +1,88 @@
+"""Fixtures that several test files share: the reference material beside the repository, and small videos."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Callable, Sequence
+
+import numpy as np
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder of reference clips and golden values beside the repository; tests that need it are skipped without."""
+    folder = REPOSITORY.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip("needs the folder of reference material, `shared`, beside the repository")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_video() -> Callable[..., Path]:
+    """A factory that writes a small video; see :func:`write_video`."""
+    return write_video
+
+
+def coded_grey(i: int) -> int:
+    """The brightness that codes picture number i (mod 24): steps of 9 grey levels survive h264."""
+    return 20 + 9 * (i % 24)
+
+
+def decode_grey(picture: np.ndarray) -> int:
+    """A picture (h, w, 3) whose number is coded in brightness ⇒ that number (mod 24)."""
+    return round((float(picture.mean()) - 20) / 9) % 24
+
+
+def write_video(
+    path: Path,
+    *,
+    size: tuple[int, int] = (64, 48),  # width, height
+    fps: Fraction | float = 25,
+    duration_s: float = 1.0,
+    picture: Callable[[int], np.ndarray] | None = None,  # i ⇒ (h, w, 3) uint8; default: number coded in brightness
+    times_s: Sequence[float] | None = None,  # a variable frame rate: when each picture comes up
+    sound: np.ndarray | None = None,  # (samples,) or (channels, samples) float
+    sample_rate_hz: int = 16_000,
+    sound_start_s: float = 0.0,
+    rotation: int = 0,  # degrees, counter-clockwise, as a display matrix
+    gray: bool = False,
+    codec: str = "libx264",
+    sound_codec: str = "aac",
+) -> Path:
+    """Write ``path`` with PyAV; the container follows from its suffix. Timestamps are in milliseconds or finer."""
+    import av
+
+    width, height = size
+    rate = Fraction(fps).limit_denominator(1001)
+    times = list(times_s) if times_s is not None else [float(i / rate) for i in range(round(duration_s * rate))]
+    pixel_format = "gray" if gray else "yuv420p" if width % 2 == height % 2 == 0 else "yuv444p"
+    with av.open(str(path), "w") as container:
+        video = container.add_stream(codec, rate=rate)
+        video.width, video.height, video.pix_fmt = width, height, pixel_format
+        video.codec_context.time_base = Fraction(1, 90_000)
+        video.options = {"crf": "12", "preset": "ultrafast", "threads": "1"} if codec == "libx264" else {}
+        if rotation:
+            video.set_display_rotation(rotation)
+        audio = None
+        if sound is not None:
+            sound = np.atleast_2d(np.asarray(sound, np.float32))
+            layout = {1: "mono", 2: "stereo"}[sound.shape[0]]
+            audio = container.add_stream(sound_codec, rate=sample_rate_hz, layout=layout)
+        for i, time_s in enumerate(times):
+            pixels = picture(i) if picture else np.full((height, width, 3), coded_grey(i), np.uint8)
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            frame = frame.reformat(format=pixel_format)
+            frame.pts, frame.time_base = round(time_s * 90_000), Fraction(1, 90_000)
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+        if audio is not None:
+            block = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound), format="fltp", layout=layout)
+            block.sample_rate, block.time_base = sample_rate_hz, Fraction(1, sample_rate_hz)
+            block.pts = round(sound_start_s * sample_rate_hz)
+            container.mux(audio.encode(block))
+            container.mux(audio.encode(None))
+    return path

@@ -1,0 +1,152 @@
+"""The record on disk: what goes in comes out, and a damaged or foreign file is refused by name."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import webdataset
+
+from vta_sam.clip import ClipFeatures
+from vta_sam.errors import InputError
+from vta_sam.shards.schema import (DatasetInfo, ShardInfo, decode_record, encode_record, from_pcm16, member_key,
+                                   read_dataset, to_pcm16)
+from vta_sam.shards.writer import read_shard, write_shard
+
+
+def a_clip(key="a", objects=("dog", "canary"), frames=5, seed=0, **changes):
+    """A clip whose values are exact at fp16 and PCM-16."""
+    rng = np.random.default_rng(seed)
+    k = len(objects)
+
+    def half(*shape):
+        return rng.random(shape).astype(np.float16).astype(np.float32)
+
+    values = dict(
+        key=key, caption="a dog barks – naïvely", objects=list(objects), fps=12.5,
+        waveform=from_pcm16(rng.integers(-32768, 32768, 6400).astype(np.int16)), frame_embedding=half(frames, 7),
+        probs=half(frames, k), boxes=half(frames, k, 4), areas=half(frames, k), object_embedding=half(k, 3),
+        caption_tokens=half(4, 6), label="dog", source="a.mp4", start_s=0.5, duration_s=0.4)
+    return ClipFeatures(**{**values, **changes})
+
+
+def assert_same(left, right):
+    for f in dataclasses.fields(ClipFeatures):
+        a, b = getattr(left, f.name), getattr(right, f.name)
+        if isinstance(a, np.ndarray):
+            assert a.dtype == b.dtype == np.float32 and a.shape == b.shape, f.name
+            assert np.array_equal(a, b), f.name
+        else:
+            assert a == b, f.name
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"objects": ()}, {"objects": ("dog",), "mask_embedding": np.ones((5, 1, 256), np.float32)},
+    {"key": "class/a.b %41ü"}])
+def test_round_trip_is_exact(changes):
+    clip = a_clip(**changes)
+    assert_same(decode_record(member_key(clip.key), encode_record(clip)), clip)
+
+
+def test_every_pcm_code_survives_and_overshoot_is_clipped():
+    codes = np.arange(-32768, 32768).astype(np.int16)
+    assert np.array_equal(to_pcm16(from_pcm16(codes)), codes)
+    assert to_pcm16(np.array([1.0, 1.5, -1.5])).tolist() == [32767, 32767, -32768]
+
+
+def test_arrays_of_any_layout_are_stored_in_order():
+    clip = a_clip()
+    clip.frame_embedding = np.asfortranarray(clip.frame_embedding)
+    assert_same(decode_record("a", encode_record(clip)), a_clip())
+
+
+def test_values_that_fp16_cannot_hold_are_refused():
+    with pytest.raises(InputError, match="frame_embedding reaches 100000"):
+        encode_record(a_clip(frame_embedding=np.full((5, 7), 1e5, np.float32)))
+
+
+@pytest.mark.parametrize("damage, words", [
+    (lambda m: m.pop("flac"), "no flac member"),
+    (lambda m: m.update(flac=m["flac"][:20]), "flac member can't be read"),
+    (lambda m: m.update(safetensors=m["safetensors"][:-4]), "safetensors member can't be read"),
+    (lambda m: m.update(safetensors=safetensors.numpy.save({"probs": np.zeros(1)})), "lacks frame_embedding"),
+    (lambda m: m.update(json=b"{"), "json member can't be read"),
+    (lambda m: m.update(json=b"[]"), "'caption'"),
+    (lambda m: m.update(json=m["json"].replace(b'"objects": ["dog",', b'"objects": [3,')), "'objects'"),
+    (lambda m: m.update(json=m["json"].replace(b"16000", b"8000")), "8000 Hz"),
+])
+def test_a_damaged_record_is_refused_by_name(damage, words):
+    members = encode_record(a_clip(key="x7"))
+    damage(members)
+    with pytest.raises(InputError, match=words) as caught:
+        decode_record("x7", members)
+    assert "'x7'" in str(caught.value)
+
+
+def test_shards_are_byte_stable_and_read_back(tmp_path):
+    clips = [a_clip(key=f"clip.{i}", seed=i) for i in range(4)]
+    assert write_shard(tmp_path / "a.tar", clips) == 4
+    write_shard(tmp_path / "b.tar", clips)
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+    for found, clip in zip(read_shard(tmp_path / "a.tar"), clips, strict=True):
+        assert_same(found, clip)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.tar", "b.tar"]
+
+
+def test_webdataset_reads_the_same_records(tmp_path):
+    clips = [a_clip(key=f"clip.{i}", seed=i) for i in range(3)]
+    write_shard(tmp_path / "a.tar", clips)
+    samples = webdataset.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False)
+    for sample, clip in zip(samples, clips, strict=True):
+        assert_same(decode_record(sample["__key__"], sample), clip)
+
+
+def test_a_shard_may_be_empty_but_not_hold_a_key_twice(tmp_path):
+    assert write_shard(tmp_path / "empty.tar", []) == 0
+    assert list(read_shard(tmp_path / "empty.tar")) == []
+    with pytest.raises(InputError, match="two records have the key 'a'"):
+        write_shard(tmp_path / "twice.tar", [a_clip(), a_clip()])
+    assert [p.name for p in tmp_path.iterdir()] == ["empty.tar"]
+
+
+@pytest.mark.parametrize("kept", [0.999, 0.7, 0.3, 0.0])
+def test_a_shard_cut_anywhere_is_refused_by_name(tmp_path, kept):
+    write_shard(tmp_path / "whole.tar", [a_clip(key=f"c{i}") for i in range(3)])
+    data = (tmp_path / "whole.tar").read_bytes().rstrip(b"\0")
+    (tmp_path / "cut.tar").write_bytes(data[:int(kept * len(data))])
+    with pytest.raises(InputError, match="cut.tar is cut short or is no tar"):
+        list(read_shard(tmp_path / "cut.tar"))
+
+
+INFO = DatasetInfo(
+    grounder="tiny-1", encoder="tiny-2", fps=12.5, sample_rate_hz=16000, frame_dim=7, object_dim=3, caption_dim=6,
+    config_hash="c", manifest_hash="m", code_version="0",
+    splits={"train": [ShardInfo("train-000000.tar", 3, 1), ShardInfo("train-000001.tar", 0, 4)]})
+
+
+def test_dataset_json_round_trip_and_counts(tmp_path):
+    for shard in INFO.splits["train"]:
+        write_shard(tmp_path / shard.name, [])
+    INFO.write(tmp_path)
+    info = read_dataset(tmp_path)
+    assert info == INFO and info.records("train") == 3
+    assert [shard.name for shard in info.shards("train")] == ["train-000000.tar"]
+    with pytest.raises(InputError, match="no split 'test'; it has train"):
+        info.records("test")
+    info.require("data", fps=12.5, frame_dim=7)
+    with pytest.raises(InputError, match="data: fps is 12.5, expected 8"):
+        info.require("data", fps=8.0, frame_dim=7)
+
+
+@pytest.mark.parametrize("content, words", [
+    (None, "doesn't exist"), ("{", "can't be read"), ("{}", "was not written by"), ("[1]", "was not written by"),
+    ('{"format_version": 99}', "format version 99"), ('{"format_version": 1, "colour": 2}', "unknown \\['colour'\\]"),
+    (json.dumps(dataclasses.asdict(INFO)), "not in the folder"),
+    (json.dumps({**dataclasses.asdict(INFO), "splits": {"train": [{"name": 1}]}}), "'splits'"),
+])
+def test_a_foreign_or_unfinished_dataset_is_refused_in_words(tmp_path, content, words):
+    if content is not None:
+        (tmp_path / "dataset.json").write_text(content)
+    with pytest.raises(InputError, match=words):
+        read_dataset(tmp_path)

@@ -1,0 +1,40 @@
+"""How an entry script ends: a sentence and an exit status, not a traceback, for what a user can mend."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from typing import Callable, ParamSpec, TypeVar
+
+from .errors import InputError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def run(main: Callable[P, R]) -> Callable[P, R]:
+    """Decorate the function that does an entry script's work, *below* ``hydra.main``, which would print a traceback.
+
+    InputError ⇒ ``error: …`` on stderr and exit status 2. Ctrl-C ⇒ status 130, as a shell expects. A reader that closed
+    the pipe (``… | head``) ⇒ status 141. Every other exception is a fault of the program and keeps its traceback.
+
+        @hydra.main(version_base=None, config_path="../conf", config_name="extract")
+        @run
+        def main(config): ...
+    """
+
+    @functools.wraps(main)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return main(*args, **kwargs)
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
+        except BrokenPipeError:
+            sys.stderr.close()  # keeps the interpreter from complaining about the same pipe once more
+            sys.exit(141)
+
+    return guarded

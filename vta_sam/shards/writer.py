@@ -1,0 +1,86 @@
+"""Tars of records, byte for byte the same for the same records."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from pathlib import Path
+from typing import Iterable, Iterator
+
+from ..atomic import atomic_path
+from ..clip import ClipFeatures
+from ..errors import InputError
+from .schema import MEMBERS, decode_record, encode_record, member_key
+
+
+def write_shard(path: str | os.PathLike, clips: Iterable[ClipFeatures]) -> int:
+    """Write a WebDataset tar ⇒ how many records it holds; no record is legal.
+
+    Times and owners are zero and the header format is fixed, so the bytes depend on the records alone. Written under a
+    temporary name, flushed to the disk, then renamed: the tar is whole or absent. Raises InputError when two records
+    share a key.
+    """
+    seen: set[str] = set()
+    with atomic_path(path, sync=True) as temporary:
+        # webdataset's own TarWriter adds today's user and lets tarfile choose the header format
+        with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
+            for clip in clips:
+                if clip.key in seen:
+                    raise InputError(f"{path}: two records have the key {clip.key!r}")
+                seen.add(clip.key)
+                for suffix, data in encode_record(clip).items():
+                    header = tarfile.TarInfo(f"{member_key(clip.key)}.{suffix}")
+                    header.size = len(data)
+                    header.mode = 0o644
+                    header.mtime = header.uid = header.gid = 0
+                    tar.addfile(header, io.BytesIO(data))
+    return len(seen)
+
+
+def read_shard(path: str | os.PathLike) -> Iterator[ClipFeatures]:
+    """The records of a shard, in order. Raises InputError that names the file when it is missing, cut short or holds a
+    damaged record."""
+    path = Path(path)
+    try:
+        for key, members in _groups(path):
+            try:
+                yield decode_record(key, members)
+            except InputError as error:
+                raise InputError(f"{path}: {error}") from error
+    except FileNotFoundError:
+        raise InputError(f"{path} doesn't exist") from None
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise InputError(f"{path} is cut short or is no tar ({error}); delete it and extract again") from error
+
+
+def _groups(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Consecutive members of one key ⇒ (key, {suffix: bytes})."""
+    key, members = "", dict[str, bytes]()
+    with tarfile.open(path, "r:") as tar:
+        _require_end(path, tar)
+        for header in tar:
+            stem, _, suffix = header.name.partition(".")
+            if not header.isfile() or suffix not in MEMBERS:
+                continue
+            if stem != key and members:
+                yield key, members
+                members = {}
+            key = stem
+            handle = tar.extractfile(header)
+            assert handle is not None  # a regular file has content
+            data = handle.read()
+            if len(data) != header.size:
+                raise tarfile.ReadError(f"{header.name} ends after {len(data)} of {header.size} bytes")
+            members[suffix] = data
+    if members:
+        yield key, members
+
+
+def _require_end(path: Path, tar: tarfile.TarFile) -> None:
+    """A tar ends with two empty blocks. tarfile takes a file that was cut between two members for a whole one."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 2 * tarfile.BLOCKSIZE))
+        if size < 2 * tarfile.BLOCKSIZE or file.read().strip(b"\0"):
+            raise tarfile.ReadError("its end mark is missing")

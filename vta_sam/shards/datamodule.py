@@ -1,0 +1,153 @@
+"""Shards ⇒ batches, for every stage: exact order, exact resume, crops at the latent's columns."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from ..clip import ClipFeatures, ClipSpec
+from ..errors import InputError
+from ..randomness import seed_of
+from .batch import ClipBatch, ClipWindow, collate, window_of
+from .latents import read_latents
+from .order import SampleOrder, consecutive
+from .schema import DatasetInfo, ShardInfo, read_dataset
+from .writer import read_shard
+
+
+class ShardReader:
+    """Random access to the records of one split; the last ``cached_shards`` shards stay in memory.
+
+    latents: a folder of latent shards, or None.
+    """
+
+    def __init__(self, root: Path, shards: list[ShardInfo], cached_shards: int, latents: Path | None = None):
+        self.root, self.shards, self.cached_shards, self.latents = root, shards, cached_shards, latents
+        self._cache: OrderedDict[int, tuple[list[ClipFeatures], dict[str, np.ndarray]]] = OrderedDict()
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        return tuple(shard.records for shard in self.shards)
+
+    def record(self, shard: int, index: int) -> tuple[ClipFeatures, np.ndarray | None]:
+        """⇒ the record, and its moments where there are latents."""
+        records, moments = self._load(shard)
+        record = records[index]
+        if self.latents is None:
+            return record, None
+        if record.key not in moments:
+            raise InputError(f"{self.latents} has no latent of clip {record.key!r}; delete that folder")
+        return record, moments[record.key]
+
+    def _load(self, shard: int) -> tuple[list[ClipFeatures], dict[str, np.ndarray]]:
+        if shard in self._cache:
+            self._cache.move_to_end(shard)
+            return self._cache[shard]
+        info = self.shards[shard]
+        records = list(read_shard(self.root / info.name))
+        if len(records) != info.records:
+            raise InputError(
+                f"{self.root / info.name} holds {len(records)} records, dataset.json says {info.records}: "
+                "the file was cut or replaced; delete it and extract again"
+            )
+        self._cache[shard] = records, read_latents(self.latents, info) if self.latents else {}
+        while len(self._cache) > self.cached_shards:
+            self._cache.popitem(last=False)
+        return self._cache[shard]
+
+
+class _TrainingSamples(IterableDataset):
+    """One process' share of the samples from ``start`` on; with loader workers, each reads streams of its own."""
+
+    def __init__(self, reader: ShardReader, order: SampleOrder, spec: ClipSpec, stage: str, start: int,
+                 rank: int, world: int):
+        self.reader, self.order, self.spec, self.stage = reader, order, spec, stage
+        self.start, self.rank, self.world = start, rank, world
+
+    def __iter__(self) -> Iterator[ClipWindow]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        part, parts = self.rank + self.world * worker, self.world * workers
+        for epoch, shard, index in self.order.samples(self.start, part, parts):
+            record, moments = self.reader.record(shard, index)
+            seed = seed_of(self.order.seed, self.stage, epoch, record.key)
+            yield window_of(record, self.spec, seed, self._crop(record, seed), moments)
+
+    def _crop(self, record: ClipFeatures, seed: int) -> int:
+        """The first column of a crop: uniform over those that keep the crop inside the record."""
+        spare = int(record.waveform.shape[0] / self.spec.sample_rate_hz / self.spec.column_s + 1e-6) - self.spec.columns
+        return seed_of("crop", seed) % (spare + 1) if spare > 0 else 0
+
+
+class _Batches:
+    """Samples ⇒ batches, put together in the main process so that batch size and workers don't meet."""
+
+    def __init__(self, samples: DataLoader, spec: ClipSpec, batch_size: int):
+        self.samples, self.spec, self.batch_size = samples, spec, batch_size
+
+    def __iter__(self) -> Iterator[ClipBatch]:
+        iterator = iter(self.samples)
+        while windows := list(islice(iterator, self.batch_size)):
+            yield collate(windows, self.spec)
+
+
+class ShardDataModule(L.LightningDataModule):
+    """Batches of one stage.
+
+    Args: root, a dataset folder (dataset.json and tars); spec, the clip; batch_size, per process; seed and stage, which
+    with epoch and key decide every random draw; streams, see order.py (a multiple of processes × workers); workers,
+    loader processes (0: in the main process); latents, a folder of latent shards; val_clips, how many clips of the
+    validation split to use; expect, fields of dataset.json that the model relies on.
+    """
+
+    def __init__(self, root: Path, spec: ClipSpec, batch_size: int, seed: int, stage: str, streams: int = 8,
+                 workers: int = 0, cached_shards: int = 64, latents: Path | None = None, val_clips: int = 64,
+                 train_split: str = "train", val_split: str = "val", expect: dict[str, object] | None = None):
+        super().__init__()
+        self.root, self.spec, self.batch_size = Path(root), spec, batch_size
+        self.seed, self.stage, self.streams, self.workers = seed, stage, streams, workers
+        self.cached_shards, self.latents, self.val_clips = cached_shards, latents, val_clips
+        self.train_split, self.val_split = train_split, val_split
+        self.info: DatasetInfo = read_dataset(self.root)
+        self.info.require(str(self.root), **{"fps": spec.fps, "sample_rate_hz": spec.sample_rate_hz, **(expect or {})})
+        self._start = 0
+
+    def reader(self, split: str) -> ShardReader:
+        return ShardReader(self.root, self.info.shards(split), self.cached_shards, self.latents)
+
+    def train_dataloader(self) -> _Batches:
+        reader = self.reader(self.train_split)
+        order = SampleOrder(reader.counts, self.streams, self.seed)
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        samples = _TrainingSamples(reader, order, self.spec, self.stage, self._start, rank, world)
+        loader = DataLoader(samples, batch_size=None, num_workers=self.workers)
+        return _Batches(loader, self.spec, self.batch_size)
+
+    def val_dataloader(self) -> list[ClipBatch]:
+        return list(self.batches(self.val_split, self.val_clips))
+
+    def batches(self, split: str, limit: int | None = None) -> Iterator[ClipBatch]:
+        """Clips of a split in stored order, from their beginning, the last batch short."""
+        reader = self.reader(split)
+        windows = (self._stored(reader, shard, index) for shard, index in islice(consecutive(reader.counts), limit))
+        while chunk := list(islice(windows, self.batch_size)):
+            yield collate(chunk, self.spec)
+
+    def _stored(self, reader: ShardReader, shard: int, index: int) -> ClipWindow:
+        record, moments = reader.record(shard, index)
+        return window_of(record, self.spec, seed_of(self.seed, self.stage, "fixed", record.key), 0, moments)
+
+    def state_dict(self) -> dict[str, int]:
+        """Samples consumed, over all processes: checkpoints are written between optimiser steps only."""
+        assert self.trainer is not None, "a datamodule's state is saved by a trainer"
+        per_step = self.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        return {"samples": self.trainer.global_step * per_step}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self._start = state_dict["samples"]

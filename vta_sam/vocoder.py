@@ -1,0 +1,161 @@
+"""Log-mel to waveform: the contract of a vocoder, and the one that needs no weights."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from .errors import InputError
+from .mel import FFT_SAMPLES, HOP_SAMPLES, LOG_FLOOR, N_MELS, SAMPLE_RATE_HZ, mel_filters
+
+# A Gaussian exp(-t² / 2σ²) that comes closest to the Hann window of the mel front end has this σ (Průša, Balazs and
+# Søndergaard, 2017: γ = 0.25645 N² for N samples of Hann, and γ = 2πσ²).
+_WINDOW_SIGMA_SAMPLES = math.sqrt(0.25645 / (2 * math.pi)) * FFT_SAMPLES
+_MAX_DELAY_SAMPLES = 0.47 * FFT_SAMPLES  # just inside the window, where the Gaussian stops resembling it
+_MIN_FRAMES = FFT_SAMPLES // 2 // HOP_SAMPLES + 1  # fewer samples cannot be reflected at the edges
+_TINY = 1e-12
+
+
+class Vocoder(Protocol):
+    """Log-mel ⇒ waveform.
+
+    mel: (B, frames, 64) float, natural log, as :class:`vta_sam.mel.LogMel` makes it. Returns (B, samples) float32 at
+    16 kHz on the mel's device, where samples ≥ 160 · frames; what is beyond 160 · frames is the ringing of the last
+    frame, and callers cut it. Each waveform depends on its own mel alone, never on its neighbours in the batch, and the
+    same mel gives the same waveform. Sounds may exceed [-1, 1] when the mel asks for it: clipping is the caller's.
+    """
+
+    sample_rate_hz: int
+
+    def __call__(self, mel: torch.Tensor) -> torch.Tensor: ...
+
+
+class GriffinLim(nn.Module):
+    """The vocoder without weights ⇒ exactly 160 · frames samples.
+
+    1. *Mel to linear*: non-negative Richardson-Lucy updates ``x ← x · Aᵀ(m / Ax) / Aᵀ1`` (the Kullback-Leibler form of
+       Lee and Seung, 2001), which weigh quiet bins as log-mels do.
+    2. *First phases*: where a band gets louder from frame to frame its energy lies late in the window, so the slope of
+       the log magnitude in time gives the group delay, and its sum over frequency a phase. That sets clicks at their
+       place before the first iteration; stationary sounds start at zero phase.
+    3. *Fast Griffin-Lim* (Perraudin, Balazs and Søndergaard, 2013), and every ``refit_every`` steps the target
+       magnitude becomes the geometric mean of the first one and of the current one corrected to the given mel: detail
+       finer than a mel band is left to the iteration.
+
+    Measured on tones, harmonics, decaying clicks, impulses, noise bursts, chirps, plucked notes and two pieces of real
+    sound, 5.12 s each: mean absolute error of the resynthesised log-mel within 40 dB of the peak, and energy 4-60 ms
+    before a click against the energy after it.
+
+    ==========================================================  ==========  =========
+    variant (32 iterations, momentum 0.99)                       error, nats  pre-echo
+    ==========================================================  ==========  =========
+    pseudo-inverse, zero phase                                   0.119
+    least squares, 30 multiplicative updates, zero phase         0.096
+    Richardson-Lucy, 16 updates, zero phase                      0.096       -24 dB
+    the same, random phase                                       0.102       -22 dB
+    the same, phase from group delay                             0.083       -28 dB
+    the same, and target refitted fully in each step             0.038       -20 dB
+    **the same, and target refitted by half, every 4th step**    0.066       -25 dB
+    ==========================================================  ==========  =========
+
+    Clicks keep their time within 1 ms. One core takes 0.2 s for such a clip.
+
+    Args:
+        iterations: Griffin-Lim steps; 16 are nearly as good and twice as fast.
+        momentum: 0 is the classical algorithm.
+        inversion_steps: Richardson-Lucy updates.
+        refit_every: steps between two refits of the target magnitude; 0 never refits.
+    """
+
+    sample_rate_hz = SAMPLE_RATE_HZ
+    window: torch.Tensor
+    filters: torch.Tensor
+    column_sums: torch.Tensor
+
+    def __init__(
+        self, iterations: int = 32, momentum: float = 0.99, inversion_steps: int = 16, refit_every: int = 4
+    ) -> None:
+        super().__init__()
+        if iterations < 1 or inversion_steps < 0 or refit_every < 0 or not 0 <= momentum < 1:
+            raise InputError(
+                f"vocoder: expected iterations ≥ 1, inversion_steps ≥ 0, refit_every ≥ 0 and 0 ≤ momentum < 1, "
+                f"got {iterations}, {inversion_steps}, {refit_every}, {momentum}"
+            )
+        self.iterations = iterations
+        self.momentum = momentum
+        self.inversion_steps = inversion_steps
+        self.refit_every = refit_every
+        filters = torch.from_numpy(mel_filters())
+        self.register_buffer("window", torch.hann_window(FFT_SAMPLES, periodic=True), persistent=False)
+        self.register_buffer("filters", filters, persistent=False)
+        self.register_buffer("column_sums", filters.sum(0), persistent=False)
+
+    @torch.no_grad()
+    def forward(self, mel: torch.Tensor) -> torch.Tensor:
+        if mel.ndim != 3 or mel.shape[2] != N_MELS or mel.shape[1] < _MIN_FRAMES:
+            raise InputError(
+                f"a vocoder needs log-mels of shape (B, at least {_MIN_FRAMES} frames, {N_MELS}), got "
+                f"{tuple(mel.shape)}"
+            )
+        with torch.autocast(mel.device.type, enabled=False):
+            # One clip at a time: matrix products of another batch size round otherwise, and iterating on phases
+            # lets such a difference grow. It costs nothing on a CPU.
+            return torch.stack([self._resynthesise(clip) for clip in mel.float()])
+
+    def _resynthesise(self, mel: torch.Tensor) -> torch.Tensor:
+        """One log-mel (frames, 64) ⇒ (160 · frames,)."""
+        # what lies on the floor was silence, and not a hiss of 1e-5
+        target = torch.where(mel <= LOG_FLOOR + 1e-3, 0.0, mel.exp())
+        first = self._linear_magnitude(target)
+        magnitude, previous, frames = first, None, mel.shape[0]
+        delay_phase = _phase_from_delay(first)
+        phase = torch.polar(torch.ones_like(delay_phase), delay_phase)
+        pull = self.momentum / (1 + self.momentum)
+        for step in range(self.iterations):
+            spectrum = self._stft(self._istft(magnitude * phase, frames), frames)
+            if self.refit_every and step and step % self.refit_every == 0:
+                magnitude = (first * self._corrected(spectrum.abs() + _TINY, target)).sqrt()
+            ahead = spectrum if previous is None else spectrum - pull * previous
+            phase = ahead / (ahead.abs() + _TINY)
+            previous = spectrum
+        return self._istft(magnitude * phase, frames)
+
+    def _linear_magnitude(self, mel: torch.Tensor) -> torch.Tensor:
+        """Mel magnitudes (frames, 64) ⇒ linear magnitudes (frames, 513), zero outside the filterbank."""
+        heard = self.column_sums > 0
+        mean = mel / self.filters.sum(1)
+        linear = torch.where(heard, mean @ (self.filters / self.column_sums.clamp_min(_TINY)), 0.0) + _TINY
+        for _ in range(self.inversion_steps):
+            linear = self._corrected(linear, mel)
+        return torch.where(heard, linear, 0.0)
+
+    def _corrected(self, linear: torch.Tensor, mel: torch.Tensor) -> torch.Tensor:
+        """One Richardson-Lucy update of linear magnitudes (frames, 513) towards mel magnitudes (frames, 64)."""
+        ratio = mel / (linear @ self.filters.T).clamp_min(_TINY)
+        return linear * (ratio @ self.filters) / self.column_sums.clamp_min(_TINY)
+
+    def _stft(self, waveform: torch.Tensor, frames: int) -> torch.Tensor:
+        """(samples,) ⇒ (frames, 513) complex."""
+        spectrum = torch.stft(waveform, FFT_SAMPLES, HOP_SAMPLES, window=self.window, return_complex=True)
+        return spectrum.T[:frames]
+
+    def _istft(self, spectrum: torch.Tensor, frames: int) -> torch.Tensor:
+        """(frames, 513) complex ⇒ (160 · frames,)."""
+        return torch.istft(spectrum.T, FFT_SAMPLES, HOP_SAMPLES, window=self.window, length=frames * HOP_SAMPLES)
+
+
+def _phase_from_delay(magnitude: torch.Tensor) -> torch.Tensor:
+    """Linear magnitudes (frames, bins) ⇒ phases (frames, bins) in radians that put energy where it arrives.
+
+    For a Gaussian window the group delay of a transient after the frame's centre is σ² · ∂ log|S| / ∂t. What is 80 dB
+    below the clip's peak counts as flat, because the log of almost nothing has any slope.
+    """
+    log = magnitude.clamp_min(1e-4 * magnitude.max().clamp_min(_TINY)).log()
+    padded = torch.cat([log[:1], log, log[-1:]])
+    slope = (padded[2:] - padded[:-2]) / (2 * HOP_SAMPLES)
+    delay = (_WINDOW_SIGMA_SAMPLES**2 * slope).clamp(-_MAX_DELAY_SAMPLES, _MAX_DELAY_SAMPLES)
+    # the transform counts samples from the window's first, half a window before the centre
+    return (-2 * math.pi / FFT_SAMPLES * (delay + FFT_SAMPLES / 2)).cumsum(dim=1)

@@ -1,0 +1,137 @@
+"""A trained model on disk: ``model.yaml`` (what to build) and one safetensors file per part (what to fill it with).
+
+A model folder is data. Its yaml is read by ``yaml.safe_load``, may name only the classes of :data:`CLASSES`, and
+nothing in it is run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import yaml
+from torch import nn
+
+from .atomic import atomic_path, write_text
+from .clip import ClipSpec
+from .errors import InputError
+
+FORMAT_VERSION = 1
+YAML_NAME = "model.yaml"
+
+# `_target_` in a model.yaml ⇒ what it may be. A conditioner of one's own is added here by whoever trusts it.
+CLASSES = {
+    "vta_sam.vae.codec.MelCodec",
+    "diffusers.AutoencoderKL",
+    "vta_sam.diffusion.unet.LatentUNet",
+    "vta_sam.conditioners.vta_sam.VTASAMConditioner",
+    "vta_sam.condition.encoder.TemporalSemanticEncoder",
+    "vta_sam.vocoder.GriffinLim",
+    "vta_sam.diffusion.sampler.Sampler",
+    "vta_sam.grounding.tiny.TinyGrounder",
+    "vta_sam.grounding.oracle.OracleGrounder",
+    "vta_sam.encoders.tiny.TinyEncoder",
+    "vta_sam.encoders.oracle.OracleEncoder",
+}
+PARTS = ("codec", "unet", "conditioner")  # those with weights
+
+
+@dataclass
+class ModelRecipe:
+    """What model.yaml says. Recipes are nested {"_target_": class, argument: value}; the ClipSpec is added on building.
+
+    codec: with it alone the folder is a VAE. unet, conditioner: the diffusion model. latent_scale: 1 / std of latents.
+    sampler, vocoder, grounder, encoder: what generation uses unless told otherwise. features: fingerprints and
+    dimensions of the features that the model was trained on. about: experiment, steps, figures, code version.
+    """
+
+    clip: dict[str, Any]
+    codec: dict[str, Any]
+    latent_scale: float = 1.0
+    unet: dict[str, Any] | None = None
+    conditioner: dict[str, Any] | None = None
+    sampler: dict[str, Any] | None = None
+    vocoder: dict[str, Any] | None = None
+    grounder: dict[str, Any] | None = None
+    encoder: dict[str, Any] | None = None
+    features: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def spec(self) -> ClipSpec:
+        return ClipSpec(**self.clip)
+
+    def build(self, part: str, **arguments) -> Any:
+        """Instantiate one part from its recipe. Raises InputError when its class is not in the table."""
+        recipe = getattr(self, part)
+        if recipe is None:
+            raise InputError(f"this model has no {part}: it is not a finished diffusion model; train stage 3 first")
+        refuse_foreign(recipe, part)
+        from hydra.utils import instantiate
+
+        return instantiate(recipe, **arguments, _convert_="all")
+
+
+def refuse_foreign(recipe: Any, where: str) -> None:
+    """Raise InputError where a recipe names a class outside the table, or asks Hydra for anything but a class."""
+    if isinstance(recipe, dict):
+        for key, value in recipe.items():
+            if key == "_target_" and value not in CLASSES:
+                raise InputError(f"{where} names the class {value!r}, which is none of this project's; not loaded")
+            if str(key).startswith("_") and key != "_target_":
+                raise InputError(f"{where} has the key {key!r}, which a model folder may not use; not loaded")
+            refuse_foreign(value, f"{where}.{key}")
+    elif isinstance(recipe, (list, tuple)):
+        for i, value in enumerate(recipe):
+            refuse_foreign(value, f"{where}[{i}]")
+
+
+def save_model(folder: Path, recipe: ModelRecipe, parts: dict[str, nn.Module]) -> None:
+    """Write weights first and model.yaml last, so that a folder with a model.yaml is whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, module in parts.items():
+        state = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+        with atomic_path(folder / f"{name}.safetensors") as temporary:
+            safetensors.torch.save_file(state, temporary)
+    content = {"format_version": FORMAT_VERSION, **asdict(recipe)}
+    write_text(folder / YAML_NAME, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+def read_recipe(folder: str | Path) -> ModelRecipe:
+    """model.yaml ⇒ ModelRecipe. Raises InputError when it is missing, not ours, or names a foreign class."""
+    path = Path(folder) / YAML_NAME
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{folder} is no model folder: it has no {YAML_NAME}; training writes one as <run>/model") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path} can't be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
+        raise InputError(f"{path} is not a model.yaml of format version {FORMAT_VERSION}")
+    content.pop("format_version")
+    unknown = set(content) - set(ModelRecipe.__dataclass_fields__)
+    if unknown or not {"clip", "codec"} <= set(content):
+        raise InputError(f"{path} has unknown keys {sorted(unknown)} or lacks clip or codec; it is not a model.yaml")
+    refuse_foreign(content, str(path))
+    return ModelRecipe(**content)
+
+
+def load_weights(module: nn.Module, folder: str | Path, part: str) -> nn.Module:
+    """Fill a built part from its file; every key must match. Raises InputError naming the file and what differs."""
+    path = Path(folder) / f"{part}.safetensors"
+    try:
+        state = safetensors.torch.load_file(path)
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; the model folder is not whole") from None
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(f"{path} can't be read ({error}); copy the model folder again") from error
+    own = module.state_dict()
+    wrong = sorted(set(own) ^ set(state)) + [k for k in own if k in state and own[k].shape != state[k].shape]
+    if wrong:
+        raise InputError(f"{path} doesn't fit the {part} that {YAML_NAME} describes: {len(wrong)} keys differ, "
+                         f"the first is {wrong[0]!r}")
+    module.load_state_dict(state)
+    return module

@@ -1,0 +1,50 @@
+"""Stage 1: train the mel VAE."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import lightning as L
+from torch import Tensor
+
+from ..randomness import SampleDraws
+from ..shards.batch import ClipBatch
+from .codec import MelCodec, kl_to_standard_normal, sample_posterior
+
+
+class MelVAE(L.LightningModule):
+    """Reconstruct log-mels through a narrow latent.
+
+    Args: codec; weights of the loss terms, under the names they are logged by: l1 and mse of the normalised log-mel,
+    kl to N(0, 1) per latent value; optimise, (module) ⇒ Lightning's optimiser and schedule.
+    """
+
+    def __init__(self, codec: MelCodec, weights: dict[str, float], optimise: Callable):
+        super().__init__()
+        self.codec, self.weights, self.optimise = codec, weights, optimise
+
+    def losses(self, batch: ClipBatch) -> dict[str, Tensor]:
+        """⇒ each term, unweighted."""
+        mel = self.codec.mel(batch.waveform)
+        moments = self.codec.moments(mel)
+        noise = SampleDraws(batch.seeds, "posterior").normal(moments.shape[1] // 2, *moments.shape[2:])
+        error = (self.codec.decode(sample_posterior(moments, noise.to(moments))) - mel) / self.codec.mel_std
+        real = batch.column_mask.repeat_interleave(self.codec.stride, dim=1)[:, None, : mel.shape[2], None]
+        error = error * real / real.float().mean().clamp(min=1e-6).sqrt()
+        return {"l1": error.abs().mean(), "mse": (error ** 2).mean(), "kl": kl_to_standard_normal(moments)}
+
+    def _step(self, batch: ClipBatch, prefix: str) -> Tensor:
+        losses = self.losses(batch)
+        total = sum((self.weights[name] * value for name, value in losses.items()), start=losses["l1"] * 0)
+        self.log_dict({f"{prefix}/{name}": value for name, value in losses.items()}, batch_size=len(batch))
+        self.log(f"{prefix}/loss", total, prog_bar=True, batch_size=len(batch))
+        return total
+
+    def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: ClipBatch, batch_idx: int) -> None:
+        self._step(batch, "val")
+
+    def configure_optimizers(self):
+        return self.optimise(self)

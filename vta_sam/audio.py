@@ -1,0 +1,157 @@
+"""Sound: one policy for reading, resampling, padding and writing. Waveforms are (samples,) float32, mono."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+import av
+import numpy as np
+import soundfile
+
+from .atomic import atomic_path
+from .container import Decoder, open_media, origin_s, seek_before, sound_stream
+from .errors import InputError
+
+_JITTER_S = 0.02  # timestamps that are off by less are rounding of the container, not a gap
+_LONGEST_GAP_S = 600.0
+_MARGIN_S = 1  # whole seconds of native samples kept before a stretch, so that the resampler's filter has run in
+
+
+def read_audio(path: str | os.PathLike, start_s: float = 0.0, duration_s: float | None = None,
+               sample_rate_hz: int = 16_000) -> np.ndarray:
+    """A stretch of a file's sound, mean of its channels ⇒ (samples,) float32.
+
+    Samples stand at their own timestamps: a stream that starts late or has a gap is silent there. With ``duration_s``
+    the result has exactly ``round(duration_s · sample_rate_hz)`` samples (zeros after the sound's end); without, it
+    goes to the end. Raises InputError when the file has no sound, or none after ``start_s``.
+    """
+    with open_media(path) as container:
+        stream = sound_stream(container)
+        if stream is None:
+            raise InputError(f"{path} has no sound; it needs a video or sound file with a sound track")
+        collector = SoundCollector(path, origin_s(container) + start_s, duration_s)
+        decoder = Decoder(path)
+        seek_before(container, start_s)
+        for packet in container.demux(stream):
+            for frame in decoder.decode(packet):
+                collector.add(frame)
+            if collector.done:
+                break
+    return collector.waveform(sample_rate_hz)
+
+
+class SoundCollector:
+    """Decoded audio frames ⇒ one waveform of a stretch. start_s is on the file's own clock."""
+
+    def __init__(self, path: str | os.PathLike, start_s: float, duration_s: float | None):
+        self.path, self.start_s, self.duration_s = path, start_s, duration_s
+        self.rate_hz = 0
+        self.end = 0  # native samples after start_s; where the next frame is expected
+        self.parts: list[tuple[int, np.ndarray]] = []
+
+    @property
+    def done(self) -> bool:
+        return self.duration_s is not None and self.rate_hz > 0 and self.end > (self.duration_s + 0.1) * self.rate_hz
+
+    def add(self, frame: Any) -> None:
+        """Keep what a frame (av.AudioFrame) adds to the stretch."""
+        if not self.rate_hz:
+            self.rate_hz = frame.sample_rate
+        if frame.sample_rate != self.rate_hz:
+            raise InputError(f"{self.path}: its sound changes from {self.rate_hz} to {frame.sample_rate} Hz halfway; "
+                             "convert it first")
+        if frame.samples == 0:
+            return
+        at = self.end
+        if frame.time is not None:
+            at = round((frame.time - self.start_s) * self.rate_hz)
+            if self.parts and abs(at - self.end) < _JITTER_S * self.rate_hz:
+                at = self.end
+            elif self.parts and at - self.end > _LONGEST_GAP_S * self.rate_hz:
+                raise InputError(f"{self.path}: its sound has a gap of {(at - self.end) / self.rate_hz:.0f} s; its "
+                                 "timestamps look damaged")
+        self.end = at + frame.samples
+        if self.end > -_MARGIN_S * self.rate_hz:
+            self.parts.append((at, mono(frame)))
+
+    def waveform(self, sample_rate_hz: int, duration_s: float | None = None) -> np.ndarray:
+        """What was collected ⇒ (samples,) float32. duration_s overrides what was asked for at the start."""
+        duration_s = self.duration_s if duration_s is None else duration_s
+        if not self.parts:
+            raise InputError(f"{self.path}: no sound could be decoded")
+        if self.end <= 0:
+            early_s = -self.end / self.rate_hz
+            raise InputError(f"{self.path}: its sound ends {early_s:.2f} s before the start of the clip")
+        lead = _MARGIN_S * self.rate_hz
+        length = self.end if duration_s is None else math.ceil((duration_s + 0.1) * self.rate_hz)
+        native = np.zeros(lead + length, np.float32)
+        for at, samples in self.parts:
+            first, last = max(0, lead + at), min(len(native), lead + at + len(samples))
+            if first < last:
+                native[first:last] = samples[first - lead - at:last - lead - at]
+        waveform = resample(native, self.rate_hz, sample_rate_hz)[_MARGIN_S * sample_rate_hz:]
+        exact = len(waveform) if duration_s is None else round(duration_s * sample_rate_hz)
+        return fit_length(waveform, exact)
+
+
+def mono(frame: Any) -> np.ndarray:
+    """A decoded av.AudioFrame ⇒ (samples,) float32, the mean of its channels."""
+    channels = frame.layout.nb_channels
+    samples = frame.to_ndarray()
+    if not frame.format.is_planar:
+        samples = samples.reshape(-1, channels).T
+    mean = samples.mean(axis=0, dtype=np.float64)
+    if samples.dtype == np.uint8:
+        mean = (mean - 128) / 128
+    elif samples.dtype.kind == "i":
+        mean /= float(1 << (8 * samples.dtype.itemsize - 1))
+    return mean.astype(np.float32)
+
+
+def resample(waveform: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
+    """(samples,) float32 at one rate ⇒ at another, by FFmpeg's band-limited resampler; sample 0 stays at time 0."""
+    if from_hz == to_hz:
+        return waveform
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(waveform[None], np.float32), format="fltp", layout="mono")
+    frame.sample_rate = from_hz
+    resampler = av.AudioResampler(format="fltp", layout="mono", rate=to_hz)
+    parts = [part.to_ndarray()[0] for part in [*resampler.resample(frame), *resampler.resample(None)]]
+    return fit_length(np.concatenate(parts), round(len(waveform) * to_hz / from_hz))
+
+
+def normalise_waveform(waveform: np.ndarray) -> np.ndarray:
+    """Minus its mean, the peak of the clip to 0.5; silence stays silence. What the VAE is trained on."""
+    centred = np.asarray(waveform, np.float32)
+    centred = centred - centred.mean(dtype=np.float64).astype(np.float32)
+    peak = float(np.abs(centred).max(initial=0.0))
+    return centred * np.float32(0.5 / peak) if peak > 1e-8 else np.zeros_like(centred)
+
+
+def fit_length(waveform: np.ndarray, samples: int) -> np.ndarray:
+    """Cut the end, or append zeros, to exactly ``samples``."""
+    if len(waveform) >= samples:
+        return waveform[:samples]
+    return np.pad(waveform, (0, samples - len(waveform)))
+
+
+def write_wav(path: str | os.PathLike, waveform: np.ndarray, sample_rate_hz: int) -> int:
+    """Write mono PCM-16, atomically ⇒ how many samples were beyond [-1, 1] and had to be clipped."""
+    waveform = np.asarray(waveform, np.float32)
+    if waveform.ndim != 1 or not np.isfinite(waveform).all():
+        raise InputError(f"{path}: expected a finite waveform of shape (samples,), got shape {waveform.shape}"
+                         f"{'' if np.isfinite(waveform).all() else ' with NaN or infinity'}")
+    clipped = int((np.abs(waveform) > 1.0).sum())
+    with atomic_path(path) as temporary:
+        soundfile.write(temporary, np.clip(waveform, -1.0, 1.0), sample_rate_hz, format="WAV", subtype="PCM_16")
+    return clipped
+
+
+def read_wav(path: str | os.PathLike) -> tuple[np.ndarray, int]:
+    """A sound file that libsndfile knows ⇒ ((samples,) float32, mean of its channels; its sample rate in Hz)."""
+    try:
+        samples, rate_hz = soundfile.read(os.fspath(path), dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, OSError) as error:
+        raise InputError(f"{path} can't be read as a sound file ({error})") from error
+    return samples.mean(axis=1), int(rate_hz)

@@ -1,0 +1,97 @@
+"""Opening a media file: what is refused, where time zero is, and how packets become pictures and sound.
+
+Files come from strangers, so only demuxers of plain media files are allowed (a playlist could name other files), and
+only the file protocol.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Iterator, TypeVar
+
+import av
+from av.container import InputContainer
+
+from .errors import InputError
+
+_DEMUXERS = (
+    "aac,ac3,aiff,asf,avi,caf,dv,flac,flv,gif,h264,hevc,ivf,m4v,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mp3,mpeg,mpegts,"
+    "mpegvideo,mxf,nut,ogg,w64,wav,wtv"
+)
+_SEEK_MARGIN_S = 1.0  # sound may lie that much earlier in the file than the pictures it belongs to
+S = TypeVar("S", bound="av.stream.Stream")
+
+
+@contextmanager
+def open_media(path: str | os.PathLike) -> Iterator[InputContainer]:
+    """An open container. Raises InputError naming the file when it is missing, empty, no media file, or breaks inside
+    the block; what is missing in it (pictures, sound) is for the caller to refuse."""
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path} doesn't exist")
+    if not path.is_file():
+        raise InputError(f"{path} is not a regular file; name a video file")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path} is empty; fetch it again")
+    options = {"format_whitelist": _DEMUXERS, "protocol_whitelist": "file", "fflags": "+genpts"}
+    try:
+        with av.open(f"file:{path.absolute()}", options=options, metadata_errors="replace") as container:
+            yield container
+    except av.error.FFmpegError as error:
+        if isinstance(error, MemoryError):
+            raise MemoryError(str(error)) from error
+        raise InputError(f"{path} can't be read as a video or sound file ({error.strerror}); is it damaged or of "
+                         "another kind?") from error
+
+
+def picture_stream(container: InputContainer) -> Any | None:
+    """The first stream of moving pictures, or None. The cover of a song is none."""
+    for stream in container.streams.video:
+        if stream.codec_context is not None and not stream.disposition & av.stream.Disposition.attached_pic:
+            return stream
+    return None
+
+
+def sound_stream(container: InputContainer) -> Any | None:
+    """The first sound stream that can be decoded, or None."""
+    return next((stream for stream in container.streams.audio if stream.codec_context is not None), None)
+
+
+def origin_s(container: InputContainer) -> float:
+    """Time zero of the file in seconds of its own clock: where its earliest stream starts (broadcast streams start
+    anywhere), but never below zero, since what lies there is an encoder's run-in."""
+    starts = [float(s.start_time * s.time_base) for s in (picture_stream(container), sound_stream(container))
+              if s is not None and s.start_time is not None and s.time_base is not None]
+    return max(0.0, min(starts, default=0.0))
+
+
+def seek_before(container: InputContainer, start_s: float) -> None:
+    """Move to where pictures and sound at ``start_s`` after time zero can be decoded from, or leave it at the start."""
+    if start_s > _SEEK_MARGIN_S:
+        target_s = origin_s(container) + start_s - _SEEK_MARGIN_S
+        try:
+            container.seek(int(target_s * av.time_base), backward=True)
+        except av.error.FFmpegError:  # no index, or beyond the end: reading from the start is slow but right
+            container.seek(0, backward=True, any_frame=True)
+
+
+class Decoder:
+    """Packets ⇒ frames, passing over a few damaged packets, as players do, and refusing a file that has many."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = path
+        self.packets = self.damaged = 0
+
+    def decode(self, packet: av.Packet) -> list[Any]:
+        self.packets += 1
+        try:
+            return list(packet.decode())
+        except (av.error.InvalidDataError, av.error.UndefinedError) as error:
+            self.damaged += 1
+            if self.damaged > 4 + self.packets // 10:
+                raise InputError(f"{self.path}: {self.damaged} of {self.packets} packets are damaged") from error
+            return []
+        except av.error.EOFError:  # the decoder was flushed already
+            return []

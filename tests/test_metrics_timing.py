@@ -1,0 +1,122 @@
+"""Envelopes and onsets: the figures that say when a sound happens."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from vta_sam.errors import InputError
+from vta_sam.mel import SAMPLE_RATE_HZ
+from vta_sam.metrics.envelope import NATS_PER_DB, correlation, energy_envelope, envelope_correlation
+from vta_sam.metrics.onsets import detect_onsets, onset_f1
+
+DURATION_S = 4.0
+NOTES_S = np.array([0.30, 0.85, 1.40, 2.30, 3.10, 3.55])
+
+
+def notes(starts_s: np.ndarray = NOTES_S, gain: float = 0.3) -> np.ndarray:
+    """Struck notes of falling level, one after the other."""
+    time_s = np.arange(round(DURATION_S * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
+    sound = np.zeros_like(time_s)
+    for number, start_s in enumerate(starts_s):
+        since = np.maximum(time_s - start_s, 0)
+        tone = sum(np.sin(2 * np.pi * 220 * 2 ** (number / 6) * k * since) / k for k in range(1, 8))
+        sound += (time_s >= start_s) * np.exp(-12 * since) * tone
+    return (gain * sound).astype(np.float32)
+
+
+def test_envelope_is_100_hz_and_clipped_at_60_db():
+    envelope = energy_envelope(notes())
+    assert envelope.shape == (401,)
+    # before the first note is digital silence, 60 dB under the unsmoothed maximum and no more
+    assert np.ptp(envelope[:20]) == 0
+    assert 0.9 * 60 * NATS_PER_DB < envelope.max() - envelope[0] <= 60 * NATS_PER_DB
+
+
+def test_envelope_is_smoothed_over_50_ms():
+    click = np.zeros(SAMPLE_RATE_HZ, np.float32)
+    click[8000] = 0.5
+    envelope = energy_envelope(click)
+    # the click fills the frames whose windows hold it, 3 on either side; the boxcar adds 2 more
+    assert envelope.argmax() == 50
+    above = np.flatnonzero(envelope > envelope.min() + 1e-9)
+    assert (above[0], above[-1]) == (45, 55)
+
+
+def test_same_sound_scores_one_and_gain_hardly_matters():
+    assert envelope_correlation(notes(), notes()) == pytest.approx(1)
+    # the mel's own floor of 1e-5 cuts the decays of the fainter one
+    assert envelope_correlation(0.25 * notes(), notes()) > 0.97
+
+
+def test_a_shift_in_time_costs():
+    true = notes()
+    scores = [envelope_correlation(np.roll(true, round(s * SAMPLE_RATE_HZ)), true) for s in (0.0, 0.05, 0.1, 0.25)]
+    assert scores == sorted(scores, reverse=True) and scores[-1] < 0.3
+
+
+@pytest.mark.parametrize("constant", ["silence", "hum"])
+def test_a_constant_envelope_scores_zero(constant):
+    time_s = np.arange(64_000) / SAMPLE_RATE_HZ
+    # 200 Hz: a whole number of periods in a hop, so that every frame sees the same
+    sound = np.zeros(64_000) if constant == "silence" else 0.2 * np.cos(2 * np.pi * 200 * time_s)
+    inner = slice(10, -10)  # the last window of the hum ends in the mirror
+    assert correlation(energy_envelope(sound)[inner], energy_envelope(notes())[inner]) == 0
+    if constant == "silence":
+        assert envelope_correlation(sound, notes()) == 0 == envelope_correlation(notes(), sound)
+
+
+def test_lengths_are_cut_to_the_shorter():
+    true = notes()
+    assert envelope_correlation(np.concatenate([true, np.zeros(32, np.float32)]), true) == pytest.approx(1, abs=1e-3)
+    assert envelope_correlation(true[:48_000], true) > 0.99
+
+
+def test_nan_is_refused():
+    broken = notes()
+    broken[5] = np.nan
+    for measure in (energy_envelope, detect_onsets):
+        with pytest.raises(InputError, match="NaN"):
+            measure(broken)
+
+
+def test_onsets_of_notes_are_found_loud_and_faint():
+    for gain in (0.3, 0.003):
+        found = detect_onsets(notes(gain=gain))
+        assert len(found) == len(NOTES_S)
+        np.testing.assert_allclose(found, NOTES_S, atol=0.03)
+
+
+def test_nothing_starts_in_silence_or_steady_noise():
+    noise = np.random.default_rng(0).normal(size=64_000)
+    assert len(detect_onsets(np.zeros(64_000))) == 0
+    assert len(detect_onsets(notes(gain=1e-4))) == 0  # below -60 dBFS
+    assert len(detect_onsets(0.1 * noise)) <= 2
+
+
+def test_onsets_of_the_embedded_world():
+    sounds, timeline = pytest.importorskip("vta_sam.scenes.sounds"), pytest.importorskip("vta_sam.scenes.timeline")
+    scores = []
+    for index in range(12):
+        scene = timeline.make_scene(seed=3, split="onsets", index=index)
+        onsets_s = np.array([e.onset_s for thing in scene.things for e in thing.events])
+        scores.append(onset_f1(onsets_s, detect_onsets(sounds.render_sound(scene))))
+    assert np.mean(scores) > 0.9
+
+
+def test_f1_counts_what_lies_within_100_ms():
+    assert onset_f1(NOTES_S, NOTES_S) == 1
+    assert onset_f1(NOTES_S, NOTES_S + 0.09) == 1
+    assert onset_f1(NOTES_S, NOTES_S + 0.11) == 0
+    assert onset_f1(NOTES_S, NOTES_S[::-1]) == 1
+
+
+def test_f1_matches_one_to_one():
+    # five onsets around one event are one hit and four false alarms: F1 = 2/6
+    assert onset_f1(np.array([1.0]), np.linspace(0.96, 1.04, 5)) == pytest.approx(1 / 3)
+
+
+def test_f1_of_nothing():
+    nothing = np.zeros(0)
+    assert onset_f1(nothing, nothing) is None
+    assert onset_f1(NOTES_S, nothing) == 0 == onset_f1(nothing, NOTES_S)

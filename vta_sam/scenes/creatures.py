@@ -1,0 +1,190 @@
+"""How the animals look, and what they do when they sound: each is drawn facing right, for a pose in [0, 1].
+
+Coordinates: see ``pen.Pen``. The look-alike of an animal is drawn by the same function with other telltales.
+"""
+
+from __future__ import annotations
+
+from .pen import Looks, Pen
+
+
+def dog(pen: Pen, pose: float, looks: Looks) -> None:
+    """Floppy ear, long snout, tail low. Barking: rears, throws its head up, mouth wide open."""
+    _four_legged(pen, pose, looks, cat=False)
+
+
+def cat(pen: Pen, pose: float, looks: Looks) -> None:
+    """Pointed ears, flat face, tail upright."""
+    _four_legged(pen, pose, looks, cat=True)
+
+
+def _four_legged(pen: Pen, pose: float, looks: Looks, cat: bool) -> None:
+    thick = 0.075 + 0.012 * looks.shape[0]
+    with pen.moved(turn_deg=-24 * pose, about=(0.25, 0.94)):
+        if cat:
+            pen.curve((0.22, 0.62), (0.02, 0.55), (0.10, 0.22), 0.06, looks.body)
+        else:
+            pen.curve((0.24, 0.62), (0.08, 0.62), (0.05, 0.46 - 0.1 * pose), 0.055, looks.body)
+        pen.line([(0.30, 0.72), (0.22, 0.94)], thick, looks.second)
+        pen.line([(0.66, 0.72), (0.66 + 0.16 * pose, 0.94 - 0.06 * pose)], thick, looks.second)
+        pen.ellipse(0.48, 0.66, 0.28, 0.125 + 0.015 * looks.shape[1], looks.body)
+        pen.line([(0.34, 0.72), (0.34, 0.94)], thick, looks.body)
+        pen.line([(0.72, 0.68), (0.74 + 0.18 * pose, 0.94 - 0.1 * pose)], thick, looks.body)
+        pen.line([(0.70, 0.62), (0.80, 0.48)], 0.13, looks.body)
+    with pen.moved(dx=-0.03 * pose, dy=-0.20 * pose, turn_deg=-22 * pose, about=(0.82, 0.45)):
+        if cat:
+            pen.polygon([(0.73, 0.38), (0.74, 0.20), (0.84, 0.32)], looks.body)
+            pen.polygon([(0.84, 0.32), (0.94, 0.20), (0.95, 0.38)], looks.body)
+            pen.ellipse(0.84, 0.43, 0.125, 0.12, looks.body)
+            pen.ellipse(0.90, 0.50, 0.025 + 0.02 * pose, 0.015 + 0.05 * pose, looks.accent)
+            pen.ellipse(0.88, 0.40, 0.025, 0.03, looks.light)
+        else:
+            jaw = 0.17 * pose
+            pen.polygon([(0.86, 0.47), (1.05, 0.42 - 0.4 * jaw), (1.05, 0.50 + jaw)], looks.accent)
+            pen.polygon([(0.84, 0.36), (1.07, 0.39 - 0.6 * jaw), (1.07, 0.46 - 0.6 * jaw), (0.86, 0.48)], looks.body)
+            pen.polygon([(0.84, 0.46), (1.04, 0.48 + jaw), (1.03, 0.52 + jaw), (0.82, 0.55)], looks.body)
+            pen.ellipse(1.07, 0.40 - 0.6 * jaw, 0.03, 0.03, looks.dark)
+            pen.ellipse(0.82, 0.44, 0.12, 0.115, looks.body)
+            pen.ellipse(0.74, 0.46, 0.055, 0.14, looks.second, turn_deg=12)
+            pen.ellipse(0.87, 0.40, 0.022, 0.022, looks.dark)
+
+
+def ferret(pen: Pen, pose: float, looks: Looks) -> None:
+    """A long low tube with a masked face and a thin tail. Dooking: arches its back high, head up, mouth open."""
+    _slinky(pen, pose, looks, squirrel=False)
+
+
+def squirrel(pen: Pen, pose: float, looks: Looks) -> None:
+    """The same body with a bushy tail over its back and tufted ears."""
+    _slinky(pen, pose, looks, squirrel=True)
+
+
+def _slinky(pen: Pen, pose: float, looks: Looks, squirrel: bool) -> None:
+    arch, thick = 0.78 - 1.05 * pose, 0.20 + 0.02 * looks.shape[0]
+    if squirrel:
+        pen.curve((0.28, 0.80), (-0.06, 0.62), (0.22, 0.34), 0.22, looks.second)
+        pen.curve((0.20, 0.36), (0.34, 0.16), (0.46, 0.34), 0.18, looks.second)
+    else:
+        pen.curve((0.30, 0.82), (0.14, 0.86), (0.04, 0.74 - 0.1 * pose), 0.07, looks.second)
+    for x in (0.32, 0.42, 0.98, 1.08):
+        pen.line([(x, 0.84), (x, 0.95)], 0.075, looks.dark)
+    pen.curve((0.34, 0.80), (0.70, arch), (1.06, 0.78), thick, looks.body)
+    head = -0.16 * pose
+    pen.line([(1.06, 0.80), (1.18, 0.70 + head)], thick * 0.8, looks.body)
+    pen.ellipse(1.20, 0.69 + head, 0.13, 0.095, looks.body)
+    if squirrel:
+        pen.polygon([(1.08, 0.64 + head), (1.10, 0.47 + head), (1.18, 0.61 + head)], looks.body)
+        pen.ellipse(1.24, 0.67 + head, 0.03, 0.03, looks.dark)
+    else:
+        pen.ellipse(1.11, 0.60 + head, 0.045, 0.045, looks.second)
+        pen.ellipse(1.22, 0.675 + head, 0.075, 0.04, looks.dark)
+        pen.ellipse(1.24, 0.67 + head, 0.02, 0.02, looks.light)
+    gape = 0.12 * pose
+    pen.polygon([(1.28, 0.69 + head), (1.41, 0.68 + head - 0.5 * gape), (1.38, 0.74 + head + gape)], looks.accent)
+    pen.polygon([(1.26, 0.62 + head), (1.42, 0.69 + head - 0.5 * gape), (1.28, 0.72 + head)], looks.light)
+
+
+def chicken(pen: Pen, pose: float, looks: Looks) -> None:
+    """Comb, wattle, tail feathers on end. Clucking: neck stretched up, beak open, wing thrown up."""
+    _farm_bird(pen, pose, looks, duck=False)
+
+
+def duck(pen: Pen, pose: float, looks: Looks) -> None:
+    """A flat bill, no comb, a boat of a body on short legs."""
+    _farm_bird(pen, pose, looks, duck=True)
+
+
+def _farm_bird(pen: Pen, pose: float, looks: Looks, duck: bool) -> None:
+    for x in (0.42, 0.54):
+        pen.line([(x, 0.82), (x, 0.95), (x + 0.08, 0.95)], 0.035, looks.accent)
+    if duck:
+        pen.polygon([(0.24, 0.72), (0.05, 0.56), (0.30, 0.62)], looks.body)
+    else:
+        for x, y in ((0.02, 0.52), (0.07, 0.42), (0.15, 0.36)):
+            pen.line([(0.30, 0.70), (x, y)], 0.085, looks.second)
+    pen.ellipse(0.45, 0.70, 0.27, 0.165 + 0.015 * looks.shape[0], looks.body, turn_deg=-8 if duck else -18)
+    x, y = 0.70 + 0.02 * pose, 0.48 - 0.26 * pose
+    pen.line([(0.60, 0.66), (0.68, 0.58), (x, y)], 0.13, looks.body)
+    gape = 0.13 * pose
+    pen.polygon([(x + 0.05, y), (x + 0.22, y - gape), (x + 0.20, y + 0.03 + gape)], looks.dark)
+    if duck:
+        pen.line([(x + 0.06, y + 0.01), (x + 0.25, y + 0.02 - gape)], 0.07, looks.accent)
+        pen.line([(x + 0.06, y + 0.04), (x + 0.23, y + 0.05 + gape)], 0.05, looks.accent)
+        pen.ellipse(x, y, 0.105, 0.10, looks.second)
+    else:
+        pen.polygon([(x + 0.06, y - 0.05), (x + 0.23, y + 0.02 - gape), (x + 0.07, y + 0.03)], looks.accent)
+        pen.polygon([(x + 0.06, y + 0.01), (x + 0.19, y + 0.05 + gape), (x + 0.04, y + 0.06)], looks.accent)
+        pen.ellipse(x + 0.06, y + 0.14, 0.04, 0.07, looks.accent)
+        for comb in (-0.07, 0.0, 0.07):
+            pen.ellipse(x + comb, y - 0.10, 0.045, 0.06, looks.accent)
+        pen.ellipse(x, y, 0.095, 0.09, looks.body)
+    pen.ellipse(x + 0.03, y - 0.02, 0.022, 0.022, looks.dark if not duck else looks.light)
+    wing = -95 * pose
+    with pen.moved(turn_deg=wing, about=(0.56, 0.66)):
+        pen.ellipse(0.40, 0.69, 0.17, 0.085, looks.second, turn_deg=-8)
+
+
+def pigeon(pen: Pen, pose: float, looks: Looks) -> None:
+    """Plump, small head drawn in, barred wing. Cooing: throat blown up, neck high, tail fanned."""
+    for x in (0.50, 0.60):
+        pen.line([(x, 0.80), (x, 0.95)], 0.035, looks.accent)
+    spread = 0.26 * pose
+    pen.polygon([(0.30, 0.68), (0.02, 0.74 - 1.5 * spread), (0.0, 0.84), (0.08, 0.86 + 0.2 * spread), (0.36, 0.78)],
+                looks.second)
+    for k in range(3):
+        pen.line([(0.30, 0.73), (0.03, 0.83 - 1.3 * spread * k / 2)], 0.015, looks.dark)
+    pen.ellipse(0.50, 0.70, 0.28, 0.15 + 0.015 * looks.shape[0], looks.body, turn_deg=-12)
+    y = 0.52 - 0.28 * pose
+    pen.line([(0.68, 0.64), (0.76, y)], 0.13, looks.body)
+    pen.ellipse(0.76, 0.64 - 0.10 * pose, 0.085 + 0.16 * pose, 0.085 + 0.13 * pose, looks.accent)
+    pen.ellipse(0.77, y, 0.085, 0.08, looks.second)
+    pen.polygon([(0.83, y - 0.03), (0.95, y + 0.04), (0.83, y + 0.04)], looks.dark)
+    pen.ellipse(0.79, y - 0.01, 0.022, 0.022, looks.light)
+    pen.ellipse(0.44, 0.68, 0.20, 0.085, looks.second, turn_deg=-10)
+    for x in (0.34, 0.42):
+        pen.line([(x, 0.62), (x - 0.04, 0.76)], 0.03, looks.dark)
+
+
+def parrot(pen: Pen, pose: float, looks: Looks) -> None:
+    """Upright on a perch, hooked beak, crest, long tail hanging down. Its gesture: crest and wings up."""
+    pen.line([(0.15, 0.72), (0.98, 0.72)], 0.05, looks.dark)
+    pen.polygon([(0.44, 0.60), (0.56, 0.64), (0.36, 0.98), (0.26, 0.96)], looks.second)
+    pen.ellipse(0.54, 0.50, 0.14, 0.24, looks.body, turn_deg=18)
+    for k in (0, 1, 2):
+        pen.line([(0.60, 0.24), (0.48 + 0.02 * k, 0.16 + 0.02 * k - 0.12 * pose)], 0.04, looks.accent)
+    pen.ellipse(0.64, 0.28, 0.12, 0.11, looks.body)
+    pen.ellipse(0.75, 0.31, 0.06, 0.06 + 0.03 * pose, looks.accent)
+    pen.polygon([(0.74, 0.27), (0.82, 0.30), (0.78, 0.42)], looks.accent)
+    pen.ellipse(0.66, 0.26, 0.03, 0.03, looks.light)
+    with pen.moved(turn_deg=75 * pose, about=(0.56, 0.40)):
+        pen.ellipse(0.46, 0.53, 0.07, 0.18, looks.second, turn_deg=22)
+
+
+def canary(pen: Pen, pose: float, looks: Looks) -> None:
+    """A small round bird on a twig, notched tail, cone beak. Singing: head thrown back, beak wide, wings up."""
+    pen.line([(0.05, 0.90), (0.85, 0.86)], 0.05, looks.dark)
+    pen.line([(0.42, 0.78), (0.42, 0.88)], 0.03, looks.accent)
+    pen.polygon([(0.28, 0.70), (0.04, 0.86), (0.08, 0.93), (0.13, 0.89), (0.17, 0.95), (0.38, 0.78)], looks.second)
+    pen.ellipse(0.43, 0.66, 0.20, 0.17 + 0.015 * looks.shape[0], looks.body, turn_deg=-25)
+    with pen.moved(dx=-0.02 * pose, dy=-0.20 * pose, turn_deg=-42 * pose, about=(0.54, 0.47)):
+        pen.ellipse(0.53, 0.56 + 0.05 * pose, 0.12, 0.13, looks.body)
+        gape = 0.14 * pose
+        pen.polygon([(0.62, 0.47), (0.78, 0.42 - gape), (0.78, 0.48 + gape)], looks.accent)
+        pen.polygon([(0.62, 0.40), (0.80, 0.45 - gape), (0.64, 0.46)], looks.dark)
+        pen.polygon([(0.64, 0.46), (0.79, 0.47 + gape), (0.61, 0.51)], looks.dark)
+        pen.ellipse(0.55, 0.45, 0.135, 0.125, looks.body)
+        pen.ellipse(0.59, 0.43, 0.026, 0.026, looks.dark)
+    with pen.moved(turn_deg=78 * pose, about=(0.46, 0.62)):
+        pen.ellipse(0.34, 0.68, 0.16, 0.075, looks.second, turn_deg=-35)
+
+
+def hummingbird(pen: Pen, pose: float, looks: Looks) -> None:
+    """Slim and hanging in the air, a beak as long as its body, wings up. Its gesture: wings beat down."""
+    pen.polygon([(0.26, 0.72), (0.06, 0.92), (0.16, 0.96), (0.36, 0.76)], looks.second)
+    pen.ellipse(0.38, 0.60, 0.20, 0.09, looks.body, turn_deg=-48)
+    pen.ellipse(0.52, 0.40, 0.095, 0.09, looks.body)
+    pen.line([(0.58, 0.39), (0.87, 0.30)], 0.028, looks.dark)
+    pen.ellipse(0.55, 0.38, 0.022, 0.022, looks.light)
+    with pen.moved(turn_deg=-70 * pose, about=(0.40, 0.54)):
+        pen.polygon([(0.36, 0.58), (0.10, 0.08), (0.26, 0.14), (0.46, 0.50)], looks.second)
+        pen.polygon([(0.40, 0.56), (0.32, 0.05), (0.44, 0.12), (0.48, 0.50)], looks.light)

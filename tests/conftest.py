@@ -48,12 +48,12 @@ def write_video(
     sound: np.ndarray | None = None,  # (samples,) or (channels, samples) float
     sample_rate_hz: int = 16_000,
     sound_start_s: float = 0.0,
-    rotation: int = 0,  # degrees, counter-clockwise, as a display matrix
+    rotation: int = 0,  # degrees clockwise by which the display matrix has players turn the picture
     gray: bool = False,
     codec: str = "libx264",
     sound_codec: str = "aac",
 ) -> Path:
-    """Write ``path`` with PyAV; the container follows from its suffix. Timestamps are in milliseconds or finer."""
+    """Write ``path`` with PyAV; the container follows from its suffix."""
     import av
 
     width, height = size
@@ -63,7 +63,8 @@ def write_video(
     with av.open(str(path), "w") as container:
         video = container.add_stream(codec, rate=rate)
         video.width, video.height, video.pix_fmt = width, height, pixel_format
-        video.codec_context.time_base = Fraction(1, 90_000)
+        clock = Fraction(1, 90_000) if codec == "libx264" else 1 / rate  # mpeg4 knows no finer one
+        video.codec_context.time_base = clock
         video.options = {"crf": "12", "preset": "ultrafast", "threads": "1"} if codec == "libx264" else {}
         if rotation:
             video.set_display_rotation(rotation)
@@ -76,7 +77,7 @@ def write_video(
             pixels = picture(i) if picture else np.full((height, width, 3), coded_grey(i), np.uint8)
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
             frame = frame.reformat(format=pixel_format)
-            frame.pts, frame.time_base = round(time_s * 90_000), Fraction(1, 90_000)
+            frame.pts, frame.time_base = round(time_s / clock), clock
             container.mux(video.encode(frame))
         container.mux(video.encode(None))
         if audio is not None:

@@ -77,6 +77,12 @@ def seek_before(container: InputContainer, start_s: float) -> None:
             container.seek(0, backward=True, any_frame=True)
 
 
+def picture_length_s(claimed_s: float, interval_s: float) -> float:
+    """How long the last picture stays: as its container claims, or as long as the one before (``interval_s``) where
+    that claim is missing or no longer than a tick of its clock, as some writers leave it."""
+    return claimed_s if claimed_s > 1e-3 else interval_s
+
+
 class Decoder:
     """Packets ⇒ frames, passing over a few damaged packets, as players do, and refusing a file that has many."""
 

@@ -12,7 +12,8 @@ from av.video.reformatter import VideoReformatter
 
 from .audio import SoundCollector
 from .clip import ClipSpec
-from .container import Decoder, open_media, origin_s, picture_stream, seek_before, sound_stream
+from .container import (Decoder, open_media, origin_s, picture_length_s, picture_stream, seek_before,
+                        sound_stream)
 from .errors import InputError
 
 MAX_SIDE_PIXELS = 8192
@@ -173,10 +174,12 @@ class _PictureReader:
         for frame in self._frames():
             _check_size(self.path, frame.width, frame.height)
             time_s = frame.time - zero_s if frame.time is not None else (previous_s or 0.0) + nominal_s
-            if previous_s is not None:
-                longest_s = max(longest_s, time_s - previous_s)
-            length_s = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else nominal_s
+            if previous_s is not None and time_s > previous_s:
+                nominal_s = time_s - previous_s
+                longest_s = max(longest_s, nominal_s)
             previous_s = time_s
+            claimed_s = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 0.0
+            length_s = picture_length_s(claimed_s, nominal_s)
             # a length is believed up to the longest gap seen: some containers claim hours for the last picture
             yield time_s - tolerance_s, min(length_s, longest_s) + tolerance_s, frame
 

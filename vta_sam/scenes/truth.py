@@ -4,7 +4,6 @@ and events) and ``<id>.truth.safetensors`` (arrays per picture)."""
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load, save
 
+from ..atomic import write_bytes
 from ..errors import InputError
 
 SCENES_VERSION = 1
@@ -125,12 +125,12 @@ def write_truth(video: Path | str, truth: SceneTruth) -> None:
     """Write both files of a clip, each whole or not at all; arrays first, so that a json means that both are there."""
     truth.validate()
     json_path, array_path = truth_paths(video)
-    _write(array_path, save({name: np.ascontiguousarray(getattr(truth, name)) for name in truth.ARRAYS}))
+    write_bytes(array_path, save({name: np.ascontiguousarray(getattr(truth, name)) for name in truth.ARRAYS}))
     record = {name: getattr(truth, name) for name in truth.__dataclass_fields__ if name not in truth.ARRAYS}
     record["objects"] = [
         {"word": o.word, "named": o.named, "events": [vars(e) for e in o.events]} for o in truth.objects
     ]
-    _write(json_path, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
+    write_bytes(json_path, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
 
 
 def read_truth(video: Path | str) -> SceneTruth:
@@ -156,9 +156,3 @@ def read_truth(video: Path | str) -> SceneTruth:
     except Exception as error:  # a torn or foreign file fails in many ways, and all of them mean the same
         raise InputError(f"{json_path} and its .safetensors can't be read ({error!r}); make the clip anew") from error
     return truth.validate()
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

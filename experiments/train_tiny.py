@@ -1,0 +1,25 @@
+"""Train the tiny models of the embedded world, or measure those that are there: see conf/train_tiny.yaml."""
+
+import hydra
+
+from vta_sam.cli import run
+
+
+@hydra.main(version_base=None, config_path="../conf", config_name="train_tiny")
+@run
+def main(config):
+    from vta_sam.errors import InputError
+
+    if config.model not in ("trunk", "tagger"):
+        raise InputError(f"model={config.model} is no tiny model; choose model=trunk or model=tagger")
+    import torch
+    import yaml
+
+    torch.set_num_threads(config.threads)
+    recipe = hydra.utils.instantiate(config[config.model])
+    figures = recipe.measure() if config.figures else recipe.train()
+    print(yaml.safe_dump({config.model: figures}, sort_keys=False, allow_unicode=True))
+
+
+if __name__ == "__main__":
+    main()

@@ -22,7 +22,7 @@ _PEAK_FRAMES, _AVERAGE_FRAMES, _WAIT_FRAMES = 3, 10, 5  # at 100 Hz
 
 
 def detect_onsets(waveform: np.ndarray) -> np.ndarray:
-    """Mono 16 kHz sound (samples,) ⇒ times of its onsets in seconds, ascending, at least 50 ms apart.
+    """Mono 16 kHz sound (samples,) ⇒ times of its onsets in seconds, ascending, more than 50 ms apart.
 
     SuperFlux (Böck and Widmer, 2013) on the project's log-mel, peaks picked by librosa. The threshold is absolute, so
     silence and steady noise have (almost) no onsets; a clip with no 50 ms above -60 dBFS has none by definition.

@@ -1,26 +1,51 @@
-"""Clip features ⇒ latent ⇒ log-mel ⇒ waveform: a trained model, ready to be listened to. Imports no Lightning."""
+"""Video + words ⇒ features ⇒ latent ⇒ log-mel ⇒ waveform: a trained model, ready to use. Imports no Lightning."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .clip import ClipSpec
+from .clip import ClipFeatures, ClipSpec
 from .conditioners.base import Condition, Conditioner
 from .diffusion.sampler import Denoiser, Sampler, guided
 from .diffusion.unet import LatentUNet
-from .diffusion.windows import noise_of
+from .diffusion.windows import Windows, decode_windowed, noise_of, windowed
 from .errors import InputError
-from .shards.batch import ClipBatch
+from .features import Extractors, Words, features_of, words_of
+from .generation.parts import build_part, load_extractors
+from .generation.stitching import vocode
+from .model_folder import load_weights, read_recipe
+from .shards.batch import ClipBatch, collate, window_of
 from .vae.codec import MelCodec
-from .vocoder import Vocoder
+from .vocoder import GriffinLim, Vocoder
 
 PEAK_LIMIT = 0.99
-_DECODE_AT_ONCE = 8  # clips in one call of the VAE's decoder
+_AT_ONCE = 8  # clips, or windows of a long one, in one call of a network
+
+
+@dataclass
+class Generated:
+    """The sound made for one video.
+
+    waveform (samples,) float32 at the model's rate, exactly as long as the pictures; features, what it was conditioned
+    on; strip (n, h, w, 3) uint8, up to 12 pictures of the video; dropped, nouns of the caption beyond the first 8;
+    notes, sentences about what the user may not have expected.
+    """
+
+    waveform: np.ndarray
+    features: ClipFeatures
+    strip: np.ndarray
+    dropped: int = 0
+    notes: list[str] = field(default_factory=list)
 
 
 class Pipeline:
@@ -28,20 +53,35 @@ class Pipeline:
 
     Args: spec, the model's time base; codec, unet, conditioner, the modules (used in evaluation mode and given back in
     the mode they came in, so training may hand over its own); latent_scale, 1 / std of latents; sampler, the defaults
-    of guidance and steps; vocoder, log-mel ⇒ waveform.
+    of guidance and steps; vocoder, log-mel ⇒ waveform; extractors, called once when the first video is looked at;
+    trained_on, fingerprints and dimensions of the features that the model was trained on, where known.
     """
 
     def __init__(self, *, spec: ClipSpec, codec: MelCodec, unet: LatentUNet, conditioner: Conditioner,
-                 latent_scale: float, sampler: Sampler, vocoder: Vocoder):
+                 latent_scale: float, sampler: Sampler, vocoder: Vocoder,
+                 extractors: Callable[[], Extractors] | None = None, trained_on: dict[str, Any] | None = None):
         if codec.stride != spec.latent_stride_frames:
             raise InputError(f"the VAE makes one column of {codec.stride} mel frames, but the clip's time base says "
                              f"{spec.latent_stride_frames}; give clip.latent_stride_frames={codec.stride}")
         self.spec, self.codec, self.unet, self.conditioner = spec, codec, unet, conditioner
         self.latent_scale, self.sampler, self.vocoder = latent_scale, sampler, vocoder
+        self.trained_on = trained_on or {}
+        self._make_extractors = extractors
+        self._extractors: Extractors | None = None
 
     @property
     def device(self) -> torch.device:
         return next(self.unet.parameters()).device
+
+    @property
+    def extractors(self) -> Extractors:
+        """The grounder and encoder of the model, built when first asked for."""
+        if self._extractors is None:
+            if self._make_extractors is None:
+                raise InputError("this pipeline was made without extractors, so it can't look at videos; load a model "
+                                 "folder with vta_sam.load")
+            self._extractors = self._make_extractors()
+        return self._extractors
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -59,7 +99,7 @@ class Pipeline:
         """
         if len(seeds) != len(batch):
             raise InputError(f"{len(batch)} clips need as many seeds, got {len(seeds)}")
-        sampler = self._sampler(guidance, steps)
+        sampler = self.sampler_for(guidance, steps)
         noise = torch.stack([noise_of(seed, self.latent_shape, self.spec.columns) for seed in seeds])
         with evaluating(self.unet, self.conditioner):
             denoise = self._denoiser(batch, negative, sampler.guidance)
@@ -75,7 +115,7 @@ class Pipeline:
         samples = latents.shape[2] * self.codec.stride * self.spec.hop_samples
         waveforms = []
         with evaluating(self.codec):
-            for chunk in latents.to(self.device).split(_DECODE_AT_ONCE):
+            for chunk in latents.to(self.device).split(_AT_ONCE):
                 mel = self.codec.decode(chunk)[:, 0].float()
                 waveforms.append(self.vocoder(mel)[:, :samples].float().cpu())
         return limited(torch.cat(waveforms))
@@ -85,7 +125,59 @@ class Pipeline:
         """Clips of the model's length ⇒ waveform (B, samples); arguments as of :meth:`sample_latents`."""
         return self.decode(self.sample_latents(batch, seeds, guidance, steps, negative))
 
-    def _sampler(self, guidance: float | None, steps: int | None) -> Sampler:
+    def generate(self, video: str | os.PathLike, caption: str | None = None, objects: Sequence[str] | None = None,
+                 negative_caption: str | None = None, negative_objects: Sequence[str] | None = None, seed: int = 0,
+                 guidance: float | None = None, steps: int | None = None) -> Generated:
+        """A sound for any video, as long as its pictures.
+
+        caption: its nouns are the objects, unless ``objects`` names them (at most 8; an empty list: none). Negative
+        words take the null's place in guidance: same pictures, other grounding. Raises InputError where a file or a
+        word list can't be used. Memory: see :meth:`generate_features`; frames are looked at in chunks and not kept.
+        """
+        self.sampler_for(guidance, steps)  # refuse bad numbers before looking at the video
+        vocabulary = self.extractors.known_words
+        words = [words_of(caption, objects, vocabulary)]
+        if negative_caption or negative_objects:
+            words.append(words_of(negative_caption, negative_objects, vocabulary))
+        (features, *negative), strip = features_of(video, words, self.extractors, self.spec)
+        waveform = self.generate_features(features, seed, guidance, steps, negative[0] if negative else None)
+        return Generated(waveform, features, strip, words[0].dropped, _notes(words[0], features, self.spec))
+
+    @torch.no_grad()
+    def generate_features(self, features: ClipFeatures, seed: int, guidance: float | None = None,
+                          steps: int | None = None, negative: ClipFeatures | None = None) -> np.ndarray:
+        """One record of any length ⇒ waveform as long as the record's, within ±0.99.
+
+        Shorter than the model's clip: padded, and cut afterwards. Longer: windows of the model's clip with 25 % overlap
+        on one long latent, blended at each step (:func:`~vta_sam.diffusion.windows.windowed`), 8 in one call of the
+        UNet. A record of the model's own length gives what :meth:`generate_batch` gives.
+
+        What grows with length, per minute: features (a few MB at most), 1.5 MB of log-mel, 3.8 MB for each copy of the
+        waveform, and the windows' condition tokens (for the largest model 6 MB). Activations don't.
+        """
+        sampler, spec = self.sampler_for(guidance, steps), self.spec
+        samples = len(features.waveform)
+        columns = max(spec.columns, math.ceil(samples / (spec.column_s * spec.sample_rate_hz) - 1e-6))
+        windows = Windows(columns, spec.columns, spec.columns // 4)
+        channels, _, freq = self.latent_shape
+        noise = noise_of(seed, (channels, columns, freq), spec.columns)[None].to(self.device)
+        with evaluating(self.unet, self.conditioner, self.codec):
+            denoisers = [
+                self._denoiser(self._cut(features, windows, group),
+                               None if negative is None else self._cut(negative, windows, group), sampler.guidance)
+                for group in windows.groups(_AT_ONCE)
+            ]
+            denoise = windowed(denoisers, windows, _AT_ONCE)
+            latent = sampler.sample(denoise, noise, [torch.Generator().manual_seed(seed)]) / self.latent_scale
+            mel = decode_windowed(self.codec.decode, latent, windows, _AT_ONCE, self.codec.stride)
+        waveform = vocode(self.vocoder, mel[:, 0].float(), spec.mel_frames)
+        return limited(waveform[:samples]).numpy()
+
+    def _cut(self, features: ClipFeatures, windows: Windows, group: range) -> ClipBatch:
+        return collate([window_of(features, self.spec, 0, windows.starts[i]) for i in group], self.spec)
+
+    def sampler_for(self, guidance: float | None, steps: int | None) -> Sampler:
+        """The model's sampler with what is not None changed. Raises InputError where a number makes no sense."""
         changes: dict = {} if guidance is None else {"guidance": float(guidance)}
         changes |= {} if steps is None else {"steps": int(steps)}
         sampler = replace(self.sampler, **changes)
@@ -102,6 +194,44 @@ class Pipeline:
             return guided(self.unet, told, self.conditioner.null(batch), guidance)
         told, untold = _same_length(told, self.conditioner(negative.to(self.device)))
         return guided(self.unet, told, untold, guidance)
+
+
+def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> Pipeline:
+    """A model folder ⇒ Pipeline on a device. Raises InputError where the folder is not whole or not this project's.
+
+    The model's grounder and encoder are built when a video is first looked at; they must be those it was trained with.
+    """
+    folder = Path(path)
+    recipe = read_recipe(folder)
+
+    def filled(part: str) -> Any:
+        return load_weights(build_part(recipe, part, folder), folder, part).to(device).requires_grad_(False)
+
+    vocoder: Any = build_part(recipe, "vocoder", folder) if recipe.vocoder else GriffinLim()
+    if isinstance(vocoder, nn.Module):
+        vocoder.to(device)
+    return Pipeline(
+        spec=recipe.spec, codec=filled("codec"), unet=filled("unet"), conditioner=filled("conditioner"),
+        latent_scale=recipe.latent_scale, trained_on=recipe.features,
+        sampler=build_part(recipe, "sampler", folder) if recipe.sampler else Sampler(), vocoder=vocoder,
+        extractors=lambda: load_extractors(recipe, folder),
+    )
+
+
+def _notes(words: Words, features: ClipFeatures, spec: ClipSpec) -> list[str]:
+    """What a user may not have expected of the words or the video ⇒ sentences."""
+    notes = []
+    if words.caption and not words.objects:
+        notes.append("the caption names no object that could be looked for; the sound follows the pictures alone")
+    if words.dropped:
+        notes.append(f"the caption has {len(words.objects) + words.dropped} nouns; the first {len(words.objects)} are "
+                     f"used and {words.dropped} left out")
+    unknown = [word for word, row in zip(features.objects, features.object_embedding) if not row.any()]
+    if unknown:
+        notes.append(f"the model's encoder doesn't know {', '.join(unknown)}; nothing is heard of it")
+    if features.duration_s < spec.duration_s / 4:
+        notes.append(f"the video lasts {features.duration_s:.2f} s, the model was trained on {spec.duration_s:g} s")
+    return notes
 
 
 def limited(waveform: Tensor) -> Tensor:

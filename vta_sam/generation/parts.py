@@ -1,0 +1,37 @@
+"""The parts that a model folder describes, built, with a sentence where one can't be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..features import Extractors
+from ..model_folder import YAML_NAME, ModelRecipe
+
+
+def load_extractors(recipe: ModelRecipe, folder: Path) -> Extractors:
+    """Build the recipe's grounder and encoder. Raises InputError unless they are the very ones of training."""
+    extractors = Extractors(recipe.build("grounder"), recipe.build("encoder"))
+    for role, part in (("grounder", extractors.grounder), ("encoder", extractors.encoder)):
+        trained = recipe.features.get(role)
+        if trained is not None and part.fingerprint != trained:
+            raise InputError(f"the model in {folder} was trained on features of the {role} {trained!r}, but "
+                             f"{part.fingerprint!r} is installed; install that one, or train again on new features")
+    return extractors
+
+
+def build_part(recipe: ModelRecipe, part: str, folder: Path) -> Any:
+    """One part of a recipe, without its weights. Raises InputError where its arguments don't fit its class."""
+    from hydra.errors import InstantiationException
+
+    try:
+        if part in ("unet", "conditioner"):
+            # the time base is handed over afterwards: Hydra would turn it into a dict on the way
+            return recipe.build(part, _partial_=True)(spec=recipe.spec)
+        return recipe.build(part)
+    except (InstantiationException, TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = str(error.__cause__ or error).strip().split("\n")[0]
+        raise InputError(f"{folder / YAML_NAME} describes a {part} that can't be built: {reason}") from error

@@ -119,9 +119,8 @@ def _farm_bird(pen: Pen, pose: float, looks: Looks, duck: bool) -> None:
             pen.ellipse(x + comb, y - 0.10, 0.045, 0.06, looks.accent)
         pen.ellipse(x, y, 0.095, 0.09, looks.body)
     pen.ellipse(x + 0.03, y - 0.02, 0.022, 0.022, looks.dark if not duck else looks.light)
-    wing = -95 * pose
-    with pen.moved(turn_deg=wing, about=(0.56, 0.66)):
-        pen.ellipse(0.40, 0.69, 0.17, 0.085, looks.second, turn_deg=-8)
+    with pen.moved(turn_deg=62 * pose, about=(0.54, 0.68)):  # the wing's tip flies up behind the neck
+        pen.ellipse(0.39, 0.69, 0.18 + 0.06 * pose, 0.085, looks.second, turn_deg=-8)
 
 
 def pigeon(pen: Pen, pose: float, looks: Looks) -> None:
@@ -162,20 +161,22 @@ def parrot(pen: Pen, pose: float, looks: Looks) -> None:
 
 def canary(pen: Pen, pose: float, looks: Looks) -> None:
     """A small round bird on a twig, notched tail, cone beak. Singing: head thrown back, beak wide, wings up."""
-    pen.line([(0.05, 0.90), (0.85, 0.86)], 0.05, looks.dark)
-    pen.line([(0.42, 0.78), (0.42, 0.88)], 0.03, looks.accent)
-    pen.polygon([(0.28, 0.70), (0.04, 0.86), (0.08, 0.93), (0.13, 0.89), (0.17, 0.95), (0.38, 0.78)], looks.second)
-    pen.ellipse(0.43, 0.66, 0.20, 0.17 + 0.015 * looks.shape[0], looks.body, turn_deg=-25)
-    with pen.moved(dx=-0.02 * pose, dy=-0.20 * pose, turn_deg=-42 * pose, about=(0.54, 0.47)):
-        pen.ellipse(0.53, 0.56 + 0.05 * pose, 0.12, 0.13, looks.body)
-        gape = 0.14 * pose
-        pen.polygon([(0.62, 0.47), (0.78, 0.42 - gape), (0.78, 0.48 + gape)], looks.accent)
-        pen.polygon([(0.62, 0.40), (0.80, 0.45 - gape), (0.64, 0.46)], looks.dark)
-        pen.polygon([(0.64, 0.46), (0.79, 0.47 + gape), (0.61, 0.51)], looks.dark)
-        pen.ellipse(0.55, 0.45, 0.135, 0.125, looks.body)
-        pen.ellipse(0.59, 0.43, 0.026, 0.026, looks.dark)
-    with pen.moved(turn_deg=78 * pose, about=(0.46, 0.62)):
-        pen.ellipse(0.34, 0.68, 0.16, 0.075, looks.second, turn_deg=-35)
+    pen.line([(0.05, 0.91), (0.85, 0.87)], 0.05, looks.dark)
+    pen.line([(0.46, 0.80), (0.46, 0.88)], 0.03, looks.accent)
+    pen.polygon([(0.34, 0.68), (0.04, 0.84), (0.08, 0.91), (0.13, 0.88), (0.17, 0.94), (0.42, 0.80)], looks.second)
+    pen.ellipse(0.47, 0.68, 0.20, 0.155 + 0.012 * looks.shape[0], looks.body, turn_deg=-28)
+    x, y = 0.62 + 0.02 * pose, 0.50 - 0.20 * pose
+    pen.line([(0.54, 0.64), (x - 0.01, y + 0.04)], 0.21, looks.body)
+    with pen.moved(turn_deg=-38 * pose, about=(x, y)):
+        gape = 0.11 * pose
+        pen.polygon([(x + 0.06, y + 0.01), (x + 0.22, y - gape), (x + 0.20, y + 0.05 + gape)], looks.accent)
+        pen.polygon([(x + 0.06, y - 0.06), (x + 0.24, y + 0.01 - gape), (x + 0.09, y + 0.02)], looks.dark)
+        pen.polygon([(x + 0.09, y + 0.01), (x + 0.21, y + 0.05 + gape), (x + 0.05, y + 0.07)], looks.dark)
+        pen.ellipse(x, y, 0.125, 0.115, looks.body)
+        pen.ellipse(x + 0.04, y - 0.02, 0.026, 0.026, looks.dark)
+    with pen.moved(turn_deg=64 * pose, about=(0.54, 0.64)):
+        pen.polygon([(0.56, 0.60), (0.56, 0.72), (0.30, 0.82), (0.20 - 0.12 * pose, 0.80 + 0.04 * pose), (0.34, 0.68)],
+                    looks.second)
 
 
 def hummingbird(pen: Pen, pose: float, looks: Looks) -> None:

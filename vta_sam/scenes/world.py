@@ -64,7 +64,7 @@ def write_clip(out: Path, seed: int, split: str, index: int) -> Path:
 
 
 def encode(path: Path, pictures: np.ndarray, sound: np.ndarray) -> None:
-    """Pictures (T, H, W, 3) uint8 at 25 fps and mono sound at 16 kHz ⇒ h264 and aac in an mp4, the same bytes each time.
+    """Pictures (T, H, W, 3) uint8 at 25 fps and mono sound at 16 kHz ⇒ h264 and aac in an mp4, always the same bytes.
 
     One thread and no dates or encoder names in the container. The aac encoder's delay of 1024 samples is written as
     an edit list, which readers that honour it (FFmpeg's, PyAV's) take off: sample 0 comes back as sample 0.

@@ -1,0 +1,36 @@
+"""Write the embedded world: mp4 files, the truth beside each, manifest.csv. See conf/synthesize.yaml.
+
+    python data_prep/synthesize.py out=data/embedded train=1024 val=64 test=128 seed=0 workers=2
+    python data_prep/synthesize.py out=data/embedded statistics=true
+"""
+
+from pathlib import Path
+
+import hydra
+
+from vta_sam.cli import run
+
+
+@hydra.main(version_base=None, config_path="../conf", config_name="synthesize")
+@run
+def main(config):
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from vta_sam.scenes.statistics import broken_promises, measure_world
+    from vta_sam.scenes.world import write_world
+
+    out = Path(config.out)
+    if not config.statistics:
+        counts = {split: config[split] for split in ("train", "val", "test")}
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        with Progress(*columns) as bar:
+            task = bar.add_task(f"clips in {out}", total=sum(counts.values()))
+            write_world(out, counts, config.seed, config.workers, lambda done, _: bar.update(task, completed=done))
+    statistics = measure_world(out)
+    print(statistics.table())
+    for promise in broken_promises(statistics):
+        print(f"  promise not kept ({'too few clips to tell' if statistics.clips < 100 else 'a fault'}): {promise}")
+
+
+if __name__ == "__main__":
+    main()

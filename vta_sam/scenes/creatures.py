@@ -22,16 +22,17 @@ def _four_legged(pen: Pen, pose: float, looks: Looks, cat: bool) -> None:
     thick = 0.075 + 0.012 * looks.shape[0]
     with pen.moved(turn_deg=-24 * pose, about=(0.25, 0.94)):
         if cat:
-            pen.curve((0.22, 0.62), (0.02, 0.55), (0.10, 0.22), 0.06, looks.body)
+            pen.curve((0.24, 0.62), (0.06 + 0.14 * pose, 0.55), (0.12 + 0.2 * pose, 0.24), 0.06, looks.body)
         else:
-            pen.curve((0.24, 0.62), (0.08, 0.62), (0.05, 0.46 - 0.1 * pose), 0.055, looks.body)
+            pen.curve((0.24, 0.62), (0.10, 0.62), (0.07 + 0.1 * pose, 0.46 - 0.1 * pose), 0.055, looks.body)
         pen.line([(0.30, 0.72), (0.22, 0.94)], thick, looks.second)
         pen.line([(0.66, 0.72), (0.66 + 0.16 * pose, 0.94 - 0.06 * pose)], thick, looks.second)
         pen.ellipse(0.48, 0.66, 0.28, 0.125 + 0.015 * looks.shape[1], looks.body)
         pen.line([(0.34, 0.72), (0.34, 0.94)], thick, looks.body)
         pen.line([(0.72, 0.68), (0.74 + 0.18 * pose, 0.94 - 0.1 * pose)], thick, looks.body)
         pen.line([(0.70, 0.62), (0.80, 0.48)], 0.13, looks.body)
-    with pen.moved(dx=-0.03 * pose, dy=-0.20 * pose, turn_deg=-22 * pose, about=(0.82, 0.45)):
+    rise = 0.12 if cat else 0.20
+    with pen.moved(dx=-0.03 * pose, dy=-rise * pose, turn_deg=-22 * pose, about=(0.82, 0.45)):
         if cat:
             pen.polygon([(0.73, 0.38), (0.74, 0.20), (0.84, 0.32)], looks.body)
             pen.polygon([(0.84, 0.32), (0.94, 0.20), (0.95, 0.38)], looks.body)

@@ -86,14 +86,14 @@ def _kernel(pen: Pen, x: float, y: float, colour: Colour, turn: int) -> None:
 def badminton(pen: Pen, pose: float, looks: Looks) -> None:
     """A player with a racket. Hitting: the racket is swung up over the head and the shuttle is off."""
     _player(pen, pose, looks)
-    with pen.moved(turn_deg=-150 * pose, about=(0.38, 0.50)):
-        pen.line([(0.38, 0.50), (0.55, 0.60)], 0.06, looks.accent)
-        pen.line([(0.55, 0.60), (0.66, 0.69)], 0.03, looks.dark)
-        pen.ellipse(0.75, 0.77, 0.145, 0.11, looks.dark, turn_deg=40)
-        pen.ellipse(0.75, 0.77, 0.105, 0.075, looks.light, turn_deg=40)
-        for k in (-0.05, 0.0, 0.05):
-            pen.line([(0.69 + k, 0.73 - k), (0.81 + k, 0.82 - k)], 0.012, looks.dark)
-    x, y = 0.70 + 0.10 * pose, 0.40 - 0.24 * pose
+    with pen.moved(turn_deg=-118 * pose, about=(0.36, 0.52)):
+        pen.line([(0.36, 0.52), (0.50, 0.62)], 0.06, looks.accent)
+        pen.line([(0.50, 0.62), (0.58, 0.68)], 0.03, looks.dark)
+        pen.ellipse(0.66, 0.74, 0.125, 0.10, looks.dark, turn_deg=38)
+        pen.ellipse(0.66, 0.74, 0.09, 0.068, looks.light, turn_deg=38)
+        for k in (-0.04, 0.0, 0.04):
+            pen.line([(0.61 + k, 0.70 - k), (0.71 + k, 0.78 - k)], 0.012, looks.dark)
+    x, y = 0.58 + 0.20 * pose, 0.46 - 0.24 * pose
     pen.polygon([(x, y), (x + 0.13, y - 0.11), (x + 0.16, y + 0.02)], looks.light)
     pen.ellipse(x, y, 0.04, 0.04, looks.accent)
 

@@ -26,6 +26,8 @@ from .truth import SCENES_VERSION, write_truth
 
 MANIFEST_COLUMNS = ("id", "path", "caption", "objects", "label", "split", "start", "duration")
 X264_OPTIONS = {"preset": "veryfast", "crf": "18", "x264-params": "keyint=50:scenecut=0"}
+# without noise substitution and with the quicker search the silence before a sound stays 48 dB and more below it
+AAC_OPTIONS = {"aac_coder": "fast", "aac_pns": "0"}
 AAC_BIT_RATE = 96_000  # the most that one channel at 16 kHz may have
 Progress = Callable[[int, int], None]
 
@@ -75,7 +77,7 @@ def encode(path: Path, pictures: np.ndarray, sound: np.ndarray) -> None:
         video.width, video.height, video.pix_fmt = WIDTH_PX, HEIGHT_PX, "yuv420p"
         video.codec_context.thread_count = 1
         video.codec_context.flags |= CodecFlags.bitexact
-        audio = container.add_stream("aac", rate=SAMPLE_RATE_HZ, layout="mono")
+        audio = container.add_stream("aac", rate=SAMPLE_RATE_HZ, layout="mono", options=AAC_OPTIONS)
         audio.bit_rate = AAC_BIT_RATE
         audio.codec_context.flags |= CodecFlags.bitexact
         samples = iter(_audio_frames(sound, 1024))

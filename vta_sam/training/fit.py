@@ -1,0 +1,116 @@
+"""One stage's training: a Trainer with checkpoints to resume from, an average of the weights, and a choice by figure."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+
+from ..errors import InputError
+from ..shards.datamodule import ShardDataModule
+from .callbacks import StepProgress
+from .precision import choose_precision
+from .run_folder import StageFolder
+
+LoggerFactory = Callable[..., Logger]  # (save_dir=…, name=…) ⇒ Logger
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """steps: optimiser steps. validate_every, checkpoint_every: in steps. accumulate: batches per step. clip_norm: of
+    the gradient. ema_decay: of the averaged weights, which are what is validated and kept. precision: auto, fp32 or
+    bf16. accelerator, devices, strategy: Lightning's."""
+
+    steps: int
+    validate_every: int
+    checkpoint_every: int
+    accumulate: int = 1
+    clip_norm: float = 1.0
+    ema_decay: float = 0.99
+    ema_start: int = 0
+    precision: str = "auto"
+    accelerator: str = "auto"
+    devices: int = 1
+    strategy: str = "auto"
+
+
+def fit(
+    module: L.LightningModule,
+    data: ShardDataModule,
+    folder: StageFolder,
+    settings: FitSettings,
+    label: str,
+    monitor: tuple[str, str],
+    loggers: Sequence[LoggerFactory] = (),
+    callbacks: Sequence[L.Callback] = (),
+) -> None:
+    """Train ``module`` from where its folder left off, then fill it with the chosen checkpoint's averaged weights.
+
+    monitor: (figure, "min" or "max") that chooses the checkpoint.
+    """
+    _quiet()
+    figure, mode = monitor
+    where = folder.path / "checkpoints"
+    precision = choose_precision(settings.precision, module, next(iter(data.train_dataloader())), folder.path)
+    trainer = L.Trainer(
+        default_root_dir=folder.path,
+        max_steps=settings.steps,
+        accelerator=settings.accelerator, devices=settings.devices, strategy=settings.strategy, precision=precision,
+        gradient_clip_val=settings.clip_norm, accumulate_grad_batches=settings.accumulate,
+        val_check_interval=settings.validate_every * settings.accumulate, check_val_every_n_epoch=None,
+        num_sanity_val_steps=0, log_every_n_steps=10, enable_progress_bar=False, enable_model_summary=False,
+        logger=[make(save_dir=str(folder.path), name="logs") for make in loggers] or False,
+        callbacks=[
+            *callbacks,  # before the average, which puts the raw weights back when validation ends
+            EMAWeightAveraging(decay=settings.ema_decay, update_starting_at_step=settings.ema_start),
+            StepProgress(label, settings.steps),
+            ModelCheckpoint(where, filename="best", monitor=figure, mode=mode, enable_version_counter=False),
+            ModelCheckpoint(where, filename="last", every_n_train_steps=settings.checkpoint_every,
+                            save_on_train_epoch_end=False, enable_version_counter=False),
+        ],
+    )
+    resume = folder.last_checkpoint if folder.last_checkpoint.exists() else None
+    if resume:
+        read_checkpoint(resume, module)  # refuses in words what Lightning would refuse with a traceback
+    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    best = folder.best_checkpoint if folder.best_checkpoint.exists() else folder.last_checkpoint
+    module.load_state_dict(read_checkpoint(best, module)["state_dict"])
+    module.eval()
+
+
+def read_checkpoint(path: Path, module: L.LightningModule) -> dict:
+    """A checkpoint of this very module ⇒ its content. Raises InputError when it is damaged or of another model."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen kinds for a file that isn't its own
+        raise InputError(
+            f"{path} can't be read as a checkpoint ({type(error).__name__}: {str(error).splitlines()[0][:200]}); "
+            "delete it to start the stage again"
+        ) from error
+    own, found = module.state_dict(), content.get("state_dict", {}) if isinstance(content, dict) else {}
+    wrong = sorted(set(own) ^ set(found)) + [k for k in own if k in found and own[k].shape != found[k].shape]
+    if wrong:
+        raise InputError(
+            f"{path} is a checkpoint of another model: {len(wrong)} of its parameters differ from this one's, the first "
+            f"is {wrong[0]!r}; delete it, or give this run another name=…"
+        )
+    return content
+
+
+def _quiet() -> None:
+    """Lightning tells of every trainer what its config already says."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (".*does not have many workers.*", ".*is an iterable.*", ".*`IterableDataset` has `__len__`.*",
+                    ".*Checkpoint directory.*", ".*mid-epoch checkpoint.*", ".*litmodels.*", ".*isn't resumable.*",
+                    ".*treespec, LeafSpec.*", ".*Starting from v1.9.0.*", ".*Found keys that are not in the model.*"):
+        warnings.filterwarnings("ignore", message)

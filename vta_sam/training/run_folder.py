@@ -1,0 +1,86 @@
+"""A run's folder: who may write to it, what each stage was told, and which stages are done."""
+
+from __future__ import annotations
+
+import difflib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..atomic import write_text
+from ..errors import InputError
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Refuse a second process on the same run. The lock goes with the process, so a kill leaves none behind."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            raise InputError(
+                f"{folder} is being written by process {lock.read().strip() or 'unknown'}; wait for it, or give this "
+                "run another name=…"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """One stage's corner of a run: ``config.yaml`` (what it was told), ``checkpoints/``, ``logs/``, ``model/``, and
+    ``done`` once finished."""
+
+    path: Path
+    config: dict[str, Any]
+
+    @property
+    def last_checkpoint(self) -> Path:
+        return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        return self.path / "checkpoints" / "best.ckpt"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def done(self) -> bool:
+        return (self.path / "done").exists()
+
+    def claim(self, overwrite: bool) -> None:
+        """Start, or go on with the same config. Raises InputError with the difference when the config changed."""
+        stored = self.path / "config.yaml"
+        told = _text(self.config)
+        if overwrite and self.path.exists():
+            shutil.rmtree(self.path)
+        if stored.exists() and stored.read_text() != told:
+            lines = difflib.unified_diff(
+                stored.read_text().splitlines(), told.splitlines(), str(stored), "now", lineterm="", n=0
+            )
+            raise InputError(
+                f"{self.path} was made with another config:\n  " + "\n  ".join(lines) +
+                "\ngive this run another name=…, or overwrite=true to throw the old one away"
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(stored, told)
+
+    def finish(self) -> None:
+        write_text(self.path / "done", "")
+
+
+def _text(config: dict[str, Any]) -> str:
+    return yaml.safe_dump(config, sort_keys=True, allow_unicode=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from typing import Callable, ParamSpec, TypeVar
+from typing import Callable, NoReturn, ParamSpec, TypeVar
 
 from .errors import InputError
 
@@ -28,13 +28,22 @@ def run(main: Callable[P, R]) -> Callable[P, R]:
         try:
             return main(*args, **kwargs)
         except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+            _refuse(error)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
         except BrokenPipeError:
             sys.stderr.close()  # keeps the interpreter from complaining about the same pipe once more
             sys.exit(141)
+        except Exception as error:
+            # hydra.utils.instantiate wraps what a constructor raises
+            if isinstance(error.__cause__, InputError) and type(error).__module__.partition(".")[0] == "hydra":
+                _refuse(error.__cause__)
+            raise
 
     return guarded
+
+
+def _refuse(error: InputError) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)

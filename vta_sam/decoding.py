@@ -88,6 +88,12 @@ class GuardedReader:
         self.connection = ours
         return ours
 
+    def kill(self) -> None:
+        """End the child at once, from whichever thread; a read under way fails with InputError."""
+        process = self.process
+        if process is not None:
+            process.kill()
+
     def close(self) -> int | None:
         """Kill the child, if there is one ⇒ its exit status."""
         if self.connection is not None:
@@ -152,7 +158,11 @@ class DecodePool:
             self.idle.put(reader)
 
     def close(self) -> None:
-        self.threads.shutdown(wait=True, cancel_futures=True)
+        """End all children, in the middle of a clip too."""
+        self.threads.shutdown(wait=False, cancel_futures=True)
+        for reader in self.readers:
+            reader.kill()  # the thread that waits for it wakes up
+        self.threads.shutdown(wait=True)
         for reader in self.readers:
             reader.close()
 

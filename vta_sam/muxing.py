@@ -93,11 +93,11 @@ def _suffix_for(path: Path, stream: Any) -> Path:
 
 def _write(source: InputContainer, picture_s: float, sound: np.ndarray, sample_rate_hz: int, temporary: Path,
            target: Path) -> None:
-    stream = picture_stream(source)
+    stream: Any = picture_stream(source)
     shift = round(origin_s(source) / stream.time_base)
     try:
         with av.open(f"file:{temporary.absolute()}", "w", options={"fflags": "+bitexact"}) as sink:
-            video = sink.add_stream_from_template(stream)
+            video: Any = sink.add_stream_from_template(stream)
             audio = sink.add_stream("aac", rate=sample_rate_hz, layout="mono")
             audio.bit_rate = _BIT_RATE
             blocks = _blocks(sound, sample_rate_hz)
@@ -111,7 +111,7 @@ def _write(source: InputContainer, picture_s: float, sound: np.ndarray, sample_r
                     if block is None:
                         break
                     sink.mux(audio.encode(block))
-                    sound_s = float(block.pts + block.samples) / sample_rate_hz
+                    sound_s += block.samples / sample_rate_hz
                 packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
                 if packet.duration * stream.time_base <= 0.001:  # else the last picture of an mp4 lasts one tick
                     packet.duration = round(picture_s / stream.time_base)

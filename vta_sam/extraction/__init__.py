@@ -1,0 +1,1 @@
+"""Videos and a manifest ⇒ shards of clip records."""

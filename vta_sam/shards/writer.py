@@ -15,7 +15,12 @@ from .schema import MEMBERS, decode_record, encode_record, member_key
 
 
 def write_shard(path: str | os.PathLike, clips: Iterable[ClipFeatures]) -> int:
-    """Write a WebDataset tar ⇒ how many records it holds; no record is legal.
+    """Write clips as a WebDataset tar ⇒ how many; none is legal. See :func:`write_records`."""
+    return write_records(path, ((clip.key, encode_record(clip)) for clip in clips))
+
+
+def write_records(path: str | os.PathLike, records: Iterable[tuple[str, dict[str, bytes]]]) -> int:
+    """Write (key, members) pairs, members as ``encode_record`` makes them, as a WebDataset tar ⇒ how many.
 
     Times and owners are zero and the header format is fixed, so the bytes depend on the records alone. Written under a
     temporary name, flushed to the disk, then renamed: the tar is whole or absent. Raises InputError when two records
@@ -25,12 +30,12 @@ def write_shard(path: str | os.PathLike, clips: Iterable[ClipFeatures]) -> int:
     with atomic_path(path, sync=True) as temporary:
         # webdataset's own TarWriter adds today's user and lets tarfile choose the header format
         with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
-            for clip in clips:
-                if clip.key in seen:
-                    raise InputError(f"{path}: two records have the key {clip.key!r}")
-                seen.add(clip.key)
-                for suffix, data in encode_record(clip).items():
-                    header = tarfile.TarInfo(f"{member_key(clip.key)}.{suffix}")
+            for key, members in records:
+                if key in seen:
+                    raise InputError(f"{path}: two records have the key {key!r}")
+                seen.add(key)
+                for suffix, data in members.items():
+                    header = tarfile.TarInfo(f"{member_key(key)}.{suffix}")
                     header.size = len(data)
                     header.mode = 0o644
                     header.mtime = header.uid = header.gid = 0

@@ -1,0 +1,39 @@
+"""Turn a folder of videos and a manifest into shards for training. See conf/extract.yaml.
+
+    python data_prep/extract.py videos=DIR manifest=CSV out=DIR grounder=tiny encoder=tiny fps=12.5 workers=2
+    torchrun --nproc-per-node 4 data_prep/extract.py videos=DIR out=DIR        # or srun: each takes its share
+"""
+
+from pathlib import Path
+
+import hydra
+
+from vta_sam.cli import run
+from vta_sam.errors import InputError
+
+
+@hydra.main(version_base=None, config_path="../conf", config_name="extract")
+@run
+def main(config):
+    for key in ("videos", "out"):
+        if config[key] is None:
+            raise InputError(f"{key}= is missing; it names a folder. --help shows all keys")
+    from rich import print as show
+
+    from vta_sam.extraction.extract import extract_dataset
+    from vta_sam.extraction.report import progress_bar, summary
+
+    out = Path(config.out)
+    grounder, encoder = (hydra.utils.instantiate(config[part]) for part in ("grounder", "encoder"))
+    share = f" ({config.rank + 1} of {config.world})" if config.world > 1 else ""
+    with progress_bar() as bar:
+        task = bar.add_task(f"clips into {out}{share}", failed=0)
+        info = extract_dataset(
+            Path(config.manifest), Path(config.videos), out, grounder, encoder, config.fps, config.shard_size,
+            config.workers, config.rank, config.world, limit_s=config.limit_s, memory_mb=config.memory_mb,
+            progress=lambda done, clips, failed: bar.update(task, completed=done, total=clips, failed=failed))
+    show(summary(info, out))
+
+
+if __name__ == "__main__":
+    main()

@@ -15,7 +15,7 @@ HEIGHT, WIDTH = HEIGHT_PX + 2 * MARGIN_PX, WIDTH_PX + 2 * MARGIN_PX
 def draw_backdrop(seed: int) -> np.ndarray:
     """⇒ (106, 138, 3) uint8 RGB: the picture with a margin for the camera to shake in."""
     rng = np.random.default_rng([seed, 3])
-    top, bottom, ground = (_muted(rng) for _ in range(3))
+    top, bottom, ground = (np.array(_muted(rng)) for _ in range(3))
     fade = np.linspace(0, 1, HEIGHT)[:, None, None]
     picture = np.broadcast_to((1 - fade) * top + fade * bottom, (HEIGHT, WIDTH, 3)).copy()
     horizon = int(rng.uniform(0.35, 0.9) * HEIGHT)
@@ -26,9 +26,10 @@ def draw_backdrop(seed: int) -> np.ndarray:
     return np.clip(picture + fine + coarse[..., None] * rng.uniform(2, 12), 0, 255).astype(np.uint8)
 
 
-def _muted(rng: np.random.Generator) -> np.ndarray:
+def _muted(rng: np.random.Generator) -> tuple[float, ...]:
     """A colour with less saturation than the things in front have."""
-    return 255 * np.array(colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.05, 0.45), rng.uniform(0.25, 0.9)))
+    colour = colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.05, 0.45), rng.uniform(0.25, 0.9))
+    return tuple(255 * c for c in colour)
 
 
 def _clutter(picture: np.ndarray, horizon: int, rng: np.random.Generator) -> None:
@@ -42,7 +43,7 @@ def _clutter(picture: np.ndarray, horizon: int, rng: np.random.Generator) -> Non
             cv2.rectangle(picture, (x, horizon - size), (x + size, horizon), colour, -1)
             cv2.rectangle(picture, (x + size // 4, horizon - size // 2), (x + size // 2, horizon), _muted(rng), -1)
         elif form == 2:
-            cv2.line(picture, (x, horizon), (x, horizon - size), colour * 0.6, 3)
+            cv2.line(picture, (x, horizon), (x, horizon - size), tuple(0.6 * c for c in colour), 3)
             cv2.circle(picture, (x, horizon - size), size // 2, colour, -1)
         else:
             y = int(rng.integers(HEIGHT // 2))

@@ -9,9 +9,7 @@ from .pen import Colour, Looks, Pen
 
 def racing_car(pen: Pen, pose: float, looks: Looks) -> None:
     """A low wedge with wings and an open cockpit. Driving: nose up, wheels a bright blur, a plume behind."""
-    for k, (x, y, r) in enumerate(((0.34, 0.72, 0.13), (0.22, 0.55, 0.16), (0.10, 0.36, 0.14), (0.08, 0.66, 0.11))):
-        if pose > 0.12 * k + 0.05:
-            pen.ellipse(x, y, r * pose, r * pose, looks.light if k % 2 else looks.second)
+    _plume(pen, 0.34, pose, looks)
     with pen.moved(turn_deg=-9 * pose, about=(0.60, 0.90)):
         pen.polygon([(0.42, 0.80), (0.46, 0.66), (0.86, 0.62), (1.52, 0.78), (1.55, 0.86), (0.42, 0.88)], looks.body)
         pen.line([(0.52, 0.70), (0.46, 0.50)], 0.05, looks.dark)
@@ -25,8 +23,9 @@ def racing_car(pen: Pen, pose: float, looks: Looks) -> None:
 
 
 def van(pen: Pen, pose: float, looks: Looks) -> None:
-    """A tall box on the same wheels."""
-    with pen.moved(dy=-0.04 * pose):
+    """A tall box on the same wheels, with the same plume."""
+    _plume(pen, 0.28, pose, looks)
+    with pen.moved(dy=-0.10 * pose):
         pen.polygon([(0.30, 0.30), (1.12, 0.30), (1.42, 0.58), (1.46, 0.86), (0.30, 0.86)], looks.body)
         pen.polygon([(1.08, 0.37), (1.30, 0.58), (1.08, 0.58)], looks.light)
         for x in (0.40, 0.72):
@@ -34,6 +33,13 @@ def van(pen: Pen, pose: float, looks: Looks) -> None:
         pen.line([(0.34, 0.70), (1.42, 0.70)], 0.05, looks.accent)
     for x in (0.55, 1.20):
         _wheel(pen, x, 0.84, 0.125, pose, looks)
+
+
+def _plume(pen: Pen, right: float, pose: float, looks: Looks) -> None:
+    """A cloud that grows out of an exhaust whose mouth is at x = right."""
+    for k, (dx, y, r) in enumerate(((0.0, 0.72, 0.13), (0.12, 0.55, 0.16), (0.24, 0.36, 0.14), (0.26, 0.66, 0.11))):
+        if pose > 0.12 * k + 0.05:
+            pen.ellipse(right - dx, y, r * pose, r * pose, looks.light if k % 2 else looks.second)
 
 
 def _wheel(pen: Pen, x: float, y: float, radius: float, pose: float, looks: Looks) -> None:

@@ -54,7 +54,7 @@ def render(scene: Scene) -> tuple[np.ndarray, SceneTruth]:
     alphas = np.zeros((len(things), HEIGHT_PX, WIDTH_PX), np.float32)
     for frame in range(FRAMES):
         areas = np.zeros(len(things))
-        drawn = []
+        drawn: list[int] = []
         for k in reversed(range(len(things))):  # the caption's first thing is drawn last, so nothing hides it
             if np.isnan(centres[frame, k, 0]):
                 continue

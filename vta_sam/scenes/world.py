@@ -76,10 +76,10 @@ def encode(path: Path, pictures: np.ndarray, sound: np.ndarray) -> None:
         video = container.add_stream("libx264", rate=round(FPS), options=X264_OPTIONS)
         video.width, video.height, video.pix_fmt = WIDTH_PX, HEIGHT_PX, "yuv420p"
         video.codec_context.thread_count = 1
-        video.codec_context.flags |= CodecFlags.bitexact
+        video.codec_context.flags |= CodecFlags.bitexact.value
         audio = container.add_stream("aac", rate=SAMPLE_RATE_HZ, layout="mono", options=AAC_OPTIONS)
         audio.bit_rate = AAC_BIT_RATE
-        audio.codec_context.flags |= CodecFlags.bitexact
+        audio.codec_context.flags |= CodecFlags.bitexact.value
         samples = iter(_audio_frames(sound, 1024))
         for number, picture in enumerate(pictures):
             container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))

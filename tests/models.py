@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from vta_sam.clip import ClipFeatures, ClipSpec
+from vta_sam.generation.parts import build_part
 from vta_sam.model_folder import ModelRecipe, save_model
 from vta_sam.shards.batch import ClipBatch, collate, window_of
 
@@ -55,21 +56,45 @@ def make_recipe(aligned: bool = False, spec: ClipSpec = SPEC, **more: Any) -> Mo
 def make_model_folder(tmp_path: Path, aligned: bool = False, seed: int = 0, **more: Any) -> Path:
     """Write tmp_path/model with random weights (also where training starts at zero, so that everything matters)."""
     recipe = make_recipe(aligned, **more)
-    state = torch.get_rng_state()
-    torch.manual_seed(seed)
-    spec = recipe.spec
-    parts = {"codec": recipe.build("codec"), "unet": recipe.build("unet", _partial_=True)(spec=spec),
-             "conditioner": recipe.build("conditioner", _partial_=True)(spec=spec)}
-    with torch.no_grad():
+    folder = tmp_path / "model"
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        parts = {part: build_part(recipe, part, folder) for part in ("codec", "unet", "conditioner")}
         for part in (parts["unet"], parts["conditioner"]):
             for parameter in part.parameters():
                 if not parameter.any():
                     parameter.normal_(std=0.1)
         parts["unet"].unet.conv_in.weight.normal_(std=0.2)
-    torch.set_rng_state(state)
-    folder = tmp_path / "model"
     save_model(folder, recipe, parts)
     return folder
+
+
+def make_tiny_weights(path: Path, seed: int = 0) -> Path:
+    """A weights file of the tiny trunk with random weights: the real grounder and encoder, unable to see anything."""
+    from vta_sam.scenes.classes import WORDS
+    from vta_sam.tiny.trunk import Trunk
+    from vta_sam.tiny.weights import write_weights
+
+    sizes: dict[str, Any] = {"words": len(WORDS), "word_dim": OBJECT_DIM, "embedding_dim": FRAME_DIM,
+                             "widths": [4, 4, 8], "features": 8, "hidden": 8, "folded": True}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = Trunk(**sizes)
+    write_weights(path, network, {"kind": "trunk", "version": 0, "classes": list(WORDS), "sizes": sizes, "figures": {}})
+    return path
+
+
+def make_seeing_model(tmp_path: Path, **more: Any) -> Path:
+    """A model folder that names the tiny grounder and encoder of :func:`make_tiny_weights`, which look at videos."""
+    from vta_sam.grounding.tiny import TinyGrounder
+
+    weights = str(make_tiny_weights(tmp_path / "trunk.safetensors"))
+    fingerprint = TinyGrounder(weights).fingerprint
+    return make_model_folder(tmp_path, **{
+        "grounder": {"_target_": "vta_sam.grounding.tiny.TinyGrounder", "weights": weights},
+        "encoder": {"_target_": "vta_sam.encoders.tiny.TinyEncoder", "weights": weights},
+        "features": {"grounder": fingerprint, "encoder": fingerprint}, **more,
+    })
 
 
 def make_features(key: str = "clip", duration_s: float = SPEC.duration_s, objects: tuple[str, ...] = ("dog", "canary"),

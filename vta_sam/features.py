@@ -29,10 +29,15 @@ class Extractors:
     grounder: Grounder
     encoder: Encoder
 
-    def for_clip(self, video: str | os.PathLike) -> "Extractors":
-        """Those of this very clip, where an extractor reads its truth from beside the video."""
+    @property
+    def per_clip(self) -> bool:
+        """Does one of them want to be told the video, and given all of its frames at once (as an oracle does)?"""
+        return hasattr(self.grounder, "for_clip") or hasattr(self.encoder, "for_clip")
+
+    def for_clip(self, video: str | os.PathLike, fps: float) -> "Extractors":
+        """Those of this very video."""
         def own(part: Any) -> Any:
-            return part.for_clip(video) if hasattr(part, "for_clip") else part
+            return part.for_clip(video, fps=fps) if hasattr(part, "for_clip") else part
 
         return Extractors(own(self.grounder), own(self.encoder))
 
@@ -82,8 +87,9 @@ def features_of(video: str | os.PathLike, words: Sequence[Words], extractors: Ex
     samples = spec.samples_of(duration_s)
     if samples < 1:
         raise InputError(f"{video}: its pictures last {duration_s:g} s; there is nothing to put sound under")
-    extractors = extractors.for_clip(video)
-    embedding, groundings, strip = _look(video, words, extractors, spec, duration_s)
+    chunk_frames = spec.frames_of(duration_s) if extractors.per_clip else _CHUNK_FRAMES
+    extractors = extractors.for_clip(video, spec.fps)
+    embedding, groundings, strip = _look(video, words, extractors, spec, duration_s, chunk_frames)
     records = []
     for said, grounding in zip(words, groundings):
         record = ClipFeatures(
@@ -99,7 +105,7 @@ def features_of(video: str | os.PathLike, words: Sequence[Words], extractors: Ex
 
 
 def _look(video: str | os.PathLike, words: Sequence[Words], extractors: Extractors, spec: ClipSpec,
-          duration_s: float) -> tuple[np.ndarray, list[Grounding], np.ndarray]:
+          duration_s: float, chunk_frames: int) -> tuple[np.ndarray, list[Grounding], np.ndarray]:
     """⇒ frame embeddings (T, Dv), one Grounding per Words, the strip."""
     grounder, encoder = extractors.grounder, extractors.encoder
     info = probe(video)
@@ -113,7 +119,7 @@ def _look(video: str | os.PathLike, words: Sequence[Words], extractors: Extracto
     strip: list[np.ndarray] = []
     seen = 0
     for chunk in stream_frames(video, duration_s=duration_s, fps=spec.fps, image_sizes=sizes,
-                               chunk_frames=_CHUNK_FRAMES):
+                               chunk_frames=chunk_frames):
         frames = dict(zip(sizes, chunk))
         embeddings.append(encoder.encode_frames(frames[encoder.image_size]))
         for said, grounded in zip(words, parts):

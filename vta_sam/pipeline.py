@@ -21,6 +21,7 @@ from .diffusion.unet import LatentUNet
 from .diffusion.windows import Windows, decode_windowed, noise_of, windowed
 from .errors import InputError
 from .features import Extractors, Words, features_of, words_of
+from .generation.inputs import check_sampling
 from .generation.parts import build_part, load_extractors
 from .generation.stitching import vocode
 from .model_folder import load_weights, read_recipe
@@ -178,14 +179,9 @@ class Pipeline:
 
     def sampler_for(self, guidance: float | None, steps: int | None) -> Sampler:
         """The model's sampler with what is not None changed. Raises InputError where a number makes no sense."""
-        changes: dict = {} if guidance is None else {"guidance": float(guidance)}
-        changes |= {} if steps is None else {"steps": int(steps)}
-        sampler = replace(self.sampler, **changes)
-        if not 1 <= sampler.steps <= 1000:
-            raise InputError(f"steps={sampler.steps}: expected 1 to 1000 steps of the sampler")
-        if not 0 <= sampler.guidance <= 100:
-            raise InputError(f"guidance={sampler.guidance}: expected 0 to 100; 1 is no guidance")
-        return sampler
+        check_sampling(guidance, steps)
+        return replace(self.sampler, guidance=self.sampler.guidance if guidance is None else float(guidance),
+                       steps=self.sampler.steps if steps is None else steps)
 
     def _denoiser(self, batch: ClipBatch, negative: ClipBatch | None, guidance: float) -> Denoiser:
         batch = batch.to(self.device)

@@ -1,0 +1,88 @@
+"""Put sound under a video, a folder of videos, or every clip of a dataset's split: see conf/generate.yaml."""
+
+import sys
+import warnings
+from pathlib import Path
+
+import hydra
+
+from vta_sam.cli import run
+from vta_sam.generation.arguments import quote_text
+
+PLAIN_TEXT = ("video", "caption", "objects", "negative_caption", "negative_objects", "out", "model", "shards")
+
+
+@hydra.main(version_base=None, config_path="../conf", config_name="generate")
+@run
+def main(config):
+    from vta_sam.errors import InputError
+    from vta_sam.generation.inputs import videos_in
+    from vta_sam.generation.model import identify, newest_model
+
+    if (config.video is None) == (config.shards is None):
+        raise InputError("name what to generate for: video=FILE, video=FOLDER, or shards=FOLDER of a dataset")
+    videos = {} if config.video is None else videos_in(Path(config.video))
+    folder = newest_model() if config.model is None else Path(config.model)
+    if config.model is None:
+        print(f"model: {folder}")
+    warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"
+    from vta_sam.generation.device import choose_device
+    from vta_sam.pipeline import load
+
+    pipeline = load(folder, choose_device(config.device, config.threads))
+    if config.shards is not None:
+        generate_for_split(config, pipeline, identify(folder))
+    else:
+        sys.exit(generate_for_videos(config, pipeline, identify(folder), videos))
+
+
+def generate_for_videos(config, pipeline, model, videos) -> int:
+    """⇒ exit status."""
+    from vta_sam.errors import InputError
+    from vta_sam.generation.inputs import word_list
+    from vta_sam.generation.videos import Outputs, Prompt, exit_status, generate_videos
+
+    prompt = Prompt(
+        caption=config.caption, objects=word_list(config.objects), negative_caption=config.negative_caption,
+        negative_objects=word_list(config.negative_objects), seed=config.seed, guidance=config.guidance,
+        steps=config.steps,
+    )
+    outputs = Outputs(Path(config.out), config.mix, config.wav, config.picture, config.overwrite)
+
+    def tell(outcome):
+        for note in outcome.notes:
+            print(f"note: {outcome.video}: {note}")
+        end = outcome.failure or f"{outcome.written}{' was there' if outcome.skipped else ''}"
+        print(f"{outcome.video}: {'failed' if outcome.failure else end}")
+
+    outcomes = generate_videos(pipeline, videos, prompt, outputs, model, tell)
+    failures = [outcome.failure for outcome in outcomes if outcome.failure]
+    if failures and len(outcomes) == 1:
+        raise InputError(failures[0])
+    if failures:
+        print(f"{len(failures)} of {len(outcomes)} videos failed:", *failures, sep="\n  ", file=sys.stderr)
+    return exit_status(outcomes)
+
+
+def generate_for_split(config, pipeline, model) -> None:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from vta_sam.errors import InputError
+    from vta_sam.generation.split import SplitRequest, count_sounds, generate_split
+
+    words = ("caption", "objects", "negative_caption", "negative_objects")
+    if any(config[name] is not None for name in words):
+        raise InputError(f"{', '.join(words)} go with video=; a dataset has captions and objects of its own")
+    request = SplitRequest(Path(config.shards), config.split, Path(config.out), config.samples, config.seed,
+                           config.guidance, config.steps, config.rank, config.world, config.batch_size)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns) as bar:
+        task = bar.add_task(f"sounds in {request.out}", total=count_sounds(request))
+        made, there = generate_split(pipeline, request, model,
+                                     lambda made, there: bar.update(task, completed=made + there))
+    print(f"{made} sounds made, {there} were there; in {request.out}")
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = quote_text(sys.argv[1:], PLAIN_TEXT)
+    main()

@@ -1,0 +1,228 @@
+"""Properties of sampling with a (random) model: seeds, batches, guidance, negatives, any length, what is refused."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from models import SPEC, make_batch, make_features, make_model_folder, make_seeing_model
+
+import vta_sam
+from vta_sam.clip import ClipSpec
+from vta_sam.errors import InputError
+from vta_sam.features import words_of
+from vta_sam.pipeline import Pipeline, limited
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_model_folder(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["cross-attention", "aligned"])
+def pipeline(request, tmp_path_factory) -> Pipeline:
+    return vta_sam.load(make_model_folder(tmp_path_factory.mktemp("model"), aligned=request.param))
+
+
+def test_a_clip_does_not_depend_on_its_batch(pipeline):
+    batch, seeds = make_batch("a", "b", "c"), [1, 2, 3]
+    together = pipeline.sample_latents(batch, seeds)
+    assert together.shape == (3, 8, SPEC.columns, 4)
+    alone = torch.cat([pipeline.sample_latents(batch.select([i]), [seeds[i]]) for i in range(3)])
+    turned = pipeline.sample_latents(batch.select([2, 0, 1]), [3, 1, 2])
+    assert torch.allclose(together, alone, atol=1e-5)
+    assert torch.allclose(together, turned[[1, 2, 0]], atol=1e-5)
+    assert torch.allclose(pipeline.decode(together), pipeline.decode(alone), atol=2e-3)
+
+
+def test_seeds_and_clips_matter(pipeline):
+    batch = make_batch("a", "b")
+    latents = pipeline.sample_latents(batch, [1, 1])
+    assert torch.equal(latents, pipeline.sample_latents(batch, [1, 1]))
+    assert (latents[0] - latents[1]).abs().max() > 1e-3  # same noise, other features
+    assert (pipeline.sample_latents(batch, [2, 1])[0] - latents[0]).abs().max() > 0.1
+
+
+def test_guidance_one_is_no_guidance(pipeline):
+    batch = make_batch("a")
+    told = pipeline.conditioner(batch)
+    with torch.no_grad():
+        noise = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 8, SPEC.columns, 4)).astype(np.float32))
+        pipeline.unet.eval()
+        plain = pipeline.sampler.sample(lambda z, t: pipeline.unet(z, t, told), noise)
+        denoise = pipeline._denoiser(batch, None, 1.0)
+        assert torch.equal(pipeline.sampler.sample(denoise, noise), plain)
+    guided = pipeline.sample_latents(batch, [1], guidance=3.0)
+    assert (guided - pipeline.sample_latents(batch, [1], guidance=1.0)).abs().max() > 1e-3
+
+
+def test_a_negative_takes_the_nulls_place(pipeline, monkeypatch):
+    batch, negative = make_batch("a"), make_batch("a", objects=("cat",))
+    plain = pipeline.sample_latents(batch, [1])
+    told = pipeline.sample_latents(batch, [1], negative=negative)
+    assert (plain - told).abs().max() > 1e-3
+    # a null that says what the negative says makes the plain result the negative one
+    monkeypatch.setattr(type(pipeline.conditioner), "null", lambda self, _: self(negative))
+    assert torch.equal(pipeline.sample_latents(batch, [1]), told)
+
+
+def test_a_negative_equal_to_the_prompt_cancels_guidance(pipeline):
+    batch = make_batch("a")
+    cancelled = pipeline.sample_latents(batch, [1], guidance=7.0, negative=batch)
+    assert torch.allclose(cancelled, pipeline.sample_latents(batch, [1], guidance=1.0), atol=1e-4)
+
+
+def test_steps_and_mode_of_the_modules(pipeline):
+    calls = []
+    handle = pipeline.unet.register_forward_hook(lambda *_: calls.append(pipeline.unet.training))
+    pipeline.unet.train()
+    pipeline.unet.unet.mid_block.eval()
+    pipeline.sample_latents(make_batch("a"), [1], steps=3)
+    handle.remove()
+    assert calls == [False] * 3
+    assert pipeline.unet.training and not pipeline.unet.unet.mid_block.training
+    pipeline.unet.eval()
+
+
+def test_a_record_of_the_models_length_is_what_the_batch_gives(pipeline):
+    batch = pipeline.generate_batch(make_batch("a"), [7])[0].numpy()
+    assert batch.shape == (SPEC.samples,)
+    assert np.array_equal(pipeline.generate_features(make_features("a"), 7), batch)
+
+
+@pytest.mark.parametrize("duration_s", [0.01, 0.3, 1.29, 3.84])
+def test_any_length_comes_out_exactly_as_long(pipeline, duration_s):
+    features = make_features("a", duration_s=duration_s)
+    sizes = []
+    handle = pipeline.unet.register_forward_hook(lambda module, inputs, _: sizes.append(inputs[0].shape))
+    waveform = pipeline.generate_features(features, 7)
+    handle.remove()
+    assert waveform.shape == (round(duration_s * 16_000),) and np.isfinite(waveform).all()
+    assert all(shape[2] == SPEC.columns and shape[0] <= 16 for shape in sizes)  # 8 windows, told and not told
+
+
+def test_a_long_video_is_generated_in_a_bounded_batch(pipeline):
+    sizes = []
+    handle = pipeline.unet.register_forward_hook(lambda module, inputs, _: sizes.append(len(inputs[0])))
+    waveform = pipeline.generate_features(make_features("a", duration_s=16.0), 7, guidance=1.0)
+    handle.remove()
+    assert len(waveform) == 256_000 and max(sizes) == 8
+    seconds = np.sqrt(np.square(waveform.reshape(16, -1)).mean(axis=1))
+    assert seconds.min() > 0.1 * seconds.max()  # every window left something
+
+
+def test_a_negative_for_a_long_record(pipeline):
+    features = make_features("a", duration_s=2.0)
+    plain = pipeline.generate_features(features, 7)
+    negative = make_features("a", duration_s=2.0, objects=("cat",))
+    assert np.abs(plain - pipeline.generate_features(features, 7, negative=negative)).max() > 1e-3
+
+
+def test_captions_of_different_lengths_may_face_each_other(pipeline):
+    batch, negative = make_batch("a", caption_tokens=2), make_batch("a", caption_tokens=5)
+    assert torch.isfinite(pipeline.sample_latents(batch, [1], negative=negative)).all()
+
+
+def test_loud_sound_is_scaled_and_never_clipped():
+    loud = torch.tensor([[0.5, -2.0, 1.0], [0.5, -0.2, 0.1]])
+    assert torch.allclose(limited(loud), torch.tensor([[0.2475, -0.99, 0.495], [0.5, -0.2, 0.1]]))
+    assert torch.equal(limited(torch.zeros(3)), torch.zeros(3))
+
+
+@pytest.mark.parametrize("settings", [{"steps": 0}, {"steps": 1001}, {"steps": 2.5}, {"guidance": -1.0},
+                                      {"guidance": float("nan")}, {"guidance": "much"}])
+def test_numbers_that_make_no_sense_are_refused(pipeline, settings):
+    with pytest.raises(InputError, match=next(iter(settings))):
+        pipeline.sample_latents(make_batch("a"), [1], **settings)
+
+
+def test_as_many_seeds_as_clips(pipeline):
+    with pytest.raises(InputError, match="2 clips need as many seeds, got 1"):
+        pipeline.sample_latents(make_batch("a", "b"), [1])
+
+
+def test_a_codec_of_another_stride_is_refused(pipeline):
+    spec = ClipSpec(duration_s=1.28, fps=12.5, latent_stride_frames=8)
+    with pytest.raises(InputError, match="one column of 16 mel frames"):
+        Pipeline(spec=spec, codec=pipeline.codec, unet=pipeline.unet, conditioner=pipeline.conditioner,
+                 latent_scale=1.0, sampler=pipeline.sampler, vocoder=pipeline.vocoder)
+
+
+def test_latent_scale_divides_latents(pipeline):
+    one, batch = pipeline.sample_latents(make_batch("a"), [1]), make_batch("a")
+    parts = {name: getattr(pipeline, name) for name in ("spec", "codec", "unet", "conditioner", "sampler", "vocoder")}
+    twice = Pipeline(**parts, latent_scale=2 * pipeline.latent_scale).sample_latents(batch, [1])
+    assert torch.allclose(2 * twice, one)
+
+
+def test_no_gradients_are_kept(pipeline):
+    assert not pipeline.sample_latents(make_batch("a"), [1]).requires_grad
+    assert not any(p.requires_grad for p in pipeline.unet.parameters())
+
+
+@pytest.mark.slow
+def test_without_lightning(folder):
+    import subprocess
+    import sys
+
+    code = f"import sys, vta_sam; vta_sam.load({str(folder)!r}); print('lightning' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
+
+
+def _rewritten(folder, tmp_path, change):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    content = yaml.safe_load((copy / "model.yaml").read_text())
+    change(content)
+    (copy / "model.yaml").write_text(yaml.safe_dump(content))
+    return copy
+
+
+@pytest.mark.parametrize("change, expected", [
+    (lambda c: c["unet"].update(_target_="os.system"), "none of this project's"),
+    (lambda c: c["unet"]["config"].update(layers=3), "a unet that can't be built"),
+    (lambda c: c["sampler"].update(solver=5, speed=1), "a sampler that can't be built"),
+    (lambda c: c["unet"]["config"].update(block_out_channels=[8, 24]), "doesn't fit the unet"),
+    (lambda c: c.pop("unet"), "no unet"),
+])
+def test_a_folder_that_does_not_fit_is_refused_in_words(folder, tmp_path, change, expected):
+    with pytest.raises(InputError, match=expected):
+        vta_sam.load(_rewritten(folder, tmp_path, change))
+
+
+def test_a_missing_folder_and_missing_weights(folder, tmp_path):
+    with pytest.raises(InputError, match="is no model folder"):
+        vta_sam.load(tmp_path)
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "unet.safetensors").unlink()
+    with pytest.raises(InputError, match="unet.safetensors is missing"):
+        vta_sam.load(copy)
+
+
+def test_extractors_must_be_those_of_training(tmp_path):
+    folder = make_seeing_model(tmp_path)
+    assert vta_sam.load(folder).extractors.grounder.fingerprint.startswith("tiny-trunk-0-")
+    other = _rewritten(folder, tmp_path, lambda c: c["features"].update(encoder="clip-1"))
+    with pytest.raises(InputError, match="trained on features of the encoder 'clip-1'"):
+        vta_sam.load(other).extractors
+
+
+def test_a_pipeline_without_extractors_says_so(pipeline):
+    bare = Pipeline(spec=pipeline.spec, codec=pipeline.codec, unet=pipeline.unet, conditioner=pipeline.conditioner,
+                    latent_scale=1.0, sampler=dataclasses.replace(pipeline.sampler), vocoder=pipeline.vocoder)
+    with pytest.raises(InputError, match="without extractors"):
+        bare.generate("in.mp4")
+
+
+def test_words():
+    assert words_of(None, None).objects == []
+    assert words_of("", ["Dog ", "dog", "Racing Car"]).objects == ["dog", "racing car"]
+    assert words_of("a dog barks", []).objects == []
+    found = words_of("a dog barks at a racing car", None, ("racing car",))
+    assert found.objects == ["dog", "racing car"] and found.caption == "a dog barks at a racing car"
+    many = words_of("a dog, a cat, a cow, a pig, a hen, a fox, a wolf, a sheep, a horse and a duck", None)
+    assert len(many.objects) == 8 and many.dropped == 2
+    with pytest.raises(InputError, match="9 are named, at most 8"):
+        words_of(None, [f"thing{i}" for i in range(9)])

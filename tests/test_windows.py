@@ -1,0 +1,134 @@
+"""Long latents: windows cover and blend, one window is the plain thing, and noise doesn't depend on the length."""
+
+import pytest
+import torch
+from models import SPEC
+
+from vta_sam.diffusion.sampler import Sampler
+from vta_sam.diffusion.windows import Windows, decode_windowed, noise_of, windowed
+from vta_sam.errors import InputError
+from vta_sam.generation.stitching import vocode
+from vta_sam.vocoder import GriffinLim
+
+
+@pytest.mark.parametrize("total, size, overlap", [(8, 8, 2), (9, 8, 2), (14, 8, 2), (15, 8, 2), (33, 8, 2), (29, 8, 0),
+                                                  (40, 8, 5)])
+def test_windows_cover_every_step_and_weights_sum_to_one(total, size, overlap):
+    windows = Windows(total, size, overlap)
+    covered = torch.zeros(total)
+    for start, weight in zip(windows.starts, windows.weights()):
+        assert (weight > 0).all() and len(weight) == size
+        covered[start:start + size] += weight
+    assert torch.allclose(covered, torch.ones(total), atol=1e-6)
+    assert windows.starts[0] == 0 and windows.starts[-1] == total - size
+    gaps = [b - a for a, b in zip(windows.starts, windows.starts[1:])]
+    assert all(0 < gap <= size - overlap for gap in gaps)
+
+
+def test_the_cross_fade_is_a_straight_line():
+    first, second = Windows(14, 8, 2).weights()
+    assert first[-2:].tolist() == pytest.approx([0.75, 0.25])
+    assert second[:2].tolist() == pytest.approx([0.25, 0.75])
+    assert (first[:-2] == 1).all() and (second[2:] == 1).all()
+
+
+@pytest.mark.parametrize("total, overlap", [(7, 2), (8, 8), (8, -1)])
+def test_impossible_windows_are_refused(total, overlap):
+    with pytest.raises(InputError):
+        Windows(total, 8, overlap)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 5])
+def test_a_denoiser_that_looks_at_each_value_alone_is_the_same_windowed(at_once):
+    windows, latent = Windows(27, 8, 2), torch.randn(1, 3, 27, 2)
+    sizes = []
+
+    def pointwise(x, timestep):
+        sizes.append(len(x))
+        return torch.tanh(x) * timestep[:, None, None, None] / 1000
+
+    denoise = windowed([pointwise] * len(windows.groups(at_once)), windows, at_once)
+    expected = pointwise(latent, torch.tensor([500]))
+    assert torch.allclose(denoise(latent, torch.tensor([500])), expected, atol=1e-6)
+    assert max(sizes) <= at_once and sum(sizes[1:]) == len(windows.starts)
+
+
+def test_one_window_is_sampled_as_without_windows():
+    def mixing(x, timestep):  # every value depends on all columns, so a cut would show
+        return 0.1 * x + x.mean(dim=2, keepdim=True)
+
+    noise = noise_of(3, (2, 8, 2), 8)[None]
+    plain = Sampler(steps=4).sample(mixing, noise)
+    assert torch.equal(plain, Sampler(steps=4).sample(windowed([mixing], Windows(8, 8, 2), 4), noise))
+
+
+def test_windows_meet_in_a_weighted_mean():
+    windows = Windows(14, 8, 2)
+    denoise = windowed([lambda x, t: torch.ones_like(x) * torch.tensor([0.0, 1.0])[:, None, None, None]], windows, 2)
+    blended = denoise(torch.zeros(1, 1, 14, 1), torch.tensor([1])).flatten()
+    assert blended.tolist() == pytest.approx([0] * 6 + [0.25, 0.75] + [1] * 6)
+
+
+def test_the_number_of_denoisers_must_fit():
+    with pytest.raises(ValueError, match="3 groups of windows"):
+        windowed([lambda x, t: x], Windows(20, 8, 2), 1)
+
+
+def test_a_longer_cut_begins_with_the_same_noise():
+    short, long = noise_of(5, (8, 8, 4), 8), noise_of(5, (8, 29, 4), 8)
+    assert torch.equal(short, long[:, :8])
+    assert torch.equal(noise_of(5, (8, 20, 4), 8), long[:, :20])
+    assert not torch.equal(long[:, :8], long[:, 8:16])
+    assert not torch.equal(noise_of(6, (8, 8, 4), 8), short)
+    assert long.std().item() == pytest.approx(1, abs=0.1)
+
+
+def test_noise_of_a_clip_is_what_training_validates_with():
+    from vta_sam.diffusion.lit import initial_noise
+
+    assert torch.equal(initial_noise([5], (8, 8, 4))[0], noise_of(5, (8, 8, 4), 8))
+
+
+def test_windowed_decoding_of_a_local_decoder_is_plain_decoding():
+    def decode(latent):  # 4 mel frames a column
+        return latent.mean(dim=(1, 3), keepdim=True).repeat_interleave(4, dim=2).expand(-1, -1, -1, 64)
+
+    latent = torch.randn(1, 3, 29, 2)
+    assert torch.allclose(decode_windowed(decode, latent, Windows(29, 8, 2), 3, 4), decode(latent), atol=1e-6)
+
+
+class _Tones:
+    """A vocoder whose waveform depends on each frame alone, and that counts frames and chunks."""
+
+    sample_rate_hz = 16_000
+
+    def __init__(self):
+        self.chunks = []
+
+    def __call__(self, mel):
+        self.chunks.append(mel.shape[1])
+        ringing = torch.zeros(len(mel), 32)  # what a neural vocoder adds at the end
+        return torch.cat([mel.exp().mean(dim=2).repeat_interleave(160, dim=1), ringing], dim=1)
+
+
+@pytest.mark.parametrize("frames", [1, 30, 100, 101, 463])
+def test_stitched_vocoding_equals_whole_vocoding_where_frames_are_independent(frames):
+    mel, tones = torch.randn(1, frames, 64), _Tones()
+    whole = tones(mel)[0, :frames * 160]
+    assert torch.allclose(vocode(tones, mel, 100), whole, atol=1e-5)
+    assert max(tones.chunks[1:]) <= 100
+
+
+def test_seams_lie_where_it_is_quiet_and_do_not_click():
+    """Two Griffin-Lim chunks of a tone with a pause in the overlap: no jump, no hole."""
+    time_s = torch.arange(SPEC.sample_rate_hz * 2) / SPEC.sample_rate_hz
+    tone = 0.3 * torch.sin(2 * torch.pi * 440 * time_s)
+    tone[17_600:19_200] = 0  # frames 110 to 120
+    from vta_sam.mel import LogMel
+
+    mel = LogMel()(tone[None])[:, :200]
+    stitched = vocode(GriffinLim(iterations=8), mel, 128)  # chunks 0-128, 72-200, overlap of 32 at 96-128
+    assert stitched[17_900:18_900].abs().max() < 0.02
+    loud = torch.cat([stitched[2_000:17_000], stitched[20_000:30_000]])
+    levels = loud.unfold(0, 400, 400).square().mean(dim=1).sqrt()
+    assert levels.min() > 0.5 * levels.median()

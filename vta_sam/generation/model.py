@@ -1,0 +1,31 @@
+"""Which model folder generates, and what identifies it in a record of what was generated."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from ..errors import InputError
+from ..model_folder import PARTS, YAML_NAME
+
+
+def newest_model(runs: Path = Path("runs")) -> Path:
+    """The model folder under ``runs`` that was written last. Raises InputError when there is none."""
+    found = [path for path in runs.glob(f"*/model/{YAML_NAME}") if (path.parent / "unet.safetensors").exists()]
+    if not found:
+        raise InputError(f"there is no trained model under {runs}/; train one with experiments/train.py +exp=vta_sam, "
+                         "or name a model folder with model=")
+    return max(found, key=lambda path: path.stat().st_mtime).parent
+
+
+def identify(folder: Path) -> dict[str, str]:
+    """⇒ {"path": as given, "hash": 12 hex digits that change with the yaml or any weight}."""
+    digest = hashlib.sha256()
+    for name in (YAML_NAME, *(f"{part}.safetensors" for part in PARTS)):
+        try:
+            with (folder / name).open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            reason = error.strerror
+            raise InputError(f"{folder / name} can't be read ({reason}); the model folder is not whole") from error
+    return {"path": str(folder), "hash": digest.hexdigest()[:12]}

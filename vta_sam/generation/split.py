@@ -1,0 +1,165 @@
+"""Sounds for a whole split of a dataset: n samples a clip, dealt to workers, resumable."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .. import __version__
+from ..atomic import write_text
+from ..audio import write_wav
+from ..clip import ClipFeatures
+from ..errors import InputError
+from ..metrics.level import measure_level
+from ..pipeline import Pipeline
+from ..randomness import seed_of
+from ..shards.batch import collate, window_of
+from ..shards.schema import DatasetInfo, member_key, read_dataset
+from ..shards.writer import read_shard
+from .inputs import check_number, check_sampling
+
+SETTINGS_NAME = "generation.json"
+
+
+@dataclass(frozen=True)
+class SplitRequest:
+    """What to generate. Worker ``rank`` of ``world`` takes clips rank, rank + world, … of the split, in stored order.
+
+    samples: sounds a clip. batch_size: clips at once; it changes speed, and results only by rounding.
+    """
+
+    shards: Path
+    split: str
+    out: Path
+    samples: int = 1
+    seed: int = 0
+    guidance: float | None = None
+    steps: int | None = None
+    rank: int = 0
+    world: int = 1
+    batch_size: int = 16
+
+    def __post_init__(self):
+        check_number("seed", self.seed, 0, whole=True)
+        for name in ("samples", "batch_size", "world"):
+            check_number(name, getattr(self, name), 1, whole=True)
+        check_number("rank", self.rank, 0, self.world - 1, whole=True)
+        check_sampling(self.guidance, self.steps)
+
+
+@dataclass(frozen=True)
+class _Job:
+    features: ClipFeatures
+    sample: int
+    seed: int
+
+
+def generate_split(pipeline: Pipeline, request: SplitRequest, model: dict[str, str],
+                   progress: Callable[[int, int], None] = lambda made, there: None) -> tuple[int, int]:
+    """Write ``<key>-<sample>.wav`` and ``.json`` for this worker's clips ⇒ (sounds made, sounds that were there).
+
+    A sound's seed is seed_of(seed, key, sample), so it is the same on any worker and in any batch. progress: called
+    with both counts so far. Raises InputError where the dataset is not the model's kind, or the folder holds sounds
+    made by other settings.
+    """
+    info = read_dataset(request.shards)
+    _require_same_features(pipeline, request, info)
+    _claim_folder(pipeline, request, info, model)
+    made = there = 0
+    waiting: list[_Job] = []
+    for job in _jobs(request, info):
+        if _path(request, job, ".json").exists():
+            there += 1
+            progress(made, there)
+            continue
+        waiting.append(job)
+        if len(waiting) == request.batch_size:
+            made += _generate(pipeline, request, waiting)
+            waiting = []
+            progress(made, there)
+    made += _generate(pipeline, request, waiting)
+    progress(made, there)
+    return made, there
+
+
+def count_sounds(request: SplitRequest) -> int:
+    """How many sounds this worker's share is."""
+    clips = read_dataset(request.shards).records(request.split)
+    return len(range(request.rank, clips, request.world)) * request.samples
+
+
+def _jobs(request: SplitRequest, info: DatasetInfo) -> Iterator[_Job]:
+    position = 0
+    for shard in info.shards(request.split):
+        mine = [i for i in range(shard.records) if (position + i) % request.world == request.rank]
+        position += shard.records
+        if mine:
+            records = list(read_shard(request.shards / shard.name))
+            if len(records) != shard.records:
+                raise InputError(f"{request.shards / shard.name} holds {len(records)} records, dataset.json says "
+                                 f"{shard.records}; extract it again")
+            for i in mine:
+                for sample in range(request.samples):
+                    yield _Job(records[i], sample, seed_of(request.seed, records[i].key, sample))
+
+
+def _generate(pipeline: Pipeline, request: SplitRequest, jobs: list[_Job]) -> int:
+    """Clips up to the model's length in one batch, longer ones one by one ⇒ how many."""
+    spec = pipeline.spec
+    short = [job for job in jobs if len(job.features.waveform) <= spec.samples]
+    if short:
+        batch = collate([window_of(job.features, spec, job.seed) for job in short], spec)
+        waveforms = pipeline.generate_batch(batch, [job.seed for job in short], request.guidance, request.steps)
+        for job, waveform in zip(short, waveforms.numpy()):
+            _write(pipeline, request, job, waveform[:len(job.features.waveform)])
+    for job in jobs:
+        if len(job.features.waveform) > spec.samples:
+            waveform = pipeline.generate_features(job.features, job.seed, request.guidance, request.steps)
+            _write(pipeline, request, job, waveform)
+    return len(jobs)
+
+
+def _write(pipeline: Pipeline, request: SplitRequest, job: _Job, waveform: np.ndarray) -> None:
+    write_wav(_path(request, job, ".wav"), waveform, pipeline.spec.sample_rate_hz)
+    record = {
+        "key": job.features.key, "sample": job.sample, "seed": job.seed, "caption": job.features.caption,
+        "objects": job.features.objects, "samples": len(waveform), "level": asdict(measure_level(waveform)),
+    }
+    write_text(_path(request, job, ".json"), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+
+def _path(request: SplitRequest, job: _Job, suffix: str) -> Path:
+    return request.out / f"{member_key(job.features.key)}-{job.sample}{suffix}"
+
+
+def _require_same_features(pipeline: Pipeline, request: SplitRequest, info: DatasetInfo) -> None:
+    names = ("grounder", "encoder", "frame_dim", "object_dim", "caption_dim")
+    known = {name: pipeline.trained_on[name] for name in names if name in pipeline.trained_on}
+    info.require(str(request.shards), fps=pipeline.spec.fps, sample_rate_hz=pipeline.spec.sample_rate_hz, **known)
+
+
+def _claim_folder(pipeline: Pipeline, request: SplitRequest, info: DatasetInfo, model: dict[str, str]) -> None:
+    """Write down what the folder's sounds are made of, or refuse a folder that says otherwise."""
+    sampler = pipeline.sampler_for(request.guidance, request.steps)
+    settings = {
+        "model_hash": model["hash"], "split": request.split, "seed": request.seed, "guidance": sampler.guidance,
+        "steps": sampler.steps, "solver": sampler.solver, "dataset_config_hash": info.config_hash,
+        "dataset_manifest_hash": info.manifest_hash,
+    }
+    path = request.out / SETTINGS_NAME
+    if path.exists():
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} can't be read ({error}); name another folder with out=") from error
+        changed = [f"{name}={before.get(name)}" for name in settings if before.get(name) != settings[name]]
+        if changed:
+            raise InputError(f"{request.out} holds sounds made with {', '.join(changed)}; name another folder with "
+                             "out=")
+        return
+    content = {"settings": settings, "model": model, "shards": str(request.shards), "code_version": __version__}
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")

@@ -15,7 +15,6 @@ import av
 import cv2
 import numpy as np
 from av.codec.context import Flags as CodecFlags
-from av.container.core import Flags as ContainerFlags
 
 from ..atomic import atomic_path, write_text
 from ..errors import InputError
@@ -71,8 +70,7 @@ def encode(path: Path, pictures: np.ndarray, sound: np.ndarray) -> None:
     One thread and no dates or encoder names in the container. The aac encoder's delay of 1024 samples is written as
     an edit list, which readers that honour it (FFmpeg's, PyAV's) take off: sample 0 comes back as sample 0.
     """
-    with av.open(str(path), "w", format="mp4") as container:
-        container.flags |= ContainerFlags.bitexact.value
+    with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
         video = container.add_stream("libx264", rate=round(FPS), options=X264_OPTIONS)
         video.width, video.height, video.pix_fmt = WIDTH_PX, HEIGHT_PX, "yuv420p"
         video.codec_context.thread_count = 1

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from ..errors import InputError
-from ..model_folder import PARTS, YAML_NAME
+from ..model_folder import YAML_NAME
 
 
 def newest_model(runs: Path = Path("runs")) -> Path:
@@ -21,11 +21,10 @@ def newest_model(runs: Path = Path("runs")) -> Path:
 def identify(folder: Path) -> dict[str, str]:
     """⇒ {"path": as given, "hash": 12 hex digits that change with the yaml or any weight}."""
     digest = hashlib.sha256()
-    for name in (YAML_NAME, *(f"{part}.safetensors" for part in PARTS)):
-        try:
-            with (folder / name).open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        except OSError as error:
-            reason = error.strerror
-            raise InputError(f"{folder / name} can't be read ({reason}); the model folder is not whole") from error
+    try:
+        for path in (folder / YAML_NAME, *sorted(folder.glob("*.safetensors"))):
+            with path.open("rb") as file:
+                digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    except OSError as error:
+        raise InputError(f"{error.filename} can't be read ({error.strerror}); copy the model folder again") from error
     return {"path": str(folder), "hash": digest.hexdigest()[:12]}

@@ -27,7 +27,7 @@ def main(config):
     grounder, encoder = (hydra.utils.instantiate(config[part]) for part in ("grounder", "encoder"))
     share = f" ({config.rank + 1} of {config.world})" if config.world > 1 else ""
     with progress_bar() as bar:
-        task = bar.add_task(f"clips into {out}{share}", failed=0)
+        task = bar.add_task(f"clips into {out}{share}", total=None, failed=0)
         info = extract_dataset(
             Path(config.manifest), Path(config.videos), out, grounder, encoder, config.fps, config.shard_size,
             config.workers, config.rank, config.world, limit_s=config.limit_s, memory_mb=config.memory_mb,

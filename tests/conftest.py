@@ -48,7 +48,7 @@ def write_video(
     sound: np.ndarray | None = None,  # (samples,) or (channels, samples) float
     sample_rate_hz: int = 16_000,
     sound_start_s: float = 0.0,
-    rotation: int = 0,  # degrees clockwise by which the display matrix has players turn the picture
+    rotation: int = 0,  # degrees counter-clockwise by which the display matrix has players turn the picture
     gray: bool = False,
     codec: str = "libx264",
     sound_codec: str = "aac",
@@ -66,6 +66,8 @@ def write_video(
         clock = Fraction(1, 90_000) if codec == "libx264" else 1 / rate  # mpeg4 knows no finer one
         video.codec_context.time_base = clock
         video.options = {"crf": "12", "preset": "ultrafast", "threads": "1"} if codec == "libx264" else {}
+        if gray:
+            video.codec_context.color_range = 2  # full, as FFmpeg converts to gray
         if rotation:
             video.set_display_rotation(rotation)
         audio = None

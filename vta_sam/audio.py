@@ -123,9 +123,11 @@ def resample(waveform: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
 
 def normalise_waveform(waveform: np.ndarray) -> np.ndarray:
     """Minus its mean, the peak of the clip to 0.5; silence stays silence. What the VAE is trained on."""
-    centred = np.asarray(waveform, np.float32)
-    centred = centred - centred.mean(dtype=np.float64).astype(np.float32)
-    peak = float(np.abs(centred).max(initial=0.0))
+    waveform = np.asarray(waveform, np.float32)
+    if not waveform.size:
+        return waveform
+    centred = waveform - waveform.mean(dtype=np.float64).astype(np.float32)
+    peak = float(np.abs(centred).max())
     return centred * np.float32(0.5 / peak) if peak > 1e-8 else np.zeros_like(centred)
 
 

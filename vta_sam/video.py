@@ -39,7 +39,7 @@ class MediaInfo:
 
 @dataclass
 class Clip:
-    """A stretch of a video: for each size asked for an array (T, h, w, 3) uint8 RGB; the sound at 16 kHz or None.
+    """A stretch of a video: for each size asked for an array (T, h, w, 3) uint8 RGB; the sound or None.
 
     duration_s is what was asked for, or less where the video ends before; T = ClipSpec.frames_of(duration_s), and the
     waveform has round(duration_s · rate) samples.
@@ -87,16 +87,16 @@ def read_clip(path: str | os.PathLike, *, start_s: float = 0.0, duration_s: floa
             collector = SoundCollector(path, origin_s(container) + start_s, duration_s)
         reader = _PictureReader(path, container, start_s, collector)
         chosen = OnScreen(reader, fps, duration_s)
-        columns: list[list[np.ndarray]] = [[] for _ in image_sizes]
-        for sizes in _squeeze(path, start_s, chosen, image_sizes):
-            for column, picture in zip(columns, sizes):
+        sizes = [(height, width) for height, width in image_sizes]
+        pictures: dict[tuple[int, int], list[np.ndarray]] = {size: [] for size in sizes}
+        for squeezed in _squeeze(path, start_s, chosen, list(pictures)):
+            for column, picture in zip(pictures.values(), squeezed):
                 column.append(picture)
         reader.read_sound()
     waveform = collector.waveform(sample_rate_hz, chosen.duration_s) if collector is not None else None
-    frames = []
-    while columns:
-        frames.append(np.stack(columns.pop(0)))  # one size at a time: never a second copy of everything
-    return Clip(frames, waveform, chosen.duration_s)
+    # one size at a time: never a second copy of everything. Equal sizes are one array
+    frames = {size: np.stack(pictures.pop(size)) for size in list(pictures)}
+    return Clip([frames[size] for size in sizes], waveform, chosen.duration_s)
 
 
 def stream_frames(path: str | os.PathLike, *, start_s: float = 0.0, duration_s: float | None = None, fps: float,
@@ -206,7 +206,7 @@ def _squeeze(path: str | os.PathLike, start_s: float, chosen: Iterable[Any], siz
              ) -> Iterator[list[np.ndarray]]:
     """av.VideoFrames ⇒ for each one picture (h, w, 3) uint8 RGB per size, upright. A picture that stays on screen is
     converted once."""
-    reformatters = {size: VideoReformatter() for size in sizes}  # equal sizes share one, and one picture
+    reformatters = {size: VideoReformatter() for size in sizes}
     last, squeezed = None, dict[tuple[int, int], np.ndarray]()
     for frame in chosen:
         if frame is not last:

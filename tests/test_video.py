@@ -1,0 +1,348 @@
+"""Pictures are those on screen at their frame's time, sound stays with them, and what can't be read is refused."""
+
+import threading
+import time
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from conftest import coded_grey, decode_grey
+
+from vta_sam.clip import ClipSpec
+from vta_sam.decoding import ClipRequest, DecodePool, GuardedReader, read_clip_guarded
+from vta_sam.errors import InputError
+from vta_sam.muxing import mux, picture_duration_s
+from vta_sam.video import OnScreen, probe, read_clip, stream_frames
+
+SIZE = [(24, 32)]
+
+
+def numbers(clip):
+    return [decode_grey(frame) for frame in clip.frames[0]]
+
+
+def expected(times_s, shown_s):
+    """The number of the picture on screen at each time, when picture n comes up at shown_s[n]."""
+    return [max(0, np.searchsorted(shown_s, t + 1e-6, side="right") - 1) % 24 for t in times_s]
+
+
+def tone(duration_s, rate_hz=16_000):
+    return (0.4 * np.sin(2 * np.pi * 330 * np.arange(round(duration_s * rate_hz)) / rate_hz)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def video(make_video, tmp_path_factory):
+    """Two seconds at 25 fps with sound."""
+    return make_video(tmp_path_factory.mktemp("video") / "a.mp4", duration_s=2.0, sound=tone(2.0))
+
+
+@pytest.mark.parametrize("video_fps", [25, Fraction(30_000, 1001), 15])
+@pytest.mark.parametrize("fps", [2, 8, 12.5, 29.97])
+@pytest.mark.parametrize("start_s", [0.0, 1.3])
+def test_each_frame_is_the_picture_on_screen_at_its_time(make_video, tmp_path, video_fps, fps, start_s):
+    path = make_video(tmp_path / "a.mp4", fps=video_fps, duration_s=3.0)
+    clip = read_clip(path, start_s=start_s, duration_s=1.5, fps=fps, image_sizes=SIZE, want_audio=False)
+    spec = ClipSpec(duration_s=1.5, fps=fps, latent_stride_frames=1)
+    shown = np.arange(100) / float(video_fps)
+    assert len(clip.frames[0]) == spec.frames and clip.duration_s == 1.5
+    assert numbers(clip) == expected(start_s + spec.frame_times_s(), shown)
+
+
+def test_a_variable_frame_rate_is_followed(make_video, tmp_path):
+    shown = [0.0, 0.1, 0.15, 0.9, 1.0, 1.7]
+    path = make_video(tmp_path / "a.mp4", times_s=shown)
+    clip = read_clip(path, duration_s=1.6, fps=10, image_sizes=SIZE, want_audio=False)
+    assert numbers(clip) == expected((np.arange(16) + 0.5) / 10, shown)
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "ts", "mov"])
+def test_other_containers_agree(make_video, tmp_path, suffix):
+    path = make_video(tmp_path / f"a.{suffix}", duration_s=2.0)
+    clip = read_clip(path, fps=12.5, image_sizes=SIZE, want_audio=False)
+    assert clip.duration_s == pytest.approx(2.0, abs=0.002)
+    assert numbers(clip) == expected((np.arange(25) + 0.5) / 12.5, np.arange(50) / 25)
+
+
+def test_before_the_first_picture_the_first_is_shown(make_video, tmp_path):
+    path = make_video(tmp_path / "a.mp4", times_s=0.5 + np.arange(25) / 25, sound=tone(1.5))
+    clip = read_clip(path, fps=25, image_sizes=SIZE, want_audio=True)
+    assert clip.duration_s == pytest.approx(1.5, abs=0.01)
+    assert numbers(clip)[:14] == [0] * 13 + [1]
+
+
+def test_on_screen_ends_where_the_pictures_end():
+    pictures = [(0.0, 0.5, "a"), (0.5, 0.5, "b")]
+    shown = OnScreen(pictures, 4)
+    assert "".join(shown) == "aabb" and shown.duration_s == 1.0
+    short = OnScreen(pictures, 4, 2.0)
+    assert "".join(short) == "aabb" and short.duration_s == 1.0
+    almost = OnScreen(pictures, 4, 1.2)  # less than half a picture is missing
+    assert "".join(almost) == "aabbb" and almost.duration_s == 1.2
+    assert list(OnScreen([(-2.0, 0.5, "a")], 4)) == []
+
+
+def test_a_shorter_video_gives_a_shorter_clip_with_sound_to_match(video):
+    clip = read_clip(video, start_s=1.0, duration_s=5.0, fps=10, image_sizes=SIZE, want_audio=True)
+    assert clip.duration_s == pytest.approx(1.0, abs=1e-6) and len(clip.frames[0]) == 10
+    assert clip.waveform.shape == (16_000,) and np.abs(clip.waveform - tone(2.0)[16_000:]).max() < 0.05
+
+
+def test_sizes_are_squeezed_to_and_equal_ones_are_one_array(video):
+    clip = read_clip(video, fps=5, image_sizes=[(24, 32), (50, 20), (24, 32)], want_audio=False)
+    assert [frames.shape for frames in clip.frames] == [(10, 24, 32, 3), (10, 50, 20, 3), (10, 24, 32, 3)]
+    assert clip.frames[0] is clip.frames[2] and clip.waveform is None
+
+
+@pytest.mark.parametrize("degrees, corner", [(90, (-1, 0)), (180, (-1, -1)), (270, (0, -1))])
+def test_rotation_is_honoured(make_video, tmp_path, degrees, corner):
+    """A red upper left corner goes to where turning counter-clockwise takes it."""
+    picture = np.full((48, 64, 3), 90, np.uint8)
+    picture[:16, :16] = (230, 20, 20)
+    path = make_video(tmp_path / "a.mp4", picture=lambda i: picture, rotation=degrees, duration_s=0.2)
+    info = probe(path)
+    assert (info.width, info.height) == ((48, 64) if degrees % 180 else (64, 48))
+    frame = read_clip(path, fps=5, image_sizes=[(info.height, info.width)], want_audio=False).frames[0][0]
+    reds = [frame[y, x, 0] - int(frame[y, x, 1]) for y in (2, -3) for x in (2, -3)]
+    y, x = corner
+    assert frame[2 if y == 0 else -3, 2 if x == 0 else -3, 0] > 180 and sum(red > 100 for red in reds) == 1
+
+
+@pytest.mark.parametrize("settings", [{"gray": True}, {"size": (63, 47)}, {"size": (2, 2)}])
+def test_gray_and_odd_pictures_are_read(make_video, tmp_path, settings):
+    path = make_video(tmp_path / "a.mkv", duration_s=0.4, **settings)
+    clip = read_clip(path, fps=25, image_sizes=SIZE, want_audio=False)
+    assert numbers(clip) == list(range(10))
+
+
+def test_colours_are_right(make_video, tmp_path):
+    colours = np.array([(200, 30, 30), (30, 200, 30), (30, 30, 200)])
+    path = make_video(tmp_path / "a.mp4", picture=lambda i: np.full((48, 64, 3), colours[i], np.uint8), duration_s=0.12)
+    frames = read_clip(path, fps=25, image_sizes=SIZE, want_audio=False).frames[0]
+    assert np.abs(frames.mean((1, 2)) - colours).max() < 12
+
+
+def test_chunks_are_the_frames_of_the_clip(video):
+    whole = read_clip(video, fps=12.5, image_sizes=SIZE, want_audio=False).frames[0]
+    chunks = [chunk[0] for chunk in stream_frames(video, fps=12.5, image_sizes=SIZE, chunk_frames=10)]
+    assert [len(chunk) for chunk in chunks] == [10, 10, 5]
+    assert np.array_equal(np.concatenate(chunks), whole)
+
+
+def test_refusals_name_the_file_and_what_is_wrong(make_video, tmp_path, video):
+    def refused(path, words, **settings):
+        settings = {"fps": 8, "image_sizes": SIZE, "want_audio": True, **settings}
+        with pytest.raises(InputError, match=words) as caught:
+            read_clip(path, **settings)
+        assert path.name in str(caught.value)
+
+    for name, content in {"empty.mp4": b"", "text.mp4": b"hello " * 100, "list.mp4": b"#EXTM3U\n#EXTINF:1,\na.mp4\n"
+                          }.items():
+        (tmp_path / name).write_bytes(content)
+    refused(tmp_path / "none.mp4", "doesn't exist")
+    refused(tmp_path, "not a regular file")
+    refused(tmp_path / "empty.mp4", "is empty")
+    refused(tmp_path / "text.mp4", "can't be read as a video")
+    refused(tmp_path / "list.mp4", "can't be read as a video")
+    refused(video, "no picture is on screen 2 s after its start", start_s=2.0)
+    refused(video, "duration > 0", duration_s=0.0)
+    refused(make_video(tmp_path / "silent.mp4"), "has no sound")
+    (tmp_path / "cut.mp4").write_bytes(video.read_bytes()[:3000])  # an mp4 has its index at the end
+    refused(tmp_path / "cut.mp4", "can't be read as a video")
+    from vta_sam.audio import write_wav
+    write_wav(tmp_path / "sound.wav", tone(1.0), 16_000)
+    refused(tmp_path / "sound.wav", "no pictures \\(only sound\\)")
+
+
+def test_absurd_sizes_are_refused(make_video, tmp_path):
+    path = make_video(tmp_path / "wide.mp4", size=(8200, 16), duration_s=0.08)
+    with pytest.raises(InputError, match="8200x16 pixels; at most 8192"):
+        read_clip(path, fps=8, image_sizes=SIZE, want_audio=False)
+
+
+def test_damage_in_the_middle_costs_a_few_pictures_or_the_file_but_never_lies(make_video, tmp_path):
+    path = make_video(tmp_path / "a.mkv", size=(128, 96), duration_s=2.0,
+                      picture=lambda i: np.random.default_rng(i).integers(0, 255, (96, 128, 3)).astype(np.uint8))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 4:len(data) // 2] = bytes(len(data) // 2 - len(data) // 4)
+    path.write_bytes(data)
+    try:
+        clip = read_clip(path, fps=10, image_sizes=SIZE, want_audio=False)
+    except InputError as error:
+        assert "a.mkv" in str(error)
+    else:
+        assert len(clip.frames[0]) == ClipSpec(1.0, 10, 1).frames_of(clip.duration_s)
+
+
+# --- decoding in children -------------------------------------------------------------------------------------------
+
+HANGING = """
+import sys, time
+import vta_sam.decoding as decoding
+whole = decoding.read_clip
+def read_clip(path, **rest):
+    if "hang" in path: time.sleep(600)
+    if "crash" in path: import os, signal; os.kill(os.getpid(), signal.SIGSEGV)
+    if "big" in path: bytearray(8 << 30)
+    if "fault" in path: raise KeyError("a fault of the program")
+    return whole(path, **rest)
+decoding.read_clip = read_clip
+decoding.serve(decoding.Connection(int(sys.argv[1])), float(sys.argv[2]), int(sys.argv[3]))
+"""
+
+
+class BadReader(GuardedReader):
+    """A reader whose child hangs, crashes or wants too much memory on files so named."""
+
+    command = (GuardedReader.command[0], "-c", HANGING)
+
+
+def request(path, **settings):
+    return ClipRequest(**{"path": str(path), "fps": 8, "image_sizes": tuple(SIZE), **settings})
+
+
+def test_a_child_reads_what_this_process_reads(video):
+    here = read_clip(video, fps=8, image_sizes=SIZE, want_audio=True)
+    there = read_clip_guarded(request(video))
+    assert np.array_equal(here.frames[0], there.frames[0]) and np.array_equal(here.waveform, there.waveform)
+    with pytest.raises(InputError, match="none.mp4 doesn't exist"):
+        read_clip_guarded(request("none.mp4"))
+
+
+def test_a_child_that_hangs_or_crashes_is_replaced(video):
+    with BadReader(limit_s=1.0, memory_mb=3000) as reader:
+        assert len(reader.read(request(video)).frames[0]) == 16
+        process = reader.process
+        for name, words in {"hang.mp4": "decoding took longer than 1 s", "crash.mp4": "crashed on it .exit status -11",
+                            "big.mp4": "needs more than 3000 MB"}.items():
+            with pytest.raises(InputError, match=f"{name}: .*{words}"):
+                reader.read(request(name))
+            assert len(reader.read(request(video)).frames[0]) == 16, name
+        assert process.poll() is not None and reader.process.poll() is None
+        with pytest.raises(RuntimeError, match="a fault of the program"):
+            reader.read(request("fault.mp4"))
+        last = reader.process
+    assert last.poll() is not None
+
+
+def test_a_pool_keeps_the_order_and_reports_failures_in_place(video):
+    with DecodePool(2, ahead=3) as pool:
+        results = list(pool.map(request(video if i % 3 else "none.mp4", start_s=0.1 * i) for i in range(7)))
+    for i, result in enumerate(results):
+        if i % 3 == 0:
+            assert isinstance(result, InputError)
+        else:
+            assert decode_grey(result.frames[0][0]) == round((0.1 * i + 0.0625) // 0.04)
+
+
+def test_a_pool_reads_no_further_ahead_than_allowed(video):
+    asked = []
+
+    def requests():
+        for i in range(20):
+            asked.append(i)
+            yield request(video)
+
+    with DecodePool(1, ahead=4) as pool:
+        results = pool.map(requests())
+        next(results)
+        assert len(asked) == 4
+        results.close()
+
+
+def test_closing_a_pool_does_not_wait_for_a_hanging_child():
+    pool = DecodePool(1, limit_s=300.0)
+    pool.readers[0].command = BadReader.command
+    results = []
+    reader = threading.Thread(target=lambda: results.extend(pool.map([request("hang.mp4")])))
+    reader.start()
+    while pool.readers[0].process is None:
+        time.sleep(0.01)
+    pool.close()
+    reader.join(timeout=20)
+    assert isinstance(results[0], InputError) and pool.readers[0].process is None
+
+
+# --- a new sound under untouched pictures ---------------------------------------------------------------------------
+
+def packets(path):
+    with av.open(str(path)) as container:
+        return [(packet.pts * packet.time_base, packet.is_keyframe, bytes(packet))
+                for packet in container.demux(video=0) if packet.pts is not None]
+
+
+@pytest.mark.parametrize("given_s", [0.5, 2.0, 9.0])
+def test_mux_copies_pictures_and_fits_the_sound(video, tmp_path, given_s):
+    new = (0.3 * np.sin(2 * np.pi * 1000 * np.arange(round(given_s * 16_000)) / 16_000)).astype(np.float32)
+    out = mux(video, new, 16_000, tmp_path / "out.mp4")
+    assert out == tmp_path / "out.mp4" and [p.name for p in tmp_path.iterdir()] == ["out.mp4"]
+    assert packets(out) == packets(video)
+    with av.open(str(out)) as container:
+        sound, pictures = container.streams.audio[0], container.streams.video[0]
+        assert sound.duration * sound.time_base == pictures.duration * pictures.time_base == 2
+    clip = read_clip(out, fps=8, image_sizes=SIZE, want_audio=True)
+    wanted = np.pad(new, (0, 32_000))[:32_000]
+    error = np.abs(clip.waveform - wanted)
+    assert error[400:int(min(given_s, 2) * 16_000) - 400].max() < 0.05
+    assert error[int(min(given_s, 2) * 16_000) + 1500:].max(initial=0.0) < 0.01
+
+
+def test_mux_mixes_the_original_sound_and_does_not_clip(video, tmp_path):
+    half = mux(video, np.zeros(32_000, np.float32), 16_000, tmp_path / "half.mp4", mix=0.5)
+    found = read_clip(half, fps=8, image_sizes=SIZE, want_audio=True).waveform
+    assert np.abs(found - 0.5 * tone(2.0))[400:-400].max() < 0.06  # encoded twice
+    assert (found @ tone(2.0)) / (tone(2.0) @ tone(2.0)) == pytest.approx(0.5, rel=0.03)
+    loud = mux(video, 2.4 * tone(2.0), 16_000, tmp_path / "loud.mp4", mix=1.0)  # sums to a peak of 1.36
+    found = read_clip(loud, fps=8, image_sizes=SIZE, want_audio=True).waveform
+    assert 0.95 < np.abs(found[400:-400]).max() < 1.05
+    # a clipped sine has harmonics, a scaled one has not
+    spectrum = np.abs(np.fft.rfft(found[8_000:24_000] * np.hanning(16_000)))
+    assert spectrum[985:995].max() < 0.01 * spectrum[325:335].max()
+
+
+def test_mux_keeps_rotation_and_the_last_picture(make_video, tmp_path):
+    source = make_video(tmp_path / "a.mp4", rotation=90)
+    out = mux(source, np.zeros(100, np.float32), 16_000, tmp_path / "b.mp4")
+    assert probe(out).rotation == probe(source).rotation != 0
+    stream = make_video(tmp_path / "a.ts", sound=tone(1.0))  # packets without durations
+    assert picture_duration_s(mux(stream, tone(1.0), 16_000, tmp_path / "c.mp4")) == pytest.approx(
+        picture_duration_s(stream), abs=1e-3)
+
+
+def test_mux_writes_matroska_where_mp4_cannot_hold_the_codec(make_video, tmp_path):
+    source = make_video(tmp_path / "a.webm", codec="libvpx", sound=tone(1.0, 48_000), sample_rate_hz=48_000,
+                        sound_codec="libopus")
+    out = mux(source, tone(1.0), 16_000, tmp_path / "b.mp4")
+    assert out == tmp_path / "b.mkv" and probe(out).video_codec == probe(source).video_codec
+    assert numbers(read_clip(out, fps=25, image_sizes=SIZE, want_audio=True))[:24] == list(range(24))
+
+
+def test_mux_refuses_in_words_and_leaves_nothing_behind(make_video, tmp_path, video):
+    for words, arguments in {
+        "finite waveform": (video, np.full(10, np.nan), 16_000, tmp_path / "out.mp4"),
+        "mix=2": (video, np.zeros(10), 16_000, tmp_path / "out.mp4", 2.0),
+        "such a name": (video, np.zeros(10), 16_000, tmp_path / "out.wav"),
+        "doesn't exist": (tmp_path / "none.mp4", np.zeros(10), 16_000, tmp_path / "out.mp4"),
+        "can't be copied": (video, np.zeros(10), 12_345, tmp_path / "out.mp4"),  # AAC has no such rate
+    }.items():
+        with pytest.raises(InputError, match=words):
+            mux(*arguments)
+    assert not list(tmp_path.iterdir())
+    silent = make_video(tmp_path / "silent.mp4")
+    with pytest.raises(InputError, match="silent.mp4 has no sound"):
+        mux(silent, np.zeros(10), 16_000, tmp_path / "out.mp4", mix=0.5)
+
+
+def test_the_shared_clips_are_read_whole_and_muxed(shared_dir, tmp_path):
+    """Edit lists, mono (9), 15 fps doubled (11), 44.1 kHz."""
+    for path in (shared_dir / "clips" / "gt" / "9.mp4", shared_dir / "clips" / "gt" / "11.mp4"):
+        clip = read_clip(path, fps=8, image_sizes=SIZE, want_audio=True)
+        assert 9.99 < clip.duration_s < 10.05 and len(clip.frames[0]) == 80, path.name
+        assert len(clip.waveform) == round(clip.duration_s * 16_000)
+        out = mux(path, np.zeros(160_000, np.float32), 16_000, tmp_path / path.name)
+        assert picture_duration_s(out) == pytest.approx(clip.duration_s, abs=1e-3)
+        assert [data for _, _, data in packets(out)] == [data for _, _, data in packets(path)]
+
+
+def test_the_code_of_brightness_is_its_own_inverse():
+    assert [decode_grey(np.full((2, 2, 3), coded_grey(i))) for i in range(24)] == list(range(24))

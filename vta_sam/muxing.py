@@ -37,7 +37,7 @@ def mux(video_path: str | os.PathLike, waveform: np.ndarray, sample_rate_hz: int
         raise InputError(f"mix={mix:g} is a gain between 0 (without the original sound) and 1")
     with open_media(video_path) as source:
         end_s, length_s = _pictures_end_s(video_path, source)
-        duration_s = end_s - origin_s(source)
+        duration_s = round(end_s - origin_s(source), 6)
     samples = round(duration_s * sample_rate_hz)
     sound = fit_length(waveform, samples)
     if mix > 0:
@@ -57,7 +57,7 @@ def picture_duration_s(path: str | os.PathLike) -> float:
     claim is often wrong."""
     with open_media(path) as container:
         end_s, _ = _pictures_end_s(path, container)
-        return end_s - origin_s(container)
+        return round(end_s - origin_s(container), 6)
 
 
 def _pictures_end_s(path: str | os.PathLike, container: InputContainer) -> tuple[float, float]:

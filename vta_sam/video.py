@@ -142,7 +142,7 @@ class OnScreen(Generic[P]):
         if frame != asked_frames:
             if held is None or end_s <= 1e-6:
                 return
-            self.duration_s = end_s
+            self.duration_s = round(end_s, 6)  # sums of timestamps are off in the last digit, which costs a frame
             if self.asked_s is not None and end_s >= self.asked_s - 0.5 * length_s - 1e-6:
                 self.duration_s = self.asked_s
             for _ in range(frame, self.spec.frames_of(self.duration_s)):

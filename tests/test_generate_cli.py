@@ -1,6 +1,7 @@
 """experiments/generate.py: any video in, the same pictures with a sound exactly as long out; refusals in a sentence."""
 
 import contextlib
+import functools
 import io
 import json
 import runpy
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from models import SPEC, make_features, make_seeing_model
 
+import vta_sam.pipeline
 from vta_sam.audio import read_wav
 from vta_sam.generation.arguments import quote_text
 from vta_sam.generation.inputs import videos_in, word_list
@@ -28,10 +30,14 @@ def model(tmp_path_factory) -> Path:
     return make_seeing_model(tmp_path_factory.mktemp("model"))
 
 
+loaded = functools.cache(vta_sam.pipeline.load)  # loading is tried elsewhere; here it would be most of the time
+
+
 @pytest.fixture
 def generate(model, tmp_path, monkeypatch):
     """Call the script in this process with the model of these tests ⇒ (exit status, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("vta_sam.pipeline.load", loaded)
 
     def call(*arguments: str, model_argument: str | None = f"model={model}") -> tuple[int, str, str]:
         given = [*([model_argument] if model_argument else []), "device=cpu", *arguments]
@@ -171,6 +177,7 @@ def test_words_that_can_not_be_used_are_told_about(generate, make_video, tmp_pat
         assert record["dropped_words"] == dropped
 
 
+@pytest.mark.slow
 def test_three_minutes(generate, make_video, tmp_path):
     source = make_video(tmp_path / "in.mp4", fps=5, duration_s=180, size=(32, 32))
     status, _, err = generate(f"video={source}", "objects=dog", "guidance=1", "steps=1", "out=out")
@@ -258,8 +265,6 @@ def test_the_newest_model_is_taken(generate, model, make_video, tmp_path):
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory, model) -> Path:
     """A test split of five clips in two shards, two of them shorter and one longer than the model's."""
-    import vta_sam
-
     trained_on = vta_sam.load(model).trained_on
     folder = tmp_path_factory.mktemp("shards")
     lengths = {"a": 1.28, "b.x/y": 0.7, "c": 1.28, "d": 3.0, "e": 0.2}

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ class Pipeline:
         waveforms = []
         with evaluating(self.codec):
             for chunk in latents.to(self.device).split(_AT_ONCE):
-                mel = self.codec.decode(chunk)[:, 0].float()
+                mel = self._for_vocoder(self.codec.decode(chunk))
                 waveforms.append(self.vocoder(mel)[:, :samples].float().cpu())
         return limited(torch.cat(waveforms))
 
@@ -171,11 +172,18 @@ class Pipeline:
             denoise = windowed(denoisers, windows, _AT_ONCE)
             latent = sampler.sample(denoise, noise, [torch.Generator().manual_seed(seed)]) / self.latent_scale
             mel = decode_windowed(self.codec.decode, latent, windows, _AT_ONCE, self.codec.stride)
-        waveform = vocode(self.vocoder, mel[:, 0].float(), spec.mel_frames)
+        waveform = vocode(self.vocoder, self._for_vocoder(mel), spec.mel_frames)
         return limited(waveform[:samples]).numpy()
 
     def _cut(self, features: ClipFeatures, windows: Windows, group: range) -> ClipBatch:
         return collate([window_of(features, self.spec, 0, windows.starts[i]) for i in group], self.spec)
+
+    def _for_vocoder(self, mel: Tensor) -> Tensor:
+        """(B, 1, frames, 64) ⇒ (B, frames, 64) float32 where the vocoder is: training leaves it on the CPU."""
+        device = mel.device
+        if isinstance(self.vocoder, nn.Module):
+            device = next(chain(self.vocoder.parameters(), self.vocoder.buffers()), mel).device
+        return mel[:, 0].float().to(device)
 
     def sampler_for(self, guidance: float | None, steps: int | None) -> Sampler:
         """The model's sampler with what is not None changed. Raises InputError where a number makes no sense."""

@@ -36,20 +36,22 @@ CLASSES = {
     "vta_sam.encoders.tiny.TinyEncoder",
     "vta_sam.encoders.oracle.OracleEncoder",
 }
-PARTS = ("codec", "unet", "conditioner")  # those with weights
+PARTS = ("codec", "condition_encoder", "unet", "conditioner")  # those with weights
 
 
 @dataclass
 class ModelRecipe:
     """What model.yaml says. Recipes are nested {"_target_": class, argument: value}; the ClipSpec is added on building.
 
-    codec: with it alone the folder is a VAE. unet, conditioner: the diffusion model. latent_scale: 1 / std of latents.
+    codec: with it alone the folder is a VAE (stage 1). condition_encoder: with it alone the folder is stage 2's.
+    codec, unet, conditioner: the diffusion model. latent_scale: 1 / std of latents.
     sampler, vocoder, grounder, encoder: what generation uses unless told otherwise. features: fingerprints and
     dimensions of the features that the model was trained on. about: experiment, steps, figures, code version.
     """
 
     clip: dict[str, Any]
-    codec: dict[str, Any]
+    codec: dict[str, Any] | None = None
+    condition_encoder: dict[str, Any] | None = None
     latent_scale: float = 1.0
     unet: dict[str, Any] | None = None
     conditioner: dict[str, Any] | None = None
@@ -68,7 +70,7 @@ class ModelRecipe:
         """Instantiate one part from its recipe. Raises InputError when its class is not in the table."""
         recipe = getattr(self, part)
         if recipe is None:
-            raise InputError(f"this model has no {part}: it is not a finished diffusion model; train stage 3 first")
+            raise InputError(f"this model folder has no {part}; a finished diffusion model has: train stage 3 first")
         refuse_foreign(recipe, part)
         from hydra.utils import instantiate
 
@@ -113,8 +115,8 @@ def read_recipe(folder: str | Path) -> ModelRecipe:
         raise InputError(f"{path} is not a model.yaml of format version {FORMAT_VERSION}")
     content.pop("format_version")
     unknown = set(content) - set(ModelRecipe.__dataclass_fields__)
-    if unknown or not {"clip", "codec"} <= set(content):
-        raise InputError(f"{path} has unknown keys {sorted(unknown)} or lacks clip or codec; it is not a model.yaml")
+    if unknown or not isinstance(content.get("clip"), dict):
+        raise InputError(f"{path} has unknown keys {sorted(unknown)} or lacks clip; it is not a model.yaml of ours")
     refuse_foreign(content, str(path))
     return ModelRecipe(**content)
 

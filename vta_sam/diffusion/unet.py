@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..clip import ClipSpec
 from ..condition.encoder import sinusoids
 from ..conditioners.base import Condition
+from .positions import add_time_to_cross_attention
 
 
 class LatentUNet(nn.Module):
@@ -19,10 +20,12 @@ class LatentUNet(nn.Module):
     latent start at zero: at step 0 the model computes what the plain UNet would.
 
     Args: config, of UNet2DConditionModel without in_channels; spec; map_channels, C of the conditioner's column map;
-    coordinate_channels, sines and cosines of the column's time (0: none, as published).
+    coordinate_channels, sines and cosines of the column's time; timed_attention, strength of times inside
+    cross-attention (see positions.py). Both 0: the plain form, as published.
     """
 
-    def __init__(self, config: dict, spec: ClipSpec, map_channels: int = 0, coordinate_channels: int = 0):
+    def __init__(self, config: dict, spec: ClipSpec, map_channels: int = 0, coordinate_channels: int = 0,
+                 timed_attention: float = 0.0):
         super().__init__()
         self.latent_channels: int = config["out_channels"]
         self.spec, self.map_channels, self.coordinate_channels = spec, map_channels, coordinate_channels
@@ -31,6 +34,9 @@ class LatentUNet(nn.Module):
         if beside:
             with torch.no_grad():
                 self.unet.conv_in.weight[:, self.latent_channels:].zero_()
+        if timed_attention:
+            _, freq = self.unet.config["sample_size"]
+            add_time_to_cross_attention(self.unet, spec.duration_s, freq, timed_attention)
 
     @property
     def token_dim(self) -> int:

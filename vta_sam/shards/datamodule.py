@@ -97,6 +97,19 @@ class _Batches:
             yield collate(windows, self.spec)
 
 
+class _FixedBatches:
+    """The same batches at every pass. A plain list would be taken for a list of loaders."""
+
+    def __init__(self, batches: list[ClipBatch]):
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[ClipBatch]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
 class ShardDataModule(L.LightningDataModule):
     """Batches of one stage.
 
@@ -129,8 +142,8 @@ class ShardDataModule(L.LightningDataModule):
         loader = DataLoader(samples, batch_size=None, num_workers=self.workers)
         return _Batches(loader, self.spec, self.batch_size)
 
-    def val_dataloader(self) -> list[ClipBatch]:
-        return list(self.batches(self.val_split, self.val_clips))
+    def val_dataloader(self) -> _FixedBatches:
+        return _FixedBatches(list(self.batches(self.val_split, self.val_clips)))
 
     def batches(self, split: str, limit: int | None = None) -> Iterator[ClipBatch]:
         """Clips of a split in stored order, from their beginning, the last batch short."""

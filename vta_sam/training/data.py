@@ -1,0 +1,128 @@
+"""Where a run's clips come from: shards that exist, or the embedded world, made on first use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from hydra.utils import instantiate
+from rich.console import Console
+from rich.progress import Progress
+
+from ..clip import ClipSpec
+from ..shards.schema import read_dataset
+
+
+class DataSource(Protocol):
+    """What a training job asks of its data. train_split, val_split, test_split name splits of the dataset."""
+
+    train_split: str
+    val_split: str
+    test_split: str
+
+    def describe(self) -> str:
+        """One line for the plan: what, how much, where."""
+        ...
+
+    def prepare(self, spec: ClipSpec, grounder: dict, encoder: dict, console: Console) -> Path:
+        """⇒ the folder of shards, made if it isn't there."""
+        ...
+
+    def video(self, key: str) -> Path | None:
+        """The video that a clip was extracted from, where it is known."""
+        ...
+
+    def onsets_s(self, key: str) -> np.ndarray | None:
+        """True onsets of a clip's sound, where they are known."""
+        ...
+
+
+@dataclass
+class ShardData:
+    """A folder of shards made by data_prep/extract.py. videos: the folder that they were extracted from, or None (then
+    sample videos are not made)."""
+
+    root: str
+    videos: str | None = None
+    train_split: str = "train"
+    val_split: str = "val"
+    test_split: str = "test"
+
+    def describe(self) -> str:
+        info = read_dataset(self.root)
+        counts = ", ".join(f"{info.records(split)} {split}" for split in info.splits)
+        return f"{self.root}: {counts} clips at {info.fps:g} fps"
+
+    def prepare(self, spec: ClipSpec, grounder: dict, encoder: dict, console: Console) -> Path:
+        return Path(self.root)
+
+    def video(self, key: str) -> Path | None:
+        path = Path(self.videos) / f"{key}.mp4" if self.videos else None
+        return path if path and path.is_file() else None
+
+    def onsets_s(self, key: str) -> np.ndarray | None:
+        return None
+
+
+@dataclass
+class EmbeddedData:
+    """The embedded world: scenes are rendered to mp4 files, and those go through extraction like anybody's.
+
+    root: folder for both. counts: clips per split. seed: of the scenes (not of training). workers: processes.
+    expected_s: how long making it took where that was measured.
+    """
+
+    root: str
+    counts: dict[str, int]
+    seed: int = 0
+    workers: int = 2
+    expected_s: float = 0.0
+    train_split: str = "train"
+    val_split: str = "val"
+    test_split: str = "test"
+
+    @property
+    def videos(self) -> Path:
+        return Path(self.root) / "videos"
+
+    def describe(self) -> str:
+        counts = ", ".join(f"{count} {split}" for split, count in self.counts.items())
+        there = "made before" if (self.videos / "manifest.csv").exists() else "rendered now"
+        return f"the embedded world in {self.root}: {counts} clips ({there})"
+
+    def prepare(self, spec: ClipSpec, grounder: dict[str, Any], encoder: dict[str, Any], console: Console) -> Path:
+        from ..extraction.extract import extract_dataset
+        from ..scenes.world import write_world
+
+        with Progress(console=console) as progress:
+            task = progress.add_task("render scenes", total=sum(self.counts.values()))
+            manifest = write_world(self.videos, self.counts, self.seed, self.workers,
+                                   lambda done, total: progress.update(task, completed=done, total=total))
+            task = progress.add_task("extract features", total=sum(self.counts.values()))
+            ears_and_eyes = instantiate(grounder), instantiate(encoder)
+            out = Path(self.root) / f"shards-{'-'.join(_name(r) for r in (grounder, encoder))}-{spec.fps:g}fps"
+            extract_dataset(manifest, self.videos, out, *ears_and_eyes, spec.fps, workers=self.workers,
+                            progress=lambda done, total, *_: progress.update(task, completed=done, total=total))
+        return out
+
+    @cached_property
+    def _paths(self) -> dict[str, Path]:
+        from ..scenes.world import read_manifest
+
+        return {row["id"]: self.videos / row["path"] for row in read_manifest(self.videos)}
+
+    def video(self, key: str) -> Path | None:
+        return self._paths.get(key)
+
+    def onsets_s(self, key: str) -> np.ndarray | None:
+        from ..scenes.truth import read_truth
+
+        return read_truth(self._paths[key]).onsets_s()
+
+
+def _name(recipe: dict[str, Any]) -> str:
+    """vta_sam.grounding.tiny.TinyGrounder ⇒ tiny."""
+    return str(recipe["_target_"]).split(".")[-2]

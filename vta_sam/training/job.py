@@ -1,0 +1,260 @@
+"""One training job: says what it will do, runs the stages that its experiment names, ends with a table of figures."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from .. import __version__
+from ..atomic import write_text
+from ..clip import ClipSpec
+from ..errors import InputError
+from ..model_folder import read_recipe
+from ..pipeline import load
+from ..shards.schema import read_dataset
+from .data import DataSource
+from .figures import held_out, measure
+from .run_folder import StageFolder, locked
+from .showcase import figures_table, show
+from .stages import (
+    DiffusionParts, StageSettings, Workshop, train_condition, train_diffusion, train_vae, true_onsets,
+)
+
+STAGES = ("vae", "condition", "diffusion", "figures")
+
+
+@dataclass
+class TrainingJob:
+    """What ``conf/train.yaml`` describes; its comments say what each field is. Nested dictionaries are recipes."""
+
+    exp: str
+    stages: Sequence[str]
+    seed: int
+    runs: str
+    name: str | None
+    overwrite: bool
+    data: dict[str, Any]
+    clip: dict[str, Any]
+    networks: dict[str, dict[str, Any]]
+    conditioner: dict[str, Any]
+    objective: dict[str, Any]
+    dropout: dict[str, float]
+    fit: dict[str, dict[str, Any]]
+    sampler: dict[str, Any]
+    vocoder: dict[str, Any]
+    validation: dict[str, int]
+    figures: dict[str, int]
+    grounder: dict[str, Any]
+    encoder: dict[str, Any]
+    logger: Sequence[dict[str, Any]]
+    freeze: bool
+    threads: int | None
+    vae: str | None
+    condition: str | None
+    init: str | None
+    model: str | None
+    launcher: str | None
+
+    def __post_init__(self):
+        unknown = [s for s in self.stages if s not in STAGES]
+        if unknown:
+            raise InputError(f"stages names {unknown[0]!r}; the stages are {', '.join(STAGES)}")
+        if self.launcher is not None:
+            raise InputError(f"launcher={self.launcher} is not known; leave it out to run here")
+        if self.model is not None and list(self.stages) != ["figures"]:
+            raise InputError("model=… is for measuring a finished model; give stages=[figures] with it")
+        self.spec = ClipSpec(**self.clip)
+        self.console = Console()
+        self._seconds: dict[str, float] = {}
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.runs) / ("-".join([self.exp, str(self.seed), *([self.name] if self.name else [])]))
+
+    @cached_property
+    def source(self) -> DataSource:
+        return instantiate(self.data)
+
+    def run(self) -> Path:
+        """Train what isn't trained yet ⇒ the run's folder."""
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        with locked(self.folder):
+            self._say_plan()
+            if self.model is None:
+                self._check_settings()
+            root = self._timed("data", lambda: self.source.prepare(self.spec, self.grounder, self.encoder, self.console))
+            shop = Workshop(self.seed, self.spec, root, read_dataset(root), self.source,
+                            [instantiate(logger, _partial_=True) for logger in self.logger], self.console)
+            shop.info.require(str(root), fps=self.spec.fps, sample_rate_hz=self.spec.sample_rate_hz)
+            for stage in self.stages:
+                self._stage(stage, shop)
+        self.console.print(f"\n[bold]{self.folder}[/bold] holds everything of this run.", highlight=False)
+        return self.folder
+
+    # ------------------------------------------------------------------ what each stage is told
+
+    def stage_folder(self, stage: str) -> StageFolder:
+        """The stage's folder with the part of the config that it depends on."""
+        told: dict[str, Any] = {"seed": self.seed, "clip": self.clip, "data": self.data}
+        if stage == "vae":
+            told |= {"codec": self.networks["codec"], "fit": self.fit["vae"]}
+        if stage in ("condition", "diffusion"):
+            told |= {"grounder": self.grounder, "encoder": self.encoder, "dropout": self.dropout,
+                     "conditioner": self.conditioner}
+        if stage == "condition":
+            told |= {"fit": self.fit["condition"]}
+        if stage == "diffusion":
+            told |= {"fit": self.fit["diffusion"], "unet": self.networks["unet"], "objective": self.objective,
+                     "validation": self.validation, "freeze": self.freeze, "pretrained": self._pretrained is not None,
+                     "sampler": self.sampler, "vocoder": self.vocoder,
+                     "vae": self.vae, "condition": self.condition, "init": self.init}
+        if stage == "figures":
+            told |= {"figures": self.figures, "model": self.model, "sampler": self.sampler}
+        return StageFolder(self.folder / stage, json.loads(json.dumps(told)))
+
+    @property
+    def _vae(self) -> Path:
+        return Path(self.vae) if self.vae else self.stage_folder("vae").model
+
+    @property
+    def _pretrained(self) -> Path | None:
+        if self.condition:
+            return Path(self.condition)
+        return self.stage_folder("condition").model if "condition" in self.stages else None
+
+    def _check_settings(self) -> None:
+        """Refuse a config that would only fail after hours."""
+        if "diffusion" in self.stages and "vae" not in self.stages and not self.vae:
+            raise InputError("stage diffusion needs a VAE: add vae to stages=, or give vae=FOLDER of a trained one")
+        for key in ("vae", "condition", "init"):
+            if folder := getattr(self, key):
+                read_recipe(folder)
+
+    def _recipes(self, shop: Workshop) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The conditioner's and UNet's recipes, with the dimensions that data and each other give them."""
+        unet = dict(self.networks["unet"])
+        encoder = {**self.conditioner["encoder"], "frame_dim": shop.info.frame_dim, "object_dim": shop.info.object_dim,
+                   "fps": shop.info.fps}
+        conditioner = {**self.conditioner, "encoder": encoder,
+                       "token_dim": unet["config"]["cross_attention_dim"]}
+        unet["map_channels"] = conditioner.get("map_channels", 0)
+        return conditioner, unet
+
+    # ------------------------------------------------------------------ running
+
+    def _stage(self, stage: str, shop: Workshop) -> None:
+        if stage == "figures":
+            return self._figures(shop)
+        folder = self.stage_folder(stage)
+        folder.claim(self.overwrite)
+        if folder.done:
+            self.console.print(f"{stage}: done before, {folder.model}", highlight=False)
+            return None
+        settings = StageSettings.of(self.fit[stage])
+        conditioner, unet = self._recipes(shop)
+        if stage == "vae":
+            self._timed(stage, lambda: train_vae(shop, folder, settings, self.networks["codec"]))
+        elif stage == "condition":
+            self._timed(stage, lambda: train_condition(shop, folder, settings, conditioner["encoder"],
+                                                       self.dropout["objects"]))
+        else:
+            parts = DiffusionParts(
+                unet=unet, conditioner=conditioner, objective=self.objective, dropout=self.dropout,
+                encoder_rate=0.0 if self.freeze else 0.1, vae=self._vae, condition=self._pretrained,
+                init=Path(self.init) if self.init else None, sampler=self.sampler, vocoder=self.vocoder,
+                validation=self.validation, grounder=self.grounder, encoder=self.encoder,
+            )
+            self._timed(stage, lambda: train_diffusion(shop, folder, settings, parts))
+        folder.finish()
+        return None
+
+    def _figures(self, shop: Workshop) -> None:
+        folder = self.stage_folder("figures")
+        folder.claim(self.overwrite)
+        model = Path(self.model) if self.model else self.stage_folder("diffusion").model
+        if not folder.done:
+            pipeline = load(model, device="cuda" if torch.cuda.is_available() else "cpu")
+            data = shop.datamodule("figures", StageSettings.of(self.fit["diffusion"]))
+            clips = held_out(data.reader(self.source.test_split), data.reader(self.source.train_split), pipeline,
+                             self.figures["clips"], lambda key, wave: true_onsets(self.source, key, wave))
+
+            def work() -> None:
+                with Progress(console=self.console) as progress:
+                    total = 2 * len(clips.records) + len(clips.single)
+                    task = progress.add_task("generate and measure", total=total)
+                    figures, sounds = measure(pipeline, clips, self.seed, self.figures["batch_size"],
+                                              lambda n: progress.advance(task, n))
+                    figures["seed"], figures["exp"] = self.seed, self.exp
+                show(folder.path, pipeline, clips, sounds, self.source, self.stage_folder("diffusion").path,
+                     self.figures["samples"])
+                write_text(folder.path / "measured.json", json.dumps(figures, indent=1) + "\n")
+
+            self._timed("figures", work)
+            folder.finish()
+        figures = json.loads((folder.path / "measured.json").read_text()) | self._provenance(model)
+        write_text(self.folder / "figures.json", json.dumps(figures, indent=1) + "\n")
+        self.console.print(figures_table(figures))
+        for path in sorted((folder.path / "samples").glob("*.mp4")):
+            self.console.print(f"  {path}", highlight=False)
+        self.console.print(f"figures: {self.folder / 'figures.json'}", highlight=False)
+
+    def _timed(self, name: str, work) -> Any:
+        """Run, and add the seconds to the run's account, which survives a restart."""
+        start = time.perf_counter()
+        result = work()
+        account = self.folder / "seconds.json"
+        kept = json.loads(account.read_text()) if account.exists() else {}
+        kept[name] = round(kept.get(name, 0.0) + time.perf_counter() - start, 1)
+        write_text(account, json.dumps(kept) + "\n")
+        return result
+
+    def _provenance(self, model: Path) -> dict[str, Any]:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        return {
+            "seconds": json.loads((self.folder / "seconds.json").read_text()),
+            "peak_memory_gb": round(peak / 1024**2, 2), "model": str(model), "code_version": __version__,
+            "torch": torch.__version__, "device": "cuda" if torch.cuda.is_available() else "cpu",
+            "parameters": {part: _parameters(model, part) for part in ("codec", "unet", "conditioner")},
+        }
+
+    def _say_plan(self) -> None:
+        table = Table(title=f"{self.exp}, seed {self.seed}", title_justify="left", show_header=False, box=None)
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+        expected = 0.0
+        table.add_row("data", self.source.describe())
+        for stage in self.stages:
+            if stage == "figures":
+                expected += self.figures["expected_s"]
+                table.add_row(stage, f"{self.figures['clips']} held-out clips")
+                continue
+            settings, done = StageSettings.of(self.fit[stage]), self.stage_folder(stage).done
+            expected += 0 if done else settings.expected_s
+            table.add_row(stage, "done before" if done else
+                          f"{settings.fit.steps} steps of {settings.batch_size} clips, precision {settings.fit.precision}")
+        expected += getattr(self.source, "expected_s", 0.0)
+        table.add_row("device", device)
+        table.add_row("expected", f"about {expected / 60:.0f} minutes, if this machine is like the one it was measured "
+                                  "on (conf/size)" if expected else "not measured for this size")
+        table.add_row("writes to", f"{self.folder}")
+        self.console.print(table)
+
+
+def _parameters(model: Path, part: str) -> int:
+    """Parameters of a part, counted from its file's header."""
+    import safetensors
+
+    with safetensors.safe_open(model / f"{part}.safetensors", "np") as file:
+        return sum(int(torch.Size(file.get_slice(k).get_shape()).numel()) for k in file.keys())

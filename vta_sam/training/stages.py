@@ -1,0 +1,240 @@
+"""The three stages in order: each reads what the one before it wrote, and writes a model folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from rich.console import Console
+from rich.progress import Progress
+
+from .. import __version__
+from ..clip import ClipSpec
+from ..condition.lit import ConditionPretraining
+from ..diffusion.lit import LatentDiffusion
+from ..diffusion.objective import VPrediction
+from ..errors import InputError
+from ..mel import log_mel
+from ..model_folder import ModelRecipe, load_weights, read_recipe, save_model
+from ..pipeline import Pipeline
+from ..randomness import seed_of
+from ..shards.datamodule import ShardDataModule, ShardReader
+from ..shards.latents import is_complete, read_std, weights_hash, write_latents
+from ..shards.schema import DatasetInfo
+from ..shards.writer import read_shard
+from ..vae.codec import MelCodec, normalise
+from ..vae.lit import MelVAE
+from .callbacks import Reference, ValidationSamples
+from .data import DataSource
+from .fit import FitSettings, LoggerFactory, fit
+from .optimise import AdamWithWarmup
+from .run_folder import StageFolder
+
+MEL_STATISTICS_CLIPS = 256
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """A stage's numbers. fit: see FitSettings. batch_size: clips per process and batch. learning_rate, warmup_steps,
+    weight_decay: AdamW's. weights: of the loss terms. workers: loader processes. expected_s: how long it took where it
+    was measured (the config says where), for the plan."""
+
+    fit: FitSettings
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int
+    weight_decay: float = 0.01
+    weights: dict[str, float] = field(default_factory=dict)
+    workers: int = 0
+    expected_s: float = 0.0
+
+    @classmethod
+    def of(cls, settings: dict[str, Any]) -> "StageSettings":
+        return cls(**{**settings, "fit": FitSettings(**settings["fit"])})
+
+    def optimise(self, slower: dict[str, float] | None = None) -> AdamWithWarmup:
+        return AdamWithWarmup(self.learning_rate, self.fit.steps, self.warmup_steps, self.weight_decay,
+                              slower=slower or {})
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What all stages share: the seed, the clip, the data and who listens to the log."""
+
+    seed: int
+    spec: ClipSpec
+    root: Path
+    info: DatasetInfo
+    source: DataSource
+    loggers: list[LoggerFactory]
+    console: Console
+
+    def datamodule(self, stage: str, settings: StageSettings, latents: Path | None = None) -> ShardDataModule:
+        return ShardDataModule(
+            self.root, self.spec, settings.batch_size, self.seed, stage, workers=settings.workers, latents=latents,
+            train_split=self.source.train_split, val_split=self.source.val_split,
+        )
+
+    def about(self, stage: str, settings: StageSettings) -> dict[str, Any]:
+        return {"stage": stage, "steps": settings.fit.steps, "seed": self.seed, "code_version": __version__}
+
+    @contextmanager
+    def seeded(self, stage: str) -> Iterator[None]:
+        """Initial weights depend on (seed, stage), not on what ran before in this process."""
+        with torch.random.fork_rng():
+            torch.manual_seed(seed_of(self.seed, stage, "weights"))
+            yield
+
+
+def clip_dict(spec: ClipSpec) -> dict[str, Any]:
+    return {"duration_s": spec.duration_s, "fps": spec.fps, "latent_stride_frames": spec.latent_stride_frames}
+
+
+def load_codec(folder: Path) -> tuple[MelCodec, ModelRecipe]:
+    """A model folder with a VAE ⇒ the frozen codec and the folder's recipe."""
+    recipe = read_recipe(folder)
+    return load_weights(recipe.build("codec"), folder, "codec").eval().requires_grad_(False), recipe
+
+
+def train_vae(shop: Workshop, folder: StageFolder, settings: StageSettings, recipe: dict[str, Any]) -> None:
+    """Stage 1 ⇒ ``folder.model`` with the codec."""
+    data = shop.datamodule("vae", settings)
+    if recipe.get("mel_mean") is None:
+        recipe = {**recipe, **_mel_statistics(data.reader(data.train_split))}
+    with shop.seeded("vae"):
+        codec = instantiate(recipe, _convert_="all")
+    if codec.stride != shop.spec.latent_stride_frames:
+        raise InputError(f"the VAE's stride is {codec.stride} mel frames, clip.latent_stride_frames says "
+                         f"{shop.spec.latent_stride_frames}; make them agree")
+    module = MelVAE(codec, settings.weights, settings.optimise())
+    fit(module, data, folder, settings.fit, "1 mel VAE", ("val/mse", "min"), shop.loggers)
+    model = ModelRecipe(clip=clip_dict(shop.spec), codec=recipe, about=shop.about("vae", settings))
+    save_model(folder.model, model, {"codec": module.codec})
+
+
+def _mel_statistics(reader: ShardReader) -> dict[str, float]:
+    """Mean and standard deviation of normalised log-mels over the first records of the training split."""
+    from ..shards.order import consecutive
+
+    mels = []
+    for shard, index in islice(consecutive(reader.counts), MEL_STATISTICS_CLIPS):
+        waveform = torch.from_numpy(reader.record(shard, index)[0].waveform)[None]
+        mels.append(torch.from_numpy(log_mel(normalise(waveform)[0].numpy())))
+    values = torch.cat(mels)
+    return {"mel_mean": round(float(values.mean()), 3), "mel_std": round(float(values.std()), 3)}
+
+
+def encode_latents(shop: Workshop, codec: MelCodec) -> Path:
+    """Latent shards of all splits, made once per VAE ⇒ their folder."""
+    out = shop.root / f"latents-{weights_hash(codec.state_dict())}"
+    splits = list(shop.info.splits)
+    shards = [shard for split in splits for shard in shop.info.shards(split)]
+    if not is_complete(out, shop.info, splits):
+        with Progress(console=shop.console) as progress:
+            task = progress.add_task("latent shards", total=sum(s.records for s in shards))
+            write_latents(shards, lambda s: read_shard(shop.root / s.name), codec, out,
+                          lambda n: progress.advance(task, n))
+    return out
+
+
+def train_condition(shop: Workshop, folder: StageFolder, settings: StageSettings, recipe: dict[str, Any],
+                    object_dropout: float) -> None:
+    """Stage 2 ⇒ ``folder.model`` with the temporal-semantic encoder. recipe: of the encoder."""
+    data = shop.datamodule("condition", settings)
+    with shop.seeded("condition"):
+        module = ConditionPretraining(instantiate(recipe, _convert_="all"), settings.weights, object_dropout,
+                                      settings.optimise())
+    fit(module, data, folder, settings.fit, "2 condition encoder", ("val/loss", "min"), shop.loggers)
+    model = ModelRecipe(clip=clip_dict(shop.spec), condition_encoder=recipe, about=shop.about("condition", settings))
+    save_model(folder.model, model, {"condition_encoder": module.encoder})
+
+
+@dataclass(frozen=True)
+class DiffusionParts:
+    """What stage 3 is built from. unet, conditioner: recipes. dropout: see LatentDiffusion. encoder_rate: factor on the
+    rate of the pretrained encoder (0: frozen). vae, condition, init: model folders, of which the last two may be None.
+    sampler: recipe of the sampler that the finished model uses. validation: {clips, steps} of sampling while training.
+    grounder, encoder: recipes that the model folder names for generation."""
+
+    unet: dict[str, Any]
+    conditioner: dict[str, Any]
+    objective: dict[str, Any]
+    dropout: dict[str, float]
+    encoder_rate: float
+    vae: Path
+    condition: Path | None
+    init: Path | None
+    sampler: dict[str, Any]
+    vocoder: dict[str, Any]
+    validation: dict[str, int]
+    grounder: dict[str, Any]
+    encoder: dict[str, Any]
+
+
+def train_diffusion(shop: Workshop, folder: StageFolder, settings: StageSettings, parts: DiffusionParts) -> None:
+    """Stage 3 ⇒ ``folder.model``: everything that generation needs."""
+    codec, vae_recipe = load_codec(parts.vae)
+    latents = encode_latents(shop, codec)
+    scale = 1.0 / read_std(latents)
+    data = shop.datamodule("diffusion", settings, latents)
+    with shop.seeded("diffusion"):  # the time base is handed over afterwards: Hydra would turn it into a dict
+        unet = instantiate(parts.unet, _partial_=True, _convert_="all")(spec=shop.spec)
+        conditioner = instantiate(parts.conditioner, _partial_=True, _convert_="all")(spec=shop.spec)
+    slower = {}
+    if parts.condition is not None:
+        load_weights(conditioner.encoder, parts.condition, "condition_encoder")
+        slower = {"conditioner.encoder.": parts.encoder_rate}
+    if parts.init is not None:
+        load_weights(unet, parts.init, "unet")
+        load_weights(conditioner, parts.init, "conditioner")
+    objective: VPrediction = instantiate(parts.objective)
+    module = LatentDiffusion(unet, conditioner, objective, scale, parts.dropout, settings.optimise(slower))
+    sampler, vocoder = instantiate(parts.sampler), instantiate(parts.vocoder)
+
+    def make(trained: LatentDiffusion) -> Pipeline:
+        return Pipeline(spec=shop.spec, codec=codec.to(trained.device), unet=trained.unet,
+                        conditioner=trained.conditioner, latent_scale=scale, sampler=sampler, vocoder=vocoder)
+
+    samples = ValidationSamples(make, reference_of(shop, data, parts.validation["clips"]), parts.validation["steps"],
+                                shop.seed)
+    fit(module, data, folder, settings.fit, "3 latent diffusion", ("val/envelope_correlation", "max"), shop.loggers,
+        [samples])
+    info = shop.info
+    model = ModelRecipe(
+        clip=clip_dict(shop.spec), codec=vae_recipe.codec, latent_scale=scale, unet=parts.unet,
+        conditioner=parts.conditioner, sampler=parts.sampler, vocoder=parts.vocoder, grounder=parts.grounder,
+        encoder=parts.encoder, about=shop.about("diffusion", settings),
+        features={"grounder": info.grounder, "encoder": info.encoder, "fps": info.fps, "frame_dim": info.frame_dim,
+                  "object_dim": info.object_dim, "caption_dim": info.caption_dim},
+    )
+    save_model(folder.model, model, {"codec": codec, "unet": module.unet, "conditioner": module.conditioner})
+
+
+def reference_of(shop: Workshop, data: ShardDataModule, clips: int) -> Reference:
+    """The first clips of the validation split, with their true sound and onsets."""
+    from ..shards.batch import collate, window_of
+    from ..shards.order import consecutive
+
+    reader = data.reader(data.val_split)
+    records = [reader.record(*place)[0] for place in islice(consecutive(reader.counts), clips)]
+    batch = collate([window_of(r, shop.spec, seed_of(shop.seed, r.key)) for r in records], shop.spec)
+    assert batch.waveform is not None
+    waveforms = batch.waveform.numpy()
+    return Reference(batch, waveforms, [true_onsets(shop.source, r.key, w) for r, w in zip(records, waveforms)])
+
+
+def true_onsets(source: DataSource, key: str, waveform: Any) -> Any:
+    """Onsets of the truth where a data source knows it, else those detected in the true sound."""
+    from ..metrics.onsets import detect_onsets
+
+    known = source.onsets_s(key)
+    return known if known is not None else detect_onsets(waveform)
+
+
+Report = Callable[[str], None]

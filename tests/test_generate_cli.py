@@ -12,7 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from models import SPEC, make_features, make_seeing_model
+from models import SPEC, make_features, make_model_folder, make_seeing_model
 
 import vta_sam.pipeline
 from vta_sam.audio import read_wav
@@ -375,3 +375,34 @@ def test_help_needs_no_torch():
             f"try: runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\nfinally: print('torch' in sys.modules)")
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.strip().endswith("False"), result.stderr
+
+
+@pytest.mark.slow
+def test_real_clips(generate, shared_dir, tmp_path):
+    source = shared_dir / "clips" / "gt"
+    status, _, err = generate(f"video={source}", "objects=[dog,racing car]", "steps=1", "guidance=1", "out=out")
+    assert (status, err) == (0, "")
+    for clip in source.glob("*.mp4"):
+        check_result(clip, tmp_path / "out" / clip.name)
+
+
+@pytest.mark.slow
+def test_an_embedded_scene_with_oracles(generate, tmp_path):
+    """Extractors that must be told which video they are asked about, and given all of its frames at once."""
+    from vta_sam.scenes.truth import read_truth
+    from vta_sam.scenes.world import write_world
+
+    write_world(tmp_path / "world", {"test": 1}, seed=0, workers=1)
+    video, = (tmp_path / "world").rglob("*.mp4")
+    recipes = {"grounder": {"_target_": "vta_sam.grounding.oracle.OracleGrounder"},
+               "encoder": {"_target_": "vta_sam.encoders.oracle.OracleEncoder"}}
+    folder = make_model_folder(tmp_path, dims={"frame_dim": 20, "object_dim": 10}, **recipes)
+    truth = read_truth(video)
+    words = sorted({thing.word for thing in truth.objects})
+    status, _, err = generate(f"video={video}", f"objects={','.join(words)}", "out=out", "steps=1", "guidance=1",
+                              model_argument=f"model={folder}")
+    assert (status, err) == (0, "")
+    seen = check_result(video, tmp_path / "out" / video.name)["mean_probability"]
+    for word in words:
+        visible = truth.visible[:, [thing.word == word for thing in truth.objects]].any(axis=1)
+        assert seen[word] == pytest.approx(visible.mean(), abs=0.05)

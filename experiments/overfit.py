@@ -1,0 +1,33 @@
+"""Learn a handful of real clips by heart and pair generated with true sound: see conf/exp/overfit.yaml."""
+
+import hydra
+
+from vta_sam.cli import run
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="train")
+@run
+def main(config):
+    from pathlib import Path
+
+    from omegaconf import OmegaConf
+
+    from vta_sam.errors import InputError
+    from vta_sam.pipeline import load
+    from vta_sam.training.job import TrainingJob
+    from vta_sam.training.overfit import extract_clips, judge
+
+    if "overfit" not in config:
+        raise InputError("give +exp=overfit overfit.videos=FOLDER overfit.captions=CSV")
+    settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    clips = settings.pop("overfit")
+    videos = Path(clips["videos"])
+    shards = extract_clips(videos, Path(clips["captions"]), Path(clips["out"]), settings["grounder"],
+                           settings["encoder"], settings["clip"]["fps"], clips["learned_s"], clips["unheard_s"])
+    job = TrainingJob(**{k: v for k, v in settings.items() if k in TrainingJob.__dataclass_fields__})
+    folder = job.run()
+    judge(load(folder / "diffusion" / "model"), shards, videos, folder / "pairs", job.seed, job.console)
+
+
+if __name__ == "__main__":
+    main()

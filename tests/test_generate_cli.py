@@ -281,7 +281,7 @@ def sounds_in(folder: Path) -> dict[str, np.ndarray]:
     return {path.name: read_wav(path)[0] for path in sorted(folder.glob("*.wav"))}
 
 
-def test_a_split_does_not_depend_on_workers_batches_or_interruptions(generate, shards, tmp_path):
+def test_a_split_does_not_depend_on_workers_batches_or_interruptions(generate, shards, tmp_path, monkeypatch):
     command = [f"shards={shards}", "samples=2", "rank=0", "world=1"]
     assert generate(*command, "out=whole", "batch_size=16")[0] == 0
     whole = sounds_in(tmp_path / "whole")
@@ -292,8 +292,9 @@ def test_a_split_does_not_depend_on_workers_batches_or_interruptions(generate, s
     assert record["key"] == "a" and record["sample"] == 1 and record["level"]["peak"] > 0
 
     for rank in (0, 1):
-        status, out, _ = generate(f"shards={shards}", "samples=2", f"rank={rank}", "world=2", "out=parts",
-                                  "batch_size=1")
+        monkeypatch.setenv("RANK", str(rank))  # as torchrun does
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        status, out, _ = generate(f"shards={shards}", "samples=2", "out=parts", "batch_size=1")
         assert status == 0 and f"{(6, 4)[rank]} sounds made, 0 were there" in out
     parts = sounds_in(tmp_path / "parts")
     assert parts.keys() == whole.keys()

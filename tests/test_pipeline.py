@@ -92,6 +92,14 @@ def test_a_record_of_the_models_length_is_what_the_batch_gives(pipeline):
     assert np.array_equal(pipeline.generate_features(make_features("a"), 7), batch)
 
 
+def test_ancestral_sampling_has_its_own_noise_per_clip(pipeline, monkeypatch):
+    monkeypatch.setattr(pipeline, "sampler", dataclasses.replace(pipeline.sampler, solver="ddpm", steps=3))
+    batch = pipeline.sample_latents(make_batch("a", "b"), [7, 8])
+    assert torch.allclose(pipeline.sample_latents(make_batch("b"), [8])[0], batch[1], atol=1e-5)
+    alone = pipeline.generate_batch(make_batch("a"), [7])[0].numpy()
+    assert np.array_equal(pipeline.generate_features(make_features("a"), 7), alone)
+
+
 @pytest.mark.parametrize("duration_s", [0.01, 0.3, 1.29, 3.84])
 def test_any_length_comes_out_exactly_as_long(pipeline, duration_s):
     features = make_features("a", duration_s=duration_s)

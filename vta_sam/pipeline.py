@@ -155,7 +155,8 @@ class Pipeline:
         UNet. A record of the model's own length gives what :meth:`generate_batch` gives.
 
         What grows with length, per minute: features (a few MB at most), 1.5 MB of log-mel, 3.8 MB for each copy of the
-        waveform, and the windows' condition tokens (for the largest model 6 MB). Activations don't.
+        waveform, and the windows' condition tokens (for the largest model 6 MB). Activations don't. The embedded model
+        took 9 MB more for each minute, up to 20 minutes.
         """
         sampler, spec = self.sampler_for(guidance, steps), self.spec
         samples = len(features.waveform)

@@ -1,0 +1,206 @@
+"""Every config composes and builds what it says: experiments times sizes, exact parameter counts, and what the command
+line answers to questions and mistakes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import nn
+
+from vta_sam.clip import ClipFeatures, ClipSpec
+from vta_sam.shards.batch import collate, window_of
+from vta_sam.shards.schema import DatasetInfo
+from vta_sam.training.job import STAGES, TrainingJob
+from vta_sam.training.stages import StageSettings
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CONF = REPOSITORY / "conf"
+EXPERIMENTS = sorted(path.stem for path in (CONF / "exp").glob("*.yaml"))
+SIZES = ("smoke", "embedded", "base", "large")
+FRAME_DIM, OBJECT_DIM, CAPTION_DIM = 768, 768, 1024  # CLIP ViT-L/14 and FLAN-T5 large
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    """The config as the command line makes it; what a user has to name (folders, all of them) is named `somewhere`."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", overrides=list(overrides))
+    for key in OmegaConf.missing_keys(config):
+        OmegaConf.update(config, key, "somewhere")
+    settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(settings, dict)
+    return settings
+
+
+@cache
+def job_of(exp: str, size: str) -> TrainingJob:
+    settings = composed(f"+exp={exp}", f"size={size}")
+    return TrainingJob(**{k: v for k, v in settings.items() if k in TrainingJob.__dataclass_fields__})
+
+
+@dataclass
+class Parts:
+    spec: ClipSpec
+    codec: nn.Module
+    unet: Any
+    conditioner: Any
+
+
+def built(job: TrainingJob) -> Parts:
+    """The job's networks as stage 3 builds them, on the meta device: all shapes, no numbers."""
+    info = DatasetInfo(
+        grounder="a", encoder="b", fps=job.spec.fps, sample_rate_hz=job.spec.sample_rate_hz, frame_dim=FRAME_DIM,
+        object_dim=OBJECT_DIM, caption_dim=CAPTION_DIM, config_hash="", manifest_hash="", code_version="")
+    conditioner, unet = job._recipes(SimpleNamespace(info=info))
+    codec = {k: v for k, v in job.networks["codec"].items() if v is not None}  # null: measured on the shards
+    with torch.device("meta"):
+        networks = (instantiate(codec, _convert_="all"),
+                    instantiate(unet, _partial_=True, _convert_="all")(spec=job.spec),
+                    instantiate(conditioner, _partial_=True, _convert_="all")(spec=job.spec))
+    return Parts(job.spec, *(network.to("meta").eval() for network in networks))  # buffers from numpy move as well
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def meta_batch(spec: ClipSpec, size: int = 2):
+    """Clips of two objects without numbers."""
+    def clip(key: str) -> ClipFeatures:
+        frames = spec.frames
+        zeros = torch.zeros
+        return ClipFeatures(
+            key=key, caption="a dog and a canary", objects=["dog", "canary"], fps=spec.fps,
+            waveform=zeros(spec.samples).numpy(), frame_embedding=zeros(frames, FRAME_DIM).numpy(),
+            probs=zeros(frames, 2).numpy(), boxes=zeros(frames, 2, 4).numpy(), areas=zeros(frames, 2).numpy(),
+            object_embedding=zeros(2, OBJECT_DIM).numpy(), caption_tokens=zeros(3, CAPTION_DIM).numpy())
+
+    return collate([window_of(clip(f"clip{i}"), spec, i) for i in range(size)], spec).to("meta")
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("exp", EXPERIMENTS)
+def test_experiment_builds_at_size(exp, size):
+    job = job_of(exp, size)
+    assert job.exp == exp, "an experiment names its run after itself"
+    assert job.stages and set(job.stages) <= set(STAGES)
+    parts = built(job)
+    codec, network = parts.codec, parts.codec.network
+    assert codec.stride == job.spec.latent_stride_frames
+    # channels in the config are those that folding a patch gives
+    assert network.config["in_channels"] == network.config["out_channels"] == codec.patch ** 2
+    assert parts.unet.latent_channels == codec.latent_channels
+    assert parts.unet.token_dim == parts.conditioner.token_dim
+    assert parts.unet.map_channels == parts.conditioner.map_channels
+    freq = job.spec.n_mels // codec.stride
+    assert list(parts.unet.unet.config["sample_size"]) == [job.spec.columns, freq]
+    assert instantiate(job.sampler).steps == job.sampler["steps"]
+    assert callable(instantiate(job.objective).loss) and callable(instantiate(job.vocoder))
+    shapes_go_through(job.spec, parts)
+
+
+def shapes_go_through(spec: ClipSpec, parts: Parts) -> None:
+    """Clip ⇒ condition ⇒ UNet ⇒ latent ⇒ mel, and back."""
+    batch = meta_batch(spec)
+    latent = torch.empty(2, parts.unet.latent_channels, spec.columns, spec.n_mels // parts.codec.stride,
+                         device="meta")
+    told, untold = parts.conditioner(batch), parts.conditioner.null(batch)
+    assert told.tokens.shape == untold.tokens.shape
+    with torch.device("meta"):
+        assert parts.unet(latent, torch.zeros(2, dtype=torch.long), told).shape == latent.shape
+        assert parts.codec.decode(latent).shape == (2, 1, spec.mel_frames, spec.n_mels)
+        mel = torch.empty(2, 1, spec.mel_frames, spec.n_mels)
+        assert parts.codec.moments(mel).shape == (2, 2 * latent.shape[1], *latent.shape[2:])
+
+
+@pytest.mark.parametrize(("size", "parameters"), [("base", 578_052_168), ("large", 865_933_768)])
+def test_published_parameter_counts(size, parameters):
+    """VTA-LDM's and Tango's UNets to the parameter, and AudioLDM's VAE, so that their weights fit."""
+    plain = built(job_of("vta_sam", size))
+    assert count(plain.unet) == count(plain.unet.unet) == parameters
+    assert count(plain.codec.network) == 55_376_873
+    job = job_of("vta_sam_aligned", size)
+    aligned = built(job)
+    map_channels = job.conditioner["map_channels"]
+    assert map_channels > 0
+    first = job.networks["unet"]["config"]["block_out_channels"][0]
+    assert count(aligned.unet) - parameters == map_channels * first * 3 * 3
+    shapes = [{name: p.shape for name, p in part.unet.named_parameters()} for part in (plain, aligned)]
+    assert [name for name in shapes[0] if shapes[0][name] != shapes[1][name]] == ["unet.conv_in.weight"]
+    assert shapes[0].keys() == shapes[1].keys()
+
+
+def test_every_size_sets_the_same_numbers():
+    """A size that lacks a key would train with a default that nobody chose."""
+    def keys(value: Any, path: str = "") -> set[str]:
+        if not isinstance(value, dict):
+            return {path}
+        return set().union(*(keys(item, f"{path}.{key}") for key, item in value.items())) if value else {path}
+
+    groups = ("clip", "fit", "validation", "figures", "embedded_clips", "embedded_expected_s")
+    optional = {"workers", "precision", "accumulate"}  # have a default in StageSettings or FitSettings
+    found = {}
+    for size in SIZES:
+        settings = composed("+exp=vta_sam", f"size={size}")
+        found[size] = {key for group in groups for key in keys(settings[group], group)
+                       if key.rsplit(".", 1)[-1] not in optional}
+        for stage in ("vae", "condition", "diffusion"):
+            numbers = StageSettings.of(settings["fit"][stage])
+            assert 0 < numbers.warmup_steps < numbers.fit.validate_every <= numbers.fit.steps
+            assert numbers.fit.checkpoint_every <= numbers.fit.validate_every
+    for size in SIZES[1:]:
+        assert found[size] == found["smoke"], size
+
+
+@pytest.mark.parametrize("data", ["embedded", "shards"])
+@pytest.mark.parametrize("logger", ["csv", "tensorboard", "wandb"])
+def test_groups_compose_with_each_other(data, logger):
+    settings = composed("+exp=vta_sam", "size=large", f"data={data}", f"logger={logger}")
+    assert instantiate(settings["data"]).train_split == "train"
+    assert settings["logger"][0]["_target_"].endswith("CSVLogger"), "figures are always kept on disk"
+
+
+@pytest.fixture
+def command(tmp_path):
+    """Run an entry script where importing torch ends the program: (script, *arguments) ⇒ its result."""
+    (tmp_path / "torch.py").write_text('raise SystemExit("torch was imported")\n')
+
+    def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+        return subprocess.run([sys.executable, str(REPOSITORY / script), *arguments], cwd=tmp_path, text=True,
+                              capture_output=True, env={**os.environ, "PYTHONPATH": paths}, timeout=120)
+
+    return run
+
+
+def test_the_trap_for_torch_works(command):
+    result = command("experiments/train.py", "+exp=vta_sam", "size=smoke")
+    assert result.returncode != 0 and "torch was imported" in result.stderr
+
+
+@pytest.mark.parametrize("script", ["experiments/train.py", "experiments/generate.py"])
+def test_help_is_answered_without_torch(command, script):
+    result = command(script, "--help")
+    assert result.returncode == 0, result.stderr
+    assert "seed:" in result.stdout, "the settings are part of the help"
+
+
+@pytest.mark.parametrize(("argument", "named"), [("sizee=base", "sizee"), ("size=huge", "huge"),
+                                                 ("+exp=vta_samm", "vta_samm"), ("fit.vae.batch=4", "batch")])
+def test_a_mistake_is_named_without_torch(command, argument, named, tmp_path):
+    result = command("experiments/train.py", argument)
+    assert result.returncode != 0
+    assert named in result.stderr and "Traceback" not in result.stderr
+    assert "torch was imported" not in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["torch.py"], "a refused command leaves nothing behind"

@@ -19,9 +19,9 @@ def main(config):
     from vta_sam.generation.inputs import videos_in
     from vta_sam.generation.model import identify, newest_model
 
-    if (config.video is None) == (config.shards is None):
+    if bool(config.video) == bool(config.shards):
         raise InputError("name what to generate for: video=FILE, video=FOLDER, or shards=FOLDER of a dataset")
-    videos = {} if config.video is None else videos_in(Path(config.video))
+    videos = videos_in(Path(config.video)) if config.video else {}
     folder = newest_model() if config.model is None else Path(config.model)
     if config.model is None:
         print(f"model: {folder}")
@@ -30,7 +30,7 @@ def main(config):
     from vta_sam.pipeline import load
 
     pipeline = load(folder, choose_device(config.device, config.threads))
-    if config.shards is not None:
+    if config.shards:
         generate_for_split(config, pipeline, identify(folder))
     else:
         sys.exit(generate_for_videos(config, pipeline, identify(folder), videos))

@@ -4,7 +4,9 @@ import contextlib
 import functools
 import io
 import json
+import os
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -220,6 +222,8 @@ def write_song(path: Path) -> Path:
     ("video=song.mp4", "song.mp4 has no pictures"),
     ("video=folder", "folder holds no video"),
     ("video=null", "name what to generate for"),
+    ("video=", "name what to generate for"),
+    ("shards=folder", "name what to generate for"),
     ("objects=[a,b,c,d,e,f,g,h,i]", "9 are named, at most 8"),
     ("steps=0", "steps=0: expected a whole number"),
     ("guidance=lots", "guidance=lots: expected a number"),
@@ -256,10 +260,12 @@ def test_the_newest_model_is_taken(generate, model, make_video, tmp_path):
     source = make_video(tmp_path / "in.mp4", duration_s=0.5)
     status, _, err = generate(f"video={source}", model_argument=None)
     assert status == 2 and "experiments/train.py" in err
-    (tmp_path / "runs/mine").mkdir(parents=True)
-    (tmp_path / "runs/mine/model").symlink_to(model)
+    for i, place in enumerate(("runs/old/diffusion/model", "runs/mine/diffusion/model", "runs/mine/vae/model")):
+        shutil.copytree(model, tmp_path / place)
+        os.utime(tmp_path / place / "model.yaml", (i, i))
+    (tmp_path / "runs/mine/vae/model/unet.safetensors").unlink()  # the newest is a VAE alone
     status, out, _ = generate(f"video={source}", "picture=false", model_argument=None)
-    assert status == 0 and "model: runs/mine/model" in out
+    assert status == 0 and "model: runs/mine/diffusion/model" in out
 
 
 @pytest.fixture(scope="module")

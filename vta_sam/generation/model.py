@@ -10,12 +10,14 @@ from ..model_folder import YAML_NAME
 
 
 def newest_model(runs: Path = Path("runs")) -> Path:
-    """The model folder under ``runs`` that was written last. Raises InputError when there is none."""
-    found = [path for path in runs.glob(f"*/model/{YAML_NAME}") if (path.parent / "unet.safetensors").exists()]
+    """The diffusion model under ``runs`` that was written last: ``<run>/model`` or ``<run>/<stage>/model``; a VAE or a
+    condition encoder alone is none. Raises InputError when there is none."""
+    folders = [path.parent for depth in ("*", "*/*") for path in runs.glob(f"{depth}/model/{YAML_NAME}")]
+    found = [folder for folder in folders if (folder / "unet.safetensors").exists()]
     if not found:
         raise InputError(f"there is no trained model under {runs}/; train one with experiments/train.py +exp=vta_sam, "
                          "or name a model folder with model=")
-    return max(found, key=lambda path: path.stat().st_mtime).parent
+    return max(found, key=lambda folder: (folder / YAML_NAME).stat().st_mtime)
 
 
 def identify(folder: Path) -> dict[str, str]:

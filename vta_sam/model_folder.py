@@ -79,9 +79,11 @@ class ModelRecipe:
 
 def refuse_foreign(recipe: Any, where: str) -> None:
     """Raise InputError where a recipe names a class outside the table, or asks Hydra for anything but a class."""
+    if isinstance(recipe, str) and "${" in recipe:  # ${oc.create:…} would make a recipe that nobody has looked at
+        raise InputError(f"{where} is {recipe!r}; a model folder holds values, no ${{…}} to be filled in; not loaded")
     if isinstance(recipe, dict):
         for key, value in recipe.items():
-            if key == "_target_" and value not in CLASSES:
+            if key == "_target_" and not (isinstance(value, str) and value in CLASSES):
                 raise InputError(f"{where} names the class {value!r}, which is none of this project's; not loaded")
             if str(key).startswith("_") and key != "_target_":
                 raise InputError(f"{where} has the key {key!r}, which a model folder may not use; not loaded")
@@ -108,7 +110,8 @@ def read_recipe(folder: str | Path) -> ModelRecipe:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{folder} is no model folder: it has no {YAML_NAME}; training writes one as <run>/model") from None
+        raise InputError(f"{folder} is no model folder: it has no {YAML_NAME}; training writes one per stage, as "
+                         "<run>/<stage>/model") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path} can't be read: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
@@ -118,6 +121,10 @@ def read_recipe(folder: str | Path) -> ModelRecipe:
     if unknown or not isinstance(content.get("clip"), dict):
         raise InputError(f"{path} has unknown keys {sorted(unknown)} or lacks clip; it is not a model.yaml of ours")
     refuse_foreign(content, str(path))
+    try:
+        ClipSpec(**content["clip"])
+    except (TypeError, InputError) as error:
+        raise InputError(f"{path}: its clip can't be used: {error}") from error
     return ModelRecipe(**content)
 
 

@@ -52,7 +52,7 @@ class Conditioner(nn.Module, ABC):
 
     @abstractmethod
     def null(self, batch: ClipBatch) -> Condition:
-        """Nothing said, in the shapes of :meth:`forward`: what condition dropout trains and guidance leads away from."""
+        """Nothing said, in the shapes of :meth:`forward`: what dropout trains and guidance leads away from."""
 
     def with_dropout(self, batch: ClipBatch, rows: Tensor) -> Condition:
         """Rows (B,) that are True get the null."""

@@ -73,7 +73,7 @@ def generate(pipeline: Pipeline, batch: ClipBatch, seed: int, batch_size: int, t
 @torch.no_grad()
 def through_codec(pipeline: Pipeline, waveforms: torch.Tensor, batch_size: int,
                   tick: Tick) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """True sound through VAE and vocoder: the ceiling ⇒ (sound (B, samples), true mels, decoded mels (B, frames, 64))."""
+    """True sound through VAE and vocoder, the ceiling ⇒ sound (B, samples), true and decoded mels (B, frames, 64)."""
     sounds, true, decoded = [], [], []
     for chunk in waveforms.split(batch_size):
         mel = pipeline.codec.mel(chunk.to(pipeline.device))

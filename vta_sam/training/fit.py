@@ -1,4 +1,4 @@
-"""One stage's training: a Trainer with checkpoints to resume from, an average of the weights, and a choice by figure."""
+"""One stage's training: a Trainer with checkpoints to resume from, averaged weights, and a choice by figure."""
 
 from __future__ import annotations
 
@@ -100,8 +100,8 @@ def read_checkpoint(path: Path, module: L.LightningModule) -> dict:
     wrong = sorted(set(own) ^ set(found)) + [k for k in own if k in found and own[k].shape != found[k].shape]
     if wrong:
         raise InputError(
-            f"{path} is a checkpoint of another model: {len(wrong)} of its parameters differ from this one's, the first "
-            f"is {wrong[0]!r}; delete it, or give this run another name=…"
+            f"{path} is a checkpoint of another model: {len(wrong)} of its parameters differ from this one's, the "
+            f"first is {wrong[0]!r}; delete it, or give this run another name=…"
         )
     return content
 

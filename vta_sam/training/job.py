@@ -95,7 +95,8 @@ class TrainingJob:
             self._say_plan()
             if self.model is None:
                 self._check_settings()
-            root = self._timed("data", lambda: self.source.prepare(self.spec, self.grounder, self.encoder, self.console))
+            root = self._timed("data", lambda: self.source.prepare(self.spec, self.grounder, self.encoder,
+                                                                   self.console))
             shop = Workshop(self.seed, self.spec, root, read_dataset(root), self.source,
                             [instantiate(logger, _partial_=True) for logger in self.logger], self.console)
             shop.info.require(str(root), fps=self.spec.fps, sample_rate_hz=self.spec.sample_rate_hz)
@@ -222,7 +223,7 @@ class TrainingJob:
         return result
 
     def _provenance(self, model: Path) -> dict[str, Any]:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        peak = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
         return {
             "seconds": json.loads((self.folder / "seconds.json").read_text()),
             "peak_memory_gb": round(peak / 1024**2, 2), "model": str(model), "code_version": __version__,
@@ -242,8 +243,8 @@ class TrainingJob:
                 continue
             settings, done = StageSettings.of(self.fit[stage]), self.stage_folder(stage).done
             expected += 0 if done else settings.expected_s
-            table.add_row(stage, "done before" if done else
-                          f"{settings.fit.steps} steps of {settings.batch_size} clips, precision {settings.fit.precision}")
+            work = f"{settings.fit.steps} steps of {settings.batch_size} clips, precision {settings.fit.precision}"
+            table.add_row(stage, "done before" if done else work)
         expected += getattr(self.source, "expected_s", 0.0)
         table.add_row("device", device)
         table.add_row("expected", f"about {expected / 60:.0f} minutes, if this machine is like the one it was measured "

@@ -51,7 +51,7 @@ def show(folder: Path, pipeline: Pipeline, clips: HeldOut, sounds: np.ndarray, s
 
 
 def validation_curve(diffusion: Path) -> tuple[list[int], dict[str, list[float]]]:
-    """Timing figures over steps, read from stage 3's csv logs ⇒ (steps, {figure: values}); empty where none was kept."""
+    """Timing figures over steps, read from stage 3's csv logs ⇒ (steps, {figure: values}); empty where none are."""
     names = ("val/envelope_correlation", "val/onset_f1")
     rows: dict[int, dict[str, float]] = {}
     for path in sorted(diffusion.glob("logs/version_*/metrics.csv"), key=lambda p: int(p.parent.name.split("_")[1])):
@@ -88,11 +88,11 @@ def figures_table(figures: dict[str, Any]) -> Table:
                       _text(swap["timing"]["envelope_correlation"]["score"]),
                       _text(swap["timing"]["envelope_correlation"]["control"]), "")
     table.add_row("VAE: mel error share", f"{figures['vae']['mel_error_share']:.3f}", "", "")
+    generated = figures["level"]["generated"]
     table.add_row("silent clips, clipped samples",
-                  f"{figures['level']['generated']['silent_clips']:.3f}, {figures['level']['generated']['clipping_rate']:.1e}",
-                  "", "")
-    table.add_row("minutes, peak memory", f"{sum(figures['seconds'].values()) / 60:.1f}, {figures['peak_memory_gb']} GB",
-                  "", "")
+                  f"{generated['silent_clips']:.3f}, {generated['clipping_rate']:.1e}", "", "")
+    minutes = sum(figures["seconds"].values()) / 60
+    table.add_row("minutes, peak memory", f"{minutes:.1f}, {figures['peak_memory_gb']} GB", "", "")
     return table
 
 
@@ -100,5 +100,3 @@ def _text(interval: dict[str, Any]) -> str:
     if interval["mean"] is None:
         return "not defined"
     return f"{interval['mean']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}] n={interval['n']}"
-
-

@@ -1,0 +1,102 @@
+"""The whole job at its smallest size, by the commands a user types: train, kill, resume, generate, measure."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vta_sam.audio import read_wav
+from vta_sam.training.overfit import Matrix
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def train(folder: Path, *more: str) -> list[str]:
+    return [sys.executable, "experiments/train.py", "+exp=vta_sam", "size=smoke", f"runs={folder}/runs",
+            f"data.root={folder}/world", *more]
+
+
+def finish(command: list[str]) -> str:
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A smoke run that was killed in stage 3 and started again ⇒ the folder of runs and world."""
+    folder = tmp_path_factory.mktemp("smoke")
+    run = folder / "runs" / "vta_sam-0"
+    process = subprocess.Popen(train(folder), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                               start_new_session=True)
+    deadline = time.monotonic() + 500
+    while not (run / "diffusion" / "checkpoints" / "last.ckpt").exists():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline, "stage 3 never wrote a checkpoint"
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (run / "figures.json").exists()
+    said = finish(train(folder))
+    assert "vae: done before" in said and "condition: done before" in said
+    return folder
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_ends_with_figures(finished):
+    run = finished / "runs" / "vta_sam-0"
+    figures = json.loads((run / "figures.json").read_text())
+    assert figures["clips"] == 6
+    for name in ("envelope_correlation", "onset_f1"):
+        assert set(figures["timing"][name]) == {"score", "control", "score_minus_control"}
+        assert figures["ceiling"][name]["score"]["n"] == 6
+    assert 0 < figures["vae"]["mel_error_share"]
+    assert figures["parameters"]["unet"] > 100_000
+    videos = sorted((run / "figures" / "samples").glob("*.mp4"))
+    assert len(videos) == 2 and all(v.with_suffix(".png").exists() for v in videos)
+    assert (run / "figures" / "attention.png").exists() and (run / "figures" / "curve.png").exists()
+
+
+@pytest.mark.slow
+def test_the_same_command_again_trains_nothing(finished):
+    checkpoint = finished / "runs" / "vta_sam-0" / "diffusion" / "checkpoints" / "last.ckpt"
+    before = checkpoint.stat().st_mtime_ns
+    said = finish(train(finished))
+    assert "diffusion: done before" in said and "envelope_correlation" in said
+    assert checkpoint.stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_a_changed_config_stops_with_the_difference(finished):
+    done = subprocess.run(train(finished, "fit.vae.learning_rate=0.5"), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "learning_rate: 0.5" in done.stderr and "overwrite=true" in done.stderr
+
+
+@pytest.mark.slow
+def test_what_was_trained_generates_and_measures(finished):
+    model = finished / "runs" / "vta_sam-0" / "diffusion" / "model"
+    video = next((finished / "world" / "videos" / "test").glob("*.mp4"))
+    finish([sys.executable, "experiments/generate.py", f"model={model}", f"video={video}", f"out={finished}/out",
+            "wav=true", "steps=2"])
+    sound, rate_hz = read_wav(finished / "out" / f"{video.stem}.wav")
+    assert rate_hz == 16_000 and abs(len(sound) / rate_hz - 5.12) < 0.05
+    finish([sys.executable, "experiments/train.py", "+exp=vta_sam", "size=smoke", f"runs={finished}/runs",
+            f"data.root={finished}/world", "name=measured", "stages=[figures]", f"model={model}"])
+    again = json.loads((finished / "runs" / "vta_sam-0-measured" / "figures.json").read_text())
+    first = json.loads((finished / "runs" / "vta_sam-0" / "figures.json").read_text())
+    assert again["timing"] == first["timing"]
+
+
+def test_pairing_matrix_tells_the_right_pairing_from_chance():
+    right = Matrix(["a", "b", "c", "d"], np.eye(4) * 0.8 + 0.1)
+    assert right.p == pytest.approx(1 / 24) and right.diagonal == pytest.approx(0.9)
+    assert right.others == pytest.approx(0.1)
+    blind = Matrix(["a", "b", "c", "d"], np.full((4, 4), 0.3))
+    assert blind.p == 1.0

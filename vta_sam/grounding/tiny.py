@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from ..tiny.eyes import shared_eyes
 from ..tiny.trunk import IMAGE_SIZE
 from .base import Grounding
 
+SPECK = 0.25  # of the largest patch's area: smaller ones are not the thing
+
 
 class TinyGrounder:
     """A :class:`~vta_sam.grounding.base.Grounder` for the ten words of the embedded world, on the CPU.
 
     probs are the trunk's calibrated presence; the mask is where the word's heat exceeds one half, on a grid of 24 × 32
-    cells; the box encloses the mask, and is zero where the mask is empty. A word that it doesn't know: a warning, once,
+    cells; the box encloses it but for specks, and is zero where it is empty. A word that it doesn't know: a warning, once,
     and probabilities, boxes and areas of zero.
 
     Args:
@@ -52,12 +55,18 @@ class TinyGrounder:
 
 
 def boxes_of(masks: np.ndarray) -> np.ndarray:
-    """Masks (T, h, w) bool ⇒ boxes around them (T, 4) float32, cx cy w h as fractions; zeros where a mask is empty."""
+    """Masks (T, h, w) bool ⇒ boxes around them (T, 4) float32, cx cy w h as fractions; zeros where a mask is empty.
+
+    Specks (connected cells, fewer than a quarter of the largest patch) are left out: one stray cell would otherwise
+    stretch a box across the picture.
+    """
+    height, width = masks.shape[1:]
     boxes = np.zeros((len(masks), 4), np.float32)
-    for axis, covered in enumerate((masks.any(1), masks.any(2))):  # columns give x, rows give y
-        cells = covered.shape[1]
-        first, end = covered.argmax(1), cells - covered[:, ::-1].argmax(1)
-        boxes[:, axis] = (first + end) / (2 * cells)
-        boxes[:, 2 + axis] = (end - first) / cells
-    boxes[~masks.any((1, 2))] = 0
+    for i, mask in enumerate(masks):
+        if mask.any():
+            # columns of the statistics: left, top, width, height, area; row 0 is the background
+            patches = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)[2][1:]
+            patches = patches[patches[:, 4] >= SPECK * patches[:, 4].max()]
+            first, end = patches[:, :2].min(0), (patches[:, :2] + patches[:, 2:4]).max(0)
+            boxes[i] = np.concatenate([(first + end) / 2, end - first]) / (width, height, width, height)
     return boxes

@@ -12,7 +12,7 @@ from ..errors import InputError
 from .trunk import HEAT_SIZE, IMAGE_SIZE, SHIPPED_TRUNK, load_trunk
 from .words import Vocabulary
 
-BATCH_FRAMES = 64  # pictures a pass: the activations of more leave the processor's cache
+BATCH_FRAMES = 32  # pictures a pass: the activations of more leave the processor's cache
 
 
 class Seen:

@@ -37,7 +37,7 @@ class Residual(nn.Module):
         self.first, self.second = Conv(channels, channels, 1, folded), Conv(channels, channels, 1, folded)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x + self.second(F.relu(self.first(x))))
+        return F.relu_(self.second(F.relu_(self.first(x))).add_(x))
 
 
 def fold(network: M) -> M:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
@@ -57,7 +58,7 @@ class TrunkRecipe:
     rate: float
     loss_weights: Mapping[str, float]
     version: int
-    precision: str = "32-true"
+    precision: Any = "32-true"
     workers: int = 2
     sizes: Mapping | None = None
     out: str | None = None
@@ -68,7 +69,8 @@ class TrunkRecipe:
             raise InputError(f"trunk: train_seed and test_seed are both {self.train_seed}; held-out clips need another")
         lightning.seed_everything(self.seed, verbose=False)
         sizes = _plain(self.sizes or {})
-        trunk, weights = Trunk(len(WORDS), **sizes), _plain(self.loss_weights)
+        trunk = Trunk(len(WORDS), **sizes).to(memory_format=torch.channels_last)
+        weights = _plain(self.loss_weights)
         training = TrunkTraining(trunk, len(WORDS), self.rate, self.steps, weights)
         pictures = self._pictures("train", self.train_clips, self.train_seed)
         _fit(training, PictureBatches(pictures, self.batch, self.steps, self.seed), self.steps, self.precision)
@@ -125,7 +127,7 @@ class TaggerRecipe:
     def train(self) -> dict:
         """Train, measure, write ⇒ the held-out figures."""
         if self.train_seed == self.test_seed:
-            raise InputError(f"tagger: train_seed and test_seed are both {self.train_seed}; held-out sounds need another")
+            raise InputError(f"tagger: test_seed is train_seed, {self.train_seed}; hold other sounds out")
         lightning.seed_everything(self.seed, verbose=False)
         sizes = _plain(self.sizes or {})
         training = TaggerTraining(Tagger(WORDS, **sizes), self.rate, self.steps, self.label_smoothing)
@@ -150,7 +152,7 @@ class TaggerRecipe:
         return tagger_figures(load_tagger(self.out), waveforms, classes, self.test_vocoded * len(WORDS))
 
 
-def _fit(training: lightning.LightningModule, batches: IterableDataset, steps: int, precision: str) -> None:
+def _fit(training: lightning.LightningModule, batches: IterableDataset, steps: int, precision: Any) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its greetings say nothing about the run
     trainer = lightning.Trainer(
         accelerator="auto", devices=1, max_steps=steps, max_epochs=1, precision=precision, gradient_clip_val=1.0,
@@ -163,7 +165,8 @@ def _fit(training: lightning.LightningModule, batches: IterableDataset, steps: i
 
 
 def _about(recipe: TrunkRecipe | TaggerRecipe, kind: str, sizes: dict) -> dict:
-    kept = {f.name: _plain(getattr(recipe, f.name)) for f in dataclasses.fields(recipe) if f.name != "out"}
+    elsewhere = ("out", "scenes", "workers")  # where and with what it ran, which changes no weight
+    kept = {f.name: _plain(getattr(recipe, f.name)) for f in dataclasses.fields(recipe) if f.name not in elsewhere}
     return {
         "kind": kind,
         "version": recipe.version,

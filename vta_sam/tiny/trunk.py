@@ -65,7 +65,7 @@ class Trunk(nn.Module):
         half, quarter, eighth = widths
         self.embedding_dim = embedding_dim
         self.word_dim = word_dim
-        self.half = Conv(3, half, 2, folded)
+        self.stem = Conv(3, half, 2, folded)
         self.quarter = Conv(half, quarter, 2, folded)
         self.quarter_more = Residual(quarter, folded)
         self.eighth = Conv(quarter, eighth, 2, folded)
@@ -93,9 +93,9 @@ class Trunk(nn.Module):
 
     def see(self, x: Tensor) -> Sight:
         """The same for pictures (B, 3, 72, 96) already scaled to about [-1, 1]."""
-        x = self.quarter_more(F.relu(self.quarter(F.relu(self.half(x)))))
-        deep = self.eighth_more(F.relu(self.eighth(x)))
-        cells = F.relu(self.cells(x + F.interpolate(self.down(deep), size=x.shape[2:], mode="nearest")))
+        x = self.quarter_more(F.relu_(self.quarter(F.relu_(self.stem(x)))))
+        deep = self.eighth_more(F.relu_(self.eighth(x)))
+        cells = F.relu_(self.cells(x + F.interpolate(self.down(deep), size=x.shape[2:], mode="nearest")))
         words = self.table()
         heat = torch.einsum("bdhw,kd->bkhw", self.ask(cells), words) / self.word_dim**0.5 + self.heat_bias
         hidden = self._read(cells, heat, words)

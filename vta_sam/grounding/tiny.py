@@ -18,8 +18,8 @@ class TinyGrounder:
     """A :class:`~vta_sam.grounding.base.Grounder` for the ten words of the embedded world, on the CPU.
 
     probs are the trunk's calibrated presence; the mask is where the word's heat exceeds one half, on a grid of 24 × 32
-    cells; the box encloses it but for specks, and is zero where it is empty. A word that it doesn't know: a warning, once,
-    and probabilities, boxes and areas of zero.
+    cells; areas count its cells; the box encloses it but for specks, and is zero where it is empty. A word that it
+    doesn't know: a warning, once, and probabilities, boxes and areas of zero.
 
     Args:
         weights: a file written by ``experiments/train_tiny.py model=trunk``; None takes the shipped one.

@@ -30,8 +30,9 @@ class MelVAE(L.LightningModule):
         noise = SampleDraws(batch.seeds, "posterior").normal(moments.shape[1] // 2, *moments.shape[2:])
         error = (self.codec.decode(sample_posterior(moments, noise.to(moments))) - mel) / self.codec.mel_std
         real = batch.column_mask.repeat_interleave(self.codec.stride, dim=1)[:, None, : mel.shape[2], None]
-        error = error * real / real.float().mean().clamp(min=1e-6).sqrt()
-        return {"l1": error.abs().mean(), "mse": (error ** 2).mean(), "kl": kl_to_standard_normal(moments)}
+        share = real.float().mean().clamp(min=1e-6)
+        return {"l1": (error.abs() * real).mean() / share, "mse": (error ** 2 * real).mean() / share,
+                "kl": kl_to_standard_normal(moments)}
 
     def _step(self, batch: ClipBatch, prefix: str) -> Tensor:
         losses = self.losses(batch)

@@ -74,7 +74,12 @@ def read_latents(folder: Path, shard: ShardInfo) -> dict[str, np.ndarray]:
 
 
 def read_std(folder: Path) -> float:
-    return float(json.loads((folder / INFO_NAME).read_text())["std"])
+    """The standard deviation that :func:`write_latents` found. Raises InputError when its file is damaged."""
+    path = folder / INFO_NAME
+    try:
+        return float(json.loads(path.read_text())["std"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} can't be read ({error}); delete the folder {folder}, and it is made again") from error
 
 
 def is_complete(folder: Path, info: DatasetInfo, splits: list[str]) -> bool:

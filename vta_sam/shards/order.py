@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..errors import InputError
 from ..randomness import seed_of
 
 
@@ -29,7 +30,7 @@ class SampleOrder:
 
     def __post_init__(self):
         if sum(self.counts) == 0:
-            raise ValueError("there is nothing to order: every shard is empty")
+            raise InputError("there is nothing to train on: every shard is empty")
 
     @property
     def epoch_samples(self) -> int:
@@ -55,7 +56,7 @@ class SampleOrder:
     def samples(self, start: int, part: int = 0, parts: int = 1) -> Iterator[tuple[int, int, int]]:
         """Endlessly (epoch, shard, record) from the ``start``-th sample of the run on, every ``parts``-th of them."""
         if self.streams % parts:
-            raise ValueError(f"streams={self.streams} is not a multiple of {parts} (processes × workers)")
+            raise InputError(f"streams={self.streams} is not a multiple of {parts} (processes × workers)")
         epoch, table = -1, np.empty((0, 2), int)
         position = start + part
         while True:

@@ -1,0 +1,46 @@
+# `make` alone lists what there is.
+PYTHON ?= python3
+BIN := .venv/bin
+# For pip. Where there is no GPU, `make install PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"`
+# spares the download of CUDA: it takes the CPU build of torch.
+PIP_ARGS ?=
+# For the training command: make train ARGS="seed=1 logger=tensorboard"
+ARGS ?=
+TEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install train smoke test test-slow lint clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# The stamp is as new as the last complete installation; a changed list of packages makes it old.
+$(BIN)/.installed: setup.cfg pyproject.toml
+	@command -v $(PYTHON) > /dev/null || { echo "$(PYTHON) is not there; name a Python 3.11 or later: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is $$($(PYTHON) -V 2>&1), but 3.11 or later is needed: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install $(PIP_ARGS) -e '.[dev]'
+	@touch $@
+
+install: $(BIN)/.installed ## create .venv with the project and its tools in it
+
+train: install ## train VTA-SAM on the embedded world (ARGS="seed=1 ..." for settings)
+	$(BIN)/python experiments/train.py +exp=vta_sam $(ARGS)
+
+smoke: install ## the same with everything tiny, from nothing, in about a minute
+	rm -rf out/smoke
+	$(BIN)/python experiments/train.py +exp=vta_sam size=smoke runs=out/smoke/runs data.root=out/smoke/data $(ARGS)
+
+test: install ## the quick tests
+	$(BIN)/python -m pytest -m "not slow" $(TEST_ARGS)
+
+test-slow: install ## the tests that take longer
+	$(BIN)/python -m pytest -m slow $(TEST_ARGS)
+
+lint: install ## style and types
+	$(BIN)/python -m flake8 vta_sam data_prep experiments benchmarks tests
+	$(BIN)/python -m mypy
+
+clean: ## remove what tools leave behind; data/ and runs/ are kept
+	rm -rf build dist out/smoke *.egg-info .pytest_cache .mypy_cache
+	find vta_sam data_prep experiments benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +

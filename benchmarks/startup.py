@@ -1,0 +1,47 @@
+"""How long a user waits for an answer that needs no computing: --help, and a mistake on the command line.
+
+    python benchmarks/startup.py --repeat 3
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from _report import Report, median, parser, seconds
+
+from vta_sam.cli import run
+from vta_sam.errors import InputError
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+COMMANDS = {  # arguments, and the exit status that they have to end with
+    "train.py --help": (("experiments/train.py", "--help"), 0),
+    "train.py with a wrong key": (("experiments/train.py", "sizee=base"), 1),
+    "generate.py --help": (("experiments/generate.py", "--help"), 0),
+    "extract.py --help": (("data_prep/extract.py", "--help"), 0),
+}
+
+
+def answer(arguments: tuple[str, ...], status: int) -> None:
+    """Raises InputError where the program ends otherwise than it should: that would be measuring a failure."""
+    ended = subprocess.run([sys.executable, *arguments], cwd=REPOSITORY, capture_output=True, text=True)
+    if ended.returncode != status:
+        raise InputError(f"{' '.join(arguments)} ended with status {ended.returncode}, expected {status}: "
+                         f"{ended.stderr.strip()[-300:]}")
+
+
+@run
+def main() -> None:
+    arguments = parser("Seconds until an entry script has answered.")
+    arguments.add_argument("--repeat", type=int, default=3, help="starts of each, of which the median counts")
+    options = arguments.parse_args()
+    rows = []
+    for name, (command, status) in COMMANDS.items():
+        times = seconds(lambda: answer(command, status), options.repeat)
+        rows.append({"command": name, "median_s": median(times, 2), "slowest_s": round(max(times), 2)})
+    Report("start of entry scripts", rows, {"repeat": options.repeat}).show(options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -54,7 +54,7 @@ def watched(unet: UNet2DConditionModel) -> Iterator[dict[str, Tensor]]:
         yield seen
     finally:
         for name, layer in layers.items():
-            layer.processor = before[name]
+            layer.set_processor(before[name])  # a plain assignment would refuse one that isn't a Module
 
 
 @torch.no_grad()

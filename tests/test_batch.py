@@ -88,7 +88,8 @@ def test_a_window_leaves_its_record_as_it_was():
 def test_forgetting_objects_leaves_the_video():
     batch = collate([window_of(a_clip(key), SPEC, 0) for key in "ab"], SPEC)
     forgotten = batch.without_objects(torch.tensor([True, False]))
-    assert not forgotten.probs[0].any() and not forgotten.object_embedding[0].any() and not forgotten.object_mask[0].any()
+    assert not forgotten.probs[0].any() and not forgotten.object_embedding[0].any()
+    assert not forgotten.object_mask[0].any()
     assert torch.equal(forgotten.frame_embedding, batch.frame_embedding)
     for name in ("probs", "object_embedding", "object_mask"):
         assert torch.equal(getattr(forgotten, name)[1], getattr(batch, name)[1])
@@ -99,5 +100,6 @@ def test_select_picks_rows():
     batch = collate([window_of(a_clip(key), SPEC, i) for i, key in enumerate("abc")], SPEC)
     picked = batch.select([2, 0])
     assert picked.keys == ["c", "a"] and picked.seeds.tolist() == [2, 0] and picked.moments is None
-    assert torch.equal(picked.waveform, batch.waveform[[2, 0]]) and picked.objects == [batch.objects[2], batch.objects[0]]
+    assert torch.equal(picked.waveform, batch.waveform[[2, 0]])
+    assert picked.objects == [batch.objects[2], batch.objects[0]]
     assert picked.to("cpu").keys == ["c", "a"]

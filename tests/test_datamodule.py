@@ -112,7 +112,8 @@ def test_long_records_are_cropped_at_columns(long_root):
     for batch in batches(data_of(long_root, batch_size=8, cached_shards=1), 25):
         for i, key in enumerate(batch.keys):
             waveform = from_pcm16(to_pcm16(clips[key].waveform))
-            start = [c for c in range(9) if np.array_equal(waveform[c * 2560:c * 2560 + SPEC.samples], batch.waveform[i])]
+            start = [c for c in range(9)
+                     if np.array_equal(waveform[c * 2560:c * 2560 + SPEC.samples], batch.waveform[i])]
             assert len(start) == 1, "a crop begins at a column and lies inside the record"
             frames = clips[key].frame_embedding[2 * start[0]:2 * start[0] + 64].astype(np.float16)
             assert np.array_equal(batch.frame_embedding[i], frames.astype(np.float32))

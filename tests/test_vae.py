@@ -15,7 +15,8 @@ from vta_sam.vae.lit import MelVAE
 
 
 def codec_of(patch=8, blocks=(8, 16)):
-    network = {**CODEC["network"], "in_channels": patch**2, "out_channels": patch**2, "block_out_channels": list(blocks),
+    network = {**CODEC["network"], "in_channels": patch**2, "out_channels": patch**2,
+               "block_out_channels": list(blocks),
                "down_block_types": ["DownEncoderBlock2D"] * len(blocks),
                "up_block_types": ["UpDecoderBlock2D"] * len(blocks)}
     return build({**CODEC, "patch": patch, "network": network, "mel_mean": -5.0, "mel_std": 2.0})
@@ -27,7 +28,8 @@ def codec():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("patch, blocks, stride", [(8, (8, 16), 16), (4, (8, 8, 16), 16), (1, (4, 8, 8), 4), (2, (8,), 2)])
+@pytest.mark.parametrize("patch, blocks, stride", [
+    (8, (8, 16), 16), (4, (8, 8, 16), 16), (1, (4, 8, 8), 4), (2, (8,), 2)])
 def test_shapes_follow_from_the_stride(patch, blocks, stride):
     codec = codec_of(patch, blocks)
     assert codec.stride == stride and codec.latent_channels == 8

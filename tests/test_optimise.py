@@ -1,0 +1,82 @@
+"""The rate over time, and who is trained at which rate."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from vta_sam.training.optimise import AdamWithWarmup
+
+
+def test_the_rate_rises_and_falls():
+    make = AdamWithWarmup(1.0, steps=110, warmup_steps=10, final=0.1)
+    assert [make.factor(step) for step in (0, 4, 9, 10)] == [0.1, 0.5, 1.0, 1.0]
+    assert make.factor(60) == pytest.approx(0.55) and make.factor(110) == pytest.approx(0.1)
+    assert make.factor(35) == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 4)))
+    assert make.factor(500) == pytest.approx(0.1)  # a run that was made longer doesn't rise again
+    rates = [make.factor(step) for step in range(10, 111)]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_without_warmup_it_starts_at_its_peak():
+    assert AdamWithWarmup(1.0, steps=10).factor(0) == 1.0
+    assert AdamWithWarmup(1.0, steps=5, warmup_steps=5).factor(7) == pytest.approx(0.1)
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.body = nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
+        self.token, self.kept = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(2, 2), requires_grad=False)
+
+
+def groups_of(**more):
+    module = Model()
+    made = AdamWithWarmup(0.1, steps=10, warmup_steps=2, weight_decay=0.5, **more)(module)
+    names = {id(p): name for name, p in module.named_parameters()}
+    found = {names[id(p)]: (group["initial_lr"], group["weight_decay"])
+             for group in made["optimizer"].param_groups for p in group["params"]}
+    return module, made, found
+
+
+def test_vectors_are_not_decayed_and_frozen_parameters_left_out():
+    _, made, found = groups_of()
+    assert found == {"encoder.weight": (0.1, 0.5), "encoder.bias": (0.1, 0.0), "body.0.weight": (0.1, 0.5),
+                     "body.0.bias": (0.1, 0.0), "body.1.weight": (0.1, 0.0), "body.1.bias": (0.1, 0.0),
+                     "token": (0.1, 0.0)}
+    assert made["lr_scheduler"]["interval"] == "step"
+
+
+def test_what_is_pretrained_goes_slower():
+    _, made, found = groups_of(slower={"encoder.": 0.1})
+    assert found["encoder.weight"] == (pytest.approx(0.01), 0.5) and found["body.0.weight"] == (0.1, 0.5)
+    assert found["encoder.bias"] == (pytest.approx(0.01), 0.0)
+    rates = []
+    for _ in range(4):
+        rates.append(sorted({group["lr"] for group in made["optimizer"].param_groups}))
+        made["optimizer"].step()
+        made["lr_scheduler"]["scheduler"].step()
+    assert rates[0] == pytest.approx([0.005, 0.05]) and rates[1] == pytest.approx([0.01, 0.1])
+    assert all(slow == pytest.approx(fast / 10) for slow, fast in rates)
+
+
+def test_a_factor_of_zero_freezes():
+    module, made, found = groups_of(slower={"encoder.": 0.0})
+    assert not any(name.startswith("encoder") for name in found)
+    assert not module.encoder.weight.requires_grad and module.body[0].weight.requires_grad
+    before = module.encoder.weight.clone()
+    module.body(module.encoder(torch.ones(1, 3))).square().sum().backward()
+    made["optimizer"].step()
+    assert torch.equal(module.encoder.weight, before) and module.encoder.weight.grad is None
+
+
+def test_decay_pulls_matrices_only():
+    module, made, _ = groups_of()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.fill_(1.0)
+    for parameter in module.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    made["optimizer"].step()
+    assert torch.all(module.encoder.weight < 1) and torch.all(module.encoder.bias == 1) and torch.all(module.token == 1)

@@ -1,0 +1,150 @@
+"""The house around the code: what is packaged, what may be loaded, and what no tracked file may say."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import re
+import subprocess
+from fnmatch import fnmatch
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import yaml
+
+import vta_sam
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SOURCES = ("vta_sam", "data_prep", "experiments", "benchmarks")
+MAX_WEIGHTS_BYTES = 3_000_000
+# modules whose loading runs what a file says
+PICKLING = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+MACHINE_PATH = re.compile(r"(?<![\w.$~}\]/-])/(?:work|root|tmp|mnt|home/\w+|Users/\w+)/\w|[A-Z]:\\Users")
+
+
+def tracked_files() -> list[Path]:
+    try:
+        listed = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("needs git and the repository, to know which files belong to it")
+    return [path for name in listed.decode().split("\0") if name and (path := REPOSITORY / name).is_file()]
+
+
+def unsafe_loads(source: str) -> list[str]:
+    """Python source ⇒ "line: what", for each way in it to load a file that could run code."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        else:
+            names = []
+        found += [f"{node.lineno}: imports {name}" for name in names if name.split(".")[0] in PICKLING]
+        if isinstance(node, ast.Call):
+            found += [f"{node.lineno}: {fault}" for fault in call_faults(node)]
+    return found
+
+
+def call_faults(call: ast.Call) -> list[str]:
+    name = ast.unparse(call.func)
+    given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+    faults = []
+    if given.get("allow_pickle", "False") != "False":
+        faults.append(f"{name} with allow_pickle={given['allow_pickle']}")
+    loads_tensors = name == "torch.load" or name.endswith(".load_from_checkpoint") or "ckpt_path" in given
+    if loads_tensors and given.get("weights_only") != "True":
+        faults.append(f"{name} without weights_only=True")
+    if given.get("weights_only", "True") != "True":
+        faults.append(f"{name} with weights_only={given['weights_only']}")
+    if name in ("yaml.load", "yaml.unsafe_load", "yaml.full_load", "yaml.load_all"):
+        faults.append(f"{name} instead of yaml.safe_load")
+    return faults
+
+
+@pytest.mark.parametrize("sin", [
+    "import pickle", "from pickle import loads", "import joblib as j", "np.load(path, allow_pickle=True)",
+    "torch.load(path)", "torch.load(path, weights_only=False)", "torch.load(path, weights_only=flag)",
+    "trainer.fit(module, ckpt_path=path)", "Module.load_from_checkpoint(path)", "yaml.load(text, Loader=Loader)",
+])
+def test_the_scan_sees(sin):
+    assert unsafe_loads(f"def f(x):\n    if x:\n        {sin}\n"), sin
+
+
+@pytest.mark.parametrize("virtue", [
+    "torch.load(path, weights_only=True)", "np.load(path)", "np.load(path, allow_pickle=False)", "yaml.safe_load(text)",
+    "trainer.fit(module, ckpt_path=path, weights_only=True)", "import json", "pickles = 3",
+])
+def test_the_scan_lets_pass(virtue):
+    assert unsafe_loads(virtue) == []
+
+
+def test_nothing_that_is_loaded_can_run_code():
+    files = [path for folder in SOURCES for path in sorted((REPOSITORY / folder).rglob("*.py"))]
+    assert len(files) > 50, "the scan looks in the wrong place"
+    faults = {str(path.relative_to(REPOSITORY)): found for path in files
+              if (found := unsafe_loads(path.read_text(encoding="utf-8")))}
+    assert faults == {}
+
+
+def test_metadata_of_the_package():
+    installed = metadata.metadata("vta-sam")
+    assert installed["Version"] == vta_sam.__version__
+    assert installed["Requires-Python"] == ">=3.11"
+    license_text = (REPOSITORY / "LICENSE").read_text(encoding="utf-8")
+    assert "Apache License" in license_text and "END OF TERMS AND CONDITIONS" in license_text
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == vta_sam.__version__
+    assert citation["license"] == setup()["metadata"]["license"] == "Apache-2.0"
+
+
+def setup() -> configparser.ConfigParser:
+    config = configparser.ConfigParser()
+    config.read(REPOSITORY / "setup.cfg")
+    return config
+
+
+def test_weights_come_with_the_package_and_are_small():
+    folder = REPOSITORY / "vta_sam" / "weights"
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".safetensors" for path in files)
+    patterns = setup()["options.package_data"]["vta_sam"].split()
+    for path in files:
+        name = path.relative_to(folder.parent).as_posix()
+        assert path.stat().st_size < MAX_WEIGHTS_BYTES, name
+        assert path.suffix in (".safetensors", ".yaml"), f"{name}: tensors and words only"
+        assert any(fnmatch(name, pattern) for pattern in patterns), f"{name} is not in setup.cfg's package_data"
+
+
+def test_every_package_is_found():
+    """A folder without __init__.py would be missing from an installation that is not editable."""
+    folders = {path.parent for path in (REPOSITORY / "vta_sam").rglob("*.py")}
+    assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []
+
+
+def test_scan_for_machine_paths_sees():
+    assert all(MACHINE_PATH.search(text) for text in ('"/tmp/x"', "cd /work/main", "/home/me/data", "=/root/a"))
+    assert not any(MACHINE_PATH.search(text) for text in ("a/tmp/x", "$SCRATCH/tmp/x", "https://host/work/x", "/tmpfs"))
+
+
+def test_no_tracked_file_names_a_place_on_one_machine():
+    found = []
+    for path in tracked_files():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue  # weights and pictures
+        if path == Path(__file__):
+            continue  # holds the examples above
+        found += [f"{path.relative_to(REPOSITORY)}:{number}: {line.strip()[:80]}"
+                  for number, line in enumerate(text.splitlines(), 1) if MACHINE_PATH.search(line)]
+    assert found == []
+
+
+def test_no_tracked_file_is_data():
+    """Data, runs and what is generated stay out of the repository."""
+    kinds = (".mp4", ".mkv", ".ckpt", ".pt", ".pth", ".tar")
+    large = [str(path.relative_to(REPOSITORY)) for path in tracked_files()
+             if path.stat().st_size > MAX_WEIGHTS_BYTES or path.suffix in kinds]
+    assert large == []

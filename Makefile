@@ -27,7 +27,7 @@ install: $(BIN)/.installed ## create .venv with the project and its tools in it
 train: install ## train VTA-SAM on the embedded world (ARGS="seed=1 ..." for settings)
 	$(BIN)/python experiments/train.py +exp=vta_sam $(ARGS)
 
-smoke: install ## the same with everything tiny, from nothing, in about a minute
+smoke: install ## the same with everything tiny, from nothing, in a minute or two
 	rm -rf out/smoke
 	$(BIN)/python experiments/train.py +exp=vta_sam size=smoke runs=out/smoke/runs data.root=out/smoke/data $(ARGS)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import configparser
+import json
 import re
 import subprocess
+import sys
 from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
@@ -148,3 +150,25 @@ def test_no_tracked_file_is_data():
     large = [str(path.relative_to(REPOSITORY)) for path in tracked_files()
              if path.stat().st_size > MAX_WEIGHTS_BYTES or path.suffix in kinds]
     assert large == []
+
+
+def judge(run: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(REPOSITORY / "benchmarks" / "main_job.py"), "--run", str(run), *more]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(("minutes", "peak_gb", "status"), [(19, 5.9, 0), (21, 5.9, 1), (19, 6.1, 1)])
+def test_the_main_job_is_held_to_its_limits(tmp_path, minutes, peak_gb, status):
+    (tmp_path / "seconds.json").write_text(json.dumps({"data": 60, "diffusion": 60 * (minutes - 1)}))
+    (tmp_path / "figures.json").write_text(json.dumps({"peak_memory_gb": peak_gb, "timing": {}}))
+    told = judge(tmp_path, "--json")
+    assert told.returncode == status, told.stderr
+    result = json.loads(told.stdout)
+    assert result["within_limits"] is (status == 0)
+    assert result["rows"][-1] == {"stage": "all", "minutes": minutes, "share": "100%"}
+    assert result["machine"]["cores"] >= 1
+
+
+def test_an_unfinished_main_job_is_said_so(tmp_path):
+    told = judge(tmp_path)
+    assert told.returncode == 2 and "seconds.json doesn't exist" in told.stderr and "Traceback" not in told.stderr

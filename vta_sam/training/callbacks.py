@@ -48,6 +48,9 @@ class StepProgress(L.Callback):
             shown = [f"{k} {float(v):.3f}" for k, v in trainer.callback_metrics.items() if k in SHOWN]
             self._progress.console.print(f"  {self.label}, step {trainer.global_step}: {', '.join(shown)}")
 
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, pl_module, "fit")  # which Lightning leaves out; the cursor would stay hidden
+
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if self._progress:
             self._progress.stop()

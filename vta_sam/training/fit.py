@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import Logger
 from ..errors import InputError
 from ..shards.datamodule import ShardDataModule
 from .callbacks import StepProgress
+from .checkpoints import AtomicCheckpointIO, LastCheckpoint
 from .precision import choose_precision
 from .run_folder import StageFolder
 
@@ -40,6 +41,14 @@ class FitSettings:
     devices: int = 1
     strategy: str = "auto"
 
+    def __post_init__(self):
+        if not 0 < self.validate_every <= self.steps:
+            raise InputError(f"validate_every={self.validate_every} with steps={self.steps}: a validation chooses the "
+                             "weights that are kept, so there must be one; make it 1 … steps")
+        if not self.ema_start < self.steps:
+            raise InputError(f"ema_start={self.ema_start} with steps={self.steps}: the averaged weights are those that "
+                             "are kept, and these would be the untrained ones")
+
 
 def fit(
     module: L.LightningModule,
@@ -57,7 +66,6 @@ def fit(
     """
     _quiet()
     figure, mode = monitor
-    where = folder.path / "checkpoints"
     precision = choose_precision(settings.precision, module, next(iter(data.train_dataloader())), folder.path)
     trainer = L.Trainer(
         default_root_dir=folder.path,
@@ -71,19 +79,22 @@ def fit(
             *callbacks,  # before the average, which puts the raw weights back when validation ends
             EMAWeightAveraging(decay=settings.ema_decay, update_starting_at_step=settings.ema_start),
             StepProgress(label, settings.steps),
-            ModelCheckpoint(where, filename="best", monitor=figure, mode=mode, enable_version_counter=False),
-            ModelCheckpoint(where, filename="last", every_n_train_steps=settings.checkpoint_every,
-                            save_on_train_epoch_end=False, enable_version_counter=False),
+            ModelCheckpoint(folder.best_checkpoint.parent, filename="best", monitor=figure, mode=mode,
+                            enable_version_counter=False),
+            LastCheckpoint(folder.last_checkpoint, settings.checkpoint_every, settings.validate_every),
         ],
+        plugins=[AtomicCheckpointIO()],
     )
     resume = folder.last_checkpoint if folder.last_checkpoint.exists() else None
     if resume:
         read_checkpoint(resume, module)  # refuses in words what Lightning would refuse with a traceback
-    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    best = folder.best_checkpoint if folder.best_checkpoint.exists() else folder.last_checkpoint
-    module.load_state_dict(read_checkpoint(best, module)["state_dict"])
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    except SystemExit:
+        if trainer.interrupted:  # Lightning ends the program with status 1 on Ctrl-C
+            raise KeyboardInterrupt from None
+        raise
+    module.load_state_dict(read_checkpoint(folder.best_checkpoint, module)["state_dict"])
     module.eval()
 
 
@@ -92,9 +103,9 @@ def read_checkpoint(path: Path, module: L.LightningModule) -> dict:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds for a file that isn't its own
+        reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])[:200]
         raise InputError(
-            f"{path} can't be read as a checkpoint ({type(error).__name__}: {str(error).splitlines()[0][:200]}); "
-            "delete it to start the stage again"
+            f"{path} can't be read as a checkpoint ({reason}); delete it to start the stage again"
         ) from error
     own, found = module.state_dict(), content.get("state_dict", {}) if isinstance(content, dict) else {}
     wrong = sorted(set(own) ^ set(found)) + [k for k in own if k in found and own[k].shape != found[k].shape]

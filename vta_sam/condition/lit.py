@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..mel import LogMel
-from ..randomness import SampleDraws
 from ..shards.batch import ClipBatch
 from ..vae.codec import normalise
+from .augment import Augmentation
 from .encoder import TemporalSemanticEncoder
 from .objective import (
     HearingHeads, SoundTower, contrastive_loss, energy_targets, onset_targets, retrieval_accuracy,
@@ -23,15 +23,14 @@ class ConditionPretraining(L.LightningModule):
     """Predict the sound's energy and onsets per frame, and tell the clip's own sound from the batch's others.
 
     Args: encoder; weights of the loss terms, under the names they are logged by: energy, onset, contrastive;
-    object_dropout, probability that a clip's objects are all forgotten, as in stage 3; optimise, (module) ⇒
-    Lightning's optimiser and schedule.
+    augment, what training hides, as in stage 3; optimise, (module) ⇒ Lightning's optimiser and schedule.
     """
 
-    def __init__(self, encoder: TemporalSemanticEncoder, weights: dict[str, float], object_dropout: float,
+    def __init__(self, encoder: TemporalSemanticEncoder, weights: dict[str, float], augment: Augmentation,
                  optimise: Callable):
         super().__init__()
         self.encoder, self.weights, self.optimise = encoder, weights, optimise
-        self.object_dropout = object_dropout
+        self.augment = augment
         self.heads, self.tower, self.log_mel = HearingHeads(encoder.width), SoundTower(dim=128), LogMel()
 
     def _forward(self, batch: ClipBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -63,8 +62,7 @@ class ConditionPretraining(L.LightningModule):
         return total
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
-        forgotten = SampleDraws(batch.seeds, "objects").uniform().to(batch.probs.device) < self.object_dropout
-        return self._step(batch.without_objects(forgotten), "train")
+        return self._step(self.augment(batch, "condition"), "train")
 
     def validation_step(self, batch: ClipBatch, batch_idx: int) -> None:
         self._step(batch, "val")

@@ -8,6 +8,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from ..condition.augment import Augmentation
 from ..conditioners.base import Conditioner
 from ..randomness import SampleDraws
 from ..shards.batch import ClipBatch
@@ -21,16 +22,16 @@ TIMESTEP_BINS = 4
 class LatentDiffusion(L.LightningModule):
     """Denoise latents under a condition.
 
-    Args: unet; conditioner; objective; latent_scale, 1 / std of the latents; dropout, probabilities
-    {"condition": the whole condition to its null, "objects": all objects of a clip}; optimise, (module) ⇒ Lightning's
-    optimiser and schedule.
+    Args: unet; conditioner; objective; latent_scale, 1 / std of the latents; dropout, probability that the whole
+    condition is replaced by its null; augment, what training hides from the condition; optimise, (module) ⇒
+    Lightning's optimiser and schedule.
     """
 
     def __init__(self, unet: LatentUNet, conditioner: Conditioner, objective: VPrediction, latent_scale: float,
-                 dropout: dict[str, float], optimise: Callable):
+                 dropout: float, augment: Augmentation, optimise: Callable):
         super().__init__()
         self.unet, self.conditioner, self.objective = unet, conditioner, objective
-        self.dropout, self.optimise = dropout, optimise
+        self.dropout, self.augment, self.optimise = dropout, augment, optimise
         self.latent_scale = latent_scale
 
     def errors(self, batch: ClipBatch) -> tuple[Tensor, Tensor, Tensor]:
@@ -40,11 +41,10 @@ class LatentDiffusion(L.LightningModule):
         shape = (batch.moments.shape[1] // 2, *batch.moments.shape[2:])
         timestep = draws.integer(TRAIN_TIMESTEPS).to(device)
         posterior, noise = draws.normal(*shape).to(device), draws.normal(*shape).to(device)
-        drop = draws.uniform(2).to(device)
+        drop = draws.uniform().to(device) < self.dropout
         latent = sample_posterior(batch.moments, posterior) * self.latent_scale
         noisy, target = self.objective.noised(latent, noise, timestep)
-        batch = batch.without_objects(drop[:, 0] < self.dropout["objects"])
-        condition = self.conditioner.with_dropout(batch, drop[:, 1] < self.dropout["condition"])
+        condition = self.conditioner.with_dropout(self.augment(batch, "diffusion") if self.training else batch, drop)
         prediction = self.unet(noisy, timestep, condition)
         loss, errors = self.objective.loss(prediction, target, timestep, batch.column_mask)
         return loss, errors, timestep

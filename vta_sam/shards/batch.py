@@ -66,6 +66,18 @@ class ClipBatch:
             object_embedding=self.object_embedding * keep[:, None, None],
         )
 
+    def without_frames(self, rows: Tensor) -> "ClipBatch":
+        """Blank the frame embeddings of the rows where ``rows`` (B,) is True: the grounding alone."""
+        return replace(self, frame_embedding=self.frame_embedding * ~rows[:, None, None])
+
+    def with_appearance_offset(self, offset: Tensor) -> "ClipBatch":
+        """Add one vector per clip to all of its frame embeddings, in units of their spread over the dimensions.
+
+        offset (B, Dv). What changes from frame to frame stays readable; what the pictures look like throughout doesn't.
+        """
+        spread = self.frame_embedding.std(dim=-1, keepdim=True).mean(dim=1, keepdim=True)
+        return replace(self, frame_embedding=self.frame_embedding + spread * offset[:, None])
+
 
 @dataclass
 class ClipWindow:

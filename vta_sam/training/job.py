@@ -50,7 +50,8 @@ class TrainingJob:
     networks: dict[str, dict[str, Any]]
     conditioner: dict[str, Any]
     objective: dict[str, Any]
-    dropout: dict[str, float]
+    dropout: float
+    augment: dict[str, float]
     fit: dict[str, dict[str, Any]]
     sampler: dict[str, Any]
     vocoder: dict[str, Any]
@@ -114,7 +115,7 @@ class TrainingJob:
             told |= {"codec": self.networks["codec"], "fit": self.fit["vae"]}
         if stage in ("condition", "diffusion"):
             told |= {"grounder": self.grounder, "encoder": self.encoder, "dropout": self.dropout,
-                     "conditioner": self.conditioner}
+                     "augment": self.augment, "conditioner": self.conditioner}
         if stage == "condition":
             told |= {"fit": self.fit["condition"]}
         if stage == "diffusion":
@@ -170,12 +171,13 @@ class TrainingJob:
             self._timed(stage, lambda: train_vae(shop, folder, settings, self.networks["codec"]))
         elif stage == "condition":
             self._timed(stage, lambda: train_condition(shop, folder, settings, conditioner["encoder"],
-                                                       self.dropout["objects"]))
+                                                       self.augment))
         else:
             parts = DiffusionParts(
                 unet=unet, conditioner=conditioner, objective=self.objective, dropout=self.dropout,
-                encoder_rate=0.0 if self.freeze else 0.1, vae=self._vae, condition=self._pretrained,
-                init=Path(self.init) if self.init else None, sampler=self.sampler, vocoder=self.vocoder,
+                augment=self.augment, encoder_rate=0.0 if self.freeze else 0.1, vae=self._vae,
+                condition=self._pretrained, init=Path(self.init) if self.init else None, sampler=self.sampler,
+                vocoder=self.vocoder,
                 validation=self.validation, grounder=self.grounder, encoder=self.encoder,
             )
             self._timed(stage, lambda: train_diffusion(shop, folder, settings, parts))

@@ -16,11 +16,13 @@ from rich.progress import Progress
 
 from .. import __version__
 from ..clip import ClipSpec
+from ..condition.augment import Augmentation
 from ..condition.lit import ConditionPretraining
 from ..diffusion.lit import LatentDiffusion
 from ..diffusion.objective import VPrediction
 from ..errors import InputError
 from ..mel import log_mel
+from ..generation.parts import build_part
 from ..model_folder import ModelRecipe, load_weights, read_recipe, save_model
 from ..pipeline import Pipeline
 from ..randomness import seed_of
@@ -96,10 +98,17 @@ def clip_dict(spec: ClipSpec) -> dict[str, Any]:
     return {"duration_s": spec.duration_s, "fps": spec.fps, "latent_stride_frames": spec.latent_stride_frames}
 
 
-def load_codec(folder: Path) -> tuple[MelCodec, ModelRecipe]:
-    """A model folder with a VAE ⇒ the frozen codec and the folder's recipe."""
+def load_codec(folder: Path, spec: ClipSpec) -> tuple[MelCodec, ModelRecipe]:
+    """A model folder with a VAE ⇒ the frozen codec and the folder's recipe. Raises InputError when it holds no VAE, or
+    one of another stride than the clip's columns."""
     recipe = read_recipe(folder)
-    return load_weights(recipe.build("codec"), folder, "codec").eval().requires_grad_(False), recipe
+    if recipe.codec is None:
+        raise InputError(f"{folder} holds no VAE; vae= takes the model folder of stage 1 or 3")
+    codec = build_part(recipe, "codec", folder)
+    if codec.stride != spec.latent_stride_frames:
+        raise InputError(f"the VAE in {folder} has a stride of {codec.stride} mel frames, clip.latent_stride_frames is "
+                         f"{spec.latent_stride_frames}; take another VAE, or change the clip")
+    return load_weights(codec, folder, "codec").eval().requires_grad_(False), recipe
 
 
 def train_vae(shop: Workshop, folder: StageFolder, settings: StageSettings, recipe: dict[str, Any]) -> None:
@@ -144,12 +153,12 @@ def encode_latents(shop: Workshop, codec: MelCodec) -> Path:
 
 
 def train_condition(shop: Workshop, folder: StageFolder, settings: StageSettings, recipe: dict[str, Any],
-                    object_dropout: float) -> None:
+                    augment: dict[str, float]) -> None:
     """Stage 2 ⇒ ``folder.model`` with the temporal-semantic encoder. recipe: of the encoder."""
     data = shop.datamodule("condition", settings)
     with shop.seeded("condition"):
-        module = ConditionPretraining(instantiate(recipe, _convert_="all"), settings.weights, object_dropout,
-                                      settings.optimise())
+        module = ConditionPretraining(instantiate(recipe, _convert_="all"), settings.weights,
+                                      Augmentation(**augment), settings.optimise())
     fit(module, data, folder, settings.fit, "2 condition encoder", ("val/loss", "min"), shop.loggers)
     model = ModelRecipe(clip=clip_dict(shop.spec), condition_encoder=recipe, about=shop.about("condition", settings))
     save_model(folder.model, model, {"condition_encoder": module.encoder})
@@ -157,15 +166,19 @@ def train_condition(shop: Workshop, folder: StageFolder, settings: StageSettings
 
 @dataclass(frozen=True)
 class DiffusionParts:
-    """What stage 3 is built from. unet, conditioner: recipes. dropout: see LatentDiffusion. encoder_rate: factor on the
-    rate of the pretrained encoder (0: frozen). vae, condition, init: model folders, of which the last two may be None.
-    sampler: recipe of the sampler that the finished model uses. validation: {clips, steps} of sampling while training.
-    grounder, encoder: recipes that the model folder names for generation."""
+    """What stage 3 is built from.
+
+    unet, conditioner, objective: recipes. dropout, augment: see LatentDiffusion. encoder_rate: factor on the rate of
+    the pretrained encoder (0: frozen). vae, condition, init: model folders, of which the last two may be None.
+    sampler, vocoder: recipes of what the finished model uses. validation: {clips, steps} of sampling while training. grounder,
+    encoder: recipes that the model folder names for generation.
+    """
 
     unet: dict[str, Any]
     conditioner: dict[str, Any]
     objective: dict[str, Any]
-    dropout: dict[str, float]
+    dropout: float
+    augment: dict[str, float]
     encoder_rate: float
     vae: Path
     condition: Path | None
@@ -179,7 +192,7 @@ class DiffusionParts:
 
 def train_diffusion(shop: Workshop, folder: StageFolder, settings: StageSettings, parts: DiffusionParts) -> None:
     """Stage 3 ⇒ ``folder.model``: everything that generation needs."""
-    codec, vae_recipe = load_codec(parts.vae)
+    codec, vae_recipe = load_codec(parts.vae, shop.spec)
     latents = encode_latents(shop, codec)
     scale = 1.0 / read_std(latents)
     data = shop.datamodule("diffusion", settings, latents)
@@ -194,7 +207,8 @@ def train_diffusion(shop: Workshop, folder: StageFolder, settings: StageSettings
         load_weights(unet, parts.init, "unet")
         load_weights(conditioner, parts.init, "conditioner")
     objective: VPrediction = instantiate(parts.objective)
-    module = LatentDiffusion(unet, conditioner, objective, scale, parts.dropout, settings.optimise(slower))
+    module = LatentDiffusion(unet, conditioner, objective, scale, parts.dropout, Augmentation(**parts.augment),
+                             settings.optimise(slower))
     sampler, vocoder = instantiate(parts.sampler), instantiate(parts.vocoder)
 
     def make(trained: LatentDiffusion) -> Pipeline:

@@ -21,6 +21,7 @@ from ..condition.lit import ConditionPretraining
 from ..diffusion.lit import LatentDiffusion
 from ..diffusion.objective import VPrediction
 from ..errors import InputError
+from ..generation.parts import build_part
 from ..mel import log_mel
 from ..generation.parts import build_part
 from ..model_folder import ModelRecipe, load_weights, read_recipe, save_model

@@ -23,7 +23,6 @@ from ..diffusion.objective import VPrediction
 from ..errors import InputError
 from ..generation.parts import build_part
 from ..mel import log_mel
-from ..generation.parts import build_part
 from ..model_folder import ModelRecipe, load_weights, read_recipe, save_model
 from ..pipeline import Pipeline
 from ..randomness import seed_of

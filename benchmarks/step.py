@@ -40,6 +40,7 @@ def module_of(job: Any, stage: str, dims: dict[str, int]) -> Any:
     """The stage's LightningModule with random weights, built as the stage builds it."""
     from hydra.utils import instantiate
 
+    from vta_sam.condition.augment import Augmentation
     from vta_sam.condition.lit import ConditionPretraining
     from vta_sam.diffusion.lit import LatentDiffusion
     from vta_sam.training.stages import StageSettings
@@ -53,11 +54,11 @@ def module_of(job: Any, stage: str, dims: dict[str, int]) -> Any:
     conditioner, unet = job._recipes(SimpleNamespace(info=info))
     if stage == "condition":
         return ConditionPretraining(instantiate(conditioner["encoder"], _convert_="all"), settings.weights,
-                                    job.dropout["objects"], settings.optimise())
+                                    Augmentation(**job.augment), settings.optimise())
     return LatentDiffusion(
         instantiate(unet, _partial_=True, _convert_="all")(spec=job.spec),
         instantiate(conditioner, _partial_=True, _convert_="all")(spec=job.spec), instantiate(job.objective),
-        latent_scale=1.0, dropout=job.dropout, optimise=settings.optimise())
+        latent_scale=1.0, dropout=job.dropout, augment=Augmentation(**job.augment), optimise=settings.optimise())
 
 
 def batch_of(job: Any, size: int, dims: dict[str, int]) -> Any:

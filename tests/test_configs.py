@@ -107,7 +107,8 @@ def test_experiment_builds_at_size(exp, size):
     assert list(parts.unet.unet.config["sample_size"]) == [job.spec.columns, freq]
     assert instantiate(job.sampler).steps == job.sampler["steps"]
     assert callable(instantiate(job.objective).loss) and callable(instantiate(job.vocoder))
-    shapes_go_through(job.spec, parts)
+    if size in ("smoke", "base"):  # embedded and large differ from them in widths, which building has compared
+        shapes_go_through(job.spec, parts)
 
 
 def shapes_go_through(spec: ClipSpec, parts: Parts) -> None:
@@ -161,6 +162,30 @@ def test_every_size_sets_the_same_numbers():
             assert numbers.fit.checkpoint_every <= numbers.fit.validate_every
     for size in SIZES[1:]:
         assert found[size] == found["smoke"], size
+
+
+# strict: this fails as soon as train.yaml lets a size's sampler win, and then the mark goes
+LOSES = pytest.mark.xfail(strict=True, reason="train.yaml's sampler wins over smoke's")
+FILES = [pytest.param("size/smoke", marks=LOSES), *(f"size/{size}" for size in SIZES[1:]),
+         *(f"exp/{exp}" for exp in EXPERIMENTS)]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_what_a_file_says_is_what_is_composed(file):
+    """No other file may silently win over a size or an experiment that was asked for."""
+    group, name = file.split("/")
+    says = OmegaConf.to_container(OmegaConf.load(CONF / f"{file}.yaml"))
+    composes = composed(f"+exp={name}") if group == "exp" else composed("+exp=vta_sam", f"size={name}")
+
+    def lost(said: Any, found: Any, path: str) -> list[str]:
+        if isinstance(said, dict):
+            return [fault for key, value in said.items() for fault in lost(value, found.get(key), f"{path}.{key}")]
+        unresolved = isinstance(said, str) and ("${" in said or said == "???")
+        return [] if unresolved or said == found else [f"{path} is {found!r}, the file says {said!r}"]
+
+    assert isinstance(says, dict)
+    says.pop("defaults", None)
+    assert lost(says, composes, file) == []
 
 
 @pytest.mark.parametrize("data", ["embedded", "shards"])

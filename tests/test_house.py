@@ -152,16 +152,16 @@ def test_no_tracked_file_is_data():
     assert large == []
 
 
-def judge(run: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(REPOSITORY / "benchmarks" / "main_job.py"), "--run", str(run), *more]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+def benchmark(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(REPOSITORY / "benchmarks" / f"{name}.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.parametrize(("minutes", "peak_gb", "status"), [(19, 5.9, 0), (21, 5.9, 1), (19, 6.1, 1)])
 def test_the_main_job_is_held_to_its_limits(tmp_path, minutes, peak_gb, status):
     (tmp_path / "seconds.json").write_text(json.dumps({"data": 60, "diffusion": 60 * (minutes - 1)}))
     (tmp_path / "figures.json").write_text(json.dumps({"peak_memory_gb": peak_gb, "timing": {}}))
-    told = judge(tmp_path, "--json")
+    told = benchmark("main_job", "--run", str(tmp_path), "--json")
     assert told.returncode == status, told.stderr
     result = json.loads(told.stdout)
     assert result["within_limits"] is (status == 0)
@@ -170,5 +170,41 @@ def test_the_main_job_is_held_to_its_limits(tmp_path, minutes, peak_gb, status):
 
 
 def test_an_unfinished_main_job_is_said_so(tmp_path):
-    told = judge(tmp_path)
+    told = benchmark("main_job", "--run", str(tmp_path))
     assert told.returncode == 2 and "seconds.json doesn't exist" in told.stderr and "Traceback" not in told.stderr
+
+
+@pytest.mark.slow
+def test_a_step_of_every_stage_is_timed():
+    told = benchmark("step", "--size", "smoke", "--repeat", "1", "--json")
+    assert told.returncode == 0, told.stderr
+    rows = json.loads(told.stdout)["rows"]
+    assert [row["stage"] for row in rows] == ["vae", "condition", "diffusion"]
+    for row in rows:
+        assert row["clips"] == 4 and row["parameters"] > 100_000
+        assert row["bf16_over_fp32"] == pytest.approx(row["bf16_s"] / row["fp32_s"], abs=0.01)
+
+
+@pytest.mark.slow
+def test_the_parts_of_a_generation_add_up(tmp_path, make_video):
+    from models import make_seeing_model
+
+    video = make_video(tmp_path / "clip.mp4", duration_s=2.0)
+    told = benchmark("generate", "--model", str(make_seeing_model(tmp_path)), "--video", str(video), "--repeat", "1",
+                     "--device", "cpu", "--json")
+    assert told.returncode == 0, told.stderr
+    result = json.loads(told.stdout)
+    spent = {row["part"]: row["s"] for row in result["rows"] if "share" in row}
+    assert set(spent) == {"features", "sampling", "decode", "vocode", "mux", "all"}
+    assert all(value > 0 for value in spent.values())
+    assert sum(spent.values()) == pytest.approx(2 * spent["all"], abs=0.01)
+    assert result["video_s"] == 2.0
+
+
+@pytest.mark.slow
+def test_rendering_is_timed():
+    told = benchmark("render", "--clips", "2", "--workers", "1", "--json")
+    assert told.returncode == 0, told.stderr
+    [row] = json.loads(told.stdout)["rows"]
+    seconds = 1 / row["rendering_clips_per_s"] + 1 / row["extraction_clips_per_s"]
+    assert row["both_s_per_clip"] == pytest.approx(seconds, rel=0.05)

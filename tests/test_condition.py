@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny_data import ENCODER, FRAME_DIM, OBJECT_DIM, SPEC, a_clip, build
 
+from vta_sam.condition.augment import Augmentation
 from vta_sam.condition.encoder import TemporalSemanticEncoder, sinusoids
 from vta_sam.condition.lit import ConditionPretraining
 from vta_sam.condition.objective import contrastive_loss, energy_targets, onset_targets, retrieval_accuracy
@@ -157,6 +158,43 @@ def test_contrastive_loss_by_hand():
     assert contrastive_loss(a, a, torch.tensor(99.0)).isfinite()  # the scale has a bound
 
 
+# ------------------------------------------------------------------ what training hides
+
+
+def test_augmentation_belongs_to_the_sample():
+    batch = batch_of("a", "b", "c")
+    augment = Augmentation(objects=0.5, frames=0.5, appearance=1.0)
+    together, turned = augment(batch, "x"), augment(batch.select([2, 0, 1]), "x")
+    for name in ("frame_embedding", "probs", "object_embedding", "object_mask"):
+        assert torch.equal(getattr(turned, name), getattr(together, name)[[2, 0, 1]]), name
+    assert not torch.equal(augment(batch, "y").frame_embedding, together.frame_embedding)
+
+
+def test_nothing_is_hidden_unless_asked_for():
+    batch = batch_of("a", "b")
+    same = Augmentation(objects=0.0)(batch, "x")
+    assert torch.equal(same.frame_embedding, batch.frame_embedding) and torch.equal(same.probs, batch.probs)
+
+
+def test_shares_are_as_asked_for_and_never_both():
+    batch = batch_of("a").select([0] * 400)
+    batch.seeds = torch.arange(400)
+    hidden = Augmentation(objects=0.3, frames=0.2)(batch, "x")
+    blank, wordless = ~hidden.frame_embedding.any(dim=(1, 2)), ~hidden.object_mask.any(dim=1)
+    assert not (blank & wordless).any(), "a clip of which nothing is left"
+    assert blank.float().mean() == pytest.approx(0.2, abs=0.06)
+    assert wordless.float().mean() == pytest.approx(0.3 * 0.8, abs=0.06)
+
+
+def test_an_offset_keeps_what_changes():
+    batch = batch_of("a", "b")
+    moved = Augmentation(objects=0.0, appearance=2.0)(batch, "x")
+    offset = moved.frame_embedding - batch.frame_embedding
+    assert torch.allclose(offset, offset[:, :1].expand_as(offset), atol=1e-5) and offset.abs().max() > 0.1
+    assert not torch.allclose(offset[0], offset[1], atol=1e-2)
+    assert torch.equal(moved.probs, batch.probs)
+
+
 # ------------------------------------------------------------------ the module
 
 
@@ -164,7 +202,8 @@ def pretraining(object_dropout=0.0):
     weights = {"energy": 10.0, "onset": 1.0, "contrastive": 0.3}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        module = ConditionPretraining(build(ENCODER), weights, object_dropout, AdamWithWarmup(5e-3, 40))
+        module = ConditionPretraining(build(ENCODER), weights, Augmentation(objects=object_dropout),
+                                      AdamWithWarmup(5e-3, 40))
     module.log = module.log_dict = lambda *args, **kwargs: None
     return module.train()
 

@@ -8,6 +8,7 @@ from diffusers import UNet2DConditionModel
 from models import SPEC, make_batch
 from tiny_data import CONDITIONER, ENCODER, UNET, UNET_CONFIG, build
 
+from vta_sam.condition.augment import Augmentation
 from vta_sam.conditioners.base import Condition
 from vta_sam.diffusion.lit import LatentDiffusion, initial_noise
 from vta_sam.diffusion.objective import TRAIN_TIMESTEPS, VPrediction
@@ -242,12 +243,12 @@ def test_initial_noise_belongs_to_the_seed():
 # ------------------------------------------------------------------ training step
 
 
-def module_of(unet, dropout=None):
+def module_of(unet, dropout=0.5, objects=0.5):
     recipe = {**CONDITIONER, "encoder": {**ENCODER, "frame_dim": 12, "object_dim": 10}}
     module = LatentDiffusion(unet, build(recipe, randomise=True, spec=SPEC), VPrediction(), 0.7,
-                             dropout or {"condition": 0.5, "objects": 0.5}, lambda module: None)
+                             dropout, Augmentation(objects=objects), lambda module: None)
     module.log = lambda *args, **kwargs: None
-    return module.eval()
+    return module.train()
 
 
 def batch_with_moments(size):
@@ -271,22 +272,23 @@ def test_errors_do_not_depend_on_the_batch(unet):
 def test_dropout_gives_rows_the_null_and_forgets_objects(unet):
     batch = batch_with_moments(4)
     heard = []
-    for dropout in ({"condition": 1.0, "objects": 0.0}, {"condition": 0.0, "objects": 1.0},
-                    {"condition": 0.0, "objects": 0.0}):
-        module = module_of(unet, dropout)
+    for dropout, objects, training in ((1.0, 0.0, True), (0.0, 1.0, True), (0.0, 0.0, True), (0.0, 1.0, False)):
+        module = module_of(unet, dropout, objects).train(training)
         hook = unet.register_forward_pre_hook(lambda _, inputs: heard.append(inputs[2]))
         module.errors(batch)
         hook.remove()
         null, told = module.conditioner.null(batch), module.conditioner(batch)
         alone = module.conditioner(batch.without_objects(torch.ones(4, dtype=torch.bool)))
-    for condition, expected in zip(heard, (null, alone, told)):
-        assert torch.equal(condition.tokens, expected.tokens) and torch.equal(condition.column_map, expected.column_map)
+    assert torch.equal(heard[0].tokens, null.tokens) and torch.equal(heard[0].column_map, null.column_map)
+    for condition, expected in zip(heard[1:], (alone, told, told), strict=True):  # nothing is hidden from validation
+        assert torch.allclose(condition.tokens, expected.tokens, atol=1e-5)
+        assert torch.allclose(condition.column_map, expected.column_map, atol=1e-5)
 
 
 def test_a_step_reaches_every_parameter():
     """From the start, with everything beside the latent still at zero."""
     unet = build({**UNET, "config": {**UNET_CONFIG, "sample_size": [COLUMNS, FREQ]}}, spec=SPEC)
-    module = module_of(unet, {"condition": 0.5, "objects": 0.0})
+    module = module_of(unet, 0.5, 0.0)
     batch = batch_with_moments(8)
     loss, _, _ = module.errors(batch)
     loss.backward()
@@ -298,7 +300,7 @@ def test_a_step_reaches_every_parameter():
 
 def test_loss_falls_on_one_batch():
     unet = build({**UNET, "config": {**UNET_CONFIG, "sample_size": [COLUMNS, FREQ]}}, spec=SPEC)
-    module, batch = module_of(unet, {"condition": 0.0, "objects": 0.0}), batch_with_moments(4)
+    module, batch = module_of(unet, 0.0, 0.0), batch_with_moments(4)
     optimiser = torch.optim.AdamW(module.parameters(), 3e-3)
     losses = []
     for _ in range(25):

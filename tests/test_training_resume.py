@@ -1,0 +1,308 @@
+"""A stage that is stopped and started again ends where it would have ended: the same losses, the same weights."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_data import (CODEC, CONDITIONER, ENCODER, UNET, build, stage_folder, stage_settings, workshop,
+                       write_dataset)
+
+from vta_sam.condition.augment import Augmentation
+from vta_sam.errors import InputError
+from vta_sam.shards.schema import read_dataset
+from vta_sam.training import stages
+from vta_sam.training.fit import fit, read_checkpoint
+
+STAGES = ("vae", "condition", "diffusion")
+AUGMENT = {"objects": 0.3, "frames": 0.3, "appearance": 1.0}
+STEPS = 8  # validated at 4 and 8, checkpoints at 2, 4, 6 and 8
+
+
+class Stopped(Exception):
+    """What a machine's end looks like from inside: nothing of ours gets to tidy up."""
+
+
+class Recorder(L.Callback):
+    """Notes every step's loss and every validation's figures; stops the fit at the end of a step, before anything is
+    saved there, or within a validation."""
+
+    def __init__(self, stop_at=None, validating=False, kill=False):
+        self.losses, self.validations = {}, {}
+        self.stop_at, self.validating, self.kill = stop_at, validating, kill
+
+    def stop(self, trainer, validating):
+        if (trainer.global_step, validating) == (self.stop_at, self.validating):
+            if self.kill:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise Stopped
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.losses[trainer.global_step] = outputs["loss"].item(), tuple(batch.keys)
+        self.stop(trainer, validating=False)
+
+    def on_validation_start(self, trainer, pl_module):
+        self.stop(trainer, validating=True)
+
+    def on_validation_end(self, trainer, pl_module):
+        figures = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        self.validations[trainer.global_step] = figures
+
+
+def run_stage(stage, root, out, vae=None, **recorder):
+    """Train one tiny stage in ``out`` ⇒ what was recorded."""
+    record = Recorder(**recorder)
+    original = stages.fit
+    stages.fit = lambda *args: original(*args[:7], callbacks=[*(args[7] if len(args) > 7 else ()), record])
+    shop, folder = workshop(root, read_dataset(root)), stage_folder(Path(out))
+    settings = stage_settings(STEPS)
+    try:
+        if stage == "vae":
+            stages.train_vae(shop, folder, settings, CODEC)
+        elif stage == "condition":
+            stages.train_condition(shop, folder, settings, ENCODER, AUGMENT)
+        else:
+            stages.train_diffusion(shop, folder, settings, diffusion_parts(vae))
+    finally:
+        stages.fit = original
+    return record
+
+
+def diffusion_parts(vae, **more):
+    return stages.DiffusionParts(**{
+        "unet": UNET, "conditioner": CONDITIONER, "objective": {"_target_": "vta_sam.diffusion.objective.VPrediction"},
+        "dropout": 0.3, "augment": AUGMENT, "encoder_rate": 0.1, "vae": vae, "condition": None, "init": None,
+        "sampler": {"_target_": "vta_sam.diffusion.sampler.Sampler", "steps": 2},
+        "vocoder": {"_target_": "vta_sam.vocoder.GriffinLim", "iterations": 1, "inversion_steps": 1},
+        "validation": {"clips": 2, "steps": 2}, "grounder": {}, "encoder": {}, **more})
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    write_dataset(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(root, tmp_path_factory):
+    """Every stage, uninterrupted ⇒ {stage: (folder, record)}."""
+    folder, done = tmp_path_factory.mktemp("whole"), {}
+    for stage in STAGES:
+        done[stage] = folder / stage, run_stage(stage, root, folder / stage, vae=folder / "vae" / "model")
+    return done
+
+
+def weights(folder):
+    return {path.name: load_file(path) for path in (Path(folder) / "model").glob("*.safetensors")}
+
+
+def assert_same_weights(left, right):
+    left, right = weights(left), weights(right)
+    assert set(left) == set(right) and left
+    for part in left:
+        for name in left[part]:
+            assert torch.equal(left[part][name], right[part][name]), f"{part}: {name}"
+
+
+@pytest.mark.parametrize("stage, stop_at, validating, checkpoint", [
+    ("vae", 3, False, 2), ("vae", 5, False, 4), ("condition", 4, True, 2), ("diffusion", 5, False, 4),
+    ("diffusion", 8, True, 6),
+])
+def test_a_stopped_stage_goes_on_exactly(stage, stop_at, validating, checkpoint, root, whole, tmp_path):
+    folder, expected = whole[stage]
+    assert sorted(expected.losses) == list(range(1, STEPS + 1)) and sorted(expected.validations) == [4, 8]
+    vae = whole["vae"][0] / "model"
+    with pytest.raises(Stopped):
+        run_stage(stage, root, tmp_path / stage, vae, stop_at=stop_at, validating=validating)
+    assert not (tmp_path / stage / "model").exists()
+    resumed = run_stage(stage, root, tmp_path / stage, vae)
+    for name in ("losses", "validations"):
+        left = {step: found for step, found in getattr(expected, name).items() if step > checkpoint}
+        assert getattr(resumed, name) == left
+    assert_same_weights(tmp_path / stage, folder)
+
+
+def test_a_run_is_its_seed(root, whole, tmp_path):
+    folder, expected = whole["condition"]
+    again = run_stage("condition", root, tmp_path / "again")
+    assert again.losses == expected.losses and again.validations == expected.validations
+    assert_same_weights(tmp_path / "again", folder)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_checkpoints_hold_tensors_and_numbers_only(stage, whole):
+    folder, _ = whole[stage]
+    for name in ("last", "best"):
+        content = torch.load(folder / "checkpoints" / f"{name}.ckpt", map_location="cpu", weights_only=True)
+        assert content["global_step"] in (4, 8) and content["state_dict"] and content["current_model_state"]
+    assert content["ShardDataModule"] == {"samples": 2 * content["global_step"]}
+
+
+class Figure(Recorder):
+    """Logs a figure of its own at each validation: the steps' scores are given."""
+
+    def __init__(self, scores, **recorder):
+        super().__init__(**recorder)
+        self.scores = scores
+
+    def on_validation_epoch_end(self, trainer, pl_module):
+        pl_module.log("val/figure", self.scores[trainer.global_step])
+
+
+def pretraining(settings, encoder=None):
+    return stages.ConditionPretraining((encoder or build(ENCODER)).train(), settings.weights, Augmentation(),
+                                       settings.optimise())
+
+
+def fit_with_scores(root, path, scores, **recorder):
+    """Eight steps of stage 2, kept by ``scores`` ⇒ (module, folder)."""
+    shop, settings, folder = workshop(root, read_dataset(root)), stage_settings(STEPS), stage_folder(path)
+    with shop.seeded("condition"):
+        module = pretraining(settings)
+    fit(module, shop.datamodule("condition", settings), folder, settings.fit, "a test", ("val/figure", "max"),
+        callbacks=[Figure(scores, **recorder)])
+    return module, folder
+
+
+@pytest.mark.parametrize("stop_at, validating", [(5, False), (8, True)])
+def test_the_best_so_far_is_remembered(root, tmp_path, stop_at, validating):
+    """Step 4 was better than step 8 will be: also for a run that goes on from there."""
+    scores = {4: 0.9, 8: 0.1}
+    with pytest.raises(Stopped):
+        fit_with_scores(root, tmp_path, scores, stop_at=stop_at, validating=validating)
+    module, folder = fit_with_scores(root, tmp_path, scores)
+    best = torch.load(folder.best_checkpoint, weights_only=True)
+    assert best["global_step"] == 4
+    assert all(torch.equal(value, best["state_dict"][name]) for name, value in module.state_dict().items())
+    assert torch.load(folder.last_checkpoint, weights_only=True)["global_step"] == 8
+
+
+def test_what_is_kept_is_the_average(root, tmp_path):
+    _, folder = fit_with_scores(root, tmp_path, {4: 0.1, 8: 0.9})
+    content = torch.load(folder.best_checkpoint, weights_only=True)
+    assert content["global_step"] == 8
+    name = "encoder.project.weight"
+    assert not torch.equal(content["state_dict"][name], content["current_model_state"][name])
+
+
+def test_ctrl_c_is_passed_on(root, tmp_path):
+    """Lightning would end the program; entry scripts want to say a word."""
+    class Interrupt(L.Callback):
+        def on_train_batch_end(self, trainer, *args):
+            raise KeyboardInterrupt
+
+    shop, settings, folder = workshop(root, read_dataset(root)), stage_settings(STEPS), stage_folder(tmp_path)
+    module = pretraining(settings)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fit(module, shop.datamodule("condition", settings), folder, settings.fit, "a test", ("val/loss", "min"),
+                callbacks=[Interrupt()])
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_damaged_or_foreign_checkpoint_is_refused_in_words(root, whole, tmp_path):
+    settings = stage_settings(STEPS)
+    module = pretraining(settings)
+    good = whole["condition"][0] / "checkpoints" / "last.ckpt"
+    assert read_checkpoint(good, module)["global_step"] == STEPS
+    other = build({**ENCODER, "width": 32})
+    wider = pretraining(settings, other)
+    for model in (wider, stages.MelVAE(build(CODEC | {"mel_mean": 0.0, "mel_std": 1.0}), {}, settings.optimise())):
+        with pytest.raises(InputError, match=r"last\.ckpt is a checkpoint of another model: \d+ of its parameters"):
+            read_checkpoint(good, model)
+    content = good.read_bytes()
+    for damaged in (content[:-1000], content[:5000], b"", b"no checkpoint"):
+        path = tmp_path / "last.ckpt"
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"last\.ckpt can't be read as a checkpoint .*delete it"):
+            read_checkpoint(path, module)
+
+
+def test_a_checkpoint_with_code_in_it_is_refused(whole, tmp_path):
+    import pickle
+
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(pickle.dumps(Bomb(), protocol=2))
+    torch.save({"state_dict": Bomb()}, tmp_path / "new.ckpt")
+    module = torch.nn.Linear(1, 1)
+    for name in ("last.ckpt", "new.ckpt"):
+        with pytest.raises(InputError, match=f"{name} can't be read as a checkpoint"):
+            read_checkpoint(tmp_path / name, module)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_going_on_from_another_models_checkpoint_is_refused(root, whole, tmp_path):
+    folder = stage_folder(tmp_path / "vae")
+    folder.last_checkpoint.parent.mkdir()
+    folder.last_checkpoint.write_bytes((whole["condition"][0] / "checkpoints" / "last.ckpt").read_bytes())
+    with pytest.raises(InputError, match="checkpoint of another model"):
+        run_stage("vae", root, tmp_path / "vae")
+
+
+def test_pretraining_starts_stage_3_and_goes_slower(root, whole, tmp_path):
+    shop, settings = workshop(root, read_dataset(root)), stage_settings(STEPS)
+    vae, condition = whole["vae"][0] / "model", whole["condition"][0] / "model"
+    pretrained = load_file(condition / "condition_encoder.safetensors")
+    moved = {}
+    for rate in (0.1, 0.0):
+        parts = diffusion_parts(vae, condition=condition, encoder_rate=rate)
+        stages.train_diffusion(shop, stage_folder(tmp_path / str(rate)), settings, parts)
+        trained = load_file(tmp_path / str(rate) / "model" / "conditioner.safetensors")
+        moved[rate] = max((trained[f"encoder.{k}"] - v).abs().max().item() for k, v in pretrained.items())
+    # Adam moves a weight by at most about its rate a step: 1e-3 · 0.1 · 8 steps
+    assert 0 < moved[0.1] < 1e-3 and moved[0.0] == 0
+
+
+def test_stage_3_starts_from_init(root, whole, tmp_path):
+    shop = workshop(root, read_dataset(root), seed=5)
+    parts = diffusion_parts(whole["vae"][0] / "model", init=whole["diffusion"][0] / "model")
+    frozen = stages.StageSettings.of({"fit": {"steps": 1, "validate_every": 1, "checkpoint_every": 1,
+                                              "precision": "fp32", "accelerator": "cpu"},
+                                      "batch_size": 2, "learning_rate": 0.0, "warmup_steps": 0})
+    stages.train_diffusion(shop, stage_folder(tmp_path), frozen, parts)
+    started, init = weights(tmp_path), weights(whole["diffusion"][0])
+    for part in ("unet.safetensors", "conditioner.safetensors"):
+        assert all(torch.equal(started[part][name], init[part][name]) for name in init[part])
+
+
+@pytest.mark.parametrize("change, words", [
+    (dict(validate_every=9), "validate_every=9 with steps=8"), (dict(validate_every=0), "validate_every=0"),
+    (dict(ema_start=8), "ema_start=8 with steps=8"),
+])
+def test_settings_that_would_keep_nothing_trained_are_refused(change, words):
+    with pytest.raises(InputError, match=words):
+        stage_settings(STEPS, **change)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage, stop_at", [("vae", 5), ("condition", 7), ("diffusion", 5)])
+def test_a_killed_process_goes_on_exactly(stage, stop_at, root, whole, tmp_path):
+    """SIGKILL, as a machine does it when memory runs out."""
+    code = "import sys; from pathlib import Path; from test_training_resume import run_stage; " \
+           f"run_stage({stage!r}, *map(Path, sys.argv[1:]), stop_at={stop_at}, kill=True)"
+    vae = whole["vae"][0] / "model"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    killed = subprocess.run([sys.executable, "-c", code, str(root), str(tmp_path / stage), str(vae)],
+                            cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert (tmp_path / stage / "checkpoints" / "last.ckpt").exists()
+    resumed = run_stage(stage, root, tmp_path / stage, vae)
+    folder, expected = whole[stage]
+    assert resumed.losses
+    for step, (loss, keys) in resumed.losses.items():
+        assert keys == expected.losses[step][1] and loss == pytest.approx(expected.losses[step][0], abs=1e-6)
+    left, right = weights(tmp_path / stage), weights(folder)
+    for part in right:
+        assert all(torch.allclose(left[part][name], right[part][name], atol=1e-6) for name in right[part])

@@ -104,7 +104,11 @@ def test_a_split_in_which_no_clip_could_be_read(root, tmp_path):
 def test_a_damaged_validation_split_is_found_before_the_first_step(root, tmp_path, monkeypatch):
     shard = root / "val-000000.tar"
     shard.write_bytes(shard.read_bytes()[:5000])
-    monkeypatch.setattr(stages.ConditionPretraining, "training_step", None)
+
+    def never(*args):
+        raise AssertionError("a step was trained before the validation clips were read")
+
+    monkeypatch.setattr(stages.ConditionPretraining, "training_step", never)
     with pytest.raises(InputError, match=r"val-000000\.tar is cut short"):
         train(root, tmp_path)
 

@@ -104,11 +104,12 @@ def load_codec(folder: Path, spec: ClipSpec) -> tuple[MelCodec, ModelRecipe]:
     recipe = read_recipe(folder)
     if recipe.codec is None:
         raise InputError(f"{folder} holds no VAE; vae= takes the model folder of stage 1 or 3")
-    codec = build_part(recipe, "codec", folder)
+    codec: MelCodec = build_part(recipe, "codec", folder)
     if codec.stride != spec.latent_stride_frames:
         raise InputError(f"the VAE in {folder} has a stride of {codec.stride} mel frames, clip.latent_stride_frames is "
                          f"{spec.latent_stride_frames}; take another VAE, or change the clip")
-    return load_weights(codec, folder, "codec").eval().requires_grad_(False), recipe
+    load_weights(codec, folder, "codec")
+    return codec.eval().requires_grad_(False), recipe
 
 
 def train_vae(shop: Workshop, folder: StageFolder, settings: StageSettings, recipe: dict[str, Any]) -> None:

@@ -50,7 +50,9 @@ class TemporalSemanticEncoder(nn.Module):
     LayerNorm on the sum would divide the probabilities away whenever a clip names a single object.
 
     Args: frame_dim Dv, object_dim De; width of a token; layers, heads, kernel_frames of the blocks; fps of the
-    frames (positions are seconds); use_frames, use_semantics: which of the two halves of [v ; s] to listen to.
+    frames (positions are seconds); use_frames, use_semantics: which of the two halves of [v ; s] to listen to;
+    frame_gain, object_gain: what the two norms scale by before training (they learn from there). Where both halves
+    tell what a thing is, the louder one is learned first and the other not at all: the objects' is to be that one.
     """
 
     def __init__(
@@ -64,6 +66,8 @@ class TemporalSemanticEncoder(nn.Module):
         kernel_frames: int = 5,
         use_frames: bool = True,
         use_semantics: bool = True,
+        frame_gain: float = 1.0,
+        object_gain: float = 1.0,
     ):
         super().__init__()
         if not (use_frames or use_semantics):
@@ -72,6 +76,8 @@ class TemporalSemanticEncoder(nn.Module):
         self.use_frames, self.use_semantics = use_frames, use_semantics
         self.frame_norm = nn.LayerNorm(frame_dim)
         self.object_norm = nn.LayerNorm(object_dim)
+        nn.init.constant_(self.frame_norm.weight, frame_gain)
+        nn.init.constant_(self.object_norm.weight, object_gain)
         self.project = nn.Linear(frame_dim + object_dim, width)
         self.blocks = nn.ModuleList([TemporalBlock(width, heads, kernel_frames) for _ in range(layers)])
         self.final_norm = nn.LayerNorm(width)

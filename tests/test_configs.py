@@ -164,10 +164,7 @@ def test_every_size_sets_the_same_numbers():
         assert found[size] == found["smoke"], size
 
 
-# strict: this fails as soon as train.yaml lets a size's sampler win, and then the mark goes
-LOSES = pytest.mark.xfail(strict=True, reason="train.yaml's sampler wins over smoke's")
-FILES = [pytest.param("size/smoke", marks=LOSES), *(f"size/{size}" for size in SIZES[1:]),
-         *(f"exp/{exp}" for exp in EXPERIMENTS)]
+FILES = [*(f"size/{size}" for size in SIZES), *(f"exp/{exp}" for exp in EXPERIMENTS)]
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -35,6 +35,7 @@ class ConditionPretraining(L.LightningModule):
 
     def _forward(self, batch: ClipBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """⇒ (losses, figures)."""
+        assert batch.waveform is not None, "stage 2 hears the sound itself"
         mel = self.log_mel(normalise(batch.waveform))[:, :-1]
         tokens = self.encoder(batch)
         energy, onset, clip = self.heads(tokens, batch.frame_mask)

@@ -62,8 +62,8 @@ def attention_maps(pipeline: Pipeline, clip: ClipBatch, seed: int, timestep: int
                    ) -> dict[str, np.ndarray]:
     """One clip, its true sound noised to ``timestep`` ⇒ {level: (columns, frames)}, mean over heads, frequency rows and
     the level's layers."""
-    assert clip.waveform is not None
     clip = clip.to(pipeline.device)
+    assert clip.waveform is not None
     mean, _ = pipeline.codec.moments(pipeline.codec.mel(clip.waveform)).chunk(2, dim=1)
     at = torch.full((1,), timestep, device=mean.device)
     noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(seed)).to(mean)

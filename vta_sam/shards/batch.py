@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,12 +43,13 @@ class ClipBatch:
 
     def to(self, *args, **kwargs) -> "ClipBatch":
         """Move tensors to a device, as :meth:`torch.Tensor.to`."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return ClipBatch(**{k: v.to(*args, **kwargs) if isinstance(v, Tensor) else v for k, v in moved.items()})
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        values |= {k: v.to(*args, **kwargs) for k, v in values.items() if isinstance(v, Tensor)}
+        return ClipBatch(**values)
 
     def select(self, rows: Sequence[int]) -> "ClipBatch":
         """The rows named, in that order."""
-        picked = {}
+        picked: dict[str, Any] = {}
         for f in fields(self):
             value = getattr(self, f.name)
             if isinstance(value, Tensor):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -79,7 +80,7 @@ class ValidationSamples(L.Callback):
     go to loggers that take them.
     """
 
-    def __init__(self, make: Callable[[L.LightningModule], Pipeline], reference: Reference, steps: int, seed: int,
+    def __init__(self, make: Callable[[Any], Pipeline], reference: Reference, steps: int, seed: int,
                  media: int = 4):
         self.make, self.reference, self.steps, self.media = make, reference, steps, media
         self.seeds = [seed_of(seed, key) for key in reference.batch.keys]
@@ -96,7 +97,8 @@ class ValidationSamples(L.Callback):
         waveforms = torch.cat(parts).numpy()
         correlations = [envelope_correlation(w, t) for w, t in zip(waveforms, self.reference.waveforms)]
         scores = [onset_f1(t, detect_onsets(w)) for w, t in zip(waveforms, self.reference.onsets_s)]
-        figures = {"val/envelope_correlation": correlations, "val/onset_f1": scores}
+        figures: dict[str, Sequence[float | None]] = {
+            "val/envelope_correlation": correlations, "val/onset_f1": scores}
         for name, values in figures.items():
             interval = bootstrap_interval(values)
             if interval.n:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +11,7 @@ from hydra.utils import instantiate
 from rich.console import Console
 from rich.progress import Progress
 
-from ..clip import ClipSpec
+from ..clip import ClipFeatures, ClipSpec
 from ..shards.schema import read_dataset
 
 
@@ -31,11 +30,11 @@ class DataSource(Protocol):
         """⇒ the folder of shards, made if it isn't there."""
         ...
 
-    def video(self, key: str) -> Path | None:
-        """The video that a clip was extracted from, where it is known."""
+    def video(self, record: ClipFeatures) -> Path | None:
+        """The video that a clip was extracted from, where it is known and there."""
         ...
 
-    def onsets_s(self, key: str) -> np.ndarray | None:
+    def onsets_s(self, record: ClipFeatures) -> np.ndarray | None:
         """True onsets of a clip's sound, where they are known."""
         ...
 
@@ -59,11 +58,11 @@ class ShardData:
     def prepare(self, spec: ClipSpec, grounder: dict, encoder: dict, console: Console) -> Path:
         return Path(self.root)
 
-    def video(self, key: str) -> Path | None:
-        path = Path(self.videos) / f"{key}.mp4" if self.videos else None
+    def video(self, record: ClipFeatures) -> Path | None:
+        path = Path(self.videos) / record.source if self.videos else None
         return path if path and path.is_file() else None
 
-    def onsets_s(self, key: str) -> np.ndarray | None:
+    def onsets_s(self, record: ClipFeatures) -> np.ndarray | None:
         return None
 
 
@@ -108,19 +107,13 @@ class EmbeddedData:
                             progress=lambda done, total, *_: progress.update(task, completed=done, total=total))
         return out
 
-    @cached_property
-    def _paths(self) -> dict[str, Path]:
-        from ..scenes.world import read_manifest
+    def video(self, record: ClipFeatures) -> Path | None:
+        return self.videos / record.source
 
-        return {row["id"]: self.videos / row["path"] for row in read_manifest(self.videos)}
-
-    def video(self, key: str) -> Path | None:
-        return self._paths.get(key)
-
-    def onsets_s(self, key: str) -> np.ndarray | None:
+    def onsets_s(self, record: ClipFeatures) -> np.ndarray | None:
         from ..scenes.truth import read_truth
 
-        return read_truth(self._paths[key]).onsets_s()
+        return read_truth(self.videos / record.source).onsets_s()
 
 
 def _name(recipe: dict[str, Any]) -> str:

@@ -44,12 +44,12 @@ class HeldOut:
 
 
 def held_out(reader: ShardReader, train: ShardReader, pipeline: Pipeline, clips: int,
-             onsets_of: Callable[[str, np.ndarray], np.ndarray]) -> HeldOut:
+             onsets_of: Callable[[ClipFeatures, np.ndarray], np.ndarray]) -> HeldOut:
     """The first ``clips`` of a split, cut to the model's clip."""
     records = [reader.record(*place)[0] for place in islice(consecutive(reader.counts), clips)]
     batch = collate([window_of(r, pipeline.spec, seed_of(r.key)) for r in records], pipeline.spec)
     assert batch.waveform is not None
-    onsets = [onsets_of(r.key, w) for r, w in zip(records, batch.waveform.numpy())]
+    onsets = [onsets_of(r, w) for r, w in zip(records, batch.waveform.numpy())]
     total, count = np.zeros(pipeline.spec.n_mels), 0
     for place in islice(consecutive(train.counts), 256):
         with torch.no_grad():
@@ -196,7 +196,7 @@ def measure(pipeline: Pipeline, clips: HeldOut, seed: int, batch_size: int,
     return figures, generated
 
 
-def as_dict(interval: Interval) -> dict[str, float | int]:
+def as_dict(interval: Interval) -> dict[str, float | int | None]:
     """An interval as json, rounded to four places; NaN becomes null."""
     values = dataclasses.asdict(interval)
     return {k: (None if isinstance(v, float) and np.isnan(v) else round(v, 4)) for k, v in values.items()}

@@ -192,7 +192,7 @@ class TrainingJob:
             pipeline = load(model, device="cuda" if torch.cuda.is_available() else "cpu")
             data = shop.datamodule("figures", StageSettings.of(self.fit["diffusion"]))
             clips = held_out(data.reader(self.source.test_split), data.reader(self.source.train_split), pipeline,
-                             self.figures["clips"], lambda key, wave: true_onsets(self.source, key, wave))
+                             self.figures["clips"], lambda record, wave: true_onsets(self.source, record, wave))
 
             def work() -> None:
                 with Progress(console=self.console) as progress:

@@ -26,7 +26,7 @@ class AdamWithWarmup:
 
     def __call__(self, module: nn.Module) -> dict:
         """⇒ what LightningModule.configure_optimizers returns."""
-        optimiser = torch.optim.AdamW(self._groups(module), betas=tuple(self.betas))
+        optimiser = torch.optim.AdamW(self._groups(module), betas=(self.betas[0], self.betas[1]))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, self.factor)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

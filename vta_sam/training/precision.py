@@ -7,6 +7,7 @@ import json
 import time
 import warnings
 from pathlib import Path
+from typing import Literal
 
 import lightning as L
 import torch
@@ -14,16 +15,17 @@ import torch
 from ..atomic import write_text
 from ..shards.batch import ClipBatch
 
+Precision = Literal["32-true", "bf16-mixed"]
 WORTH_IT = 0.9  # bf16 must take less than this share of fp32's time
 
 
-def choose_precision(wanted: str, module: L.LightningModule, batch: ClipBatch, folder: Path) -> str:
+def choose_precision(wanted: str, module: L.LightningModule, batch: ClipBatch, folder: Path) -> Precision:
     """"auto", "fp32" or "bf16" ⇒ Lightning's name of it.
 
     "auto" times a training step in both on this machine's device (bf16 that a CPU emulates is slower than fp32) and
     keeps the answer in the stage's folder, so that a resumed run computes as it did before.
     """
-    names = {"fp32": "32-true", "bf16": "bf16-mixed"}
+    names: dict[str, Precision] = {"fp32": "32-true", "bf16": "bf16-mixed"}
     if wanted != "auto":
         if wanted not in names:
             raise ValueError(f'precision is "auto", "fp32" or "bf16", got {wanted!r}')
@@ -47,6 +49,7 @@ def _seconds_a_step(module: L.LightningModule, batch: ClipBatch, device: str, bf
         with warnings.catch_warnings(), torch.autocast(device, torch.bfloat16, enabled=bf16):
             warnings.simplefilter("ignore")  # self.log() says that there is no trainer
             loss = trial.training_step(batch, 0)
+        assert isinstance(loss, torch.Tensor)
         loss.backward()
         if device == "cuda":
             torch.cuda.synchronize()

@@ -33,7 +33,7 @@ def show(folder: Path, pipeline: Pipeline, clips: HeldOut, sounds: np.ndarray, s
     for i, record in enumerate(clips.records):
         write_wav(folder / "generated" / f"{record.key}.wav", sounds[i], rate_hz)
     for i, record in enumerate(clips.records[:samples]):
-        video = source.video(record.key)
+        video = source.video(record)
         if video is None:
             continue
         frames = read_clip(video, start_s=record.start_s, duration_s=pipeline.spec.duration_s, fps=pipeline.spec.fps,

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from hydra.utils import instantiate
 from rich.console import Console
 from rich.progress import Progress
 
 from .. import __version__
-from ..clip import ClipSpec
+from ..clip import ClipFeatures, ClipSpec
 from ..condition.augment import Augmentation
 from ..condition.lit import ConditionPretraining
 from ..diffusion.lit import LatentDiffusion
@@ -171,8 +172,8 @@ class DiffusionParts:
 
     unet, conditioner, objective: recipes. dropout, augment: see LatentDiffusion. encoder_rate: factor on the rate of
     the pretrained encoder (0: frozen). vae, condition, init: model folders, of which the last two may be None.
-    sampler, vocoder: recipes of what the finished model uses. validation: {clips, steps} of sampling while training. grounder,
-    encoder: recipes that the model folder names for generation.
+    sampler, vocoder: recipes of what the finished model uses. validation: {clips, steps} of sampling while training.
+    grounder, encoder: recipes that the model folder names for generation.
     """
 
     unet: dict[str, Any]
@@ -241,15 +242,12 @@ def reference_of(shop: Workshop, data: ShardDataModule, clips: int) -> Reference
     batch = collate([window_of(r, shop.spec, seed_of(shop.seed, r.key)) for r in records], shop.spec)
     assert batch.waveform is not None
     waveforms = batch.waveform.numpy()
-    return Reference(batch, waveforms, [true_onsets(shop.source, r.key, w) for r, w in zip(records, waveforms)])
+    return Reference(batch, waveforms, [true_onsets(shop.source, r, w) for r, w in zip(records, waveforms)])
 
 
-def true_onsets(source: DataSource, key: str, waveform: Any) -> Any:
+def true_onsets(source: DataSource, record: ClipFeatures, waveform: np.ndarray) -> np.ndarray:
     """Onsets of the truth where a data source knows it, else those detected in the true sound."""
     from ..metrics.onsets import detect_onsets
 
-    known = source.onsets_s(key)
+    known = source.onsets_s(record)
     return known if known is not None else detect_onsets(waveform)
-
-
-Report = Callable[[str], None]

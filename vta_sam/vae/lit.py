@@ -25,6 +25,7 @@ class MelVAE(L.LightningModule):
 
     def losses(self, batch: ClipBatch) -> dict[str, Tensor]:
         """⇒ each term, unweighted."""
+        assert batch.waveform is not None, "stage 1 hears the sound itself"
         mel = self.codec.mel(batch.waveform)
         moments = self.codec.moments(mel)
         noise = SampleDraws(batch.seeds, "posterior").normal(moments.shape[1] // 2, *moments.shape[2:])

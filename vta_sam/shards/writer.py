@@ -8,6 +8,9 @@ import tarfile
 from pathlib import Path
 from typing import Iterable, Iterator
 
+from webdataset.handlers import reraise_exception
+from webdataset.tariterators import group_by_keys, tar_file_expander
+
 from ..atomic import atomic_path
 from ..clip import ClipFeatures
 from ..errors import InputError
@@ -61,25 +64,15 @@ def read_shard(path: str | os.PathLike) -> Iterator[ClipFeatures]:
 
 def _groups(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Consecutive members of one key ⇒ (key, {suffix: bytes})."""
-    key, members = "", dict[str, bytes]()
-    with tarfile.open(path, "r:") as tar:
+    with tarfile.open(path, "r:") as tar:  # plain: a small compressed file may unpack to more than the memory holds
         _require_end(path, tar)
-        for header in tar:
-            stem, _, suffix = header.name.partition(".")
-            if not header.isfile() or suffix not in MEMBERS:
-                continue
-            if stem != key and members:
-                yield key, members
-                members = {}
-            key = stem
-            handle = tar.extractfile(header)
-            assert handle is not None  # a regular file has content
-            data = handle.read()
-            if len(data) != header.size:
-                raise tarfile.ReadError(f"{header.name} ends after {len(data)} of {header.size} bytes")
-            members[suffix] = data
-    if members:
-        yield key, members
+    with open(path, "rb") as stream:
+        members = tar_file_expander([{"url": str(path), "stream": stream}], handler=reraise_exception)
+        try:
+            for sample in group_by_keys(members, suffixes=set(MEMBERS)):
+                yield sample["__key__"], sample
+        except ValueError as error:  # webdataset's word for a member that stands twice
+            raise tarfile.ReadError(str(error)) from error
 
 
 def _require_end(path: Path, tar: tarfile.TarFile) -> None:

@@ -68,35 +68,32 @@ def validation_curve(diffusion: Path) -> tuple[list[int], dict[str, list[float]]
 
 
 def figures_table(figures: dict[str, Any]) -> Table:
-    """figures.json ⇒ what is printed at the end of a run."""
-    table = Table(title=f"{figures['exp']}, {figures['clips']} held-out clips, seed {figures['seed']}",
-                  title_justify="left")
+    """figures.json ⇒ what is printed at the end of a run: means with 95 % intervals, within 80 columns."""
+    table = Table(title=f"{figures['exp']}: {figures['clips']} held-out clips, seed {figures['seed']}, mean "
+                        "[95 % interval]", title_justify="left", box=None, pad_edge=False)
     for column in ("figure", "score", "control", "ceiling"):
-        table.add_column(column, justify="left" if column == "figure" else "right")
+        table.add_column(column, justify="left" if column == "figure" else "right", no_wrap=True)
     timing, ceiling = figures["timing"], figures["ceiling"]
-    for name in ("envelope_correlation", "onset_f1"):
-        table.add_row(name, _text(timing[name]["score"]), _text(timing[name]["control"]), _text(ceiling[name]["score"]))
-        table.add_row("  score − control", _text(timing[name]["score_minus_control"]), "", "")
+    for name, shown in (("envelope_correlation", "envelope correlation"), ("onset_f1", "onset F1")):
+        table.add_row(shown, *map(_text, (timing[name]["score"], timing[name]["control"], ceiling[name]["score"])))
+        table.add_row("  score − control", _text(timing[name]["score_minus_control"]))
     if "sound_class" in figures:
         found = figures["sound_class"]
-        table.add_row("sound class (single object)", _text(found["score"]), f"chance {found['chance']:.2f}",
+        table.add_row(f"sound class, n={found['score']['n']}", _text(found["score"]), f"chance {found['chance']:.2f}",
                       _text(found["ceiling"]))
     if "swap" in figures:
-        swap = figures["swap"]
-        table.add_row("word swapped: class follows word", _text(swap["follows_the_new_word"]), "", "")
-        table.add_row("word swapped: envelope_correlation",
-                      _text(swap["timing"]["envelope_correlation"]["score"]),
-                      _text(swap["timing"]["envelope_correlation"]["control"]), "")
-    table.add_row("VAE: mel error share", f"{figures['vae']['mel_error_share']:.3f}", "", "")
+        swap, kept = figures["swap"], figures["swap"]["timing"]["envelope_correlation"]
+        table.add_row("word swapped: heard", _text(swap["follows_the_new_word"]))
+        table.add_row("  its envelope corr.", _text(kept["score"]), _text(kept["control"]))
+    table.add_row("VAE mel error share", f"{figures['vae']['mel_error_share']:.3f}")
     generated = figures["level"]["generated"]
-    table.add_row("silent clips, clipped samples",
-                  f"{generated['silent_clips']:.3f}, {generated['clipping_rate']:.1e}", "", "")
+    table.add_row("silent, clipped", f"{generated['silent_clips']:.3f}, {generated['clipping_rate']:.1e}")
     minutes = sum(figures["seconds"].values()) / 60
-    table.add_row("minutes, peak memory", f"{minutes:.1f}, {figures['peak_memory_gb']} GB", "", "")
+    table.add_row("time, peak memory", f"{minutes:.1f} min, {figures['peak_memory_gb']} GB")
     return table
 
 
 def _text(interval: dict[str, Any]) -> str:
     if interval["mean"] is None:
         return "not defined"
-    return f"{interval['mean']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}] n={interval['n']}"
+    return f"{interval['mean']:.2f} [{interval['low']:.2f}, {interval['high']:.2f}]"

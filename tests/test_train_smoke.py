@@ -68,7 +68,7 @@ def test_the_same_command_again_trains_nothing(finished):
     checkpoint = finished / "runs" / "vta_sam-0" / "diffusion" / "checkpoints" / "last.ckpt"
     before = checkpoint.stat().st_mtime_ns
     said = finish(train(finished))
-    assert "diffusion: done before" in said and "envelope_correlation" in said
+    assert "diffusion: done before" in said and "envelope correlation" in said
     assert checkpoint.stat().st_mtime_ns == before
 
 

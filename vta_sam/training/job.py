@@ -125,7 +125,7 @@ class TrainingJob:
                      "vae": self.vae, "condition": self.condition, "init": self.init}
         if stage == "figures":
             told |= {"figures": self.figures, "model": self.model, "sampler": self.sampler}
-        return StageFolder(self.folder / stage, json.loads(json.dumps(told)))
+        return StageFolder(self.folder / stage, _decisive(json.loads(json.dumps(told))))
 
     @property
     def _vae(self) -> Path:
@@ -253,6 +253,13 @@ class TrainingJob:
                                   "on (conf/size)" if expected else "not measured for this size")
         table.add_row("writes to", f"{self.folder}")
         self.console.print(table)
+
+
+def _decisive(told: Any) -> Any:
+    """A config without what changes no result: how many processes, how long it took elsewhere."""
+    if isinstance(told, dict):
+        return {key: _decisive(value) for key, value in told.items() if key not in ("workers", "expected_s")}
+    return told
 
 
 def _parameters(model: Path, part: str) -> int:

@@ -142,8 +142,9 @@ def _mel_statistics(reader: ShardReader) -> dict[str, float]:
 
 
 def encode_latents(shop: Workshop, codec: MelCodec) -> Path:
-    """Latent shards of all splits, made once per VAE ⇒ their folder."""
-    out = shop.root / f"latents-{weights_hash(codec.state_dict())}"
+    """Latent shards of all splits, made once per VAE and per extraction ⇒ their folder."""
+    made_of = seed_of(shop.info.manifest_hash, shop.info.config_hash)
+    out = shop.root / f"latents-{weights_hash(codec.state_dict())}-{made_of % 16**6:06x}"
     splits = list(shop.info.splits)
     shards = [shard for split in splits for shard in shop.info.shards(split)]
     if not is_complete(out, shop.info, splits):

@@ -17,6 +17,7 @@ from ..errors import InputError
 from ..shards.datamodule import ShardDataModule
 from .callbacks import StepProgress
 from .checkpoints import AtomicCheckpointIO, LastCheckpoint
+from .loggers import close
 from .precision import choose_precision
 from .run_folder import StageFolder
 
@@ -94,6 +95,8 @@ def fit(
         if trainer.interrupted:  # Lightning ends the program with status 1 on Ctrl-C
             raise KeyboardInterrupt from None
         raise
+    finally:
+        close(trainer.loggers)
     module.load_state_dict(read_checkpoint(folder.best_checkpoint, module)["state_dict"])
     module.eval()
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import netrc
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 
 
 def has_wandb_account() -> bool:
@@ -28,3 +29,10 @@ def wandb_logger(save_dir: str, name: str, project: str) -> WandbLogger:
     offline = not has_wandb_account() or os.environ.get("WANDB_MODE") == "offline"
     return WandbLogger(name=f"{stage.parent.name}/{stage.name}", project=project, save_dir=save_dir, offline=offline,
                        group=stage.parent.name, job_type=stage.name)
+
+
+def close(loggers: Iterable[Logger]) -> None:
+    """End what would otherwise go on into the next stage: wandb keeps one run open per process."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()

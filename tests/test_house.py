@@ -22,7 +22,7 @@ SOURCES = ("vta_sam", "data_prep", "experiments", "benchmarks")
 MAX_WEIGHTS_BYTES = 3_000_000
 # modules whose loading runs what a file says
 PICKLING = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-MACHINE_PATH = re.compile(r"(?<![\w.$~}\]/-])/(?:root|tmp|mnt|home/\w+|Users/\w+)/\w|[A-Z]:\\Users")
+MACHINE_PATH = re.compile(r"(?<![\w.$~}\]/-])/(?:work|root|tmp|mnt|home/\w+|Users/\w+)/\w|[A-Z]:\\Users")
 
 
 def tracked_files() -> list[Path]:
@@ -126,8 +126,9 @@ def test_every_package_is_found():
 
 
 def test_scan_for_machine_paths_sees():
-    assert all(MACHINE_PATH.search(text) for text in ('"/tmp/x"', "cd /mnt/disk", "/home/me/data", "=/root/a"))
-    assert not any(MACHINE_PATH.search(text) for text in ("a/tmp/x", "$SCRATCH/tmp/x", "https://host/work/x", "/tmpfs"))
+    paths = ('"/tmp/x"', "cd /mnt/disk", f"cd /{'work'}/x", "/home/me/data", "=/root/a")
+    assert all(MACHINE_PATH.search(text) for text in paths)
+    assert not any(MACHINE_PATH.search(text) for text in ("a/tmp/x", "$SCRATCH/tmp/x", "https://host/root/x", "/tmpfs"))
 
 
 def test_no_tracked_file_names_a_place_on_one_machine():

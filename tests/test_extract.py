@@ -13,6 +13,7 @@ from conftest import REPOSITORY, decode_grey
 from vta_sam.errors import InputError
 from vta_sam.extraction.extract import extract_dataset, failures
 from vta_sam.extraction.manifest import manifest_hash, read_manifest, slices
+from vta_sam.fit import Squeeze
 from vta_sam.grounding.base import Grounding
 from vta_sam.shards.schema import read_dataset
 from vta_sam.shards.writer import read_shard
@@ -21,7 +22,7 @@ from vta_sam.shards.writer import read_shard
 class BrightnessGrounder:
     """Probability of the k-th object: the frame's brightness, halved for each object before it."""
 
-    image_size = (12, 16)
+    fit = Squeeze(12, 16)
     fingerprint = "brightness-1"
     known_words = ("racing car",)
 
@@ -34,7 +35,7 @@ class BrightnessGrounder:
 class BrightnessEncoder:
     """A frame is its mean colour; a word its length; a caption a token per word."""
 
-    image_size = (24, 32)
+    fit = Squeeze(24, 32)
     frame_dim, object_dim, caption_dim = 3, 2, 2
     fingerprint = "brightness-2"
 

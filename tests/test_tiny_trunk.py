@@ -10,6 +10,7 @@ import torch
 
 from vta_sam.encoders.tiny import TinyEncoder
 from vta_sam.errors import InputError
+from vta_sam.fit import Squeeze
 from vta_sam.grounding.base import Grounding
 from vta_sam.grounding.tiny import TinyGrounder, boxes_of
 from vta_sam.scenes.classes import WORDS
@@ -48,7 +49,7 @@ def test_grounding_keeps_the_contract(grounder, scene):
     assert found.probs.shape == found.areas.shape == (64, len(objects)) and found.boxes.shape == (64, len(objects), 4)
     for array in (found.probs, found.boxes, found.areas):
         assert array.dtype == np.float32 and array.min() >= 0 and array.max() <= 1
-    assert grounder.image_size == (72, 96) and set(grounder.known_words) == set(WORDS)
+    assert grounder.fit == Squeeze(72, 96) and set(grounder.known_words) == set(WORDS)
     corners = np.concatenate([found.boxes[..., :2] - found.boxes[..., 2:] / 2,
                               found.boxes[..., :2] + found.boxes[..., 2:] / 2], -1)
     assert corners.min() > -1e-6 and corners.max() < 1 + 1e-6

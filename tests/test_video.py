@@ -12,10 +12,11 @@ from conftest import coded_grey, decode_grey
 from vta_sam.clip import ClipSpec
 from vta_sam.decoding import ClipRequest, DecodePool, GuardedReader, read_clip_guarded
 from vta_sam.errors import InputError
+from vta_sam.fit import Squeeze
 from vta_sam.muxing import mux, picture_duration_s
 from vta_sam.video import OnScreen, probe, read_clip, stream_frames
 
-SIZE = [(24, 32)]
+SIZE = [Squeeze(24, 32)]
 
 
 def numbers(clip):
@@ -48,7 +49,7 @@ def numbered(request, make_video, tmp_path_factory):
 @pytest.mark.parametrize("start_s", [0.0, 1.3])
 def test_each_frame_is_the_picture_on_screen_at_its_time(numbered, fps, start_s):
     path, video_fps = numbered
-    clip = read_clip(path, start_s=start_s, duration_s=1.5, fps=fps, image_sizes=SIZE, want_audio=False)
+    clip = read_clip(path, start_s=start_s, duration_s=1.5, fps=fps, fits=SIZE, want_audio=False)
     spec = ClipSpec(duration_s=1.5, fps=fps, latent_stride_frames=1)
     shown = np.arange(100) / float(video_fps)
     assert len(clip.frames[0]) == spec.frames and clip.duration_s == 1.5
@@ -58,21 +59,21 @@ def test_each_frame_is_the_picture_on_screen_at_its_time(numbered, fps, start_s)
 def test_a_variable_frame_rate_is_followed(make_video, tmp_path):
     shown = [0.0, 0.1, 0.15, 0.9, 1.0, 1.7]
     path = make_video(tmp_path / "a.mp4", times_s=shown)
-    clip = read_clip(path, duration_s=1.6, fps=10, image_sizes=SIZE, want_audio=False)
+    clip = read_clip(path, duration_s=1.6, fps=10, fits=SIZE, want_audio=False)
     assert numbers(clip) == expected((np.arange(16) + 0.5) / 10, shown)
 
 
 @pytest.mark.parametrize("suffix", ["mkv", "ts", "mov"])
 def test_other_containers_agree(make_video, tmp_path, suffix):
     path = make_video(tmp_path / f"a.{suffix}", duration_s=2.0)
-    clip = read_clip(path, fps=12.5, image_sizes=SIZE, want_audio=False)
+    clip = read_clip(path, fps=12.5, fits=SIZE, want_audio=False)
     assert clip.duration_s == pytest.approx(2.0, abs=0.002)
     assert numbers(clip) == expected((np.arange(25) + 0.5) / 12.5, np.arange(50) / 25)
 
 
 def test_before_the_first_picture_the_first_is_shown(make_video, tmp_path):
     path = make_video(tmp_path / "a.mp4", times_s=0.5 + np.arange(25) / 25, sound=tone(1.5))
-    clip = read_clip(path, fps=25, image_sizes=SIZE, want_audio=True)
+    clip = read_clip(path, fps=25, fits=SIZE, want_audio=True)
     assert clip.duration_s == pytest.approx(1.5, abs=0.01)
     assert numbers(clip)[:14] == [0] * 13 + [1]
 
@@ -89,13 +90,13 @@ def test_on_screen_ends_where_the_pictures_end():
 
 
 def test_a_shorter_video_gives_a_shorter_clip_with_sound_to_match(video):
-    clip = read_clip(video, start_s=1.0, duration_s=5.0, fps=10, image_sizes=SIZE, want_audio=True)
+    clip = read_clip(video, start_s=1.0, duration_s=5.0, fps=10, fits=SIZE, want_audio=True)
     assert clip.duration_s == pytest.approx(1.0, abs=1e-6) and len(clip.frames[0]) == 10
     assert clip.waveform.shape == (16_000,) and np.abs(clip.waveform - tone(2.0)[16_000:]).max() < 0.05
 
 
 def test_sizes_are_squeezed_to_and_equal_ones_are_one_array(video):
-    clip = read_clip(video, fps=5, image_sizes=[(24, 32), (50, 20), (24, 32)], want_audio=False)
+    clip = read_clip(video, fps=5, fits=[Squeeze(24, 32), Squeeze(50, 20), Squeeze(24, 32)], want_audio=False)
     assert [frames.shape for frames in clip.frames] == [(10, 24, 32, 3), (10, 50, 20, 3), (10, 24, 32, 3)]
     assert clip.frames[0] is clip.frames[2] and clip.waveform is None
 
@@ -108,7 +109,7 @@ def test_rotation_is_honoured(make_video, tmp_path, degrees, corner):
     path = make_video(tmp_path / "a.mp4", picture=lambda i: picture, rotation=degrees, duration_s=0.2)
     info = probe(path)
     assert (info.width, info.height) == ((48, 64) if degrees % 180 else (64, 48))
-    frame = read_clip(path, fps=5, image_sizes=[(info.height, info.width)], want_audio=False).frames[0][0]
+    frame = read_clip(path, fps=5, fits=[Squeeze(info.height, info.width)], want_audio=False).frames[0][0]
     reds = [frame[y, x, 0] - int(frame[y, x, 1]) for y in (2, -3) for x in (2, -3)]
     y, x = corner
     assert frame[2 if y == 0 else -3, 2 if x == 0 else -3, 0] > 180 and sum(red > 100 for red in reds) == 1
@@ -117,27 +118,27 @@ def test_rotation_is_honoured(make_video, tmp_path, degrees, corner):
 @pytest.mark.parametrize("settings", [{"gray": True}, {"size": (63, 47)}, {"size": (2, 2)}])
 def test_gray_and_odd_pictures_are_read(make_video, tmp_path, settings):
     path = make_video(tmp_path / "a.mkv", duration_s=0.4, **settings)
-    clip = read_clip(path, fps=25, image_sizes=SIZE, want_audio=False)
+    clip = read_clip(path, fps=25, fits=SIZE, want_audio=False)
     assert numbers(clip) == list(range(10))
 
 
 def test_colours_are_right(make_video, tmp_path):
     colours = np.array([(200, 30, 30), (30, 200, 30), (30, 30, 200)])
     path = make_video(tmp_path / "a.mp4", picture=lambda i: np.full((48, 64, 3), colours[i], np.uint8), duration_s=0.12)
-    frames = read_clip(path, fps=25, image_sizes=SIZE, want_audio=False).frames[0]
+    frames = read_clip(path, fps=25, fits=SIZE, want_audio=False).frames[0]
     assert np.abs(frames.mean((1, 2)) - colours).max() < 12
 
 
 def test_chunks_are_the_frames_of_the_clip(video):
-    whole = read_clip(video, fps=12.5, image_sizes=SIZE, want_audio=False).frames[0]
-    chunks = [chunk[0] for chunk in stream_frames(video, fps=12.5, image_sizes=SIZE, chunk_frames=10)]
+    whole = read_clip(video, fps=12.5, fits=SIZE, want_audio=False).frames[0]
+    chunks = [chunk[0] for chunk in stream_frames(video, fps=12.5, fits=SIZE, chunk_frames=10)]
     assert [len(chunk) for chunk in chunks] == [10, 10, 5]
     assert np.array_equal(np.concatenate(chunks), whole)
 
 
 def test_refusals_name_the_file_and_what_is_wrong(make_video, tmp_path, video):
     def refused(path, words, **settings):
-        settings = {"fps": 8, "image_sizes": SIZE, "want_audio": True, **settings}
+        settings = {"fps": 8, "fits": SIZE, "want_audio": True, **settings}
         with pytest.raises(InputError, match=words) as caught:
             read_clip(path, **settings)
         assert path.name in str(caught.value)
@@ -163,7 +164,7 @@ def test_refusals_name_the_file_and_what_is_wrong(make_video, tmp_path, video):
 def test_absurd_sizes_are_refused(make_video, tmp_path):
     path = make_video(tmp_path / "wide.mp4", size=(8200, 16), duration_s=0.08)
     with pytest.raises(InputError, match="8200x16 pixels; at most 8192"):
-        read_clip(path, fps=8, image_sizes=SIZE, want_audio=False)
+        read_clip(path, fps=8, fits=SIZE, want_audio=False)
 
 
 def test_damage_in_the_middle_costs_a_few_pictures_or_the_file_but_never_lies(make_video, tmp_path):
@@ -173,7 +174,7 @@ def test_damage_in_the_middle_costs_a_few_pictures_or_the_file_but_never_lies(ma
     data[len(data) // 4:len(data) // 2] = bytes(len(data) // 2 - len(data) // 4)
     path.write_bytes(data)
     try:
-        clip = read_clip(path, fps=10, image_sizes=SIZE, want_audio=False)
+        clip = read_clip(path, fps=10, fits=SIZE, want_audio=False)
     except InputError as error:
         assert "a.mkv" in str(error)
     else:
@@ -204,11 +205,11 @@ class BadReader(GuardedReader):
 
 
 def request(path, **settings):
-    return ClipRequest(**{"path": str(path), "fps": 8, "image_sizes": tuple(SIZE), **settings})
+    return ClipRequest(**{"path": str(path), "fps": 8, "fits": tuple(SIZE), **settings})
 
 
 def test_a_child_reads_what_this_process_reads(video):
-    here = read_clip(video, fps=8, image_sizes=SIZE, want_audio=True)
+    here = read_clip(video, fps=8, fits=SIZE, want_audio=True)
     there = read_clip_guarded(request(video))
     assert np.array_equal(here.frames[0], there.frames[0]) and np.array_equal(here.waveform, there.waveform)
     with pytest.raises(InputError, match="none.mp4 doesn't exist"):
@@ -286,7 +287,7 @@ def test_mux_copies_pictures_and_fits_the_sound(video, tmp_path, given_s):
     with av.open(str(out)) as container:
         sound, pictures = container.streams.audio[0], container.streams.video[0]
         assert sound.duration * sound.time_base == pictures.duration * pictures.time_base == 2
-    clip = read_clip(out, fps=8, image_sizes=SIZE, want_audio=True)
+    clip = read_clip(out, fps=8, fits=SIZE, want_audio=True)
     wanted = np.pad(new, (0, 32_000))[:32_000]
     error = np.abs(clip.waveform - wanted)
     assert error[400:int(min(given_s, 2) * 16_000) - 400].max() < 0.05
@@ -295,11 +296,11 @@ def test_mux_copies_pictures_and_fits_the_sound(video, tmp_path, given_s):
 
 def test_mux_mixes_the_original_sound_and_does_not_clip(video, tmp_path):
     half = mux(video, np.zeros(32_000, np.float32), 16_000, tmp_path / "half.mp4", mix=0.5)
-    found = read_clip(half, fps=8, image_sizes=SIZE, want_audio=True).waveform
+    found = read_clip(half, fps=8, fits=SIZE, want_audio=True).waveform
     assert np.abs(found - 0.5 * tone(2.0))[400:-400].max() < 0.06  # encoded twice
     assert (found @ tone(2.0)) / (tone(2.0) @ tone(2.0)) == pytest.approx(0.5, rel=0.03)
     loud = mux(video, 2.4 * tone(2.0), 16_000, tmp_path / "loud.mp4", mix=1.0)  # sums to a peak of 1.36
-    found = read_clip(loud, fps=8, image_sizes=SIZE, want_audio=True).waveform
+    found = read_clip(loud, fps=8, fits=SIZE, want_audio=True).waveform
     assert 0.95 < np.abs(found[400:-400]).max() < 1.05
     # a clipped sine has harmonics, a scaled one has not
     spectrum = np.abs(np.fft.rfft(found[8_000:24_000] * np.hanning(16_000)))
@@ -320,7 +321,7 @@ def test_mux_writes_matroska_where_mp4_cannot_hold_the_codec(make_video, tmp_pat
                         sound_codec="libopus")
     out = mux(source, tone(1.0), 16_000, tmp_path / "b.mp4")
     assert out == tmp_path / "b.mkv" and probe(out).video_codec == probe(source).video_codec
-    assert numbers(read_clip(out, fps=25, image_sizes=SIZE, want_audio=True))[:24] == list(range(24))
+    assert numbers(read_clip(out, fps=25, fits=SIZE, want_audio=True))[:24] == list(range(24))
 
 
 def test_mux_refuses_in_words_and_leaves_nothing_behind(make_video, tmp_path, video):
@@ -343,7 +344,7 @@ def test_mux_refuses_in_words_and_leaves_nothing_behind(make_video, tmp_path, vi
 def test_the_shared_clips_are_read_whole_and_muxed(shared_dir, tmp_path):
     """Edit lists, mono (9), 15 fps doubled (11), 44.1 kHz."""
     for path in sorted((shared_dir / "clips" / "gt").glob("*.mp4")):
-        clip = read_clip(path, fps=8, image_sizes=SIZE, want_audio=True)
+        clip = read_clip(path, fps=8, fits=SIZE, want_audio=True)
         assert 9.99 < clip.duration_s < 10.05 and len(clip.frames[0]) == 80, path.name
         assert len(clip.waveform) == round(clip.duration_s * 16_000)
         out = mux(path, np.zeros(160_000, np.float32), 16_000, tmp_path / path.name)

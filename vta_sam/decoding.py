@@ -15,12 +15,13 @@ import sys
 import traceback
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Iterable, Iterator
 
 from .errors import InputError
+from .fit import Fit
 from .video import Clip, read_clip
 
 
@@ -30,7 +31,7 @@ class ClipRequest:
 
     path: str
     fps: float
-    image_sizes: tuple[tuple[int, int], ...]
+    fits: tuple[Fit, ...]
     want_audio: bool = True
     start_s: float = 0.0
     duration_s: float | None = None
@@ -53,7 +54,7 @@ class GuardedReader:
         the decoder."""
         connection = self._connect()
         try:
-            connection.send(asdict(request))
+            connection.send(vars(request))
             if not connection.poll(self.limit_s):
                 self.close()
                 raise InputError(f"{request.path}: decoding took longer than {self.limit_s:g} s")

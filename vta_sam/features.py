@@ -13,6 +13,7 @@ import numpy as np
 from .clip import MAX_OBJECTS, ClipFeatures, ClipSpec
 from .encoders.base import Encoder
 from .errors import InputError
+from .fit import Squeeze
 from .grounding.base import Grounder, Grounding
 from .muxing import picture_duration_s
 from .video import probe, stream_frames
@@ -109,22 +110,19 @@ def _look(video: str | os.PathLike, words: Sequence[Words], extractors: Extracto
     """⇒ frame embeddings (T, Dv), one Grounding per Words, the strip."""
     grounder, encoder = extractors.grounder, extractors.encoder
     info = probe(video)
-    strip_size = (_STRIP_HEIGHT, max(8, round(_STRIP_HEIGHT * info.width / info.height)))
-    # equal sizes are asked for once: an extractor may know an array again and not look twice
-    sizes = list(dict.fromkeys([grounder.image_size, encoder.image_size, strip_size]))
+    strip_fit = Squeeze(_STRIP_HEIGHT, max(8, round(_STRIP_HEIGHT * info.width / info.height)))
+    fits = (grounder.fit, encoder.fit, strip_fit)
     total = spec.frames_of(duration_s)
     wanted = set(np.linspace(0, total - 1, min(STRIP_FRAMES, total)).round().astype(int))
     embeddings: list[np.ndarray] = []
     parts: list[list[Grounding]] = [[] for _ in words]
     strip: list[np.ndarray] = []
     seen = 0
-    for chunk in stream_frames(video, duration_s=duration_s, fps=spec.fps, image_sizes=sizes,
-                               chunk_frames=chunk_frames):
-        frames = dict(zip(sizes, chunk))
-        embeddings.append(encoder.encode_frames(frames[encoder.image_size]))
+    for to_ground, to_encode, pictures in stream_frames(video, duration_s=duration_s, fps=spec.fps, fits=fits,
+                                                        chunk_frames=chunk_frames):
+        embeddings.append(encoder.encode_frames(to_encode))
         for said, grounded in zip(words, parts):
-            grounded.append(grounder.ground(frames[grounder.image_size], said.objects))
-        pictures = frames[strip_size]
+            grounded.append(grounder.ground(to_ground, said.objects))
         strip += [pictures[i].copy() for i in range(len(pictures)) if seen + i in wanted]
         seen += len(pictures)
     return np.concatenate(embeddings), [Grounding.concatenate(p) for p in parts], np.stack(strip)

@@ -15,6 +15,7 @@ from .clip import ClipSpec
 from .container import (Decoder, open_media, origin_s, picture_length_s, picture_stream, seek_before,
                         sound_stream)
 from .errors import InputError
+from .fit import Fit
 
 MAX_SIDE_PIXELS = 8192
 _THREADED_PIXELS = 640 * 480  # smaller pictures decode faster on one thread
@@ -39,7 +40,7 @@ class MediaInfo:
 
 @dataclass
 class Clip:
-    """A stretch of a video: for each size asked for an array (T, h, w, 3) uint8 RGB; the sound or None.
+    """A stretch of a video: for each fit asked for an array (T, h, w, 3) uint8 RGB; the sound or None.
 
     duration_s is what was asked for, or less where the video ends before; T = ClipSpec.frames_of(duration_s), and the
     waveform has round(duration_s · rate) samples.
@@ -57,10 +58,10 @@ def probe(path: str | os.PathLike) -> MediaInfo:
         first = next((frame for _, _, frame in _PictureReader(path, container, 0.0)), None)
         if first is None:
             raise InputError(f"{path}: no picture could be decoded")
-        turned = _quarter_turns(first) % 2 == 1
+        height, width = _upright_size(first)
         return MediaInfo(
-            width=first.height if turned else first.width,
-            height=first.width if turned else first.height,
+            width=width,
+            height=height,
             rotation=90 * _quarter_turns(first),
             fps=float(video.average_rate) if video.average_rate else None,
             duration_s=container.duration / 1e6 if container.duration is not None else None,
@@ -72,8 +73,8 @@ def probe(path: str | os.PathLike) -> MediaInfo:
 
 
 def read_clip(path: str | os.PathLike, *, start_s: float = 0.0, duration_s: float | None = None, fps: float,
-              image_sizes: Sequence[tuple[int, int]], want_audio: bool, sample_rate_hz: int = 16_000) -> Clip:
-    """A stretch of a video in one pass, pictures squeezed to each (height, width) of ``image_sizes``.
+              fits: Sequence[Fit], want_audio: bool, sample_rate_hz: int = 16_000) -> Clip:
+    """A stretch of a video in one pass, its pictures brought to size by each of ``fits``.
 
     duration_s None ⇒ to the end. Only the chosen pictures are kept, so memory is that of the result. Raises InputError
     naming the file when it can't be read, has no pictures, has no sound and ``want_audio``, or ends before ``start_s``.
@@ -87,27 +88,26 @@ def read_clip(path: str | os.PathLike, *, start_s: float = 0.0, duration_s: floa
             collector = SoundCollector(path, origin_s(container) + start_s, duration_s)
         reader = _PictureReader(path, container, start_s, collector)
         chosen = OnScreen(reader, fps, duration_s)
-        sizes = [(height, width) for height, width in image_sizes]
-        pictures: dict[tuple[int, int], list[np.ndarray]] = {size: [] for size in sizes}
-        for squeezed in _squeeze(path, start_s, chosen, list(pictures)):
-            for column, picture in zip(pictures.values(), squeezed):
+        pictures: dict[Fit, list[np.ndarray]] = {fit: [] for fit in fits}
+        for fitted in _fitted(path, start_s, chosen, list(pictures)):
+            for column, picture in zip(pictures.values(), fitted):
                 column.append(picture)
         reader.read_sound()
     waveform = collector.waveform(sample_rate_hz, chosen.duration_s) if collector is not None else None
-    # one size at a time: never a second copy of everything. Equal sizes are one array
-    frames = {size: np.stack(pictures.pop(size)) for size in list(pictures)}
-    return Clip([frames[size] for size in sizes], waveform, chosen.duration_s)
+    # one fit at a time: never a second copy of everything. Equal fits are one array
+    frames = {fit: np.stack(pictures.pop(fit)) for fit in list(pictures)}
+    return Clip([frames[fit] for fit in fits], waveform, chosen.duration_s)
 
 
 def stream_frames(path: str | os.PathLike, *, start_s: float = 0.0, duration_s: float | None = None, fps: float,
-                  image_sizes: Sequence[tuple[int, int]], chunk_frames: int = 64) -> Iterator[list[np.ndarray]]:
+                  fits: Sequence[Fit], chunk_frames: int = 64) -> Iterator[list[np.ndarray]]:
     """The frames of :func:`read_clip` in chunks of up to ``chunk_frames``: memory is that of one chunk."""
     _check_stretch(path, start_s, duration_s)
     with open_media(path) as container:
         chosen = OnScreen(_PictureReader(path, container, start_s), fps, duration_s)
         chunk: list[list[np.ndarray]] = []
-        for sizes in _squeeze(path, start_s, chosen, image_sizes):
-            chunk.append(sizes)
+        for fitted in _fitted(path, start_s, chosen, fits):
+            chunk.append(fitted)
             if len(chunk) == chunk_frames:
                 yield [np.stack(column) for column in zip(*chunk)]
                 chunk = []
@@ -202,23 +202,45 @@ class _PictureReader:
                 pass
 
 
-def _squeeze(path: str | os.PathLike, start_s: float, chosen: Iterable[Any], sizes: Sequence[tuple[int, int]],
-             ) -> Iterator[list[np.ndarray]]:
-    """av.VideoFrames ⇒ for each one picture (h, w, 3) uint8 RGB per size, upright. A picture that stays on screen is
-    converted once."""
-    reformatters = {size: VideoReformatter() for size in sizes}
-    last, squeezed = None, dict[tuple[int, int], np.ndarray]()
+def _fitted(path: str | os.PathLike, start_s: float, chosen: Iterable[Any], fits: Sequence[Fit],
+            ) -> Iterator[list[np.ndarray]]:
+    """av.VideoFrames ⇒ for each one picture (h, w, 3) uint8 RGB per fit, upright. A picture that stays on screen is
+    converted once, and once for equal fits."""
+    fitters = {fit: _Fitter(fit) for fit in fits}
+    last, fitted = None, dict[Fit, np.ndarray]()
     for frame in chosen:
         if frame is not last:
-            last, turns = frame, _quarter_turns(frame)
-            for size, reformatter in reformatters.items():
-                height, width = size if turns % 2 == 0 else size[::-1]
-                picture = reformatter.reformat(frame, width, height, "rgb24", interpolation="AREA", threads=1)
-                squeezed[size] = np.ascontiguousarray(np.rot90(picture.to_ndarray(), turns))
-        yield [squeezed[size] for size in sizes]
+            last, fitted = frame, {fit: fitter(frame) for fit, fitter in fitters.items()}
+        yield [fitted[fit] for fit in fits]
     if last is None:
         raise InputError(f"{path}: no picture is on screen {start_s:g} s after its start; is the video shorter, or "
                          "damaged?")
+
+
+class _Fitter:
+    """Pictures of one clip ⇒ arrays of one size, as a fit wants them. The first picture says which: a stream may change
+    its pictures' size midway."""
+
+    def __init__(self, fit: Fit):
+        self.fit, self.reformatter = fit, VideoReformatter()
+        self.scaled: tuple[int, int] | None = None  # (height, width), upright
+
+    def __call__(self, frame: Any) -> np.ndarray:
+        turns = _quarter_turns(frame)
+        if self.scaled is None:
+            self.scaled = self.fit.scaled(*_upright_size(frame))
+        height, width = self.scaled if turns % 2 == 0 else self.scaled[::-1]
+        picture = self.reformatter.reformat(frame, width, height, "rgb24", interpolation=self.fit.interpolation,
+                                            threads=1)
+        upright = np.rot90(picture.to_ndarray(), turns)
+        height, width = self.fit.kept(*self.scaled)
+        top, left = (self.scaled[0] - height) // 2, (self.scaled[1] - width) // 2
+        return np.ascontiguousarray(upright[top:top + height, left:left + width])
+
+
+def _upright_size(frame: Any) -> tuple[int, int]:
+    """(height, width) of a decoded picture once it is turned."""
+    return (frame.height, frame.width) if _quarter_turns(frame) % 2 == 0 else (frame.width, frame.height)
 
 
 def _quarter_turns(frame: Any) -> int:

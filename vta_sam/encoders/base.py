@@ -6,21 +6,23 @@ from typing import Protocol
 
 import numpy as np
 
+from ..fit import Fit
+
 
 class Encoder(Protocol):
     """Where CLIP stands: one vector per picture, per object word, and per token of the caption. float32 arrays.
 
-    image_size (height, width): the size of picture it wants. fingerprint: name and hash of the weights.
+    fit: how readers bring pictures to the size it wants. fingerprint: name and hash of the weights.
     """
 
-    image_size: tuple[int, int]
+    fit: Fit
     frame_dim: int
     object_dim: int
     caption_dim: int
     fingerprint: str
 
     def encode_frames(self, frames: np.ndarray) -> np.ndarray:
-        """(T, H, W, 3) uint8 RGB at image_size ⇒ (T, frame_dim). May be called chunk by chunk."""
+        """(T, H, W, 3) uint8 RGB as ``fit`` makes them ⇒ (T, frame_dim). May be called chunk by chunk."""
         ...
 
     def encode_objects(self, objects: list[str]) -> np.ndarray:

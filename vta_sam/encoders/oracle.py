@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
+from ..fit import Squeeze
 from ..grounding.oracle import shown_at
 
 
@@ -27,7 +28,7 @@ class OracleEncoder:
         fps: frame rate of the frames it will be given, where ``for_clip`` isn't told.
     """
 
-    image_size = (8, 8)  # the pictures are only counted
+    fit = Squeeze(8, 8)  # the pictures are only counted
     fingerprint = "oracle-1"
 
     def __init__(self, fps: float = 12.5):

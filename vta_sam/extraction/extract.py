@@ -88,7 +88,7 @@ class ClipExtractor:
     def request(self, row: Row) -> ClipRequest:
         return ClipRequest(
             path=str(self.videos / row.path), fps=self.fps, start_s=row.start_s, duration_s=row.duration_s,
-            image_sizes=(self.grounder.image_size, self.encoder.image_size),
+            fits=(self.grounder.fit, self.encoder.fit),
             sample_rate_hz=SAMPLE_RATE_HZ)
 
     def record(self, row: Row, clip: Clip | InputError) -> dict[str, bytes] | InputError:
@@ -130,7 +130,7 @@ def _describe(rows: list[Row], grounder: Grounder, encoder: Encoder, fps: float,
     config = {
         "format_version": FORMAT_VERSION, "fps": float(fps), "sample_rate_hz": SAMPLE_RATE_HZ, "shard_size": shard_size,
         "grounder": grounder.fingerprint, "encoder": encoder.fingerprint,
-        "image_sizes": [list(grounder.image_size), list(encoder.image_size)],
+        "fits": [repr(grounder.fit), repr(encoder.fit)],
     }
     return DatasetInfo(
         grounder=grounder.fingerprint, encoder=encoder.fingerprint, fps=float(fps), sample_rate_hz=SAMPLE_RATE_HZ,
@@ -159,7 +159,7 @@ def _claim(out: Path, info: DatasetInfo) -> None:
     changed = [f"{name} {theirs.get(name)} then, {ours[name]} now" for name in ("grounder", "encoder", "fps")
                if theirs.get(name) != ours[name]]
     if theirs.get("config_hash") != ours["config_hash"]:
-        what = "; ".join(changed) or "shard_size or image sizes"
+        what = "; ".join(changed) or "shard_size or the size of pictures"
         raise InputError(f"{out} was begun with another config ({what}); choose another out=, or delete the folder")
 
 

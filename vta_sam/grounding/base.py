@@ -7,6 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
+from ..fit import Fit
+
 
 @dataclass
 class Grounding:
@@ -42,13 +44,13 @@ class Grounding:
 class Grounder(Protocol):
     """Frames and object words ⇒ Grounding.
 
-    image_size (height, width): the size of picture it wants; readers squeeze pictures to it, so boxes as fractions
-    hold for the original. fingerprint: name and hash of the weights, kept in dataset.json.
+    fit: how readers bring pictures to the size it wants. It keeps the whole picture, so that boxes as fractions hold
+    for the original. fingerprint: name and hash of the weights, kept in dataset.json.
     """
 
-    image_size: tuple[int, int]
+    fit: Fit
     fingerprint: str
 
     def ground(self, frames: np.ndarray, objects: list[str]) -> Grounding:
-        """frames (T, H, W, 3) uint8 RGB at image_size, up to 8 words. May be called chunk by chunk."""
+        """frames (T, H, W, 3) uint8 RGB as ``fit`` makes them, up to 8 words. May be called chunk by chunk."""
         ...

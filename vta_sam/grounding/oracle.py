@@ -10,6 +10,7 @@ import numpy as np
 
 from ..clip import ClipSpec
 from ..errors import InputError
+from ..fit import Squeeze
 from .base import Grounding
 
 
@@ -27,7 +28,7 @@ class OracleGrounder:
         fps: frame rate of the frames it will be given, where ``for_clip`` isn't told.
     """
 
-    image_size = (8, 8)  # the pictures are only counted
+    fit = Squeeze(8, 8)  # the pictures are only counted
     fingerprint = "oracle-1"
 
     def __init__(self, fps: float = 12.5):
@@ -47,7 +48,7 @@ class ClipOracleGrounder:
     """Probability 1 where the word's thing is visible, else 0; its box; its area from the truth's coarse mask. A word
     that the scene doesn't hold is never visible. Of two things with the same word the larger counts."""
 
-    image_size = OracleGrounder.image_size
+    fit = OracleGrounder.fit
     fingerprint = OracleGrounder.fingerprint
 
     def __init__(self, video: Path, start_s: float, fps: float):

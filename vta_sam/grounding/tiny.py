@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ..fit import Squeeze
 from ..tiny.eyes import shared_eyes
 from ..tiny.trunk import IMAGE_SIZE
 from .base import Grounding
@@ -25,7 +26,7 @@ class TinyGrounder:
         weights: a file written by ``experiments/train_tiny.py model=trunk``; None takes the shipped one.
     """
 
-    image_size = IMAGE_SIZE
+    fit = Squeeze(*IMAGE_SIZE)
 
     def __init__(self, weights: str | Path | None = None) -> None:
         self._eyes = shared_eyes(weights)

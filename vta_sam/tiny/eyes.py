@@ -38,7 +38,7 @@ class Eyes:
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != (*IMAGE_SIZE, 3):
             raise InputError(
                 f"the tiny models look at frames of shape (T, {IMAGE_SIZE[0]}, {IMAGE_SIZE[1]}, 3) uint8, got "
-                f"{frames.shape} {frames.dtype}; read the video at their image_size"
+                f"{frames.shape} {frames.dtype}; read the video as their fit says"
             )
         last = self._last
         if last is not None and np.array_equal(last[0], frames):

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from ..errors import InputError
+from ..fit import Squeeze
 from ..scenes.classes import LOOK_ALIKES, WORDS
 from ..scenes.truth import MASK_WIDTH, SceneTruth, read_truth
 from ..video import read_clip
@@ -75,7 +76,7 @@ def read_pictures(manifest: Path, fps: float, limit: int | None = None) -> Pictu
 
 
 def _pictures_of(video: Path, number: int, fps: float) -> Pictures:
-    frames = read_clip(video, fps=fps, image_sizes=[IMAGE_SIZE], want_audio=False).frames[0]
+    frames = read_clip(video, fps=fps, fits=[Squeeze(*IMAGE_SIZE)], want_audio=False).frames[0]
     return with_truth(frames, read_truth(video), number, fps)
 
 

@@ -17,6 +17,7 @@ from rich.table import Table
 from ..atomic import atomic_path, write_text
 from ..audio import write_wav
 from ..errors import InputError
+from ..fit import Squeeze
 from ..extraction.extract import extract_dataset
 from ..extraction.manifest import read_manifest
 from ..metrics.envelope import envelope_correlation
@@ -108,7 +109,7 @@ def judge(pipeline: Pipeline, shards: Path, videos: Path, out: Path, seed: int, 
             sounds.append(sound)
             write_wav(folder / f"{record.key}.wav", sound, record.sample_rate_hz)
             frames = read_clip(videos / record.source, start_s=record.start_s, duration_s=record.duration_s,
-                               fps=record.fps, image_sizes=[(90, 160)], want_audio=False).frames[0]
+                               fps=record.fps, fits=[Squeeze(90, 160)], want_audio=False).frames[0]
             clip_picture(folder / f"{record.key}.png", frames, record.objects, record.probs, sound,
                          record.waveform[: len(sound)], duration_s=len(sound) / record.sample_rate_hz,
                          title=record.caption)

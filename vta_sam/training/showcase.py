@@ -11,6 +11,7 @@ from rich.table import Table
 
 from ..audio import write_wav
 from ..diffusion.attention import attention_maps
+from ..fit import Squeeze
 from ..pipeline import Pipeline
 from ..report.pictures import attention_picture, clip_picture, curve_picture
 from ..muxing import mux
@@ -37,7 +38,7 @@ def show(folder: Path, pipeline: Pipeline, clips: HeldOut, sounds: np.ndarray, s
         if video is None:
             continue
         frames = read_clip(video, start_s=record.start_s, duration_s=pipeline.spec.duration_s, fps=pipeline.spec.fps,
-                           image_sizes=[PICTURE_SIZE], want_audio=False).frames[0]
+                           fits=[Squeeze(*PICTURE_SIZE)], want_audio=False).frames[0]
         mux(video, sounds[i], rate_hz, folder / "samples" / f"{record.key}.mp4")
         clip_picture(folder / "samples" / f"{record.key}.png", frames, record.objects, record.probs, sounds[i],
                      record.waveform[: len(sounds[i])], clips.onsets_s[i], duration_s=pipeline.spec.duration_s,

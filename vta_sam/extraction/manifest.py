@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import math
 import os
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
+from ..atomic import write_text
 from ..clip import MAX_OBJECTS
 from ..errors import InputError
 
@@ -61,6 +63,22 @@ def read_manifest(path: str | os.PathLike) -> list[Row]:
     if not rows:
         raise InputError(f"{path} has no rows; it needs one per clip")
     return rows
+
+
+def write_manifest(path: str | os.PathLike, rows: Sequence[Row]) -> Path:
+    """Write rows as a CSV that :func:`read_manifest` reads back as the same rows, whatever their texts hold, but for
+    space around a cell. Atomic."""
+    text = io.StringIO()
+    # csv quotes a line feed by itself, but not a lone carriage return, which readers take for a line's end as well
+    returns = any("\r" in cell for row in rows for cell in (row.caption, row.label, row.path, *row.objects))
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL)
+    writer.writerow(COLUMNS)
+    for row in rows:
+        duration = "" if row.duration_s is None else f"{row.duration_s:.12g}"
+        writer.writerow((row.id, row.caption, row.path, f"{row.start_s:.12g}", duration, ";".join(row.objects),
+                         row.label, row.split))
+    write_text(path, text.getvalue())
+    return Path(path)
 
 
 def _check_columns(path: Path, columns: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..fit import Squeeze
 from ..tiny.eyes import shared_eyes
-from ..tiny.trunk import IMAGE_SIZE
+from ..tiny.trunk import HEAT_SIZE, IMAGE_SIZE
 from .base import Grounding
 
 SPECK = 0.25  # of the largest patch's area: smaller ones are not the thing
@@ -53,6 +53,16 @@ class TinyGrounder:
                 grounding.boxes[:, k] = boxes_of(masks)
                 grounding.areas[:, k] = masks.mean((1, 2))
         return grounding
+
+    def masks(self, frames: np.ndarray, objects: list[str]) -> np.ndarray:
+        """frames (T, 72, 96, 3) uint8 RGB and K words ⇒ masks (T, K, 24, 32) bool, empty for words it doesn't know."""
+        masks = np.zeros((len(frames), len(objects), *HEAT_SIZE), bool)
+        if objects:
+            heat = self._eyes.look(frames).heat
+            for k, row in enumerate(self._eyes.vocabulary.rows(objects, "the tiny grounder")):
+                if row is not None:
+                    masks[:, k] = heat[:, row] > 0
+        return masks
 
 
 def boxes_of(masks: np.ndarray) -> np.ndarray:

@@ -6,12 +6,15 @@ lists it. What is not known is None, and is said so. Nothing here reaches for th
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..errors import InputError
+
+_log = logging.getLogger(__name__)
 
 VARIABLE = "VTA_SAM_WEIGHTS"
 DEFAULT_FOLDER = "weights"
@@ -64,7 +67,7 @@ _SAM_FILES = "https://dl.fbaipublicfiles.com/segment_anything"
 _ENTRIES = (
     Entry(
         "groundingdino_swint_ogc", "Grounding DINO Swin-T",
-        "grounding: which word is where in a frame", "Apache-2.0", _DINO,
+        "grounding: which word is where", "Apache-2.0", _DINO,
         # size and sha256: metercai/simpleai_base, models_info.py; sha256 also: datamarkin/mozo, grounding_dino.py
         (ReleasedFile("groundingdino_swint_ogc.pth",
                       f"{_DINO}/releases/download/v0.1.0-alpha/groundingdino_swint_ogc.pth", 693_997_677,
@@ -72,27 +75,29 @@ _ENTRIES = (
     Entry(
         "groundingdino_swinb_cogcoor", "Grounding DINO Swin-B",
         "grounding, larger and slower", "Apache-2.0", _DINO,
-        # sha256: datamarkin/mozo, grounding_dino.py, and ghostcipher1/GroundedDINO-VL, weights_manager.py
+        # sha256: datamarkin/mozo, grounding_dino.py, and ghostcipher1/GroundedDINO-VL, weights_manager.py; size:
+        # cmullins853/AutoAnnotate, download_weights.py
         (ReleasedFile("groundingdino_swinb_cogcoor.pth",
                       f"{_DINO}/releases/download/v0.1.0-alpha2/groundingdino_swinb_cogcoor.pth", 938_057_991,
                       "46270f7a822e6906b655b729c90613e48929d0f2bb8b9b76fd10a856f3ac6ab7"),)),
     # SAM, sha256: computational-cell-analytics/micro-sam, util.py; sizes and sha256: metercai/simpleai_base,
     # models_info.py. The file names end with the first digits of an md5.
     Entry(
-        "sam_vit_b", "SAM ViT-B", "masks inside the boxes of grounding, smallest", "Apache-2.0", _SAM,
+        "sam_vit_b", "SAM ViT-B", "masks inside its boxes, smallest", "Apache-2.0", _SAM,
         (ReleasedFile("sam_vit_b_01ec64.pth", f"{_SAM_FILES}/sam_vit_b_01ec64.pth", 375_042_383,
                       "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"),)),
     Entry(
-        "sam_vit_l", "SAM ViT-L", "masks inside the boxes of grounding, larger", "Apache-2.0", _SAM,
+        "sam_vit_l", "SAM ViT-L", "masks inside its boxes, larger", "Apache-2.0", _SAM,
         (ReleasedFile("sam_vit_l_0b3195.pth", f"{_SAM_FILES}/sam_vit_l_0b3195.pth", 1_249_524_607,
                       "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622"),)),
     Entry(
-        "sam_vit_h", "SAM ViT-H", "masks inside the boxes of grounding, largest", "Apache-2.0", _SAM,
+        "sam_vit_h", "SAM ViT-H", "masks inside its boxes, largest", "Apache-2.0", _SAM,
         (ReleasedFile("sam_vit_h_4b8939.pth", f"{_SAM_FILES}/sam_vit_h_4b8939.pth", 2_564_550_879,
                       "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e"),)),
     Entry(
         "bert-base-uncased", "BERT's configuration and tokenizer",
-        "words for Grounding DINO, whose checkpoint holds BERT's weights", "Apache-2.0",
+        # its weights are inside Grounding DINO's checkpoint
+        "words into tokens for Grounding DINO", "Apache-2.0",
         "https://huggingface.co/google-bert/bert-base-uncased",
         _hub("bert-base-uncased", "google-bert/bert-base-uncased", "86b5e0934494bd15c9632b12f734a8a67f723594", {
             # VivekPanyam/carton, carton-runner-rust-bert (an earlier revision of the same file)
@@ -106,7 +111,7 @@ _ENTRIES = (
         })),
     Entry(
         "clip-vit-large-patch14", "CLIP ViT-L/14",
-        "frame embeddings and word embeddings", "MIT", "https://huggingface.co/openai/clip-vit-large-patch14",
+        "vectors of frames and of words", "MIT", "https://huggingface.co/openai/clip-vit-large-patch14",
         # sha256 of all: concil859856/kunoworld-subnet, image/safety-models/SHA256SUMS, at this revision
         _hub("clip-vit-large-patch14", "openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41", {
             "config.json": (4_519, "8a09b467700c58138c29d53c605b34ebc69beaadd13274a8a2af8ad2c2f4032a"),
@@ -153,7 +158,8 @@ def find_entries(names: list[str]) -> list[Entry]:
 def require(name: str, folder: str | os.PathLike | None = None) -> Path:
     """Where the weights called ``name`` lie: a file, or the folder of several files.
 
-    InputError says which file is missing, or not of the size that was released, and how to get it. No file is read.
+    InputError says which file is missing and how to get it. No file is read. One of another size than was released is
+    warned about, not refused: it may be broken off, and it may be weights that a user trained on under the old name.
     """
     entry, root = find_entry(name), weights_folder(folder)
     option = f" --folder {shlex.quote(str(root))}" if folder else ""
@@ -165,8 +171,8 @@ def require(name: str, folder: str | os.PathLike | None = None) -> Path:
                              f"({readable(entry.size_bytes)}), or put the file there by hand: {file.url}")
         found = path.stat().st_size
         if file.size_bytes is not None and found != file.size_bytes:
-            raise InputError(f"{path} holds {found} bytes, but {entry.title} as released has {file.size_bytes}; "
-                             f"`{command} --again` gets it anew")
+            _log.warning("%s holds %d bytes, but %s as released has %d; unless it is meant to differ, `%s --again` "
+                         "gets it anew", path, found, entry.title, file.size_bytes, command)
     return root / entry.place
 
 

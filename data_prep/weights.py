@@ -1,0 +1,62 @@
+"""Fetch and check the weights that others have released. See docs/weights.md.
+
+    python data_prep/weights.py list
+    python data_prep/weights.py fetch extraction sam_vit_h      # names and groups of names
+    python data_prep/weights.py check
+"""
+
+import argparse
+import sys
+
+from vta_sam.cli import run
+
+
+def parse() -> argparse.Namespace:
+    from vta_sam.released.registry import DEFAULT_FOLDER, VARIABLE
+
+    parser = argparse.ArgumentParser(description="Fetch and check the weights that others have released.")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--folder", help=f"where they lie (default: ${VARIABLE}, else {DEFAULT_FOLDER}/)")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs.add_parser("list", parents=[common], help="what there is, and what of it lies in the folder")
+    fetch = verbs.add_parser("fetch", parents=[common], help="get what is missing; goes on where it broke off")
+    fetch.add_argument("names", nargs="+", metavar="NAME", help="names and groups, as `list` shows them")
+    fetch.add_argument("--again", action="store_true", help="replace files that are wrong")
+    check = verbs.add_parser("check", parents=[common], help="compare sizes and checksums")
+    check.add_argument("names", nargs="*", metavar="NAME", help="default: all that are there")
+    return parser.parse_args()
+
+
+@run
+def main() -> None:
+    arguments = parse()
+    from rich.console import Console
+
+    from vta_sam.released import registry, report
+
+    folder = registry.weights_folder(arguments.folder)
+    console = Console(highlight=False)
+    entries = registry.find_entries(getattr(arguments, "names", []))
+    if arguments.verb == "list":
+        console.print(report.listing(entries, folder))
+    elif arguments.verb == "check":
+        found = []
+        for line, right in report.check(entries, folder, absent_too=bool(arguments.names)):
+            console.print(line, soft_wrap=True, markup=False)
+            found.append(right)
+        if not found:
+            console.print(f"nothing to check in {folder}", soft_wrap=True, markup=False)
+        sys.exit(0 if all(found) else 1)
+    else:
+        from vta_sam.released.fetch import fetch_file
+
+        with report.transfer_bar() as bar:
+            for file in (file for entry in entries for file in entry.files):
+                fetch_file(file, folder, arguments.again, report.follow(bar, file),
+                           lambda words: bar.console.print(words, soft_wrap=True, markup=False))
+        for entry in entries:
+            console.print(f"{folder / entry.place} is there", soft_wrap=True, markup=False)
+
+
+if __name__ == "__main__":
+    main()

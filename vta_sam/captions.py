@@ -1,8 +1,4 @@
-"""Caption ⇒ the nouns that name things to look for in the pictures.
-
-TextBlob's PatternTagger works without downloads, but was made for newspaper prose: in captions of sounds it takes rare
-animals for verbs ("a ferret is dooking") and verbs for plurals ("a chicken crows"). The rules here mend that.
-"""
+"""Caption ⇒ the nouns that name things to look for in the pictures."""
 
 from __future__ import annotations
 
@@ -11,29 +7,46 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from .clip import MAX_OBJECTS
+from .tagging import PLURAL_FIRST, Token, mend, read, split, tagger_name
 
-# words that name no thing one could point at, and the settings that things stand in
+__all__ = ["Nouns", "nouns", "singular", "tagger_name"]
+
+# words that name no thing one could point at: parts of scenes and times, amounts, events
 _NO_THING = frozenset("""
-    anyone anything area back background beat bottom call center chatter chorus clip corner cry day direction
-    distance edge end environment everyone everything field floor foreground front grass ground group kind left lot
-    melody middle minute moment morning music night noise nothing one pair part perch piece place rhythm right road
-    room row scene second show side sky something song sort sound stage street time top tune type variety video view
-    way while yard
+    acceleration afternoon air anyone anything area back background beginning bit blast bottom burst center corner
+    crash day defense direction distance edge end environment evening event everyone everything explosion field
+    floor flyby foreground front game grass ground group hour impact kind kit landing launch left lot mid midday
+    middle minute moment morning night noon nothing one other pace pair part pass perch piece place position
+    repetition right road room scene second set setting shot show side sky something sort speed stage start street
+    takeoff time top turn type use variety video view way while work yard
 """.split())
-_SAME_AS = {"someone": "person", "somebody": "person", "folk": "person"}
-# third person singular, as captions of sounds use it: after a bare noun ("cat meows") these are verbs, not plurals
-_VERBS = frozenset("""
-    bangs barks beats beeps bleats blows booms bounces brays bursts buzzes cackles calls caws chats chatters chimes
-    chirps chuckles clangs clanks clatters clicks clinks clucks coos cracks creaks cries croaks crows crunches dings
-    dooks drips drives drones drums falls flies flows flushes gallops growls grunts hammers hisses honks hoots howls
-    hums idles jingles knocks laughs meows moos neighs oinks opens passes peeps plays pops purrs quacks rattles revs
-    rings roars rolls rumbles runs rustles screams screeches shouts shuts sings sizzles slams snores sounds speaks
-    splashes squawks squeaks squeals strikes strums talks taps thuds ticks toots trills turns tweets types walks
-    whines whirs whistles yells yips
+# amounts: "a flock of geese"
+_AMOUNTS = frozenset("bunch couple crowd flock herd lots number pack pile row series swarm team".split())
+# what is heard and not seen: "dog bow-wow", "baby laughter", "harpsichord music"
+_SOUNDS = frozenset("""
+    applause bang bark barking beat beep blare bleat bleep boom bow-wow bray buzz cackle call caw chant chat chatter
+    cheep cheer chirp chirrup chorus chug clang clank clap clatter click clink clip-clop cluck clunk conversation
+    coo cough crackle creak croak crunch cry ding ding-dong echo giggle gobble groan growl grunt gunfire gunshot
+    gurgle heartbeat hiss honk hoot howl hum jingle knock laugh laughter melody meow moan moo murmur music neigh
+    noise oink patter pitter-patter pop purr quack rattle rhythm ringtone roar rumble rustle scream screech shout
+    sigh silence sizzle snarl snore snort sob song sound speech splash squawk squeak squeal static talk thud thump
+    tick tick-tock tone toot trill tune tweet voice vroom wail whimper whine whir whisper whoosh woof yap yell yelp
+    yip
 """.split())
-_ONE = frozenset(("a", "an", "one", "each", "every", "another"))  # what follows is singular, so a later -s is a verb
-_INSIDE = frozenset(("in", "inside", "at", "within"))  # what follows is where it happens, not what makes the sound
-_NO_COMPOUND = frozenset(("sports", "arms", "news", "gas"))  # plural in form, yet the first half of a compound
+# what people do with things: named only where nothing else is
+_GAMES = frozenset("badminton billiards golf gymnastics hockey lacrosse polo rugby soccer squash tennis".split())
+_SIREN = "siren"  # is heard far away, or sits on what one sees: "ambulance siren"
+_SAME_AS = {
+    "auto": "car", "female": "woman", "folk": "person", "male": "man", "somebody": "person", "someone": "person",
+}
+_INSIDE = frozenset(("in", "inside", "within"))  # what follows is where it happens, not what makes the sound
+# words in -s that are not the plurals they look like, or that name one thing by their plural
+_KEEP = frozenset("""
+    atlas binoculars canvas chaos christmas clothes debris gas gymnastics jeans lens molasses news pajamas pancreas
+    pants pliers rhinoceros scissors series shears shorts species sports tennis thermos tongs trousers tweezers
+""".split())
+_LONGEST = 40  # letters of a word; longer ones are no English
+_REAL_PLURALS = frozenset("bikinis emus gnus gurus kiwis menus rabbis safaris skis taxis tsunamis".split())
 
 
 @dataclass(frozen=True)
@@ -45,68 +58,58 @@ class Nouns:
     dropped: int = 0
 
 
-@dataclass
-class _Token:
-    text: str
-    tag: str  # Penn Treebank
-    known: str = ""  # the vocabulary's entry that starts here
-
-    @property
-    def is_noun(self) -> bool:
-        return self.tag.startswith("NN")
-
-
 def nouns(caption: str, limit: int = MAX_OBJECTS, vocabulary: Collection[str] = ()) -> Nouns:
     """The things that a caption names.
 
     A compound counts as its last word ("race car" ⇒ car), unless ``vocabulary`` holds it ("racing car"); entries of the
-    vocabulary are also found where the rules would pass over them. Places ("in a pan") are left out unless nothing else
-    is named. No nouns ⇒ no words.
+    vocabulary are also found where the rules would pass over them. Places ("in a pan"), games and sirens are left out
+    unless nothing else is named. No nouns ⇒ no words. Of a very long caption only the beginning is read, see
+    :func:`vta_sam.tagging.split`. The words depend on the tagger, see :func:`tagger_name`. Raises InputError where the
+    tagger's data is damaged.
     """
-    tokens = _merge_known(_tag(caption.lower()), vocabulary)
-    _mend(tokens)
+    tokens = _merge_known(read(caption), vocabulary)
+    mend(tokens)
     things: list[str] = []
-    places: list[str] = []
+    asides: list[str] = []
     for start, run in _runs(tokens):
         word = _head(run)
+        end = start + len(run)
+        if word in _AMOUNTS and end < len(tokens) and tokens[end].text == "of":
+            continue
         if word:
-            place = _is_place(tokens, start) and not any(token.known for token in run)
-            (places if place else things).append(word)
-    words = list(dict.fromkeys(things or places))
+            aside = not run[0].known and _is_aside(tokens, start, word)
+            (asides if aside else things).append(word)
+    words = list(dict.fromkeys(things or asides))
     return Nouns(words[:limit], max(0, len(words) - limit))
 
 
-def _tag(text: str) -> list[_Token]:
-    return [_Token(word, tag) for word, tag in _tagger().tag(text, tokenize=True)]
-
-
 @lru_cache(maxsize=1)
-def _tagger():
-    from textblob.en.taggers import PatternTagger  # takes a second to import
+def _inflections():
+    import inflect  # takes a second or two to import
 
-    return PatternTagger()
+    return inflect.engine()
 
 
 @lru_cache(maxsize=4096)
-def _singular(word: str) -> str:
-    from textblob import Word
+def singular(plural: str) -> str:
+    """A plural noun in lower case ⇒ its singular; what only looks like a plural ("tennis", "scissors") stays."""
+    if plural in _KEEP or (plural.endswith(("ss", "us", "is")) and plural not in _REAL_PLURALS):
+        return plural
+    return str(_inflections().singular_noun(plural) or plural)
 
-    # the rules of textblob take the s off "bus", "glass" and "tennis"
-    return word if word.endswith(("ss", "us", "is")) else str(Word(word).singularize())
 
-
-def _merge_known(tokens: list[_Token], vocabulary: Collection[str]) -> list[_Token]:
+def _merge_known(tokens: list[Token], vocabulary: Collection[str]) -> list[Token]:
     """Join the tokens of the longest vocabulary entry at each place into one noun."""
-    entries = {tuple(entry.lower().split()): entry for entry in vocabulary}
+    entries = {tuple(split(entry)): entry for entry in vocabulary}
     longest = max(map(len, entries), default=0)
     merged, i = [], 0
     while i < len(tokens):
-        for length in range(longest, 0, -1):
+        for length in range(min(longest, len(tokens) - i), 0, -1):
             span = [token.text for token in tokens[i:i + length]]
-            entry = entries.get(tuple(span)) or entries.get((*span[:-1], _singular(span[-1])))
-            if entry and len(span) == length:
-                plural = entries.get(tuple(span)) is None
-                merged.append(_Token(" ".join(span), "NNS" if plural else "NN", entry))
+            exact = entries.get(tuple(span))
+            entry = exact or entries.get((*span[:-1], singular(span[-1])))
+            if entry:
+                merged.append(Token(" ".join(span), "NN" if exact else "NNS", entry))
                 i += length
                 break
         else:
@@ -115,66 +118,43 @@ def _merge_known(tokens: list[_Token], vocabulary: Collection[str]) -> list[_Tok
     return merged
 
 
-def _mend(tokens: list[_Token]) -> None:
-    """Correct the tagger where captions differ from prose; see the rules below."""
+def _runs(tokens: list[Token]) -> list[tuple[int, list[Token]]]:
+    """Noun compounds ⇒ (index of the first token, tokens). A known entry is a run of its own, a plural ends one."""
+    runs: list[tuple[int, list[Token]]] = []
+    is_open = False
     for i, token in enumerate(tokens):
-        before = tokens[i - 1] if i else None
-        after = tokens[i + 1] if i + 1 < len(tokens) else None
-        opens_clause = before is None or before.tag in ("CC", "IN", ",", ":", ".")
-        follows = after is not None and (after.tag.startswith(("VB", "MD")) or after.text in _VERBS)
-        if before is not None and before.tag in ("DT", "PRP$") and token.tag[:2] in ("VB", "MD", "FW", "UH"):
-            if token.tag != "VBG" or follows or after is None:  # "a ferret"; but "a barking dog"
-                token.tag = "NN"
-        elif before is not None and before.tag == "DT" and token.tag == "JJ" and (follows or after is None):
-            token.tag = "NN"  # a rare word taken for an adjective: what else could a determiner belong to?
-        elif opens_clause and token.tag in ("VB", "VBP", "JJ") and follows:
-            token.tag = "NN"  # "ferret dooks"
-    for i, token in enumerate(tokens[1:], 1):
-        before = tokens[i - 1]
-        after = tokens[i + 1] if i + 1 < len(tokens) else None
-        if token.known or not token.is_noun or not before.is_noun or (after is not None and after.is_noun):
-            continue
-        if token.tag == "NNS" and before.tag != "NNS" and (token.text in _VERBS or _one_before(tokens, i)):
-            token.tag = "VBZ"  # "a chicken crows", "cat meows"
-        elif token.tag == "NN" and before.tag == "NNS" and before.text not in _NO_COMPOUND:
-            token.tag = "VB"  # "birds chirp"
-
-
-def _one_before(tokens: list[_Token], i: int) -> bool:
-    """Whether the noun phrase before token i opens with a word that makes it singular."""
-    while i > 0 and (tokens[i - 1].is_noun or tokens[i - 1].tag in ("JJ", "VBG", "VBN")):
-        i -= 1
-    return i > 0 and tokens[i - 1].text in _ONE
-
-
-def _runs(tokens: list[_Token]) -> list[tuple[int, list[_Token]]]:
-    """Stretches of nouns ⇒ (index of the first, tokens). A known entry is a run of its own."""
-    runs: list[tuple[int, list[_Token]]] = []
-    open_run = False
-    for i, token in enumerate(tokens):
-        if token.is_noun and open_run and not token.known and not runs[-1][1][-1].known:
+        if token.is_noun and is_open and not token.known:
             runs[-1][1].append(token)
         elif token.is_noun:
             runs.append((i, [token]))
-        open_run = token.is_noun
+        is_open = token.is_noun and not token.known and (not token.is_plural or token.text in PLURAL_FIRST)
     return runs
 
 
-def _head(run: list[_Token]) -> str:
-    """The noun that a run of nouns names: its last that names a thing ("harpsichord music" ⇒ harpsichord), or ""."""
+def _head(run: list[Token]) -> str:
+    """The noun that a compound names: its last that names a thing ("harpsichord music" ⇒ harpsichord), or ""."""
+    siren = ""
     for token in reversed(run):
         if token.known:
             return token.known
-        word = _singular(token.text) if token.tag in ("NNS", "NNPS") else token.text
-        if word.isalpha() or "-" in word:
-            word = _SAME_AS.get(word, word)
-            if word not in _NO_THING and len(word) > 1:
-                return word
-    return ""
+        word = singular(token.text) if token.is_plural else token.text
+        word = _SAME_AS.get(word, word)
+        if word == _SIREN:
+            siren = word
+        elif word not in _NO_THING and word not in _SOUNDS and 1 < len(word) <= _LONGEST:
+            return word
+    return siren
 
 
-def _is_place(tokens: list[_Token], start: int) -> bool:
-    i = start
-    while i > 0 and tokens[i - 1].tag in ("DT", "JJ", "PRP$", "CD", "VBG", "VBN"):
-        i -= 1
-    return i > 0 and tokens[i - 1].text in _INSIDE
+def _is_place(tokens: list[Token], start: int) -> bool:
+    """Whether the noun phrase around ``start`` says where something happens."""
+    while start > 0 and tokens[start - 1].tag in ("DT", "JJ", "PRP$", "CD", "VBG", "VBN"):
+        start -= 1
+    return start > 0 and tokens[start - 1].text in _INSIDE
+
+
+def _is_aside(tokens: list[Token], start: int, word: str) -> bool:
+    """Whether ``word`` is named only for want of another: a siren, a game, the ball that stands for one ("playing
+    football"), or where something happens."""
+    played = start > 0 and tokens[start - 1].text in ("play", "played", "playing", "plays")
+    return word == _SIREN or word in _GAMES or (played and word.endswith("ball")) or _is_place(tokens, start)

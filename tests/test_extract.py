@@ -13,7 +13,7 @@ from conftest import REPOSITORY, decode_grey
 from vta_sam.errors import InputError
 from vta_sam.extraction.extract import extract_dataset, failures
 from vta_sam.extraction.manifest import manifest_hash, read_manifest, slices
-from vta_sam.fit import Squeeze
+from vta_sam.fit import Squeeze, Within
 from vta_sam.grounding.base import Grounding
 from vta_sam.shards.schema import read_dataset
 from vta_sam.shards.writer import read_shard
@@ -155,6 +155,34 @@ def test_shares_of_two_processes_and_of_two_workers_make_the_same_bytes(undistur
     assert contents(tmp_path) == contents(undisturbed[0])
 
 
+@pytest.mark.parametrize("chunk_frames", [1, 3])
+def test_the_size_of_chunks_changes_no_byte(undisturbed, manifest, videos, tmp_path, chunk_frames):
+    seen = []
+
+    class Watching(BrightnessGrounder):
+        def ground(self, frames, objects):
+            seen.append(len(frames))
+            return super().ground(frames, objects)
+
+    extract(manifest, videos, tmp_path, chunk_frames=chunk_frames, grounder=Watching())
+    assert contents(tmp_path) == contents(undisturbed[0]) and max(seen) == chunk_frames
+
+
+def test_a_clip_that_breaks_midway_leaves_no_half_record(make_video, videos, tmp_path):
+    """Two streams of MPEG packets one after the other are one stream, whose pictures here become absurd."""
+    sound = np.random.default_rng(0).uniform(-0.3, 0.3, 16_000)
+    good = make_video(tmp_path / "good.ts", sound=sound)
+    absurd = make_video(tmp_path / "absurd.ts", size=(8200, 16), times_s=1 + np.arange(10) / 25)
+    (tmp_path / "broken.ts").write_bytes(good.read_bytes() + absurd.read_bytes())
+    manifest = write_manifest(tmp_path / "m.csv", [
+        {"id": name, "caption": "a dog", "path": f"{name}.ts"} for name in ("good", "broken")])
+    info = extract(manifest, tmp_path, tmp_path / "out", chunk_frames=4)
+    assert [clip.key for clip in read_shard(tmp_path / "out" / "train-000000.tar")] == ["good"]
+    assert info.splits["train"][0].failed == 1
+    [failure] = failures(tmp_path / "out" / "train-000000.failed.jsonl")
+    assert failure["id"] == "broken" and "pictures of 8200x16 pixels" in failure["reason"]
+
+
 def test_a_finished_folder_is_left_as_it_is(undisturbed, manifest, videos):
     before = contents(undisturbed[0])
     assert extract(manifest, videos, undisturbed[0]) == undisturbed[1]
@@ -171,6 +199,10 @@ def test_another_manifest_or_config_stops(undisturbed, manifest, videos, tmp_pat
         extract(manifest, videos, out, fps=8)
     with pytest.raises(InputError, match="shard_size"):
         extract(manifest, videos, out, shard_size=4)
+    grounder = BrightnessGrounder()
+    grounder.fit = Within(12, 16)
+    with pytest.raises(InputError, match="the size of pictures"):
+        extract(manifest, videos, out, grounder=grounder)
     encoder = BrightnessEncoder()
     encoder.fingerprint = "brightness-3"
     with pytest.raises(InputError, match="encoder brightness-2 then, brightness-3 now"):

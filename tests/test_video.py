@@ -1,7 +1,5 @@
 """Pictures are those on screen at their frame's time, sound stays with them, and what can't be read is refused."""
 
-import threading
-import time
 from fractions import Fraction
 
 import av
@@ -10,11 +8,10 @@ import pytest
 from conftest import coded_grey, decode_grey
 
 from vta_sam.clip import ClipSpec
-from vta_sam.decoding import ClipRequest, DecodePool, GuardedReader, read_clip_guarded
 from vta_sam.errors import InputError
-from vta_sam.fit import Squeeze
+from vta_sam.fit import Squeeze, Within
 from vta_sam.muxing import mux, picture_duration_s
-from vta_sam.video import OnScreen, probe, read_clip, stream_frames
+from vta_sam.video import OnScreen, probe, read_clip, stream_clip
 
 SIZE = [Squeeze(24, 32)]
 
@@ -129,11 +126,34 @@ def test_colours_are_right(make_video, tmp_path):
     assert np.abs(frames.mean((1, 2)) - colours).max() < 12
 
 
-def test_chunks_are_the_frames_of_the_clip(video):
-    whole = read_clip(video, fps=12.5, fits=SIZE, want_audio=False).frames[0]
-    chunks = [chunk[0] for chunk in stream_frames(video, fps=12.5, fits=SIZE, chunk_frames=10)]
-    assert [len(chunk) for chunk in chunks] == [10, 10, 5]
-    assert np.array_equal(np.concatenate(chunks), whole)
+@pytest.mark.parametrize("size, lengths", [(10, [10, 10, 5]), (25, [25]), (5, [5] * 5), (1, [1] * 25), (None, [25])])
+def test_chunks_are_the_clip(video, size, lengths):
+    fits = [Squeeze(24, 32), Within(30, 30), Squeeze(24, 32)]
+    whole = read_clip(video, fps=12.5, fits=fits, want_audio=True)
+    stream = stream_clip(video, fps=12.5, fits=fits, want_audio=True, chunk_frames=size)
+    chunks = list(stream)
+    assert [len(chunk[0]) for chunk in chunks] == lengths and all(chunk[0] is chunk[2] for chunk in chunks)
+    for frames, column in zip(whole.frames, zip(*chunks)):
+        assert np.array_equal(np.concatenate(column), frames)
+    assert np.array_equal(stream.waveform, whole.waveform) and stream.duration_s == whole.duration_s
+
+
+def test_what_breaks_midway_is_raised_there(make_video, tmp_path):
+    """Two streams of MPEG packets one after the other are one stream, whose pictures here become absurd."""
+    good = make_video(tmp_path / "good.ts", duration_s=0.8)
+    absurd = make_video(tmp_path / "absurd.ts", size=(8200, 16), times_s=0.8 + np.arange(10) / 25)
+    path = tmp_path / "a.ts"
+    path.write_bytes(good.read_bytes() + absurd.read_bytes())
+    chunks = iter(stream_clip(path, fps=25, fits=SIZE, want_audio=False, chunk_frames=5))
+    assert [len(next(chunks)[0]) for _ in range(3)] == [5, 5, 5]
+    with pytest.raises(InputError, match="a.ts: pictures of 8200x16 pixels"):
+        list(chunks)
+
+
+def test_timestamps_that_go_back_leave_frames_and_duration_in_step():
+    shown = OnScreen([(0.0, 0.5, "a"), (2.0, 0.5, "b"), (0.5, 0.5, "c")], 4)
+    frames = list(shown)
+    assert shown.duration_s == 2.5 and len(frames) == 10
 
 
 def test_refusals_name_the_file_and_what_is_wrong(make_video, tmp_path, video):
@@ -179,95 +199,6 @@ def test_damage_in_the_middle_costs_a_few_pictures_or_the_file_but_never_lies(ma
         assert "a.mkv" in str(error)
     else:
         assert len(clip.frames[0]) == ClipSpec(1.0, 10, 1).frames_of(clip.duration_s)
-
-
-# --- decoding in children -------------------------------------------------------------------------------------------
-
-HANGING = """
-import sys, time
-import vta_sam.decoding as decoding
-whole = decoding.read_clip
-def read_clip(path, **rest):
-    if "hang" in path: time.sleep(600)
-    if "crash" in path: import os, signal; os.kill(os.getpid(), signal.SIGSEGV)
-    if "big" in path: bytearray(8 << 30)
-    if "fault" in path: raise KeyError("a fault of the program")
-    return whole(path, **rest)
-decoding.read_clip = read_clip
-decoding.serve(decoding.Connection(int(sys.argv[1])), float(sys.argv[2]), int(sys.argv[3]))
-"""
-
-
-class BadReader(GuardedReader):
-    """A reader whose child hangs, crashes or wants too much memory on files so named."""
-
-    command = (GuardedReader.command[0], "-c", HANGING)
-
-
-def request(path, **settings):
-    return ClipRequest(**{"path": str(path), "fps": 8, "fits": tuple(SIZE), **settings})
-
-
-def test_a_child_reads_what_this_process_reads(video):
-    here = read_clip(video, fps=8, fits=SIZE, want_audio=True)
-    there = read_clip_guarded(request(video))
-    assert np.array_equal(here.frames[0], there.frames[0]) and np.array_equal(here.waveform, there.waveform)
-    with pytest.raises(InputError, match="none.mp4 doesn't exist"):
-        read_clip_guarded(request("none.mp4"))
-
-
-def test_a_child_that_hangs_or_crashes_is_replaced(video):
-    with BadReader(limit_s=1.0, memory_mb=3000) as reader:
-        assert len(reader.read(request(video)).frames[0]) == 16
-        process = reader.process
-        for name, words in {"hang.mp4": "decoding took longer than 1 s", "crash.mp4": "crashed on it .exit status -11",
-                            "big.mp4": "needs more than 3000 MB"}.items():
-            with pytest.raises(InputError, match=f"{name}: .*{words}"):
-                reader.read(request(name))
-            assert len(reader.read(request(video)).frames[0]) == 16, name
-        assert process.poll() is not None and reader.process.poll() is None
-        with pytest.raises(RuntimeError, match="a fault of the program"):
-            reader.read(request("fault.mp4"))
-        last = reader.process
-    assert last.poll() is not None
-
-
-def test_a_pool_keeps_the_order_and_reports_failures_in_place(video):
-    with DecodePool(2, ahead=3) as pool:
-        results = list(pool.map(request(video if i % 3 else "none.mp4", start_s=0.1 * i) for i in range(7)))
-    for i, result in enumerate(results):
-        if i % 3 == 0:
-            assert isinstance(result, InputError)
-        else:
-            assert decode_grey(result.frames[0][0]) == round((0.1 * i + 0.0625) // 0.04)
-
-
-def test_a_pool_reads_no_further_ahead_than_allowed(video):
-    asked = []
-
-    def requests():
-        for i in range(20):
-            asked.append(i)
-            yield request(video)
-
-    with DecodePool(1, ahead=4) as pool:
-        results = pool.map(requests())
-        next(results)
-        assert len(asked) == 4
-        results.close()
-
-
-def test_closing_a_pool_does_not_wait_for_a_hanging_child():
-    pool = DecodePool(1, limit_s=300.0)
-    pool.readers[0].command = BadReader.command
-    results = []
-    reader = threading.Thread(target=lambda: results.extend(pool.map([request("hang.mp4")])))
-    reader.start()
-    while pool.readers[0].process is None:
-        time.sleep(0.01)
-    pool.close()
-    reader.join(timeout=20)
-    assert isinstance(results[0], InputError) and pool.readers[0].process is None
 
 
 # --- a new sound under untouched pictures ---------------------------------------------------------------------------

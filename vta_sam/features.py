@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,34 +13,44 @@ import numpy as np
 from .clip import MAX_OBJECTS, ClipFeatures, ClipSpec
 from .encoders.base import Encoder
 from .errors import InputError
-from .fit import Squeeze
+from .fit import Fit, Squeeze
 from .grounding.base import Grounder, Grounding
 from .muxing import picture_duration_s
-from .video import probe, stream_frames
+from .video import CHUNK_FRAMES, probe, stream_clip
 
 STRIP_FRAMES = 12
 _STRIP_HEIGHT = 96  # pixels
-_CHUNK_FRAMES = 64
 
 
 @dataclass
 class Extractors:
-    """Who looks: the grounder and the encoder that a model was trained with."""
+    """Who looks: the grounder and the encoder that a model was trained with, or that make shards.
+
+    frames_at_once: how many frames they are given at once, unless one of them wants all of a clip's.
+    """
 
     grounder: Grounder
     encoder: Encoder
+    frames_at_once: int = CHUNK_FRAMES
 
     @property
-    def per_clip(self) -> bool:
-        """Does one of them want to be told the video, and given all of its frames at once (as an oracle does)?"""
-        return hasattr(self.grounder, "for_clip") or hasattr(self.encoder, "for_clip")
+    def fits(self) -> tuple[Fit, Fit]:
+        """How pictures are brought to size for the grounder, and for the encoder."""
+        return self.grounder.fit, self.encoder.fit
 
-    def for_clip(self, video: str | os.PathLike, fps: float) -> "Extractors":
-        """Those of this very video."""
+    @property
+    def chunk_frames(self) -> int | None:
+        """The size of a chunk; None ⇒ all frames, where one of them is another for each clip and tells frames apart by
+        their number alone (as an oracle does)."""
+        per_clip = hasattr(self.grounder, "for_clip") or hasattr(self.encoder, "for_clip")
+        return None if per_clip else self.frames_at_once
+
+    def for_clip(self, video: str | os.PathLike, fps: float, start_s: float = 0.0) -> "Extractors":
+        """Those of a clip that starts ``start_s`` into this very video."""
         def own(part: Any) -> Any:
-            return part.for_clip(video, fps=fps) if hasattr(part, "for_clip") else part
+            return part.for_clip(video, start_s=start_s, fps=fps) if hasattr(part, "for_clip") else part
 
-        return Extractors(own(self.grounder), own(self.encoder))
+        return Extractors(own(self.grounder), own(self.encoder), self.frames_at_once)
 
     @property
     def known_words(self) -> tuple[str, ...]:
@@ -77,20 +87,39 @@ def words_of(caption: str | None, objects: Sequence[str] | None, vocabulary: Seq
     return Words(caption, list(found.words), found.dropped)
 
 
+def look(chunks: Iterable[Sequence[np.ndarray]], extractors: Extractors, objects: Sequence[list[str]],
+         ) -> tuple[np.ndarray, list[Grounding]]:
+    """Look at a clip once, chunk by chunk ⇒ its frame embeddings (T, Dv), and a Grounding for each list of ``objects``.
+
+    Each chunk holds the pictures of ``extractors.fits``, in that order; more arrays behind them are passed over.
+    """
+    embeddings: list[np.ndarray] = []
+    parts: list[list[Grounding]] = [[] for _ in objects]
+    for to_ground, to_encode, *_ in chunks:
+        embeddings.append(extractors.encoder.encode_frames(to_encode))
+        for words, grounded in zip(objects, parts):
+            grounded.append(extractors.grounder.ground(to_ground, words))
+    return np.concatenate(embeddings), [Grounding.concatenate(part) for part in parts]
+
+
 def features_of(video: str | os.PathLike, words: Sequence[Words], extractors: Extractors, spec: ClipSpec,
                 ) -> tuple[list[ClipFeatures], np.ndarray]:
     """Look at a whole video once ⇒ (its features for each of ``words``, a strip of up to 12 pictures (n, h, w, 3)).
 
-    Several Words share the pictures: a prompt and what it should not be. Frames are read in chunks of 64 and only their
+    Several Words share the pictures: a prompt and what it should not be. Frames are read in chunks and only their
     features kept. The waveform is silence exactly as long as the pictures, which is what gives the record its length.
     """
     duration_s = picture_duration_s(video)
     samples = spec.samples_of(duration_s)
     if samples < 1:
         raise InputError(f"{video}: its pictures last {duration_s:g} s; there is nothing to put sound under")
-    chunk_frames = spec.frames_of(duration_s) if extractors.per_clip else _CHUNK_FRAMES
+    info = probe(video)
+    strip_fit = Squeeze(_STRIP_HEIGHT, max(8, round(_STRIP_HEIGHT * info.width / info.height)))
+    stream = stream_clip(video, duration_s=duration_s, fps=spec.fps, fits=(*extractors.fits, strip_fit),
+                         want_audio=False, chunk_frames=extractors.chunk_frames)
+    strip = _Strip(stream, spec.frames_of(duration_s))
     extractors = extractors.for_clip(video, spec.fps)
-    embedding, groundings, strip = _look(video, words, extractors, spec, duration_s, chunk_frames)
+    embedding, groundings = look(strip, extractors, [said.objects for said in words])
     records = []
     for said, grounding in zip(words, groundings):
         record = ClipFeatures(
@@ -102,27 +131,20 @@ def features_of(video: str | os.PathLike, words: Sequence[Words], extractors: Ex
             source=Path(video).name, duration_s=duration_s, mask_embedding=grounding.mask_embedding,
         )
         records.append(record.validate())
-    return records, strip
+    return records, np.stack(strip.pictures)
 
 
-def _look(video: str | os.PathLike, words: Sequence[Words], extractors: Extractors, spec: ClipSpec,
-          duration_s: float, chunk_frames: int) -> tuple[np.ndarray, list[Grounding], np.ndarray]:
-    """⇒ frame embeddings (T, Dv), one Grounding per Words, the strip."""
-    grounder, encoder = extractors.grounder, extractors.encoder
-    info = probe(video)
-    strip_fit = Squeeze(_STRIP_HEIGHT, max(8, round(_STRIP_HEIGHT * info.width / info.height)))
-    fits = (grounder.fit, encoder.fit, strip_fit)
-    total = spec.frames_of(duration_s)
-    wanted = set(np.linspace(0, total - 1, min(STRIP_FRAMES, total)).round().astype(int))
-    embeddings: list[np.ndarray] = []
-    parts: list[list[Grounding]] = [[] for _ in words]
-    strip: list[np.ndarray] = []
-    seen = 0
-    for to_ground, to_encode, pictures in stream_frames(video, duration_s=duration_s, fps=spec.fps, fits=fits,
-                                                        chunk_frames=chunk_frames):
-        embeddings.append(encoder.encode_frames(to_encode))
-        for said, grounded in zip(words, parts):
-            grounded.append(grounder.ground(to_ground, said.objects))
-        strip += [pictures[i].copy() for i in range(len(pictures)) if seen + i in wanted]
-        seen += len(pictures)
-    return np.concatenate(embeddings), [Grounding.concatenate(p) for p in parts], np.stack(strip)
+class _Strip:
+    """Passes on chunks of a clip of ``frames`` frames, and keeps up to 12 of their last array's pictures, spread
+    evenly."""
+
+    def __init__(self, chunks: Iterable[list[np.ndarray]], frames: int):
+        self.chunks, self.pictures = chunks, list[np.ndarray]()
+        self.wanted = set(np.linspace(0, frames - 1, min(STRIP_FRAMES, frames)).round().astype(int))
+
+    def __iter__(self) -> Iterator[list[np.ndarray]]:
+        seen = 0
+        for chunk in self.chunks:
+            self.pictures += [picture.copy() for i, picture in enumerate(chunk[-1], seen) if i in self.wanted]
+            seen += len(chunk[-1])
+            yield chunk

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any, Generic, Iterable, Iterator, Sequence, TypeVar
+from typing import Any, Generator, Generic, Iterable, Iterator, Sequence, TypeVar
 
 import numpy as np
-from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
 
 from .audio import SoundCollector
 from .clip import ClipSpec
-from .container import (Decoder, open_media, origin_s, picture_length_s, picture_stream, seek_before,
-                        sound_stream)
+from .container import PictureReader, open_media, origin_s, quarter_turns, require_pictures, sound_stream, upright_size
 from .errors import InputError
 from .fit import Fit
 
-MAX_SIDE_PIXELS = 8192
-_THREADED_PIXELS = 640 * 480  # smaller pictures decode faster on one thread
+CHUNK_FRAMES = 32
 P = TypeVar("P")
+Chunks = Generator[list[np.ndarray], None, tuple[np.ndarray | None, float]]  # returns (waveform, duration_s)
 
 
 @dataclass(frozen=True)
@@ -54,15 +52,15 @@ class Clip:
 def probe(path: str | os.PathLike) -> MediaInfo:
     """What is in a video, by decoding its first picture. Raises InputError when it has none."""
     with open_media(path) as container:
-        video, sound = _require_pictures(path, container), sound_stream(container)
-        first = next((frame for _, _, frame in _PictureReader(path, container, 0.0)), None)
+        video, sound = require_pictures(path, container), sound_stream(container)
+        first = next((frame for _, _, frame in PictureReader(path, container, 0.0)), None)
         if first is None:
             raise InputError(f"{path}: no picture could be decoded")
-        height, width = _upright_size(first)
+        height, width = upright_size(first)
         return MediaInfo(
             width=width,
             height=height,
-            rotation=90 * _quarter_turns(first),
+            rotation=90 * quarter_turns(first),
             fps=float(video.average_rate) if video.average_rate else None,
             duration_s=container.duration / 1e6 if container.duration is not None else None,
             video_codec=video.codec_context.name,
@@ -79,6 +77,40 @@ def read_clip(path: str | os.PathLike, *, start_s: float = 0.0, duration_s: floa
     duration_s None ⇒ to the end. Only the chosen pictures are kept, so memory is that of the result. Raises InputError
     naming the file when it can't be read, has no pictures, has no sound and ``want_audio``, or ends before ``start_s``.
     """
+    stream = stream_clip(path, start_s=start_s, duration_s=duration_s, fps=fps, fits=fits, want_audio=want_audio,
+                         sample_rate_hz=sample_rate_hz, chunk_frames=None)
+    [frames] = stream
+    return Clip(frames, stream.waveform, stream.duration_s)
+
+
+class ClipStream:
+    """A :class:`Clip` piece by piece. Iterating it, once, gives chunks of its frames in order: lists of one array
+    (n, h, w, 3) per fit, equal fits sharing one. After the last chunk ``waveform`` and ``duration_s`` are set.
+
+    Args:
+        chunks: yields them, and returns (waveform, duration_s).
+    """
+
+    waveform: np.ndarray | None
+    duration_s: float
+
+    def __init__(self, chunks: Chunks):
+        self._chunks = chunks
+
+    def __iter__(self) -> Iterator[list[np.ndarray]]:
+        self.waveform, self.duration_s = yield from self._chunks
+
+
+def stream_clip(path: str | os.PathLike, *, start_s: float = 0.0, duration_s: float | None = None, fps: float,
+                fits: Sequence[Fit], want_audio: bool, sample_rate_hz: int = 16_000,
+                chunk_frames: int | None = CHUNK_FRAMES) -> ClipStream:
+    """:func:`read_clip` in chunks of up to ``chunk_frames``, None ⇒ one of all frames. Memory is that of one chunk and
+    the sound. What is wrong with the file is raised where it is met, in the midst of iteration too."""
+    return ClipStream(_stream(path, start_s, duration_s, fps, fits, want_audio, sample_rate_hz, chunk_frames))
+
+
+def _stream(path: str | os.PathLike, start_s: float, duration_s: float | None, fps: float, fits: Sequence[Fit],
+            want_audio: bool, sample_rate_hz: int, chunk_frames: int | None) -> Chunks:
     _check_stretch(path, start_s, duration_s)
     with open_media(path) as container:
         collector = None
@@ -86,33 +118,20 @@ def read_clip(path: str | os.PathLike, *, start_s: float = 0.0, duration_s: floa
             if sound_stream(container) is None:
                 raise InputError(f"{path} has no sound, which is needed here; leave it out or give it a sound track")
             collector = SoundCollector(path, origin_s(container) + start_s, duration_s)
-        reader = _PictureReader(path, container, start_s, collector)
+        reader = PictureReader(path, container, start_s, collector)
         chosen = OnScreen(reader, fps, duration_s)
-        pictures: dict[Fit, list[np.ndarray]] = {fit: [] for fit in fits}
-        for fitted in _fitted(path, start_s, chosen, list(pictures)):
-            for column, picture in zip(pictures.values(), fitted):
-                column.append(picture)
+        fitters = {fit: _Fitter(fit) for fit in fits}
+        chunks = _chunks(chosen, list(fitters.values()), chunk_frames or CHUNK_FRAMES)
+        empty = True
+        for arrays in chunks if chunk_frames is not None else _joined(chunks):
+            fitted, empty = dict(zip(fitters, arrays)), False
+            yield [fitted[fit] for fit in fits]
+        if empty:
+            raise InputError(f"{path}: no picture is on screen {start_s:g} s after its start; is the video shorter, or "
+                             "damaged?")
         reader.read_sound()
-    waveform = collector.waveform(sample_rate_hz, chosen.duration_s) if collector is not None else None
-    # one fit at a time: never a second copy of everything. Equal fits are one array
-    frames = {fit: np.stack(pictures.pop(fit)) for fit in list(pictures)}
-    return Clip([frames[fit] for fit in fits], waveform, chosen.duration_s)
-
-
-def stream_frames(path: str | os.PathLike, *, start_s: float = 0.0, duration_s: float | None = None, fps: float,
-                  fits: Sequence[Fit], chunk_frames: int = 64) -> Iterator[list[np.ndarray]]:
-    """The frames of :func:`read_clip` in chunks of up to ``chunk_frames``: memory is that of one chunk."""
-    _check_stretch(path, start_s, duration_s)
-    with open_media(path) as container:
-        chosen = OnScreen(_PictureReader(path, container, start_s), fps, duration_s)
-        chunk: list[list[np.ndarray]] = []
-        for fitted in _fitted(path, start_s, chosen, fits):
-            chunk.append(fitted)
-            if len(chunk) == chunk_frames:
-                yield [np.stack(column) for column in zip(*chunk)]
-                chunk = []
-        if chunk:
-            yield [np.stack(column) for column in zip(*chunk)]
+        waveform = collector.waveform(sample_rate_hz, chosen.duration_s) if collector is not None else None
+    return waveform, chosen.duration_s
 
 
 class OnScreen(Generic[P]):
@@ -138,7 +157,7 @@ class OnScreen(Generic[P]):
                 frame += 1
             if frame == asked_frames:
                 break
-            held, end_s = picture, time_s + length_s
+            held, end_s = picture, max(end_s, time_s + length_s)  # damaged timestamps may go back
         if frame != asked_frames:
             if held is None or end_s <= 1e-6:
                 return
@@ -152,69 +171,31 @@ class OnScreen(Generic[P]):
             self.duration_s = self.asked_s
 
 
-class _PictureReader:
-    """Decodes a container from ``start_s`` on ⇒ (time_s after start_s, length_s, av.VideoFrame), in order of time.
-    Sound met on the way goes to ``collector``."""
-
-    def __init__(self, path: str | os.PathLike, container: InputContainer, start_s: float,
-                 collector: SoundCollector | None = None):
-        self.path, self.container, self.start_s, self.collector = path, container, start_s, collector
-        self.video = _require_pictures(path, container)
-        self.wants_pictures = True
-        seek_before(container, start_s)
-        streams = [self.video] if collector is None else [self.video, sound_stream(container)]
-        self.packets = container.demux(streams)
-        self.decoder = Decoder(path)
-
-    def __iter__(self) -> Iterator[tuple[float, float, Any]]:
-        zero_s = origin_s(self.container) + self.start_s
-        nominal_s = float(1 / self.video.average_rate) if self.video.average_rate else 0.04
-        tolerance_s = 0.5 * float(self.video.time_base)  # timestamps are rounded to the container's clock
-        previous_s, longest_s = None, 1.0
-        for frame in self._frames():
-            _check_size(self.path, frame.width, frame.height)
-            time_s = frame.time - zero_s if frame.time is not None else (previous_s or 0.0) + nominal_s
-            if previous_s is not None and time_s > previous_s:
-                nominal_s = time_s - previous_s
-                longest_s = max(longest_s, nominal_s)
-            previous_s = time_s
-            claimed_s = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 0.0
-            length_s = picture_length_s(claimed_s, nominal_s)
-            # a length is believed up to the longest gap seen: some containers claim hours for the last picture
-            yield time_s - tolerance_s, min(length_s, longest_s) + tolerance_s, frame
-
-    def _frames(self) -> Iterator[Any]:
-        for packet in self.packets:
-            if packet.stream.index == self.video.index:
-                if self.wants_pictures:
-                    yield from self.decoder.decode(packet)
-            elif self.collector is not None:
-                for frame in self.decoder.decode(packet):
-                    self.collector.add(frame)
-                if self.collector.done and not self.wants_pictures:
-                    return
-
-    def read_sound(self) -> None:
-        """Read on for the sound that lies in the file behind the last picture that was needed."""
-        self.wants_pictures = False
-        if self.collector is not None and not self.collector.done:
-            for _ in self._frames():
-                pass
-
-
-def _fitted(path: str | os.PathLike, start_s: float, chosen: Iterable[Any], fits: Sequence[Fit],
-            ) -> Iterator[list[np.ndarray]]:
-    """av.VideoFrames ⇒ for each one picture (h, w, 3) uint8 RGB per fit, upright. A picture that stays on screen is
-    converted once, and once for equal fits."""
-    fitters = {fit: _Fitter(fit) for fit in fits}
-    last, fitted = None, dict[Fit, np.ndarray]()
+def _chunks(chosen: Iterable[Any], fitters: Sequence[_Fitter], size: int) -> Iterator[list[np.ndarray]]:
+    """av.VideoFrames ⇒ up to ``size`` of them at a time, an array (n, h, w, 3) per fitter."""
+    last, count = None, 0
     for frame in chosen:
-        if frame is not last:
-            last, fitted = frame, {fit: fitter(frame) for fit, fitter in fitters.items()}
-        yield [fitted[fit] for fit in fits]
-    if last is None:
-        raise InputError(f"{path}: no picture is on screen {start_s:g} s after its start; is the video shorter, or "
-                         "damaged?")
+        for fitter in fitters:
+            if frame is not last:  # a picture that stays on screen is converted once
+                fitter.convert(frame)
+            fitter.write(count, size)
+        last, count = frame, count + 1
+        if count == size:
+            yield [fitter.take(count) for fitter in fitters]
+            count = 0
+    if count:
+        yield [fitter.take(count) for fitter in fitters]
+
+
+def _joined(chunks: Iterable[list[np.ndarray]]) -> Iterator[list[np.ndarray]]:
+    """All chunks as one; none ⇒ none."""
+    columns = [list(column) for column in zip(*chunks)]
+    if columns:
+        joined = []
+        while columns:  # one fit at a time: never a second copy of everything
+            column = columns.pop(0)
+            joined.append(column[0] if len(column) == 1 else np.concatenate(column))
+        yield joined
 
 
 class _Fitter:
@@ -224,47 +205,32 @@ class _Fitter:
     def __init__(self, fit: Fit):
         self.fit, self.reformatter = fit, VideoReformatter()
         self.scaled: tuple[int, int] | None = None  # (height, width), upright
+        self.picture: np.ndarray = np.empty((0, 0, 3), np.uint8)  # the last one converted, in the decoder's memory
+        self.chunk: np.ndarray | None = None
 
-    def __call__(self, frame: Any) -> np.ndarray:
-        turns = _quarter_turns(frame)
+    def convert(self, frame: Any) -> None:
+        turns = quarter_turns(frame)
         if self.scaled is None:
-            self.scaled = self.fit.scaled(*_upright_size(frame))
+            self.scaled = self.fit.scaled(*upright_size(frame))
         height, width = self.scaled if turns % 2 == 0 else self.scaled[::-1]
-        picture = self.reformatter.reformat(frame, width, height, "rgb24", interpolation=self.fit.interpolation,
-                                            threads=1)
-        upright = np.rot90(picture.to_ndarray(), turns)
+        scaled = self.reformatter.reformat(frame, width, height, "rgb24", interpolation=self.fit.interpolation,
+                                           threads=1)
+        upright = np.rot90(scaled.to_ndarray(), turns)
         height, width = self.fit.kept(*self.scaled)
         top, left = (self.scaled[0] - height) // 2, (self.scaled[1] - width) // 2
-        return np.ascontiguousarray(upright[top:top + height, left:left + width])
+        self.picture = upright[top:top + height, left:left + width]
 
+    def write(self, place: int, size: int) -> None:
+        """Copy the last picture into its place of a chunk of ``size``."""
+        if self.chunk is None:
+            self.chunk = np.empty((size, *self.picture.shape), np.uint8)
+        self.chunk[place] = self.picture
 
-def _upright_size(frame: Any) -> tuple[int, int]:
-    """(height, width) of a decoded picture once it is turned."""
-    return (frame.height, frame.width) if _quarter_turns(frame) % 2 == 0 else (frame.width, frame.height)
-
-
-def _quarter_turns(frame: Any) -> int:
-    """How many quarter turns counter-clockwise make a decoded picture upright (its display matrix)."""
-    return round(frame.rotation / 90) % 4
-
-
-def _require_pictures(path: str | os.PathLike, container: InputContainer) -> Any:
-    video = picture_stream(container)
-    if video is None:
-        raise InputError(f"{path} has no pictures ({'only sound' if sound_stream(container) else 'no stream at all'}); "
-                         "name a video file")
-    _check_size(path, video.codec_context.width, video.codec_context.height)
-    # one thread starts faster and many workers decode side by side; large pictures are worth the threads
-    video.codec_context.thread_type = "AUTO"
-    small = video.codec_context.width * video.codec_context.height < _THREADED_PIXELS
-    video.codec_context.thread_count = 1 if small else 0
-    return video
-
-
-def _check_size(path: str | os.PathLike, width: int, height: int) -> None:
-    if max(width, height) > MAX_SIDE_PIXELS:
-        raise InputError(f"{path}: pictures of {width}x{height} pixels; at most {MAX_SIDE_PIXELS} a side are read, "
-                         "so scale it down first")
+    def take(self, count: int) -> np.ndarray:
+        """The chunk's first pictures ⇒ (count, h, w, 3)."""
+        assert self.chunk is not None
+        chunk, self.chunk = self.chunk[:count], None
+        return chunk
 
 
 def _check_stretch(path: str | os.PathLike, start_s: float, duration_s: float | None) -> None:

@@ -15,11 +15,13 @@ class Encoder(Protocol):
     fit: how readers bring pictures to the size it wants. fingerprint: name and hash of the weights.
     """
 
-    fit: Fit
     frame_dim: int
     object_dim: int
     caption_dim: int
     fingerprint: str
+
+    @property
+    def fit(self) -> Fit: ...
 
     def encode_frames(self, frames: np.ndarray) -> np.ndarray:
         """(T, H, W, 3) uint8 RGB as ``fit`` makes them ⇒ (T, frame_dim). May be called chunk by chunk."""

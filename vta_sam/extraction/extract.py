@@ -12,19 +12,19 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from .._version import __version__
 from ..atomic import write_text
 from ..clip import ClipFeatures
-from ..decoding import ClipRequest, DecodePool
+from ..decode_pool import DecodePool
+from ..decoding import ClipRequest
 from ..encoders.base import Encoder
 from ..errors import InputError
-from ..features import words_of
+from ..features import Extractors, look, words_of
 from ..grounding.base import Grounder
 from ..shards.schema import FORMAT_VERSION, DatasetInfo, ShardInfo, encode_record
 from ..shards.writer import write_records
-from ..video import Clip
+from ..video import CHUNK_FRAMES, ClipStream
 from .manifest import Row, Slice, manifest_hash, read_manifest, slices
 
 SAMPLE_RATE_HZ = 16_000
@@ -36,18 +36,22 @@ Progress = Callable[[int, int, int], None]  # clips done, of how many, of those 
 
 def extract_dataset(manifest: Path, videos: Path, out: Path, grounder: Grounder, encoder: Encoder, fps: float,
                     shard_size: int = 64, workers: int = 2, rank: int = 0, world: int = 1,
-                    progress: Progress | None = None, limit_s: float = 60.0, memory_mb: int = 4096) -> DatasetInfo:
+                    progress: Progress | None = None, limit_s: float = 60.0, memory_mb: int = 4096,
+                    chunk_frames: int = CHUNK_FRAMES) -> DatasetInfo:
     """Turn the clips of a manifest into shards in ``out``, or the share of worker ``rank`` of ``world``.
 
     Whoever finds all shards there at its end writes dataset.json. Returns what is in ``out`` by then; with world > 1
     other workers' shards may still be missing, and dataset.json with them. A clip that can't be read is listed in
     ``<shard>.failed.jsonl`` with the reason. progress is called at the start (what earlier runs did counts as done) and
-    after each clip. limit_s and memory_mb bound the decoding of one clip. Raises InputError when ``out`` was begun with
-    another manifest or config, or when no clip at all could be read.
+    after each clip. limit_s and memory_mb bound the decoding of one clip; chunk_frames of its frames travel and are
+    looked at at once. Raises InputError when ``out`` was begun with another manifest or config, or when no clip at all
+    could be read.
     """
     manifest, videos, out = Path(manifest), Path(videos), Path(out)
     if not 0 <= rank < world:
         raise InputError(f"rank={rank} of world={world}: ranks count from 0 to world - 1")
+    if chunk_frames < 1:
+        raise InputError(f"chunk_frames={chunk_frames}: at least one frame has to be looked at at once")
     if not videos.is_dir():
         raise InputError(f"videos={videos} is not a folder")
     rows = read_manifest(manifest)
@@ -61,7 +65,7 @@ def extract_dataset(manifest: Path, videos: Path, out: Path, grounder: Grounder,
     done, failed = clips - sum(len(part.rows) for part in todo), 0
     if progress:
         progress(done, clips, failed)
-    extractor = ClipExtractor(videos, grounder, encoder, fps)
+    extractor = ClipExtractor(videos, Extractors(grounder, encoder, chunk_frames), fps)
     with DecodePool(workers, limit_s, memory_mb) as pool:
         decoded = pool.map(extractor.request(row) for part in todo for row in part.rows)
         for part in todo:
@@ -82,42 +86,34 @@ def extract_dataset(manifest: Path, videos: Path, out: Path, grounder: Grounder,
 class ClipExtractor:
     """One clip ⇒ its record, by a grounder and an encoder."""
 
-    def __init__(self, videos: Path, grounder: Grounder, encoder: Encoder, fps: float):
-        self.videos, self.grounder, self.encoder, self.fps = videos, grounder, encoder, fps
+    def __init__(self, videos: Path, extractors: Extractors, fps: float):
+        self.videos, self.extractors, self.fps = videos, extractors, fps
 
     def request(self, row: Row) -> ClipRequest:
         return ClipRequest(
             path=str(self.videos / row.path), fps=self.fps, start_s=row.start_s, duration_s=row.duration_s,
-            fits=(self.grounder.fit, self.encoder.fit),
-            sample_rate_hz=SAMPLE_RATE_HZ)
+            fits=self.extractors.fits, sample_rate_hz=SAMPLE_RATE_HZ, chunk_frames=self.extractors.chunk_frames)
 
-    def record(self, row: Row, clip: Clip | InputError) -> dict[str, bytes] | InputError:
-        """What was decoded ⇒ the members of its record, or the reason why there is none."""
-        if isinstance(clip, InputError):
-            return clip
+    def record(self, row: Row, clip: ClipStream) -> dict[str, bytes] | InputError:
+        """What is being decoded ⇒ the members of its record, or the reason why there is none."""
         try:
             return encode_record(self.features(row, clip))
         except InputError as error:
             return error
 
-    def features(self, row: Row, clip: Clip) -> ClipFeatures:
-        """Raises InputError where the grounder or the encoder refuses the clip, or says what can't be stored."""
-        grounder, encoder = (self._of_clip(part, row) for part in (self.grounder, self.encoder))
-        words = words_of(row.caption, row.objects or None, getattr(grounder, "known_words", ()))
+    def features(self, row: Row, clip: ClipStream) -> ClipFeatures:
+        """Raises InputError where the clip can't be read, the grounder or the encoder refuses it, or says what can't be
+        stored."""
+        extractors = self.extractors.for_clip(self.videos / row.path, self.fps, row.start_s)
+        encoder, words = extractors.encoder, words_of(row.caption, row.objects or None, extractors.known_words)
+        embedding, [grounding] = look(clip, extractors, [words.objects])
         assert clip.waveform is not None  # asked for by request()
-        grounding = grounder.ground(clip.frames[0], words.objects)
         return ClipFeatures(
             key=row.id, caption=row.caption, objects=words.objects, fps=self.fps, waveform=clip.waveform,
-            frame_embedding=encoder.encode_frames(clip.frames[1]), probs=grounding.probs, boxes=grounding.boxes,
-            areas=grounding.areas, object_embedding=encoder.encode_objects(words.objects),
+            frame_embedding=embedding, probs=grounding.probs, boxes=grounding.boxes, areas=grounding.areas,
+            object_embedding=encoder.encode_objects(words.objects),
             caption_tokens=encoder.encode_caption(words.caption), sample_rate_hz=SAMPLE_RATE_HZ, label=row.label,
             source=row.path, start_s=row.start_s, duration_s=clip.duration_s, mask_embedding=grounding.mask_embedding)
-
-    def _of_clip(self, part: Any, row: Row) -> Any:
-        """An extractor that reads what is written beside a video (an oracle) has one of itself per clip."""
-        if not hasattr(part, "for_clip"):
-            return part
-        return part.for_clip(self.videos / row.path, start_s=row.start_s, fps=self.fps)
 
 
 def _commit(out: Path, part: Slice, records: list[tuple[str, dict[str, bytes]]], failed: list[dict[str, str]]) -> None:

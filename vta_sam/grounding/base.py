@@ -48,8 +48,10 @@ class Grounder(Protocol):
     for the original. fingerprint: name and hash of the weights, kept in dataset.json.
     """
 
-    fit: Fit
     fingerprint: str
+
+    @property
+    def fit(self) -> Fit: ...
 
     def ground(self, frames: np.ndarray, objects: list[str]) -> Grounding:
         """frames (T, H, W, 3) uint8 RGB as ``fit`` makes them, up to 8 words. May be called chunk by chunk."""

@@ -1,0 +1,444 @@
+"""Clips read by children: chunk by chunk, in order, in bounded memory; whatever a child does costs one clip."""
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+from conftest import decode_grey
+
+from vta_sam.decode_pool import DecodePool
+from vta_sam.decoding import ClipRequest, GuardedReader
+from vta_sam.decoding_answers import Claims, Incoming, Nonsense, send_answer
+from vta_sam.errors import InputError
+from vta_sam.fit import CentreCrop, Squeeze, Within
+from vta_sam.video import ClipStream, read_clip, stream_clip
+
+SIZE = (Squeeze(24, 32),)
+
+# a child that misbehaves on the first or on the third chunk of files so named
+BAD_CHILD = """
+import os, signal, socket, sys, time
+import vta_sam.decoding as decoding
+good, answers = decoding.stream_clip, socket.socket(fileno=int(sys.argv[2]))
+
+def misbehave(path):
+    if "hang" in path: time.sleep(600)
+    if "slow" in path: time.sleep(0.3)
+    if "crash" in path: os.kill(os.getpid(), signal.SIGSEGV)
+    if "big" in path: bytearray(8 << 30)
+    if "fault" in path: raise KeyError("a fault of the program")
+    if "nonsense" in path: answers.sendall(os.urandom(4096))
+    if "half" in path:
+        decoding.send_answer(answers, "chunk", shapes=[[5, 24, 32]])
+        answers.sendall(bytes(100))
+        os._exit(3)
+    if "stuck" in path:
+        decoding.send_answer(answers, "chunk", shapes=[[5, 24, 32]])
+        time.sleep(600)
+    if "huge" in path: decoding.send_answer(answers, "chunk", shapes=[[5, 1 << 40, 1 << 40]])
+    if "unasked" in path: decoding.send_answer(answers, "please")
+
+def stream_clip(path, **rest):
+    name, late = os.path.basename(path), "late" in path
+    if not late and "slow" not in name: misbehave(name)
+    def chunks(stream):
+        for i, chunk in enumerate(stream):
+            if late and i == 2 or "slow" in name: misbehave(name)
+            yield chunk
+        return stream.waveform, stream.duration_s
+    return decoding.ClipStream(chunks(good(path, **rest)))
+
+decoding.stream_clip = stream_clip
+decoding.serve(decoding.Connection(int(sys.argv[1]), writable=False), answers, int(sys.argv[3]))
+"""
+
+
+class BadReader(GuardedReader):
+    command = (GuardedReader.command[0], "-c", BAD_CHILD)
+
+
+@pytest.fixture(scope="module")
+def video(make_video, tmp_path_factory):
+    """Two seconds at 25 fps with sound."""
+    sound = np.random.default_rng(0).uniform(-0.3, 0.3, 32_000)
+    return make_video(tmp_path_factory.mktemp("video") / "a.mp4", duration_s=2.0, sound=sound)
+
+
+def request(path, **settings):
+    return ClipRequest(**{"path": str(path), "fps": 12.5, "fits": SIZE, "chunk_frames": 5, **settings})
+
+
+def frames_of(stream):
+    return np.concatenate([chunk[0] for chunk in stream])
+
+
+@pytest.mark.parametrize("settings", [
+    {}, {"chunk_frames": None, "start_s": 0.7, "duration_s": 0.5}, {"want_audio": False, "duration_s": 1},
+    {"fits": (Within(20, 100), CentreCrop(16), Squeeze(9, 7), CentreCrop(16)), "fps": 29.97}], ids=str)
+def test_a_child_reads_what_this_process_reads(video, settings):
+    wanted = {name: value for name, value in vars(request(video, **settings)).items() if name != "chunk_frames"}
+    here = read_clip(**wanted)
+    with GuardedReader() as reader:
+        for _ in range(2):
+            stream = reader.stream(request(video, **settings))
+            chunks = list(stream)
+            for frames, column in zip(here.frames, zip(*chunks), strict=True):
+                assert np.array_equal(np.concatenate(column), frames) and frames.flags.writeable
+            assert stream.duration_s == here.duration_s
+            assert np.array_equal(stream.waveform, here.waveform) if here.waveform is not None else (
+                stream.waveform is None)
+        with pytest.raises(InputError, match="none.mp4 doesn't exist"):
+            list(reader.stream(request("none.mp4")))
+
+
+@pytest.mark.parametrize("name, words", [
+    ("crash", "crashed on it .exit status -11"), ("big", "needs more than 3000 MB"), ("nonsense", "broke on it"),
+    ("half", "crashed on it .exit status 3"), ("huge", "broke on it .it answers pictures of ..1099511627776"),
+    ("unasked", "broke on it .it answers 'please'"), ("hang", "decoding took longer than 0.8 s"),
+    ("stuck", "decoding took longer than 0.8 s")])
+def test_what_a_child_does_costs_one_clip(video, tmp_path, name, words):
+    late = tmp_path / f"late_{name}.mp4"
+    late.symlink_to(video)
+    with BadReader(memory_mb=3000) as reader:
+        for path, chunks_before in ((f"{name}.mp4", 0), (late, 2)):
+            assert len(frames_of(reader.stream(request(video)))) == 25
+            process, got = reader.process, []
+            reader.limit_s = 0.8 if name in ("hang", "stuck") else 60.0
+            with pytest.raises(InputError, match=f"{name}.mp4: .*{words}"):
+                for chunk in reader.stream(request(path)):
+                    got.append(chunk)
+            assert len(got) == chunks_before and process.poll() is not None
+            reader.limit_s = 60.0
+        assert len(frames_of(reader.stream(request(video)))) == 25
+        last = reader.process
+    assert last.poll() is not None
+
+
+def test_a_child_killed_from_outside_costs_one_clip(video):
+    with GuardedReader() as reader:
+        chunks = iter(reader.stream(request(video)))
+        next(chunks)
+        os.kill(reader.process.pid, signal.SIGKILL)
+        with pytest.raises(InputError, match="crashed on it .exit status -9"):
+            next(chunks)
+        assert len(frames_of(reader.stream(request(video)))) == 25
+
+
+def test_a_fault_of_the_program_is_no_fault_of_the_file(video):
+    with BadReader() as reader:
+        with pytest.raises(RuntimeError, match="a fault of the program"):
+            list(reader.stream(request("fault.mp4")))
+        assert len(frames_of(reader.stream(request(video)))) == 25
+
+
+def test_the_time_limit_counts_decoding_and_not_waiting(video, tmp_path):
+    slow = tmp_path / "slow.mp4"  # 5 chunks of 0.3 s each
+    slow.symlink_to(video)
+    with BadReader() as reader:
+        list(reader.stream(request(video)))  # the child is up
+        reader.limit_s = 0.8
+        frames = 0
+        for chunk in reader.stream(request(video)):
+            frames += len(chunk[0])
+            time.sleep(0.25)
+        assert frames == 25
+        got = []
+        with pytest.raises(InputError, match="slow.mp4: decoding took longer than 0.8 s"):
+            for chunk in reader.stream(request(slow)):
+                got.append(chunk)
+        assert 1 <= len(got) <= 2
+
+
+def test_a_stream_ends_where_its_child_is_given_another_clip(video):
+    with GuardedReader() as reader:
+        first = iter(reader.stream(request(video)))
+        next(first)
+        second = frames_of(reader.stream(request(video, start_s=1.0)))
+        assert decode_grey(second[0]) == 2 and len(second) == 13  # 25 pictures later, of 24 numbers
+        with pytest.raises(RuntimeError, match="given another clip"):
+            next(first)
+
+
+# --- a child is not believed ----------------------------------------------------------------------------------------
+
+def claims(**settings):
+    return Claims(**{"fits": (CentreCrop(224), Within(80, 100)), "fps": 10, "duration_s": 2.0,
+                     "samples_per_s": 16_000, "chunk_frames": 16, "memory_mb": 64, **settings})
+
+
+@pytest.mark.parametrize("shapes", [
+    None, {}, [], [[1, 224, 224]], [[1, 224, 224], [1, 60]], [[1, 224, 224], [1, 60, 80, 3]],
+    [[1, 224, 224], [2, 60, 80]], [[0, 224, 224], [0, 60, 80]], [[-1, 224, 224], [-1, 60, 80]],
+    [[17, 224, 224], [17, 60, 80]],
+    [[1, 224, 225], [1, 60, 80]], [[1, 224, 224], [1, 90, 90]], [[1, 224, 224], [1, 60, 101]],
+    [[1, 224, 224], [1, 60, 1 << 62]], [[1, 224, 224], [1, 0, 80]], [[1, 224, 224], [1, -60, -80]],
+    [[1.0, 224, 224], [1.0, 60, 80]], [[True, 224, 224], [True, 60, 80]], [["1", 224, 224], ["1", 60, 80]],
+    [[1, 224, 224], None]], ids=str)
+def test_shapes_that_were_not_asked_for_are_refused(shapes):
+    with pytest.raises(Nonsense):
+        claims().shapes({"shapes": shapes})
+
+
+def test_chunks_stay_within_the_clip_the_memory_and_the_first_ones_size():
+    due = claims(chunk_frames=None)
+    assert due.shapes({"shapes": [[19, 224, 224], [19, 60, 80]]}) == [(19, 224, 224, 3), (19, 60, 80, 3)]
+    for shapes, words in (([[2, 224, 224], [2, 60, 80]], "21 frames for 2 s"),
+                          ([[1, 224, 224], [1, 60, 79]], "pictures of"),
+                          ([[10 ** 9, 224, 224], [10 ** 9, 60, 80]], "frames")):
+        with pytest.raises(Nonsense, match=words):
+            due.shapes({"shapes": shapes})
+    whole = claims(chunk_frames=None, duration_s=None)
+    with pytest.raises(Nonsense, match="out of 64 MB"):
+        whole.shapes({"shapes": [[500, 224, 224], [500, 60, 80]]})
+
+
+@pytest.mark.parametrize("end", [
+    {}, {"duration_s": "2"}, {"duration_s": None}, {"duration_s": 0.0}, {"duration_s": -1.0}, {"duration_s": 1e9},
+    {"duration_s": 1.5, "samples": 24_000}, {"duration_s": float("nan"), "samples": 0},
+    {"duration_s": 2.0}, {"duration_s": 2.0, "samples": None}, {"duration_s": 2.0, "samples": 32_001},
+    {"duration_s": 2.0, "samples": 32_000.0}, {"duration_s": 2.0, "samples": "32000"}], ids=str)
+def test_an_end_that_does_not_fit_what_came_is_refused(end):
+    due = claims()
+    for count in (16, 4):
+        due.shapes({"shapes": [[count, 224, 224], [count, 60, 80]]})
+    assert due.end({"duration_s": 2.0, "samples": 32_000}) == (2.0, 32_000)
+    with pytest.raises(Nonsense):
+        due.end(json.loads(json.dumps(end)))
+    silent = claims(samples_per_s=None, chunk_frames=None)
+    silent.shapes({"shapes": [[20, 224, 224], [20, 60, 80]]})
+    with pytest.raises(Nonsense):
+        silent.end({"duration_s": 2.0, "samples": 32_000})
+
+
+@pytest.mark.parametrize("data, words", [
+    (b"\xff\xff\xff\xff", "a header of 4294967295 bytes"), (b"\x00\x00\x00\x02{]", "can't be read"),
+    (b"\x00\x00\x00\x02[]", "no object"), (b"\x00\x00\x00\x02\xff\xfe", "can't be read"),
+    (b"\x00\x00\xff\xff" + b"[" * 0xffff, "can't be read")], ids=["long", "no json", "list", "no text", "deep"])
+def test_headers_of_nonsense_are_refused(data, words):
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        sender = threading.Thread(target=theirs.sendall, args=(data,))
+        sender.start()
+        with pytest.raises(Nonsense, match=words):
+            Incoming(ours, time.monotonic() + 10).header()
+        sender.join()
+
+
+def test_any_message_gets_through_whatever_its_letters():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        send_answer(theirs, "fault", message="\x01" * 100_000 + "the end")
+        header = Incoming(ours, time.monotonic() + 10).header()
+        assert header["message"].endswith("the end")
+
+
+def test_whatever_a_fit_makes_is_believed():
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        size = tuple(int(side) for side in rng.integers(1, 3000, 2))
+        fits = (CentreCrop(int(rng.integers(1, 500))), Within(*sorted(map(int, rng.integers(1, 2000, 2)))),
+                Squeeze(*map(int, rng.integers(1, 500, 2))))
+        shapes = [[2, *fit.kept(*fit.scaled(*size))] for fit in fits]
+        claims(fits=fits, memory_mb=4096).shapes({"shapes": shapes})
+
+
+# --- pools ----------------------------------------------------------------------------------------------------------
+
+def in_time(work, limit_s=60.0):
+    """Run something that would hang where a pool locks itself up."""
+    failed = []
+
+    def guarded():
+        try:
+            work()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=guarded, daemon=True)
+    thread.start()
+    thread.join(limit_s)
+    assert not thread.is_alive(), "it hangs"
+    if failed:
+        raise failed[0]
+
+
+class Counter:
+    """Stands for a child in a pool, and counts what was asked of it: a clip has as many chunks as its name says."""
+
+    def __init__(self):
+        self.begun, self.fetched = 0, 0
+
+    def stream(self, request):
+        return ClipStream(self.chunks(int(request.path)))
+
+    def chunks(self, count):
+        self.begun += 1
+        for i in range(count):
+            self.fetched += 1
+            yield [np.full((1, 1, 1, 3), i, np.uint8)]
+        return None, float(count)
+
+    def kill(self):
+        pass
+
+    close = kill
+
+
+def counting_pool(**settings):
+    pool = DecodePool(1, **settings)
+    counter = Counter()
+    pool.idle.get()
+    pool.readers = [counter]
+    pool.idle.put(counter)
+    return pool, counter
+
+
+def settled(read):
+    """⇒ what it reads once that stays the same for a while."""
+    value = None
+    while value != (value := read()):
+        time.sleep(0.1)
+    return value
+
+
+def test_a_pool_keeps_the_order_and_reports_failures_in_place(video):
+    with DecodePool(2, ahead=3) as pool:
+        for i, stream in enumerate(pool.map(
+                request(video if i % 3 else "none.mp4", start_s=0.1 * i, fps=8) for i in range(7))):
+            if i % 3 == 0:
+                with pytest.raises(InputError, match="none.mp4"):
+                    list(stream)
+            else:
+                assert decode_grey(frames_of(stream)[0]) == round((0.1 * i + 0.0625) // 0.04)
+                assert stream.duration_s == pytest.approx(2 - 0.1 * i) and len(stream.waveform)
+    assert i == 6
+
+
+def test_a_failure_comes_after_the_chunks_before_it(video, tmp_path):
+    late = tmp_path / "late_crash.mp4"
+    late.symlink_to(video)
+    with DecodePool(1) as pool:
+        pool.readers[0].command = BadReader.command
+        first, second = pool.map([request(late), request(video)]), []
+        for stream in first:
+            got = []
+            try:
+                for chunk in stream:
+                    got.append(chunk)
+            except InputError as error:
+                assert "crashed" in str(error)
+            second.append(len(got))
+        assert second == [2, 5]
+
+
+def test_a_pool_reads_no_further_ahead_than_allowed():
+    pool, counter = counting_pool(ahead=4, buffer_chunks=2)
+    with pool:
+        asked = []
+        streams = pool.map(asked.append(i) or request("10") for i in range(20))
+        chunks = iter(next(streams))
+        assert len(asked) == 4 and settled(lambda: counter.fetched) == 2 and counter.begun == 1
+        next(chunks)
+        assert settled(lambda: counter.fetched) == 3
+        assert len(list(chunks)) == 9 and settled(lambda: (counter.begun, counter.fetched)) == (2, 12)
+        next(streams)
+        assert len(asked) == 5 and settled(lambda: (counter.begun, counter.fetched)) == (2, 12)
+        streams.close()
+
+
+def test_short_clips_are_read_ahead_to_their_end():
+    pool, counter = counting_pool(ahead=5, buffer_chunks=2)
+    with pool:
+        streams = pool.map(request("1") for _ in range(20))
+        next(streams)
+        assert settled(lambda: counter.begun) == 5
+        streams.close()
+
+
+def test_abandoned_streams_hold_nobody_up(video):
+    def work():
+        with DecodePool(2, ahead=4) as pool:
+            seen = []
+            for i, stream in enumerate(pool.map(request(video, start_s=0.04 * i) for i in range(12))):
+                if i % 3:  # some aren't even begun
+                    seen.append(decode_grey(next(iter(stream))[0][0]))
+            assert seen == [i + 1 for i in range(12) if i % 3]
+
+    in_time(work)
+
+
+def test_a_stream_left_behind_says_so():
+    pool, _ = counting_pool()
+    with pool:
+        streams = [*pool.map([request("9"), request("9")])]
+        for stream in streams:
+            with pytest.raises(RuntimeError, match="before the next one is asked for"):
+                list(stream)
+
+
+def test_closing_a_pool_early_waits_for_nobody(video):
+    def work():
+        with DecodePool(2, ahead=6) as pool:
+            streams = pool.map(request(video) for _ in range(20))
+            chunks = iter(next(streams))
+            next(chunks)
+        with pytest.raises(RuntimeError, match="while its pool is open"):
+            list(chunks)
+        assert all(reader.process is None for reader in pool.readers)
+
+    in_time(work)
+
+
+def test_closing_a_pool_does_not_wait_for_a_hanging_child():
+    pool = DecodePool(1, limit_s=300.0)
+    pool.readers[0].command = BadReader.command
+    raised = []
+
+    def read():
+        try:
+            for stream in pool.map([request("hang.mp4")]):
+                list(stream)
+        except RuntimeError as error:
+            raised.append(error)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    while pool.readers[0].process is None:
+        time.sleep(0.01)
+    assert not raised
+    in_time(pool.close)
+    reader.join(timeout=20)
+    assert len(raised) == 1 and pool.readers[0].process is None
+
+
+# --- bounds ---------------------------------------------------------------------------------------------------------
+
+def test_a_long_clip_takes_the_memory_of_a_chunk(make_video, tmp_path):
+    path = make_video(tmp_path / "a.mp4", duration_s=30.0)
+    fit, size = Squeeze(96, 128), 8
+
+    def peak(work):
+        tracemalloc.start()
+        try:
+            work()
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    def stream():
+        for _ in stream_clip(path, fps=25, fits=[fit], want_audio=False, chunk_frames=size):
+            pass
+
+    chunk_bytes = size * 3 * fit.height * fit.width
+    assert peak(stream) < 4 * chunk_bytes
+    whole = peak(lambda: read_clip(path, fps=25, fits=[fit], want_audio=False))
+    assert whole > 750 / size * chunk_bytes  # so the measure sees arrays
+    with GuardedReader() as reader:
+        guarded = peak(lambda: [None for _ in reader.stream(request(path, fits=(fit,), want_audio=False, fps=25))])
+    assert guarded < 4 * chunk_bytes

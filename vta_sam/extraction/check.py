@@ -1,0 +1,186 @@
+"""A finished dataset, read again: is every record what dataset.json says, and what do the clips hold?"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from urllib.parse import unquote
+
+from ..atomic import write_text
+from ..clip import ClipFeatures, ClipSpec
+from ..errors import InputError
+from ..report.dataset import statistics_picture
+from ..shards.schema import DatasetInfo, ShardInfo, decode_record, read_dataset
+from ..shards.writer import read_shard
+from .extract import failures
+from .statistics import DatasetStatistics
+
+_ROUNDING = 1e-3  # half a step of fp16 at 1
+_MASK_DIM = 256
+_LONGEST_S = 1e6  # no clip, and no number of frames a second, is larger
+Progress = Callable[[int, int, int], None]  # clips read, of how many, faults
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with a shard (key "") or with one of its records."""
+
+    shard: str
+    key: str
+    what: str
+
+
+def check_dataset(root: Path, progress: Progress | None = None) -> tuple[DatasetStatistics, list[Fault]]:
+    """Read every record of a dataset, one at a time ⇒ statistics of those that could be read, and all faults.
+
+    Raises InputError where dataset.json itself can't be used.
+    """
+    root = Path(root)
+    info = read_dataset(root)
+    shards = [(split, shard) for split, found in info.splits.items() for shard in found]
+    total = sum(shard.records for _, shard in shards)
+    statistics, faults = DatasetStatistics(), _strangers(root, {shard.name for _, shard in shards})
+    seen: set[bytes] = set()
+    read = 0
+    if progress:
+        progress(read, total, len(faults))  # shows the total before the first record
+    for split, shard in shards:
+        records = 0
+        for record in read_records(root / shard.name):
+            records += bool(record.key)  # a fault without a key is one of the shard
+            if isinstance(record, Fault):
+                faults.append(record)
+            else:
+                faults += [Fault(shard.name, record.key, what) for what in record_faults(record, info)]
+                faults += _again(seen, shard, record.key)
+                statistics.add(split, record)
+            if progress:
+                progress(read + records, total, len(faults))
+        read += records
+        faults += _count_faults(root, shard, records)
+    return statistics, faults
+
+
+def write_check(out: Path, statistics: DatasetStatistics, faults: list[Fault], title: str) -> None:
+    """Write ``out``/statistics.json, statistics.png and faults.jsonl, an empty one where all is well."""
+    lines = "".join(json.dumps(asdict(fault), ensure_ascii=False) + "\n" for fault in faults)
+    write_text(out / "faults.jsonl", lines)
+    content = {**statistics.to_dict(), "faults": len(faults)}
+    write_text(out / "statistics.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+    statistics_picture(out / "statistics.png", statistics, f"{title}: {statistics.clips} clips, "
+                                                           f"{statistics.seconds / 3600:.2f} hours")
+
+
+def record_faults(clip: ClipFeatures, info: DatasetInfo) -> list[str]:
+    """What of a clip disagrees with its dataset, with itself, or with the meaning of its numbers. Arrays whose shapes
+    disagree with each other, and NaN, were refused when it was read."""
+    faults = []
+
+    def expect(holds: bool, what: str) -> None:
+        if not holds:
+            faults.append(what)
+
+    shapes = {"frame_embedding": (None, info.frame_dim), "object_embedding": (None, info.object_dim),
+              "caption_tokens": (None, info.caption_dim), "mask_embedding": (*clip.probs.shape, _MASK_DIM)}
+    for name, shape in shapes.items():
+        array = getattr(clip, name)
+        if array is not None:
+            fits = array.ndim == len(shape) and all(e in (None, n) for e, n in zip(shape, array.shape))
+            expected = ", ".join("…" if length is None else str(length) for length in shape)
+            expect(fits, f"{name} has shape {array.shape}, expected ({expected})")
+    expect(clip.fps == info.fps, f"fps is {clip.fps}, dataset.json says {info.fps}")
+    expect(clip.sample_rate_hz == info.sample_rate_hz,
+           f"sample_rate_hz is {clip.sample_rate_hz}, dataset.json says {info.sample_rate_hz}")
+    if 0 < clip.duration_s < _LONGEST_S and 0 < clip.fps < _LONGEST_S:
+        # any legal duration and hop do here: only the rules for stretches are used
+        spec = ClipSpec(duration_s=1.0, fps=clip.fps, latent_stride_frames=1, sample_rate_hz=clip.sample_rate_hz,
+                        hop_samples=clip.sample_rate_hz)
+        frames, samples = spec.frames_of(clip.duration_s), spec.samples_of(clip.duration_s)
+        expect(len(clip.probs) == frames, f"{len(clip.probs)} frames, expected {frames} in {clip.duration_s} s")
+        expect(len(clip.waveform) == samples,
+               f"{len(clip.waveform)} samples of sound, expected {samples} in {clip.duration_s} s")
+    else:
+        faults.append(f"duration_s is {clip.duration_s} at {clip.fps} fps, expected more than 0 and what a video can "
+                      "have")
+    expect(math.isfinite(clip.start_s) and clip.start_s >= 0, f"start_s is {clip.start_s}, expected seconds >= 0")
+    expect(all(clip.objects) and len(set(clip.objects)) == len(clip.objects),
+           f"objects are {clip.objects}, expected words that differ")
+    for name in ("probs", "boxes", "areas"):
+        array = getattr(clip, name)
+        low, high = float(array.min(initial=0.0)), float(array.max(initial=0.0))
+        expect(low >= -_ROUNDING and high <= 1 + _ROUNDING, f"{name} go from {low:g} to {high:g}, expected 0 to 1")
+    return faults
+
+
+def read_records(path: Path) -> Iterator[ClipFeatures | Fault]:
+    """The records of a shard, in order, and in place of a damaged one, or at the end, what is wrong."""
+    read = 0
+    try:
+        for clip in read_shard(path):
+            yield clip
+            read += 1
+    except InputError as error:
+        # read_shard ends with the first damaged record: those behind it are read one by one
+        found = False
+        for record in _one_by_one(path, read):
+            found |= isinstance(record, Fault)
+            yield record
+        if not found:  # no record is damaged, the tar is
+            yield Fault(path.name, "", str(error))
+
+
+def _one_by_one(path: Path, skip: int) -> Iterator[ClipFeatures | Fault]:
+    """Records behind the first ``skip``, as far as the tar can be read."""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            files = (member for member in tar if member.isfile())
+            for number, (key, members) in enumerate(groupby(files, lambda member: member.name.partition(".")[0])):
+                if number < skip:
+                    continue
+                content = {}
+                for member in members:
+                    file = tar.extractfile(member)
+                    content[member.name.partition(".")[2]] = file.read() if file else b""
+                try:
+                    yield decode_record(key, content)
+                except InputError as error:
+                    yield Fault(path.name, unquote(key), str(error))
+    except (tarfile.TarError, EOFError, OSError) as error:
+        yield Fault(path.name, "", f"{path} is cut short or is no tar ({error}); delete it and extract again")
+
+
+def _again(seen: set[bytes], shard: ShardInfo, key: str) -> list[Fault]:
+    """A fault where the key was met before. Keys are remembered by 8 bytes of their hash."""
+    short = hashlib.blake2b(key.encode(), digest_size=8).digest()
+    if short in seen:
+        return [Fault(shard.name, key, "the id stands in the dataset before; ids must differ")]
+    seen.add(short)
+    return []
+
+
+def _count_faults(root: Path, shard: ShardInfo, records: int) -> list[Fault]:
+    faults = []
+    if records != shard.records:
+        faults.append(Fault(shard.name, "", f"it holds {records} records, dataset.json says {shard.records}"))
+    listed = root / f"{Path(shard.name).stem}.failed.jsonl"
+    if shard.failed or listed.exists():
+        try:
+            failed = len(failures(listed))
+            if failed != shard.failed:
+                told = f"{listed.name} lists {failed} clips that failed, dataset.json says {shard.failed}"
+                faults.append(Fault(shard.name, "", told))
+        except InputError as error:
+            faults.append(Fault(shard.name, "", str(error)))
+    return faults
+
+
+def _strangers(root: Path, known: set[str]) -> list[Fault]:
+    """Tars that dataset.json doesn't name: training passes them over."""
+    return [Fault(path.name, "", "it is not in dataset.json") for path in sorted(root.glob("*.tar"))
+            if path.name not in known and not path.name.startswith(".")]

@@ -60,7 +60,7 @@ def main() -> None:
     [imports_s] = seconds(_import, 1)
     import torch
 
-    from vta_sam.generation.device import choose_device
+    from vta_sam.device import choose_device
     from vta_sam.pipeline import load
 
     device = choose_device(options.device, options.threads)

@@ -26,7 +26,7 @@ def main(config):
     if config.model is None:
         print(f"model: {folder}")
     warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"
-    from vta_sam.generation.device import choose_device
+    from vta_sam.device import choose_device
     from vta_sam.pipeline import load
 
     pipeline = load(folder, choose_device(config.device, config.threads))

@@ -33,8 +33,10 @@ CLASSES = {
     "vta_sam.diffusion.sampler.Sampler",
     "vta_sam.grounding.tiny.TinyGrounder",
     "vta_sam.grounding.oracle.OracleGrounder",
+    "vta_sam.grounding.grounded_sam.GroundedSAM",
     "vta_sam.encoders.tiny.TinyEncoder",
     "vta_sam.encoders.oracle.OracleEncoder",
+    "vta_sam.encoders.clip.CLIPEncoder",
 }
 PARTS = ("codec", "condition_encoder", "unet", "conditioner")  # those with weights
 

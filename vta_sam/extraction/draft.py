@@ -87,7 +87,7 @@ class Draft:
 
     def summary(self, out: Path, left_out: Path) -> Group:
         """Clips and labels of each split, how clips were found, and why others were left out, to be printed."""
-        table = Table("split", "clips", "labels", "captions", title=str(out), title_justify="left")
+        table = Table("split", "clips", "labels", "captions", title=Text(str(out)), title_justify="left")
         for split in sorted({row.split for row in self.rows}):
             rows = [row for row in self.rows if row.split == split]
             labels = {row.label for row in rows} - {""}

@@ -1,4 +1,4 @@
-"""Folders in the layout of the released weights, filled with random numbers: the real networks, small language parts."""
+"""Folders in the layout of the released weights, with random numbers: real networks, small language parts."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def randomise(module: nn.Module, seed: int, std: float = 0.02) -> None:
 
 
 def enliven(module: nn.Module, seed: int) -> None:
-    """Draw weights wide enough that signals get through: N(0, 0.05), and N(1, 0.02) for what follows a norm. The answers
-    of a network of N(0, 0.02) alone differ by less than rounding, so that some comparisons would see nothing."""
+    """Draw weights wide enough that signals get through: N(0, 0.05), and N(1, 0.02) in norms. The answers of a network
+    of N(0, 0.02) alone differ by less than rounding, so that some comparisons would see nothing."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for part in module.modules():

@@ -17,7 +17,7 @@ def read_state(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except FileNotFoundError:
-        raise InputError(f"{path} doesn't exist; `python data_prep/weights.py list` says what there is to get") from None
+        raise InputError(f"{path} doesn't exist; `python data_prep/weights.py list` lists what there is") from None
     except MemoryError:
         raise
     except Exception as error:  # a foreign file makes torch's reader of tensors raise almost anything

@@ -17,7 +17,7 @@ from ..released.registry import require
 
 
 class CLIPEncoder:
-    """An :class:`~vta_sam.encoders.base.Encoder` of CLIP's projected embeddings (Radford et al. 2021, arXiv 2103.00020).
+    """An :class:`~vta_sam.encoders.base.Encoder` of CLIP's projected embeddings (Radford et al. 2021, 2103.00020).
 
     A picture's vector is CLIP's image embedding (768 for ViT-L/14), of its middle square, with CLIP's own mean and
     standard deviation taken off. A word's is the text embedding of ``template`` with the word in it. A caption's tokens
@@ -109,7 +109,7 @@ def _load(folder: Path, device: torch.device) -> tuple[Any, Any]:
     # released files carry the positions' running numbers, which newer code makes itself
     unknown = [key for key in told["unexpected_keys"] if not key.endswith("position_ids")]
     if told["missing_keys"] or unknown or told["mismatched_keys"]:
-        raise InputError(f"{folder}: model.safetensors doesn't fit its config.json (missing {told['missing_keys'][:3]}, "
+        raise InputError(f"{folder}: model.safetensors doesn't fit config.json (missing {told['missing_keys'][:3]}, "
                          f"unknown {unknown[:3]}, of another shape {told['mismatched_keys'][:3]})")
     return model.to(device).eval(), tokenizer
 

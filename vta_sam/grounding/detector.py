@@ -47,7 +47,7 @@ class Detector:
         autocast: context of the number format to compute in.
     """
 
-    def __init__(self, model: nn.Module, short_side: int, long_side: int, device: torch.device,
+    def __init__(self, model: Any, short_side: int, long_side: int, device: torch.device,
                  autocast: contextlib.AbstractContextManager) -> None:
         model.bert = _OncePerPrompt(model.bert)
         self.model, self.device, self.autocast = model.to(device).eval(), device, autocast
@@ -74,7 +74,7 @@ class Detector:
 
     @torch.inference_mode()
     def queries(self, pictures: torch.Tensor, prompt: Prompt) -> tuple[torch.Tensor, torch.Tensor]:
-        """pictures (B, 3, H, W) uint8 ⇒ token probabilities (B, 900, L) of the prompt's L tokens, boxes (B, 900, 4)."""
+        """pictures (B, 3, H, W) uint8 ⇒ probabilities (B, 900, L) of the prompt's L tokens, boxes (B, 900, 4)."""
         pixels = self.prepare(pictures)
         with self.autocast, _quiet():
             answer = self.model(pixels, captions=[prompt.text] * len(pixels))
@@ -82,15 +82,15 @@ class Detector:
         return answer["pred_logits"][..., :length].float().sigmoid(), answer["pred_boxes"].float()
 
     def prepare(self, pictures: torch.Tensor) -> torch.Tensor:
-        """pictures (B, 3, H, W) uint8 ⇒ (B, 3, h, w) float, scaled and normalised as groundingdino's ``load_image`` does.
+        """pictures (B, 3, H, W) uint8 ⇒ (B, 3, h, w) float, scaled and normalised as groundingdino does it (``load_image``).
 
         Raises InputError where a picture is so narrow that fewer cells than queries are left of it.
         """
-        size = scaled_size(*pictures.shape[-2:], self.short_side, self.long_side)
+        height, width = pictures.shape[-2:]
+        size = scaled_size(height, width, self.short_side, self.long_side)
         cells = sum(-(-size[0] // stride) * -(-size[1] // stride) for stride in _STRIDES)
         if cells < self.model.num_queries:
-            height, width = pictures.shape[-2:]
-            raise InputError(f"pictures of {width}x{height} pixels become {size[1]}x{size[0]} for Grounding DINO, which "
+            raise InputError(f"pictures of {width}x{height} pixels become {size[1]}x{size[0]} for Grounding DINO; it "
                              f"needs {self.model.num_queries} cells and finds {cells}; crop the video to a usual shape")
         pixels = pictures.float() / 255
         if size != tuple(pixels.shape[-2:]):

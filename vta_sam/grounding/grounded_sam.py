@@ -48,8 +48,8 @@ class GroundedSAM:
         if detector not in CONFIGS:
             raise InputError(f"detector={detector} is not known; it is {' or '.join(CONFIGS)}")
         if min(batch_frames, sam_batch_frames, short_side) < 1 or long_side < short_side:
-            raise InputError(f"the grounder needs batch_frames, sam_batch_frames and short_side of at least 1 and "
-                             f"long_side >= short_side, got {batch_frames}, {sam_batch_frames}, {short_side}, {long_side}")
+            raise InputError("the grounder needs batch_frames, sam_batch_frames and short_side >= 1 and long_side >= "
+                             f"short_side, got {batch_frames}, {sam_batch_frames}, {short_side}, {long_side}")
         bert = require("bert-base-uncased", weights)
         files = [require(f"groundingdino_{detector}", weights)]
         if sam is not None:

@@ -47,8 +47,8 @@ def build_prompt(objects: Sequence[str], tokenizer: Any) -> Prompt:
     text = text.rstrip()
     offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
     if len(offsets) > MAX_TOKENS:
-        raise InputError(f"the objects {', '.join(objects)[:60]!r}… make {len(offsets)} tokens, Grounding DINO reads at "
-                         f"most {MAX_TOKENS}; name fewer or shorter objects")
+        raise InputError(f"the objects {', '.join(objects)[:60]!r}… make {len(offsets)} tokens; Grounding DINO reads "
+                         f"at most {MAX_TOKENS}; name fewer or shorter objects")
     spans = tuple(tuple(i for i, (first, end) in enumerate(offsets) if start <= first < end <= stop)
                   for start, stop in places)
     return Prompt(text, spans)

@@ -123,4 +123,4 @@ def _normalisation(folder: Path) -> tuple[list[float], list[float]]:
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} lacks a readable preprocessor_config.json "
                          f"({str(error).strip().splitlines()[0]})") from error
-    return list(processor.image_mean), list(processor.image_std)
+    return list(np.ravel(processor.image_mean)), list(np.ravel(processor.image_std))

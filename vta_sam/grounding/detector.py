@@ -82,7 +82,7 @@ class Detector:
         return answer["pred_logits"][..., :length].float().sigmoid(), answer["pred_boxes"].float()
 
     def prepare(self, pictures: torch.Tensor) -> torch.Tensor:
-        """pictures (B, 3, H, W) uint8 ⇒ (B, 3, h, w) float, scaled and normalised as groundingdino does it (``load_image``).
+        """pictures (B, 3, H, W) uint8 ⇒ (B, 3, h, w) float, scaled and normalised as groundingdino's load_image does.
 
         Raises InputError where a picture is so narrow that fewer cells than queries are left of it.
         """

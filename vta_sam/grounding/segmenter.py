@@ -78,7 +78,7 @@ class Segmenter:
         height, width = self.transform.get_preprocess_shape(*masks.shape[-2:], side)
         scaled = F.interpolate(masks[:, None].float(), (max(1, height), max(1, width)), mode="area")
         padded = F.pad(scaled, (0, side - scaled.shape[-1], 0, side - scaled.shape[-2]))
-        shares = F.adaptive_avg_pool2d(padded, embedding.shape[-2:])[:, 0]  # (K, 64, 64)
+        shares = F.adaptive_avg_pool2d(padded, (embedding.shape[-2], embedding.shape[-1]))[:, 0]  # (K, 64, 64)
         total = shares.sum((1, 2))
         pooled = torch.einsum("khw,chw->kc", shares, embedding) / total.clamp_min(1e-6)[:, None]
         return torch.where(total[:, None] > 0, pooled, 0.0)

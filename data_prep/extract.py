@@ -31,7 +31,7 @@ def main(config):
         info = extract_dataset(
             Path(config.manifest), Path(config.videos), out, grounder, encoder, config.fps, config.shard_size,
             config.workers, config.rank, config.world, limit_s=config.limit_s, memory_mb=config.memory_mb,
-            chunk_frames=config.chunk_frames,
+            chunk_frames=config.chunk_frames, hwaccel=config.hwaccel,
             progress=lambda done, clips, failed: bar.update(task, completed=done, total=clips, failed=failed))
     show(summary(info, out))
 

@@ -210,6 +210,15 @@ def test_another_manifest_or_config_stops(undisturbed, manifest, videos, tmp_pat
     assert contents(out) == before
 
 
+def test_another_way_of_decoding_is_another_config(undisturbed, manifest, videos, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="hwaccel=steam is not known here"):
+        extract(manifest, videos, tmp_path / "out", hwaccel="steam")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr("vta_sam.extraction.extract.check_hwaccel", lambda name: None)
+    with pytest.raises(InputError, match="begun with another config .*hwaccel"):
+        extract(manifest, videos, undisturbed[0], hwaccel="cuda")
+
+
 def test_when_no_clip_can_be_read_it_says_why_and_may_be_tried_again(videos, tmp_path):
     rows = [{"id": "moved", "caption": "a dog"}, {"id": "broken", "caption": ""}]
     manifest = write_manifest(tmp_path / "m.csv", rows)

@@ -15,6 +15,7 @@ import av
 from av.container import InputContainer
 
 from .errors import InputError
+from .hardware import accelerator
 
 if TYPE_CHECKING:
     from .audio import SoundCollector
@@ -30,9 +31,10 @@ S = TypeVar("S", bound="av.stream.Stream")
 
 
 @contextmanager
-def open_media(path: str | os.PathLike) -> Iterator[InputContainer]:
-    """An open container. Raises InputError naming the file when it is missing, empty, no media file, or breaks inside
-    the block; what is missing in it (pictures, sound) is for the caller to refuse."""
+def open_media(path: str | os.PathLike, hwaccel: str | None = None) -> Iterator[InputContainer]:
+    """An open container, whose pictures are decoded on a kind of device where ``hwaccel`` names one. Raises InputError
+    naming the file when it is missing, empty, no media file, or breaks inside the block; what is missing in it
+    (pictures, sound) is for the caller to refuse."""
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path} doesn't exist")
@@ -42,7 +44,8 @@ def open_media(path: str | os.PathLike) -> Iterator[InputContainer]:
         raise InputError(f"{path} is empty; fetch it again")
     options = {"format_whitelist": _DEMUXERS, "protocol_whitelist": "file", "fflags": "+genpts"}
     try:
-        with av.open(f"file:{path.absolute()}", options=options, metadata_errors="replace") as container:
+        with av.open(f"file:{path.absolute()}", options=options, metadata_errors="replace",
+                     hwaccel=None if hwaccel is None else accelerator(hwaccel)) as container:
             yield container
     except av.error.FFmpegError as error:
         if isinstance(error, MemoryError):
@@ -164,10 +167,11 @@ def require_pictures(path: str | os.PathLike, container: InputContainer) -> Any:
         raise InputError(f"{path} has no pictures ({'only sound' if sound_stream(container) else 'no stream at all'}); "
                          "name a video file")
     _check_size(path, video.codec_context.width, video.codec_context.height)
-    # one thread starts faster and many workers decode side by side; large pictures are worth the threads
+    # one thread starts faster and many workers decode side by side; large pictures are worth the threads, unless a
+    # device decodes them
     video.codec_context.thread_type = "AUTO"
     small = video.codec_context.width * video.codec_context.height < _THREADED_PIXELS
-    video.codec_context.thread_count = 1 if small else 0
+    video.codec_context.thread_count = 1 if small or video.codec_context.is_hwaccel else 0
     return video
 
 

@@ -22,17 +22,17 @@ class DecodePool:
 
     Args:
         workers: children, which is also how many clips are under work at once.
-        limit_s, memory_mb: of each clip, as in GuardedReader.
+        limit_s, memory_mb, hwaccel: as in GuardedReader.
         ahead: how many clips may have been begun (or be finished, but not consumed) at any time.
         buffer_chunks: how many chunks of a clip wait for their consumer before its decoding pauses.
     """
 
     def __init__(self, workers: int, limit_s: float = 60.0, memory_mb: int = 4096, ahead: int | None = None,
-                 buffer_chunks: int = BUFFER_CHUNKS):
+                 buffer_chunks: int = BUFFER_CHUNKS, hwaccel: str | None = None):
         if workers < 1:
             raise InputError(f"workers must be at least 1, got {workers}")
         self.ahead, self.buffer_chunks = ahead or 2 * workers + 2, buffer_chunks
-        self.readers = [GuardedReader(limit_s, memory_mb) for _ in range(workers)]
+        self.readers = [GuardedReader(limit_s, memory_mb, hwaccel) for _ in range(workers)]
         self.idle: queue.SimpleQueue[GuardedReader] = queue.SimpleQueue()
         for reader in self.readers:
             self.idle.put(reader)

@@ -49,12 +49,13 @@ class GuardedReader:
     Args:
         limit_s: how long the child may work on a clip; time in which its next chunk isn't asked for doesn't count.
         memory_mb: address space that the child may use, in MiB.
+        hwaccel: kind of device that decodes, as in conf/extract.yaml.
     """
 
     command: tuple[str, ...] = (sys.executable, "-m", "vta_sam.decoding")
 
-    def __init__(self, limit_s: float = 60.0, memory_mb: int = 4096):
-        self.limit_s, self.memory_mb = limit_s, memory_mb
+    def __init__(self, limit_s: float = 60.0, memory_mb: int = 4096, hwaccel: str | None = None):
+        self.limit_s, self.memory_mb, self.hwaccel = limit_s, memory_mb, hwaccel
         self.process: subprocess.Popen | None = None
         self.requests: Connection | None = None
         self.answers: socket.socket | None = None
@@ -139,8 +140,9 @@ class GuardedReader:
                        "PYTHONPATH": os.pathsep.join(paths)}
         passed = their_requests.fileno(), their_answers.fileno()
         try:
-            self.process = subprocess.Popen([*self.command, *map(str, passed), str(self.memory_mb)], pass_fds=passed,
-                                            stdin=subprocess.DEVNULL, env=environment)
+            self.process = subprocess.Popen(
+                [*self.command, *map(str, passed), str(self.memory_mb), self.hwaccel or ""], pass_fds=passed,
+                stdin=subprocess.DEVNULL, env=environment)
         finally:
             their_requests.close()
             their_answers.close()
@@ -177,11 +179,13 @@ class GuardedReader:
         self.close()
 
 
-def serve(requests: Connection, answers: socket.socket, memory_mb: int) -> None:
+def serve(requests: Connection, answers: socket.socket, memory_mb: int, hwaccel: str | None = None) -> None:
     """The child's side: answer requests until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     limit_bytes = memory_mb << 20
-    resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, limit_bytes))
+    # drivers reserve far more addresses than they use
+    memory = resource.RLIMIT_AS if hwaccel is None else resource.RLIMIT_DATA
+    resource.setrlimit(memory, (limit_bytes, limit_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     stream: ClipStream | None = None
     chunks: Iterator[list[np.ndarray]] = iter(())
@@ -197,7 +201,7 @@ def serve(requests: Connection, answers: socket.socket, memory_mb: int) -> None:
         try:
             if asked is not None:
                 chunks = iter(())  # closes what was left of another clip
-                stream = stream_clip(**asked)
+                stream = stream_clip(**asked, hwaccel=hwaccel)
                 chunks = iter(stream)
             arrays, answer = _next_answer(stream, chunks)
         except InputError as error:
@@ -225,4 +229,5 @@ def _next_answer(stream: ClipStream | None, chunks: Iterator[list[np.ndarray]],
 
 
 if __name__ == "__main__":
-    serve(Connection(int(sys.argv[1]), writable=False), socket.socket(fileno=int(sys.argv[2])), int(sys.argv[3]))
+    serve(Connection(int(sys.argv[1]), writable=False), socket.socket(fileno=int(sys.argv[2])), int(sys.argv[3]),
+          sys.argv[4] or None)

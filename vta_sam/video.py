@@ -103,16 +103,17 @@ class ClipStream:
 
 def stream_clip(path: str | os.PathLike, *, start_s: float = 0.0, duration_s: float | None = None, fps: float,
                 fits: Sequence[Fit], want_audio: bool, sample_rate_hz: int = 16_000,
-                chunk_frames: int | None = CHUNK_FRAMES) -> ClipStream:
+                chunk_frames: int | None = CHUNK_FRAMES, hwaccel: str | None = None) -> ClipStream:
     """:func:`read_clip` in chunks of up to ``chunk_frames``, None ⇒ one of all frames. Memory is that of one chunk and
-    the sound. What is wrong with the file is raised where it is met, in the midst of iteration too."""
-    return ClipStream(_stream(path, start_s, duration_s, fps, fits, want_audio, sample_rate_hz, chunk_frames))
+    the sound. What is wrong with the file is raised where it is met, in the midst of iteration too. hwaccel: the kind
+    of device that decodes; it may differ from software in a picture's last bits."""
+    return ClipStream(_stream(path, start_s, duration_s, fps, fits, want_audio, sample_rate_hz, chunk_frames, hwaccel))
 
 
 def _stream(path: str | os.PathLike, start_s: float, duration_s: float | None, fps: float, fits: Sequence[Fit],
-            want_audio: bool, sample_rate_hz: int, chunk_frames: int | None) -> Chunks:
+            want_audio: bool, sample_rate_hz: int, chunk_frames: int | None, hwaccel: str | None) -> Chunks:
     _check_stretch(path, start_s, duration_s)
-    with open_media(path) as container:
+    with open_media(path, hwaccel) as container:
         collector = None
         if want_audio:
             if sound_stream(container) is None:

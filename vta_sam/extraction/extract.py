@@ -22,6 +22,7 @@ from ..encoders.base import Encoder
 from ..errors import InputError
 from ..features import Extractors, look, words_of
 from ..grounding.base import Grounder
+from ..hardware import check_hwaccel
 from ..shards.schema import FORMAT_VERSION, DatasetInfo, ShardInfo, encode_record
 from ..shards.writer import write_records
 from ..video import CHUNK_FRAMES, ClipStream
@@ -37,15 +38,15 @@ Progress = Callable[[int, int, int], None]  # clips done, of how many, of those 
 def extract_dataset(manifest: Path, videos: Path, out: Path, grounder: Grounder, encoder: Encoder, fps: float,
                     shard_size: int = 64, workers: int = 2, rank: int = 0, world: int = 1,
                     progress: Progress | None = None, limit_s: float = 60.0, memory_mb: int = 4096,
-                    chunk_frames: int = CHUNK_FRAMES) -> DatasetInfo:
+                    chunk_frames: int = CHUNK_FRAMES, hwaccel: str | None = None) -> DatasetInfo:
     """Turn the clips of a manifest into shards in ``out``, or the share of worker ``rank`` of ``world``.
 
     Whoever finds all shards there at its end writes dataset.json. Returns what is in ``out`` by then; with world > 1
     other workers' shards may still be missing, and dataset.json with them. A clip that can't be read is listed in
     ``<shard>.failed.jsonl`` with the reason. progress is called at the start (what earlier runs did counts as done) and
     after each clip. limit_s and memory_mb bound the decoding of one clip; chunk_frames of its frames travel and are
-    looked at at once. Raises InputError when ``out`` was begun with another manifest or config, or when no clip at all
-    could be read.
+    looked at at once, decoded on a kind of device where hwaccel names one. Raises InputError when ``out`` was begun
+    with another manifest or config, when there is no such device, or when no clip at all could be read.
     """
     manifest, videos, out = Path(manifest), Path(videos), Path(out)
     if not 0 <= rank < world:
@@ -54,8 +55,9 @@ def extract_dataset(manifest: Path, videos: Path, out: Path, grounder: Grounder,
         raise InputError(f"chunk_frames={chunk_frames}: at least one frame has to be looked at at once")
     if not videos.is_dir():
         raise InputError(f"videos={videos} is not a folder")
+    check_hwaccel(hwaccel)
     rows = read_manifest(manifest)
-    info = _describe(rows, grounder, encoder, fps, shard_size)
+    info = _describe(rows, grounder, encoder, fps, shard_size, hwaccel)
     out.mkdir(parents=True, exist_ok=True)
     _claim(out, info)
     all_slices = slices(rows, shard_size)
@@ -66,7 +68,7 @@ def extract_dataset(manifest: Path, videos: Path, out: Path, grounder: Grounder,
     if progress:
         progress(done, clips, failed)
     extractor = ClipExtractor(videos, Extractors(grounder, encoder, chunk_frames), fps)
-    with DecodePool(workers, limit_s, memory_mb) as pool:
+    with DecodePool(workers, limit_s, memory_mb, hwaccel=hwaccel) as pool:
         decoded = pool.map(extractor.request(row) for part in todo for row in part.rows)
         for part in todo:
             records, failures_here = [], list[dict[str, str]]()
@@ -122,11 +124,13 @@ def _commit(out: Path, part: Slice, records: list[tuple[str, dict[str, bytes]]],
     write_records(out / part.name, records)
 
 
-def _describe(rows: list[Row], grounder: Grounder, encoder: Encoder, fps: float, shard_size: int) -> DatasetInfo:
+def _describe(rows: list[Row], grounder: Grounder, encoder: Encoder, fps: float, shard_size: int,
+              hwaccel: str | None) -> DatasetInfo:
     config = {
         "format_version": FORMAT_VERSION, "fps": float(fps), "sample_rate_hz": SAMPLE_RATE_HZ, "shard_size": shard_size,
         "grounder": grounder.fingerprint, "encoder": encoder.fingerprint,
         "fits": [repr(grounder.fit), repr(encoder.fit)],
+        "hwaccel": hwaccel,  # devices may differ in a picture's last bits
     }
     return DatasetInfo(
         grounder=grounder.fingerprint, encoder=encoder.fingerprint, fps=float(fps), sample_rate_hz=SAMPLE_RATE_HZ,
@@ -155,7 +159,7 @@ def _claim(out: Path, info: DatasetInfo) -> None:
     changed = [f"{name} {theirs.get(name)} then, {ours[name]} now" for name in ("grounder", "encoder", "fps")
                if theirs.get(name) != ours[name]]
     if theirs.get("config_hash") != ours["config_hash"]:
-        what = "; ".join(changed) or "shard_size or the size of pictures"
+        what = "; ".join(changed) or "shard_size, the size of pictures, or hwaccel"
         raise InputError(f"{out} was begun with another config ({what}); choose another out=, or delete the folder")
 
 

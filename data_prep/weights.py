@@ -3,6 +3,7 @@
     python data_prep/weights.py list
     python data_prep/weights.py fetch extraction sam_vit_h      # names and groups of names
     python data_prep/weights.py check
+    python data_prep/weights.py random extraction --folder out/random    # to try the path without a download
 """
 
 import argparse
@@ -24,6 +25,10 @@ def parse() -> argparse.Namespace:
     fetch.add_argument("--again", action="store_true", help="replace files that are wrong")
     check = verbs.add_parser("check", parents=[common], help="compare sizes and checksums")
     check.add_argument("names", nargs="*", metavar="NAME", help="default: all that are there")
+    chance = verbs.add_parser("random", help="networks of random numbers in the same layout: they see nothing")
+    chance.add_argument("names", nargs="+", metavar="NAME", help="names and groups, as `list` shows them")
+    chance.add_argument("--folder", required=True, help="where to write them; never the folder of released weights")
+    chance.add_argument("--narrow", action="store_true", help="language models and CLIP of two thin layers")
     return parser.parse_args()
 
 
@@ -47,6 +52,12 @@ def main() -> None:
         if not found:
             console.print(f"nothing to check in {folder}", soft_wrap=True, markup=False)
         sys.exit(0 if all(found) else 1)
+    elif arguments.verb == "random":
+        from vta_sam.released.random_weights import write_random
+
+        for entry in entries:
+            place = write_random(entry.name, folder, narrow=arguments.narrow)
+            console.print(f"{place} is there, of random numbers", soft_wrap=True, markup=False)
     else:
         from vta_sam.released.fetch import fetch_file
 

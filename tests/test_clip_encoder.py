@@ -13,10 +13,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizerFast
 
-import released
 from vta_sam.encoders.clip import CLIPEncoder
 from vta_sam.errors import InputError
 from vta_sam.fit import CentreCrop
+from vta_sam.released.random_weights import write_random
 
 NAME = "clip-vit-large-patch14"
 
@@ -24,7 +24,7 @@ NAME = "clip-vit-large-patch14"
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("weights")
-    released.write_clip(folder / NAME)
+    write_random(NAME, folder, narrow=True)
     return folder
 
 
@@ -98,7 +98,7 @@ def test_frames_of_another_size_are_refused(encoder):
 def test_the_shared_tiny_checkpoint_of_real_layout_is_read(shared_dir, tmp_path):
     source = shared_dir / "golden" / "checkpoints" / "clip-vit-large-tiny"
     shutil.copytree(source, tmp_path / NAME)
-    shutil.copy(released.write_clip(tmp_path / "other") / "preprocessor_config.json", tmp_path / NAME)
+    shutil.copy(write_random(NAME, tmp_path / "other", narrow=True) / "preprocessor_config.json", tmp_path / NAME)
     encoder = CLIPEncoder(weights=tmp_path, device="cpu")
     reference = CLIPModel.from_pretrained(source).eval()
     frames = pictures(2, encoder.fit.side)

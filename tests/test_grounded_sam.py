@@ -20,6 +20,7 @@ from vta_sam.grounding.detector import Detector, build_detector_network, scaled_
 from vta_sam.grounding.grounded_sam import GroundedSAM
 from vta_sam.grounding.prompt import build_prompt
 from vta_sam.grounding.segmenter import Segmenter, build_segmenter_network
+from vta_sam.released.random_weights import write_random
 
 CPU = torch.device("cpu")
 FP32 = torch.autocast("cpu", enabled=False)
@@ -31,7 +32,7 @@ WORDS = ["car", "man", "racing car", "cart", "cars"]
 def weights(tmp_path_factory) -> Path:
     """Swin-T with every parameter drawn from N(0, 0.02), in its official file."""
     folder = tmp_path_factory.mktemp("weights")
-    released.write_detector(folder)
+    write_random("groundingdino_swint_ogc", folder, narrow=True)
     return folder
 
 
@@ -280,7 +281,7 @@ def test_pictures_of_other_sizes_are_scaled_as_the_predictor_scales_them(narrow_
 @pytest.mark.slow
 @pytest.mark.parametrize("lively_weights", [False, True])
 def test_mask_logits_of_vit_b_equal_the_predictor(tmp_path, lively_weights):
-    network = build_segmenter_network("vit_b", released.write_segmenter(tmp_path))
+    network = build_segmenter_network("vit_b", write_random("sam_vit_b", tmp_path))
     if lively_weights:
         released.enliven(network, seed=4)
         assert_masks_equal_predictor(network, pictures(2, 576, 1024), 2)

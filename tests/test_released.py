@@ -609,3 +609,17 @@ def test_listing_imports_no_torch():
                           timeout=60)
     assert told.returncode == 0 and "vta_sam.released.registry" in told.stderr
     assert not re.search(r"\b(torch|numpy|lightning|transformers)\b", told.stderr)
+
+
+def test_random_weights_have_the_released_layout(tmp_path):
+    """Every file of an entry that the table names is there but what no loader reads; a second call writes nothing."""
+    from vta_sam.released.random_weights import write_random
+
+    for name in ("bert-base-uncased", "clip-vit-large-patch14"):
+        place = write_random(name, tmp_path, narrow=True)
+        assert place == registry.require(name, tmp_path)
+        before = {path: path.stat().st_mtime_ns for path in place.iterdir()}
+        write_random(name, tmp_path, narrow=True)
+        assert before == {path: path.stat().st_mtime_ns for path in place.iterdir()}
+    with pytest.raises(InputError, match="no released weights are called 'nobody'"):
+        write_random("nobody", tmp_path)

@@ -84,6 +84,26 @@ def test_on_screen_ends_where_the_pictures_end():
     almost = OnScreen(pictures, 4, 1.2)  # less than half a picture is missing
     assert "".join(almost) == "aabbb" and almost.duration_s == 1.2
     assert list(OnScreen([(-2.0, 0.5, "a")], 4)) == []
+    back = OnScreen([(0.0, 0.5, "a"), (1.0, 0.5, "b"), (0.5, 0.5, "c")], 4)
+    assert len(list(back)) == 6 and back.duration_s == 1.5
+
+
+def test_a_pause_does_not_come_twice(make_video, tmp_path):
+    """Where containers give no lengths, as MPEG-TS, a picture's is guessed from the one before: behind a pause far too
+    long a guess, which must not outlast the next picture."""
+    times_s = np.append(np.arange(10) / 25, 5 + np.arange(10) / 25)
+    clip = read_clip(make_video(tmp_path / "a.ts", times_s=times_s), fps=5, fits=SIZE, want_audio=False)
+    assert clip.duration_s == pytest.approx(5.4, abs=0.01) and len(clip.frames[0]) == 27
+
+
+def test_a_path_that_can_not_be_looked_at_is_refused_with_its_reason(tmp_path):
+    (tmp_path / "loop.mp4").symlink_to("loop.mp4")
+    for name, words in (("loop.mp4", "links"), (f"{'a' * 300}.mp4", "File name too long")):
+        with pytest.raises(InputError, match=f"mp4 can't be opened .*{words}"):
+            read_clip(tmp_path / name, fps=5, fits=SIZE, want_audio=False)
+    (tmp_path / "a.mp4").touch()
+    with pytest.raises(InputError, match="doesn't exist"):
+        read_clip(tmp_path / "a.mp4" / "b.mp4", fps=5, fits=SIZE, want_audio=False)
 
 
 def test_a_shorter_video_gives_a_shorter_clip_with_sound_to_match(video):

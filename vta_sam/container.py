@@ -7,6 +7,7 @@ only the file protocol.
 from __future__ import annotations
 
 import os
+import stat
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterator, TypeVar
@@ -36,11 +37,15 @@ def open_media(path: str | os.PathLike, hwaccel: str | None = None) -> Iterator[
     naming the file when it is missing, empty, no media file, or breaks inside the block; what is missing in it
     (pictures, sound) is for the caller to refuse."""
     path = Path(path)
-    if not path.exists():
-        raise InputError(f"{path} doesn't exist")
-    if not path.is_file():
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{path} doesn't exist") from None
+    except OSError as error:  # a closed folder, a loop of links, a name too long, a disk that is gone
+        raise InputError(f"{path} can't be opened ({error.strerror})") from error
+    if not stat.S_ISREG(status.st_mode):
         raise InputError(f"{path} is not a regular file; name a video file")
-    if path.stat().st_size == 0:
+    if status.st_size == 0:
         raise InputError(f"{path} is empty; fetch it again")
     options = {"format_whitelist": _DEMUXERS, "protocol_whitelist": "file", "fflags": "+genpts"}
     try:

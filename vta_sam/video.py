@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from typing import Any, Generator, Generic, Iterable, Iterator, Sequence, TypeVar
@@ -150,7 +151,7 @@ class OnScreen(Generic[P]):
 
     def __iter__(self) -> Iterator[P]:
         asked_frames = None if self.asked_s is None else self.spec.frames_of(self.asked_s)
-        frame, end_s, length_s = 0, 0.0, 0.0
+        frame, last_s, end_s, length_s = 0, -math.inf, 0.0, 0.0
         held: P | None = None
         for time_s, length_s, picture in self.pictures:
             while held is not None and frame != asked_frames and (frame + 0.5) / self.spec.fps < time_s - 1e-6:
@@ -158,7 +159,9 @@ class OnScreen(Generic[P]):
                 frame += 1
             if frame == asked_frames:
                 break
-            held, end_s = picture, max(end_s, time_s + length_s)  # damaged timestamps may go back
+            held = picture
+            if time_s >= last_s:  # damaged timestamps may go back; of the others only the last one's length counts
+                last_s, end_s = time_s, time_s + length_s
         if frame != asked_frames:
             if held is None or end_s <= 1e-6:
                 return

@@ -52,6 +52,22 @@ def test_resampling_keeps_time_and_level(rate_hz):
     assert np.abs(found - tone(2.0))[500:-500].max() < 1e-3
 
 
+def test_long_sounds_are_resampled_without_seams():
+    found = resample(tone(30.0, 96_000), 96_000, 16_000)  # three blocks
+    assert len(found) == 480_000 and np.abs(found - tone(30.0))[500:-500].max() < 1e-3
+
+
+@pytest.mark.parametrize("block", [1000, 44_100])
+def test_the_size_of_blocks_changes_no_sample(make_video, tmp_path, monkeypatch, block):
+    path = make_video(tmp_path / "a.mkv", sound=np.random.default_rng(0).uniform(-0.5, 0.5, 66_000),
+                      sample_rate_hz=44_100, sound_start_s=0.3)
+    stretches = [(0.0, None), (0.0, 0.2), (0.5, 0.7), (1.2, None), (0.25, 3.0)]
+    whole = [read_audio(path, *stretch) for stretch in stretches]
+    monkeypatch.setattr("vta_sam.audio._BLOCK_SAMPLES", block)
+    assert all(np.array_equal(read_audio(path, *stretch), found) for stretch, found in zip(stretches, whole))
+    assert all(found.any() for found in whole[2:])
+
+
 def test_a_stretch_equals_that_part_of_the_whole(tmp_path):
     rng = np.random.default_rng(0)
     soundfile.write(tmp_path / "a.wav", rng.uniform(-0.5, 0.5, 44_100 * 4), 44_100, subtype="FLOAT")

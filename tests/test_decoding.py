@@ -442,3 +442,19 @@ def test_a_long_clip_takes_the_memory_of_a_chunk(make_video, tmp_path):
     with GuardedReader() as reader:
         guarded = peak(lambda: [None for _ in reader.stream(request(path, fits=(fit,), want_audio=False, fps=25))])
     assert guarded < 4 * chunk_bytes
+
+
+@pytest.mark.slow
+def test_huge_pictures_take_a_bounded_share_of_the_childs_memory(make_video, tmp_path):
+    """Decoded pictures of 100 MB: a chunk of them brought to size fits, a chunk as they are does not."""
+    picture = np.tile(np.random.default_rng(0).integers(0, 255, (1024, 1024, 3), np.uint8), (8, 8, 1))
+    path = make_video(tmp_path / "a.mp4", size=(8192, 8192), picture=lambda i: picture, duration_s=0.16)
+    settings = {"want_audio": False, "fps": 25, "chunk_frames": 32}
+    with GuardedReader() as reader:
+        [chunk] = reader.stream(request(path, fits=(Within(800, 1333), CentreCrop(224)), **settings))
+        assert [frames.shape for frames in chunk] == [(4, 800, 800, 3), (4, 224, 224, 3)]
+        with pytest.raises(InputError, match="a.mp4: decoding needs more than 4096 MB"):
+            list(reader.stream(request(path, fits=(Squeeze(8192, 8192),), **settings)))
+    with GuardedReader(memory_mb=600) as reader:
+        with pytest.raises(InputError, match="a.mp4: decoding needs more than 600 MB"):
+            list(reader.stream(request(path, fits=(Within(800, 1333),), **settings)))

@@ -9,7 +9,7 @@ from conftest import coded_grey, decode_grey
 
 from vta_sam.clip import ClipSpec
 from vta_sam.errors import InputError
-from vta_sam.fit import Squeeze, Within
+from vta_sam.fit import CentreCrop, Squeeze, Within
 from vta_sam.muxing import mux, picture_duration_s
 from vta_sam.video import OnScreen, probe, read_clip, stream_clip
 
@@ -205,6 +205,20 @@ def test_absurd_sizes_are_refused(make_video, tmp_path):
     path = make_video(tmp_path / "wide.mp4", size=(8200, 16), duration_s=0.08)
     with pytest.raises(InputError, match="8200x16 pixels; at most 8192"):
         read_clip(path, fps=8, fits=SIZE, want_audio=False)
+
+
+def test_pictures_like_threads_are_refused_where_they_would_grow(make_video, tmp_path):
+    path = make_video(tmp_path / "thin.mp4", size=(8000, 16), duration_s=0.08)
+    assert read_clip(path, fps=25, fits=[Within(800, 1333)], want_audio=False).frames[0].shape == (2, 3, 1333, 3)
+    with pytest.raises(InputError, match="thin.mp4: pictures of 8000x16 pixels are too long and thin"):
+        read_clip(path, fps=25, fits=[CentreCrop(224)], want_audio=False)
+
+
+def test_a_gap_of_hours_is_refused_before_it_is_filled(make_video, tmp_path):
+    path = make_video(tmp_path / "a.mp4", times_s=[0.0, 0.04, 590.0, 2e4, 2e4 + 1])
+    assert len(read_clip(path, duration_s=100.0, fps=1, fits=SIZE, want_audio=False).frames[0]) == 100
+    with pytest.raises(InputError, match="a.mp4: its pictures have a gap of 19410 s"):
+        read_clip(path, fps=1, fits=SIZE, want_audio=False)
 
 
 def test_damage_in_the_middle_costs_a_few_pictures_or_the_file_but_never_lies(make_video, tmp_path):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from typing import Any
+from fractions import Fraction
+from typing import Any, Iterable, Iterator
 
 import av
 import numpy as np
@@ -16,6 +17,7 @@ from .errors import InputError
 
 _JITTER_S = 0.02  # timestamps that are off by less are rounding of the container, not a gap
 _LONGEST_GAP_S = 600.0
+_BLOCK_SAMPLES = 1 << 20  # native samples that are resampled at a time
 _MARGIN_S = 1  # whole seconds of native samples kept before a stretch, so that the resampler's filter has run in
 
 
@@ -85,15 +87,27 @@ class SoundCollector:
             early_s = -self.end / self.rate_hz
             raise InputError(f"{self.path}: its sound ends {early_s:.2f} s before the start of the clip")
         lead = _MARGIN_S * self.rate_hz
-        length = self.end if duration_s is None else math.ceil((duration_s + 0.1) * self.rate_hz)
-        native = np.zeros(lead + length, np.float32)
-        for at, samples in self.parts:
-            first, last = max(0, lead + at), min(len(native), lead + at + len(samples))
-            if first < last:
-                native[first:last] = samples[first - lead - at:last - lead - at]
-        waveform = resample(native, self.rate_hz, sample_rate_hz)[_MARGIN_S * sample_rate_hz:]
+        length = lead + (self.end if duration_s is None else math.ceil((duration_s + 0.1) * self.rate_hz))
+        waveform = _resampled(self._blocks(lead, length), length, self.rate_hz, sample_rate_hz)
+        waveform = waveform[_MARGIN_S * sample_rate_hz:]
         exact = len(waveform) if duration_s is None else round(duration_s * sample_rate_hz)
         return fit_length(waveform, exact)
+
+    def _blocks(self, lead: int, length: int) -> Iterator[np.ndarray]:
+        """``length`` native samples from ``lead`` before the start on, each part where it belongs, block by block:
+        never a second copy of the whole sound."""
+        places: dict[int, list[tuple[int, np.ndarray]]] = {}
+        for at, samples in self.parts:  # in the order of their coming: of two at the same time the second stays
+            first, last = max(0, lead + at), min(length, lead + at + len(samples))
+            if first < last:
+                for block in range(first // _BLOCK_SAMPLES, (last - 1) // _BLOCK_SAMPLES + 1):
+                    places.setdefault(block, []).append((lead + at, samples))
+        for start in range(0, length, _BLOCK_SAMPLES):
+            native = np.zeros(min(_BLOCK_SAMPLES, length - start), np.float32)
+            for at, samples in places.pop(start // _BLOCK_SAMPLES, ()):
+                first, last = max(start, at), min(start + len(native), at + len(samples))
+                native[first - start:last - start] = samples[first - at:last - at]
+            yield native
 
 
 def mono(frame: Any) -> np.ndarray:
@@ -114,11 +128,29 @@ def resample(waveform: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
     """(samples,) float32 at one rate ⇒ at another, by FFmpeg's band-limited resampler; sample 0 stays at time 0."""
     if from_hz == to_hz:
         return waveform
-    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(waveform[None], np.float32), format="fltp", layout="mono")
-    frame.sample_rate = from_hz
+    blocks = (waveform[start:start + _BLOCK_SAMPLES] for start in range(0, len(waveform), _BLOCK_SAMPLES))
+    return _resampled(blocks, len(waveform), from_hz, to_hz)
+
+
+def _resampled(blocks: Iterable[np.ndarray], length: int, from_hz: int, to_hz: int) -> np.ndarray:
+    """``length`` samples in blocks ⇒ all of them at another rate, in one array."""
+    waveform, filled = np.zeros(round(length * to_hz / from_hz), np.float32), 0
+    for block in blocks if from_hz == to_hz else _through_resampler(blocks, from_hz, to_hz):
+        fitting = block[:len(waveform) - filled]
+        waveform[filled:filled + len(fitting)] = fitting
+        filled += len(fitting)
+    return waveform
+
+
+def _through_resampler(blocks: Iterable[np.ndarray], from_hz: int, to_hz: int) -> Iterator[np.ndarray]:
     resampler = av.AudioResampler(format="fltp", layout="mono", rate=to_hz)
-    parts = [part.to_ndarray()[0] for part in [*resampler.resample(frame), *resampler.resample(None)]]
-    return fit_length(np.concatenate(parts), round(len(waveform) * to_hz / from_hz))
+    samples = 0
+    for block in blocks:  # FFmpeg refuses frames of hours
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(block[None], np.float32), format="fltp", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = from_hz, samples, Fraction(1, from_hz)
+        samples += len(block)
+        yield from (part.to_ndarray()[0] for part in resampler.resample(frame))
+    yield from (part.to_ndarray()[0] for part in resampler.resample(None))
 
 
 def normalise_waveform(waveform: np.ndarray) -> np.ndarray:

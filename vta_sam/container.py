@@ -27,6 +27,7 @@ _DEMUXERS = (
     "aac,ac3,aiff,asf,avi,caf,dv,flac,flv,gif,h264,hevc,ivf,m4v,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mp3,mpeg,mpegts,"
     "mpegvideo,mxf,nut,ogg,w64,wav,wtv"
 )
+_LONGEST_GAP_S = 600.0  # between two pictures, as between two stretches of sound
 _SEEK_MARGIN_S = 1.0  # sound may lie that much earlier in the file than the pictures it belongs to
 S = TypeVar("S", bound="av.stream.Stream")
 
@@ -140,6 +141,9 @@ class PictureReader:
             time_s = frame.time - zero_s if frame.time is not None else (previous_s or 0.0) + nominal_s
             if previous_s is not None and time_s > previous_s:
                 nominal_s = time_s - previous_s
+                if nominal_s > _LONGEST_GAP_S:
+                    raise InputError(f"{self.path}: its pictures have a gap of {nominal_s:.0f} s; its timestamps look "
+                                     "damaged")
                 longest_s = max(longest_s, nominal_s)
             previous_s = time_s
             claimed_s = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 0.0

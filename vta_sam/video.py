@@ -17,6 +17,7 @@ from .errors import InputError
 from .fit import Fit
 
 CHUNK_FRAMES = 32
+_MAX_SCALED_PIXELS = 1 << 15  # a side, before what sticks out is cut off
 P = TypeVar("P")
 Chunks = Generator[list[np.ndarray], None, tuple[np.ndarray | None, float]]  # returns (waveform, duration_s)
 
@@ -122,7 +123,7 @@ def _stream(path: str | os.PathLike, start_s: float, duration_s: float | None, f
             collector = SoundCollector(path, origin_s(container) + start_s, duration_s)
         reader = PictureReader(path, container, start_s, collector)
         chosen = OnScreen(reader, fps, duration_s)
-        fitters = {fit: _Fitter(fit) for fit in fits}
+        fitters = {fit: _Fitter(path, fit) for fit in fits}
         chunks = _chunks(chosen, list(fitters.values()), chunk_frames or CHUNK_FRAMES)
         empty = True
         for arrays in chunks if chunk_frames is not None else _joined(chunks):
@@ -206,8 +207,8 @@ class _Fitter:
     """Pictures of one clip ⇒ arrays of one size, as a fit wants them. The first picture says which: a stream may change
     its pictures' size midway."""
 
-    def __init__(self, fit: Fit):
-        self.fit, self.reformatter = fit, VideoReformatter()
+    def __init__(self, path: str | os.PathLike, fit: Fit):
+        self.path, self.fit, self.reformatter = path, fit, VideoReformatter()
         self.scaled: tuple[int, int] | None = None  # (height, width), upright
         self.picture: np.ndarray = np.empty((0, 0, 3), np.uint8)  # the last one converted, in the decoder's memory
         self.chunk: np.ndarray | None = None
@@ -216,6 +217,9 @@ class _Fitter:
         turns = quarter_turns(frame)
         if self.scaled is None:
             self.scaled = self.fit.scaled(*upright_size(frame))
+            if max(self.scaled) > _MAX_SCALED_PIXELS:
+                raise InputError(f"{self.path}: pictures of {frame.width}x{frame.height} pixels are too long and thin "
+                                 "to be brought to size; crop them first")
         height, width = self.scaled if turns % 2 == 0 else self.scaled[::-1]
         scaled = self.reformatter.reformat(frame, width, height, "rgb24", interpolation=self.fit.interpolation,
                                            threads=1)

@@ -1,10 +1,11 @@
 """Sound is read at its own time, at the right rate and level."""
 
+import av
 import numpy as np
 import pytest
 import soundfile
 
-from vta_sam.audio import (fit_length, normalise_waveform, read_audio, read_wav, resample, write_wav)
+from vta_sam.audio import (SoundCollector, fit_length, normalise_waveform, read_audio, read_wav, resample, write_wav)
 from vta_sam.errors import InputError
 
 
@@ -75,6 +76,16 @@ def test_a_stretch_equals_that_part_of_the_whole(tmp_path):
     part = read_audio(tmp_path / "a.wav", 2.25, 0.5)
     assert len(whole) == 64_000 and len(part) == 8_000
     assert np.abs(part - whole[36_000:44_000]).max() < 1e-4
+
+
+def test_what_is_kept_of_a_long_sound_is_its_stretch(make_video, tmp_path):
+    path = make_video(tmp_path / "a.mkv", sound=tone(20.0), duration_s=0.4)
+    collector = SoundCollector(path, 1.0, 0.5)
+    with av.open(str(path)) as container:
+        for frame in container.decode(audio=0):
+            collector.add(frame)
+    assert sum(len(samples) for _, samples in collector.parts) < 2.0 * 16_000
+    assert np.abs(collector.waveform(16_000) - tone(20.0)[16_000:24_000]).max() < 0.05
 
 
 def test_beyond_its_end_a_stretch_is_silent_and_a_start_there_is_refused(tmp_path):

@@ -52,6 +52,7 @@ class SoundCollector:
         self.rate_hz = 0
         self.end = 0  # native samples after start_s; where the next frame is expected
         self.parts: list[tuple[int, np.ndarray]] = []
+        self.heard = False
 
     @property
     def done(self) -> bool:
@@ -74,14 +75,16 @@ class SoundCollector:
             elif self.parts and at - self.end > _LONGEST_GAP_S * self.rate_hz:
                 raise InputError(f"{self.path}: its sound has a gap of {(at - self.end) / self.rate_hz:.0f} s; its "
                                  "timestamps look damaged")
-        self.end = at + frame.samples
-        if self.end > -_MARGIN_S * self.rate_hz:
+        self.end, self.heard = at + frame.samples, True
+        # what lies behind the stretch comes along where pictures lag behind their sound in the file
+        wanted = self.duration_s is None or at < (self.duration_s + 0.2) * self.rate_hz
+        if wanted and self.end > -_MARGIN_S * self.rate_hz:
             self.parts.append((at, mono(frame)))
 
     def waveform(self, sample_rate_hz: int, duration_s: float | None = None) -> np.ndarray:
         """What was collected ⇒ (samples,) float32. duration_s overrides what was asked for at the start."""
         duration_s = self.duration_s if duration_s is None else duration_s
-        if not self.parts:
+        if not self.heard:
             raise InputError(f"{self.path}: no sound could be decoded")
         if self.end <= 0:
             early_s = -self.end / self.rate_hz

@@ -1,6 +1,7 @@
 """Turn a folder of videos and a manifest into shards for training. See conf/extract.yaml.
 
     python data_prep/extract.py videos=DIR manifest=CSV out=DIR grounder=tiny encoder=tiny fps=12.5 workers=2
+    python data_prep/extract.py videos=DIR out=DIR retry_failed=true
     torchrun --nproc-per-node 4 data_prep/extract.py videos=DIR out=DIR        # or srun: each takes its share
 """
 
@@ -31,7 +32,7 @@ def main(config):
         info = extract_dataset(
             Path(config.manifest), Path(config.videos), out, grounder, encoder, config.fps, config.shard_size,
             config.workers, config.rank, config.world, limit_s=config.limit_s, memory_mb=config.memory_mb,
-            chunk_frames=config.chunk_frames, hwaccel=config.hwaccel,
+            chunk_frames=config.chunk_frames, hwaccel=config.hwaccel, retry_failed=config.retry_failed,
             progress=lambda done, clips, failed: bar.update(task, completed=done, total=clips, failed=failed))
     show(summary(info, out))
 

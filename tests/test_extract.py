@@ -11,8 +11,9 @@ import pytest
 from conftest import REPOSITORY, decode_grey
 
 from vta_sam.errors import InputError
-from vta_sam.extraction.extract import extract_dataset, failures
+from vta_sam.extraction.extract import extract_dataset
 from vta_sam.extraction.manifest import manifest_hash, read_manifest, slices
+from vta_sam.extraction.output import failures
 from vta_sam.fit import Squeeze, Within
 from vta_sam.grounding.base import Grounding
 from vta_sam.shards.schema import read_dataset
@@ -201,7 +202,7 @@ def test_another_manifest_or_config_stops(undisturbed, manifest, videos, tmp_pat
         extract(manifest, videos, out, shard_size=4)
     grounder = BrightnessGrounder()
     grounder.fit = Within(12, 16)
-    with pytest.raises(InputError, match="the size of pictures"):
+    with pytest.raises(InputError, match="fits .*Squeeze.* then, .*Within.* now"):
         extract(manifest, videos, out, grounder=grounder)
     encoder = BrightnessEncoder()
     encoder.fingerprint = "brightness-3"
@@ -368,4 +369,4 @@ def test_the_script_answers_mistakes_with_a_sentence(tmp_path):
 
 def test_the_state_file_says_what_the_folder_is_made_of(undisturbed):
     state = json.loads((undisturbed[0] / "extraction.json").read_text())
-    assert state["fps"] == 12.5 and state["manifest_hash"] == undisturbed[1].manifest_hash
+    assert state["config"]["fps"] == 12.5 and state["manifest_hash"] == undisturbed[1].manifest_hash

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..checkpoint_file import digest
-from ..device import choose_device, mixed_precision
+from ..device import choose_device, choose_format, mixed_precision
 from ..errors import InputError
 from ..fit import CentreCrop
 from ..released.registry import require
@@ -42,7 +42,8 @@ class CLIPEncoder:
         folder = require(name, weights)
         self.device = choose_device(device)
         self.model, self.tokenizer = _load(folder, self.device)
-        self.autocast = mixed_precision(precision, self.device)
+        number_format = choose_format(precision, self.device)
+        self.autocast = mixed_precision(number_format, self.device)
         self.template, self.batch_frames = template, batch_frames
         vision, text = self.model.config.vision_config, self.model.config.text_config
         self.fit = CentreCrop(vision.image_size)
@@ -52,7 +53,7 @@ class CLIPEncoder:
         self.mean = torch.tensor(mean, device=self.device).view(3, 1, 1)
         self.std = torch.tensor(std, device=self.device).view(3, 1, 1)
         self.fingerprint = f"{name}-{digest(folder / 'model.safetensors')}"
-        self.settings = {"template": template, "precision": precision, "device": self.device.type}
+        self.settings = {"template": template, "precision": number_format}  # what else changes a record
         self._word = lru_cache(maxsize=4096)(self._encode_word)
 
     @torch.inference_mode()

@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -17,8 +15,8 @@ from ..clip import ClipFeatures, ClipSpec
 from ..errors import InputError
 from ..report.dataset import statistics_picture
 from ..shards.schema import DatasetInfo, ShardInfo, decode_record, read_dataset
-from ..shards.writer import read_shard
-from .extract import failures
+from ..shards.writer import read_members
+from .output import failures
 from .statistics import DatasetStatistics
 
 _ROUNDING = 1e-3  # half a step of fp16 at 1
@@ -120,39 +118,14 @@ def record_faults(clip: ClipFeatures, info: DatasetInfo) -> list[str]:
 
 def read_records(path: Path) -> Iterator[ClipFeatures | Fault]:
     """The records of a shard, in order, and in place of a damaged one, or at the end, what is wrong."""
-    read = 0
     try:
-        for clip in read_shard(path):
-            yield clip
-            read += 1
+        for key, members in read_members(path):
+            try:
+                yield decode_record(key, members)
+            except InputError as error:
+                yield Fault(path.name, unquote(key), str(error))
     except InputError as error:
-        # read_shard ends with the first damaged record: those behind it are read one by one
-        found = False
-        for record in _one_by_one(path, read):
-            found |= isinstance(record, Fault)
-            yield record
-        if not found:  # no record is damaged, the tar is
-            yield Fault(path.name, "", str(error))
-
-
-def _one_by_one(path: Path, skip: int) -> Iterator[ClipFeatures | Fault]:
-    """Records behind the first ``skip``, as far as the tar can be read."""
-    try:
-        with tarfile.open(path, "r:") as tar:
-            files = (member for member in tar if member.isfile())
-            for number, (key, members) in enumerate(groupby(files, lambda member: member.name.partition(".")[0])):
-                if number < skip:
-                    continue
-                content = {}
-                for member in members:
-                    file = tar.extractfile(member)
-                    content[member.name.partition(".")[2]] = file.read() if file else b""
-                try:
-                    yield decode_record(key, content)
-                except InputError as error:
-                    yield Fault(path.name, unquote(key), str(error))
-    except (tarfile.TarError, EOFError, OSError) as error:
-        yield Fault(path.name, "", f"{path} is cut short or is no tar ({error}); delete it and extract again")
+        yield Fault(path.name, "", str(error))
 
 
 def _again(seen: set[bytes], shard: ShardInfo, key: str) -> list[Fault]:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..shards.schema import DatasetInfo
-from .extract import failures
+from .output import failures
 
 _REASONS = 5
 

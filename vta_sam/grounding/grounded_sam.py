@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..checkpoint_file import digest
-from ..device import choose_device, mixed_precision
+from ..device import choose_device, choose_format, mixed_precision
 from ..errors import InputError
 from ..fit import Within
 from ..released.registry import require
@@ -55,18 +55,19 @@ class GroundedSAM:
         if sam is not None:
             files.append(require(f"sam_{sam}", weights))
         where = choose_device(device)
+        number_format = choose_format(precision, where)
         self.device, self.batch_frames = where, batch_frames
         # a picture serves both networks; what has to grow grows on their device
         self.fit = Within(short_side, long_side) if sam is None else Within(max(short_side, 1024), max(long_side, 1024))
         self.detector = Detector(build_detector_network(detector, files[0], bert), short_side, long_side, where,
-                                 mixed_precision(precision, where))
+                                 mixed_precision(number_format, where))
         self.segmenter = None
         if sam is not None:
             self.segmenter = Segmenter(build_segmenter_network(sam, files[1]), sam_batch_frames, where,
-                                       mixed_precision(precision, where))
+                                       mixed_precision(number_format, where))
         names = [f"{name}-{digest(file)}" for name, file in zip((detector, sam), files)]
         self.fingerprint = f"grounded_sam-{'-'.join(names)}-{short_side}px"
-        self.settings = {"precision": precision, "device": where.type}
+        self.settings = {"precision": number_format}  # what else changes a record
         self._prompt = lru_cache(maxsize=16)(self._build_prompt)
 
     def ground(self, frames: np.ndarray, objects: list[str]) -> Grounding:

@@ -49,13 +49,19 @@ def write_records(path: str | os.PathLike, records: Iterable[tuple[str, dict[str
 def read_shard(path: str | os.PathLike) -> Iterator[ClipFeatures]:
     """The records of a shard, in order. Raises InputError that names the file when it is missing, cut short or holds a
     damaged record."""
+    for key, members in read_members(path):
+        try:
+            yield decode_record(key, members)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+
+
+def read_members(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """The records of a shard as they are stored, in order ⇒ (key, {suffix: bytes}), for ``decode_record`` or
+    ``write_records``. Raises InputError that names the file when it is missing or cut short."""
     path = Path(path)
     try:
-        for key, members in _groups(path):
-            try:
-                yield decode_record(key, members)
-            except InputError as error:
-                raise InputError(f"{path}: {error}") from error
+        yield from _groups(path)
     except FileNotFoundError:
         raise InputError(f"{path} doesn't exist") from None
     except (tarfile.TarError, EOFError, OSError) as error:
@@ -70,7 +76,7 @@ def _groups(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
         members = tar_file_expander([{"url": str(path), "stream": stream}], handler=reraise_exception)
         try:
             for sample in group_by_keys(members, suffixes=set(MEMBERS)):
-                yield sample["__key__"], sample
+                yield sample["__key__"], {suffix: sample[suffix] for suffix in MEMBERS if suffix in sample}
         except ValueError as error:  # webdataset's word for a member that stands twice
             raise tarfile.ReadError(str(error)) from error
 

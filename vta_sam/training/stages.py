@@ -143,7 +143,9 @@ def _mel_statistics(reader: ShardReader) -> dict[str, float]:
 
 def encode_latents(shop: Workshop, codec: MelCodec) -> Path:
     """Latent shards of all splits, made once per VAE and per extraction ⇒ their folder."""
-    made_of = seed_of(shop.info.manifest_hash, shop.info.config_hash)
+    # failed clips that were tried again come into shards of the same manifest and config
+    held = "".join(f"{shard.name}:{shard.records};" for shards in shop.info.splits.values() for shard in shards)
+    made_of = seed_of(shop.info.manifest_hash, shop.info.config_hash, held)
     out = shop.root / f"latents-{weights_hash(codec.state_dict())}-{made_of % 16**6:06x}"
     splits = list(shop.info.splits)
     shards = [shard for split in splits for shard in shop.info.shards(split)]

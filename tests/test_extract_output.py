@@ -1,0 +1,201 @@
+"""The folder of shards while it is made: failed clips tried again, a full disk, and what kills leave behind."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+from test_extract import BrightnessGrounder, contents, extract, write_manifest
+
+import vta_sam.extraction.output as output
+from vta_sam.errors import InputError
+from vta_sam.extraction.manifest import read_manifest, slices
+from vta_sam.extraction.output import failures
+from vta_sam.shards.schema import read_dataset
+from vta_sam.shards.writer import read_shard
+
+
+class CountingGrounder(BrightnessGrounder):
+    """Remembers how many frames it was shown."""
+
+    def __init__(self):
+        self.frames = 0
+
+    def ground(self, frames, objects):
+        self.frames += len(frames)
+        return super().ground(frames, objects)
+
+
+@pytest.fixture
+def world(make_video, tmp_path):
+    """⇒ (videos, manifest): six clips in two shards; the file of one in each is no video."""
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for i in range(6):
+        sound = np.random.default_rng(i).uniform(-0.3, 0.3, 8_000)
+        make_video(videos / f"v{i}.mp4", duration_s=0.5, sound=sound)
+    manifest = write_manifest(tmp_path / "manifest.csv", [{"id": f"v{i}", "caption": "a dog"} for i in range(6)])
+    for part in slices(read_manifest(manifest), 3):
+        video = videos / part.rows[1].path
+        video.rename(video.with_suffix(".later"))
+        video.write_bytes(b"not yet fetched")
+    return videos, manifest
+
+
+def mend(videos: Path) -> None:
+    for later in videos.glob("*.later"):
+        os.replace(later, later.with_suffix(".mp4"))
+
+
+@pytest.fixture
+def mended(world, tmp_path):
+    """What a run over the whole videos makes."""
+    def make() -> dict[str, bytes]:
+        videos, manifest = world
+        mend(videos)
+        extract(manifest, videos, tmp_path / "mended")
+        return contents(tmp_path / "mended")
+    return make
+
+
+def test_failed_clips_are_tried_again_and_the_others_are_not(world, mended, tmp_path):
+    videos, manifest = world
+    out, grounder = tmp_path / "out", CountingGrounder()
+    info = extract(manifest, videos, out, grounder=grounder)
+    assert info.records("train") == 4 and sum(s.failed for s in info.splits["train"]) == 2
+    before, a_clip = contents(out), grounder.frames // 4
+    mend(videos)
+    extract(manifest, videos, out, grounder=grounder)
+    assert contents(out) == before and grounder.frames == 4 * a_clip, "without retry_failed nothing is touched"
+    steps = []
+    info = extract(manifest, videos, out, grounder=grounder, retry_failed=True, progress=lambda *s: steps.append(s))
+    assert info.records("train") == 6 and grounder.frames == 6 * a_clip, "only the failed clips are looked at"
+    assert contents(out) == mended(), "as if the files had been whole from the first"
+    assert steps[-1] == (6, 6, 0)
+
+
+def test_clips_that_fail_again_stay_listed(world, tmp_path):
+    videos, manifest = world
+    extract(manifest, videos, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    extract(manifest, videos, tmp_path / "out", retry_failed=True)
+    assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_retry_that_is_cut_short_loses_nothing(world, mended, tmp_path, monkeypatch, damaged):
+    """Stopped between setting a shard aside and committing it, and the next run doesn't even ask for a retry."""
+    videos, manifest = world
+    out = tmp_path / "out"
+    extract(manifest, videos, out)
+    mend(videos)
+    with monkeypatch.context() as patch:
+        patch.setattr(output, "write_records", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            extract(manifest, videos, out, retry_failed=True)
+    aside = sorted(out.glob("*.tar.before"))
+    assert len(aside) == 2 and not (out / "dataset.json").exists() and not list(out.glob("*.tar"))
+    if damaged:
+        aside[0].write_bytes(aside[0].read_bytes()[:700])
+    grounder = CountingGrounder()
+    extract(manifest, videos, out, grounder=grounder)
+    assert contents(out) == mended()
+    seen = 4 if damaged else 2  # a shard that can't be read again is made anew
+    assert not list(out.glob("*.before"))
+    clips = sum(len(clip.probs) for shard in out.glob("*.tar") for clip in read_shard(shard))
+    assert grounder.frames * 6 == clips * seen
+
+
+def test_what_a_finished_retry_left_is_removed(world, tmp_path):
+    """Killed after the new tar was in place, before the old one was gone."""
+    videos, manifest = world
+    out = tmp_path / "out"
+    extract(manifest, videos, out)
+    expected = contents(out)
+    shutil.copy(out / "train-000000.tar", out / "train-000000.tar.before")
+    extract(manifest, videos, out)
+    assert contents(out) == expected
+
+
+def test_a_full_disk_stops_with_a_sentence_and_keeps_what_is_done(world, tmp_path, monkeypatch):
+    videos, manifest = world
+    whole = tmp_path / "whole"
+    extract(manifest, videos, whole)
+    out, write = tmp_path / "out", output.write_records
+
+    def write_until_full(path, records):
+        if list(out.glob("*.tar")):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, records)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(output, "write_records", write_until_full)
+        with pytest.raises(InputError, match="no space left for .*out .*the same command goes on"):
+            extract(manifest, videos, out)
+    [done] = out.glob("*.tar")
+    assert done.read_bytes() == (whole / done.name).read_bytes() and not list(out.glob(".*partial*"))
+    extract(manifest, videos, out)
+    assert contents(out) == contents(whole)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_really_full(world, tmp_path):
+    """On a file system of its own, with room for one shard: the command ends with status 2, and goes on when it grew."""
+    videos, manifest = world
+    mend(videos)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=88k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs to be root, outside of most containers")
+    command = [sys.executable, str(REPOSITORY / "data_prep" / "extract.py"), f"videos={videos}", f"manifest={manifest}",
+               f"out={disk / 'shards'}", "grounder=tiny", "encoder=tiny", "fps=4", "shard_size=3"]
+    try:
+        stopped = subprocess.run(command, capture_output=True, text=True)
+        assert stopped.returncode == 2 and "no space left" in stopped.stderr and "Traceback" not in stopped.stderr
+        for shard in (disk / "shards").glob("*.tar"):
+            assert len(list(read_shard(shard))) == 3
+        assert not list((disk / "shards").glob(".*partial*"))
+        subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
+        assert subprocess.run(command, capture_output=True).returncode == 0
+        assert read_dataset(disk / "shards").records("train") == 6
+    finally:
+        subprocess.run(["umount", str(disk)])
+
+
+def leave_partial(out: Path, age_s: float) -> Path:
+    path = out / ".train-000000.0123abcd.partial.tar"
+    path.write_bytes(b"half a shard")
+    os.utime(path, (time.time() - age_s,) * 2)
+    return path
+
+
+def test_what_a_kill_left_is_swept_away_unless_someone_is_at_it(world, tmp_path):
+    videos, manifest = world
+    out = tmp_path / "out"
+    extract(manifest, videos, out)
+    fresh = leave_partial(out, 1)
+    extract(manifest, videos, out)
+    assert fresh.exists(), "another worker may be writing it"
+    old = leave_partial(out, 3600)
+    with open(out / ".extraction.lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)  # as another worker holds it
+        extract(manifest, videos, out)
+        assert old.exists()
+    extract(manifest, videos, out)
+    assert not old.exists()
+
+
+def test_failures_that_cannot_be_read_are_said_so(tmp_path):
+    (tmp_path / "x.failed.jsonl").write_text("{")
+    with pytest.raises(InputError, match="delete it and its tar"):
+        failures(tmp_path / "x.failed.jsonl")

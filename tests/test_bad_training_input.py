@@ -69,6 +69,19 @@ def test_a_missing_dataset(tmp_path):
         ShardData(str(tmp_path / "nowhere")).describe()
 
 
+def test_extractors_of_another_kind_than_made_the_shards(root):
+    info = dataclasses.replace(read_dataset(root), grounder="grounded_sam-swint_ogc-0123-800px", encoder="tiny-trunk-1-0")
+    info.write(root)
+    tiny, clip = {"_target_": "vta_sam.encoders.tiny.TinyEncoder"}, {"_target_": "vta_sam.encoders.clip.CLIPEncoder"}
+    grounder = {"_target_": "vta_sam.grounding.tiny.TinyGrounder"}
+    real = {"_target_": "vta_sam.grounding.grounded_sam.GroundedSAM"}
+    with pytest.raises(InputError, match=f"{root} was made by the grounder grounded_sam-.*, while grounder=tiny is"):
+        ShardData(str(root)).prepare(SPEC, grounder, tiny, None)
+    with pytest.raises(InputError, match="the encoder tiny-trunk-1-0, while encoder=clip is configured"):
+        ShardData(str(root)).prepare(SPEC, real, clip, None)
+    assert ShardData(str(root)).prepare(SPEC, real, tiny, None) == root
+
+
 def test_a_missing_shard(root):
     (root / "train-000001.tar").unlink()
     with pytest.raises(InputError, match=r"dataset\.json names the shard 'train-000001\.tar', which is not in"):

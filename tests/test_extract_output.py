@@ -149,7 +149,7 @@ def test_a_full_disk_stops_with_a_sentence_and_keeps_what_is_done(world, tmp_pat
 
 @pytest.mark.slow
 def test_a_disk_that_is_really_full(world, tmp_path):
-    """On a file system of its own, with room for one shard: the command ends with status 2, and goes on when it grew."""
+    """On a small file system, with room for one shard: the command ends with status 2, and goes on once it grew."""
     videos, manifest = world
     mend(videos)
     disk = tmp_path / "disk"

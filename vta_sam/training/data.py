@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ..clip import ClipFeatures, ClipSpec
+from ..errors import InputError
 from ..shards.schema import read_dataset
 
 
@@ -56,6 +57,15 @@ class ShardData:
         return f"{self.root}: {counts} clips at {info.fps:g} fps"
 
     def prepare(self, spec: ClipSpec, grounder: dict, encoder: dict, console: Console) -> Path:
+        """Raises InputError where the model folder would name extractors of another kind than made the shards, so that
+        it could not be used on a video after days of training."""
+        info = read_dataset(self.root)
+        made_by = {"grounder": (info.grounder, _name(grounder)), "encoder": (info.encoder, _name(encoder))}
+        wrong = [f"{role} {found}, while {role}={named}" for role, (found, named) in made_by.items()
+                 if not found.startswith(f"{named}-")]
+        if wrong:
+            raise InputError(f"{self.root} was made by the {' and the '.join(wrong)} is configured; name those that made "
+                             "it, with their settings (grounder=grounded_sam encoder=clip, for example)")
         return Path(self.root)
 
     def video(self, record: ClipFeatures) -> Path | None:

@@ -70,8 +70,8 @@ def test_a_missing_dataset(tmp_path):
 
 
 def test_extractors_of_another_kind_than_made_the_shards(root):
-    info = dataclasses.replace(read_dataset(root), grounder="grounded_sam-swint_ogc-0123-800px", encoder="tiny-trunk-1-0")
-    info.write(root)
+    made_by = {"grounder": "grounded_sam-swint_ogc-0123-800px", "encoder": "tiny-trunk-1-0"}
+    dataclasses.replace(read_dataset(root), **made_by).write(root)
     tiny, clip = {"_target_": "vta_sam.encoders.tiny.TinyEncoder"}, {"_target_": "vta_sam.encoders.clip.CLIPEncoder"}
     grounder = {"_target_": "vta_sam.grounding.tiny.TinyGrounder"}
     real = {"_target_": "vta_sam.grounding.grounded_sam.GroundedSAM"}

@@ -64,8 +64,8 @@ class ShardData:
         wrong = [f"{role} {found}, while {role}={named}" for role, (found, named) in made_by.items()
                  if not found.startswith(f"{named}-")]
         if wrong:
-            raise InputError(f"{self.root} was made by the {' and the '.join(wrong)} is configured; name those that made "
-                             "it, with their settings (grounder=grounded_sam encoder=clip, for example)")
+            raise InputError(f"{self.root} was made by the {' and the '.join(wrong)} is configured; name those that "
+                             "made it, with their settings (grounder=grounded_sam encoder=clip, for example)")
         return Path(self.root)
 
     def video(self, record: ClipFeatures) -> Path | None:

@@ -219,6 +219,9 @@ def test_a_gap_of_hours_is_refused_before_it_is_filled(make_video, tmp_path):
     assert len(read_clip(path, duration_s=100.0, fps=1, fits=SIZE, want_audio=False).frames[0]) == 100
     with pytest.raises(InputError, match="a.mp4: its pictures have a gap of 19410 s"):
         read_clip(path, fps=1, fits=SIZE, want_audio=False)
+    late = make_video(tmp_path / "late.mkv", times_s=[2e4, 2e4 + 1], sound=tone(1.0))
+    with pytest.raises(InputError, match="late.mkv: its pictures have a gap of 20000 s"):
+        read_clip(late, fps=1, fits=SIZE, want_audio=True)
 
 
 def test_damage_in_the_middle_costs_a_few_pictures_or_the_file_but_never_lies(make_video, tmp_path):

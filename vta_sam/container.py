@@ -139,11 +139,11 @@ class PictureReader:
         for frame in self._frames():
             _check_size(self.path, frame.width, frame.height)
             time_s = frame.time - zero_s if frame.time is not None else (previous_s or 0.0) + nominal_s
-            if previous_s is not None and time_s > previous_s:
-                nominal_s = time_s - previous_s
-                if nominal_s > _LONGEST_GAP_S:
-                    raise InputError(f"{self.path}: its pictures have a gap of {nominal_s:.0f} s; its timestamps look "
-                                     "damaged")
+            gap_s = time_s - (previous_s or 0.0)
+            if gap_s > _LONGEST_GAP_S:  # filled with frames it would cost hours
+                raise InputError(f"{self.path}: its pictures have a gap of {gap_s:.0f} s; its timestamps look damaged")
+            if previous_s is not None and gap_s > 0:
+                nominal_s = gap_s
                 longest_s = max(longest_s, nominal_s)
             previous_s = time_s
             claimed_s = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 0.0

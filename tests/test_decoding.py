@@ -4,13 +4,15 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 import tracemalloc
 
 import numpy as np
 import pytest
-from conftest import decode_grey
+from conftest import REPOSITORY, decode_grey
 
 from vta_sam.decode_pool import DecodePool
 from vta_sam.decoding import ClipRequest, GuardedReader
@@ -458,3 +460,22 @@ def test_huge_pictures_take_a_bounded_share_of_the_childs_memory(make_video, tmp
     with GuardedReader(memory_mb=600) as reader:
         with pytest.raises(InputError, match="a.mp4: decoding needs more than 600 MB"):
             list(reader.stream(request(path, fits=(Within(800, 1333),), **settings)))
+
+
+@pytest.mark.slow
+def test_three_ways_of_reading_are_timed(make_video, tmp_path):
+    picture = np.random.default_rng(0).integers(0, 255, (30, 40, 1), np.uint8).repeat(16, 0).repeat(16, 1).repeat(3, 2)
+    sound = np.random.default_rng(0).uniform(-0.3, 0.3, 32_000)
+    make_video(tmp_path / "a.mp4", size=(640, 480), picture=lambda i: np.roll(picture, 4 * i, 1), duration_s=2.0,
+               sound=sound)
+    command = [sys.executable, str(REPOSITORY / "benchmarks" / "decode.py"), "--videos", str(tmp_path), "--repeat", "1",
+               "--json"]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert told.returncode == 0, told.stderr
+    result = json.loads(told.stdout)
+    assert [(row["way"], row["frames"]) for row in result["rows"]] == [("seek", 16), ("grab", 16), ("ours", 16)]
+    assert all(row["memory_mb"] > 1 and row["s_per_clip"] > 0 for row in result["rows"])
+    assert 40 < result["lowest_psnr_db"] == result["more_rows"][0]["psnr_db"]
+    command[3] = str(tmp_path / "none")
+    nowhere = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert nowhere.returncode == 2 and "holds no mp4" in nowhere.stderr and "Traceback" not in nowhere.stderr

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MAX_SIDE_PIXELS = 8192
 _THREADED_PIXELS = 640 * 480  # smaller pictures decode faster on one thread
+_THREADS = min(4, (os.cpu_count() or 1) + 1)  # one of them mostly waits
 _DEMUXERS = (
     "aac,ac3,aiff,asf,avi,caf,dv,flac,flv,gif,h264,hevc,ivf,m4v,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mp3,mpeg,mpegts,"
     "mpegvideo,mxf,nut,ogg,w64,wav,wtv"
@@ -97,6 +98,15 @@ def picture_length_s(claimed_s: float, interval_s: float) -> float:
     return claimed_s if claimed_s > 1e-3 else interval_s
 
 
+def packets(container: InputContainer, streams: Any) -> Iterator[av.Packet]:
+    """The packets of some streams, then the empty ones that flush their decoders. Behind those PyAV looks for streams
+    that began midway, as broadcasts and damaged files have them, among those that were there at the start."""
+    try:
+        yield from container.demux(streams)
+    except IndexError:
+        return
+
+
 class Decoder:
     """Packets ⇒ frames, passing over a few damaged packets, as players do, and refusing a file that has many."""
 
@@ -128,7 +138,7 @@ class PictureReader:
         self.wants_pictures = True
         seek_before(container, start_s)
         streams = [self.video] if collector is None else [self.video, sound_stream(container)]
-        self.packets = container.demux(streams)
+        self.packets = packets(container, streams)
         self.decoder = Decoder(path)
 
     def __iter__(self) -> Iterator[tuple[float, float, Any]]:
@@ -176,11 +186,11 @@ def require_pictures(path: str | os.PathLike, container: InputContainer) -> Any:
         raise InputError(f"{path} has no pictures ({'only sound' if sound_stream(container) else 'no stream at all'}); "
                          "name a video file")
     _check_size(path, video.codec_context.width, video.codec_context.height)
-    # one thread starts faster and many workers decode side by side; large pictures are worth the threads, unless a
-    # device decodes them
+    # one thread starts faster and many workers decode side by side; large pictures are worth a few threads (each holds
+    # pictures of its own), unless a device decodes them
     video.codec_context.thread_type = "AUTO"
     small = video.codec_context.width * video.codec_context.height < _THREADED_PIXELS
-    video.codec_context.thread_count = 1 if small or video.codec_context.is_hwaccel else 0
+    video.codec_context.thread_count = 1 if small or video.codec_context.is_hwaccel else _THREADS
     return video
 
 

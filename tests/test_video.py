@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from conftest import coded_grey, decode_grey
 
+from vta_sam.audio import read_audio
 from vta_sam.clip import ClipSpec
 from vta_sam.errors import InputError
 from vta_sam.fit import CentreCrop, Squeeze, Within
@@ -94,6 +95,19 @@ def test_a_pause_does_not_come_twice(make_video, tmp_path):
     times_s = np.append(np.arange(10) / 25, 5 + np.arange(10) / 25)
     clip = read_clip(make_video(tmp_path / "a.ts", times_s=times_s), fps=5, fits=SIZE, want_audio=False)
     assert clip.duration_s == pytest.approx(5.4, abs=0.01) and len(clip.frames[0]) == 27
+
+
+def test_a_stream_that_begins_midway_does_not_matter(make_video, tmp_path):
+    """A packet near the end says that it belongs to a stream that nobody announced."""
+    data = bytearray(make_video(tmp_path / "a.ts", duration_s=2.0, sound=tone(2.0)).read_bytes())
+    whole = read_clip(tmp_path / "a.ts", fps=5, fits=SIZE, want_audio=True)
+    sound = [at for at in range(0, len(data), 188) if data[at + 1] & 0x5f == 0x41 and data[at + 2] == 1]
+    data[sound[-1] + 2] = 0xaa
+    (tmp_path / "b.ts").write_bytes(data)
+    clip = read_clip(tmp_path / "b.ts", fps=5, fits=SIZE, want_audio=True)
+    assert clip.duration_s == whole.duration_s and np.array_equal(clip.frames[0], whole.frames[0])
+    assert np.array_equal(clip.waveform[:24_000], whole.waveform[:24_000])
+    assert np.array_equal(read_audio(tmp_path / "b.ts")[:24_000], whole.waveform[:24_000])
 
 
 def test_a_path_that_can_not_be_looked_at_is_refused_with_its_reason(tmp_path):

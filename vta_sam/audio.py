@@ -12,7 +12,7 @@ import numpy as np
 import soundfile
 
 from .atomic import atomic_path
-from .container import Decoder, open_media, origin_s, seek_before, sound_stream
+from .container import Decoder, open_media, origin_s, packets, seek_before, sound_stream
 from .errors import InputError
 
 _JITTER_S = 0.02  # timestamps that are off by less are rounding of the container, not a gap
@@ -36,7 +36,7 @@ def read_audio(path: str | os.PathLike, start_s: float = 0.0, duration_s: float 
         collector = SoundCollector(path, origin_s(container) + start_s, duration_s)
         decoder = Decoder(path)
         seek_before(container, start_s)
-        for packet in container.demux(stream):
+        for packet in packets(container, stream):
             for frame in decoder.decode(packet):
                 collector.add(frame)
             if collector.done:

@@ -102,7 +102,7 @@ def _load(folder: Path, device: torch.device) -> tuple[Any, Any]:
 
     try:
         model, told = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True,
-                                                torch_dtype=torch.float32, output_loading_info=True)
+                                                output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{folder} can't be read as a CLIP model ({str(error).strip().splitlines()[0]}); "
@@ -112,7 +112,7 @@ def _load(folder: Path, device: torch.device) -> tuple[Any, Any]:
     if told["missing_keys"] or unknown or told["mismatched_keys"]:
         raise InputError(f"{folder}: model.safetensors doesn't fit config.json (missing {told['missing_keys'][:3]}, "
                          f"unknown {unknown[:3]}, of another shape {told['mismatched_keys'][:3]})")
-    return model.to(device).eval(), tokenizer
+    return model.float().to(device).eval(), tokenizer
 
 
 def _normalisation(folder: Path) -> tuple[list[float], list[float]]:

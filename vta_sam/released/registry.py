@@ -164,6 +164,7 @@ def require(name: str, folder: str | os.PathLike | None = None) -> Path:
     entry, root = find_entry(name), weights_folder(folder)
     option = f" --folder {shlex.quote(str(root))}" if folder else ""
     command = f"python data_prep/weights.py fetch {name}{option}"
+    others = []
     for file in entry.files:
         path = root / file.path
         if not path.is_file():
@@ -171,8 +172,10 @@ def require(name: str, folder: str | os.PathLike | None = None) -> Path:
                              f"({readable(entry.size_bytes)}), or put the file there by hand: {file.url}")
         found = path.stat().st_size
         if file.size_bytes is not None and found != file.size_bytes:
-            _log.warning("%s holds %d bytes, but %s as released has %d; unless it is meant to differ, `%s --again` "
-                         "gets it anew", path, found, entry.title, file.size_bytes, command)
+            others.append(f"{path} holds {found} bytes, but {entry.title} as released has {file.size_bytes}")
+    if others:
+        more = f" (and {len(others) - 1} more files differ)" if len(others) > 1 else ""
+        _log.warning("%s%s; unless it is meant to differ, `%s --again` gets it anew", others[0], more, command)
     return root / entry.place
 
 

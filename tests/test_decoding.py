@@ -232,10 +232,11 @@ def test_headers_of_nonsense_are_refused(data, words):
         sender.join()
 
 
-def test_any_message_gets_through_whatever_its_letters():
+@pytest.mark.parametrize("letter", ["a", "\x01", "\U0001f600", "\udc80"], ids=ascii)
+def test_any_message_gets_through_whatever_its_letters(letter):
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        send_answer(theirs, "fault", message="\x01" * 100_000 + "the end")
+        send_answer(theirs, "fault", message=letter * 100_000 + "the end")
         header = Incoming(ours, time.monotonic() + 10).header()
         assert header["message"].endswith("the end")
 

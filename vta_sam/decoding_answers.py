@@ -19,7 +19,7 @@ from .fit import Fit
 
 _LENGTH_BYTES = 4  # of a header's length, most significant byte first
 _MAX_HEADER_BYTES = 1 << 16
-_MAX_MESSAGE_CHARACTERS = 8_000  # six bytes each at most in JSON
+_MAX_MESSAGE_CHARACTERS = 5_000  # twelve bytes each at most in JSON
 
 
 class Nonsense(Exception):

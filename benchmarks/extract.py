@@ -44,7 +44,7 @@ def parse() -> argparse.Namespace:
     arguments.add_argument("--precision", default="auto")
     arguments.add_argument("--device", default="auto")
     arguments.add_argument("--workers", type=int, default=2, help="decoding processes")
-    arguments.add_argument("--one-by-one", type=int, default=4, help="frames that are also done frame by frame; 0: none")
+    arguments.add_argument("--one-by-one", type=int, default=4, help="frames also done frame by frame; 0: none")
     return arguments.parse_args()
 
 

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 
 import numpy as np
@@ -97,6 +98,15 @@ def extract_in_a_session(manifest, videos, out, rank, settings):
 
     os.setsid()  # so that its children are known by it
     torch.set_num_threads(1)
+    write = tarfile.TarFile.addfile
+
+    def write_slowly(tar, *member):
+        """As to a slow disk, so that kills fall into the midst of a tar."""
+        write(tar, *member)
+        tar.fileobj.flush()
+        time.sleep(5e-3)
+
+    tarfile.TarFile.addfile = write_slowly
     extract_dataset(manifest, videos, out, TinyGrounder(), TinyEncoder(), FPS, shard_size=SHARD_SIZE, workers=2,
                     rank=rank, world=WORLD, **settings)
 
@@ -256,8 +266,10 @@ def test_many_kills_lose_and_double_nothing(corpus, reference, killer_of, tmp_pa
         going_on = True
         while going_on:
             old = partials(out)
-            # half of them in the midst of writing a file
-            instant = after(rng.uniform(0, lasts_s)) if lives % 2 else lambda: partials(out) - old
+            # two of three in the midst of writing a list, or a tar
+            kind = (".jsonl", ".tar", None)[lives % 3]
+            instant = after(rng.uniform(0, lasts_s)) if kind is None else (
+                lambda: any(name.endswith(kind) for name in partials(out) - old))
             victims = (range(WORLD), (0,), (1,))[rng.integers(3)]
             going_on = killer.live_until(instant, victims)
             lives += 1

@@ -336,3 +336,12 @@ def test_the_shared_clips_are_read_whole_and_muxed(shared_dir, tmp_path):
 
 def test_the_code_of_brightness_is_its_own_inverse():
     assert [decode_grey(np.full((2, 2, 3), coded_grey(i))) for i in range(24)] == list(range(24))
+
+
+def test_sound_that_begins_after_the_pictures_is_refused(make_video, tmp_path):
+    """A record of pure silence would be the sound of nothing that is seen."""
+    path = make_video(tmp_path / "late.mkv", duration_s=1.0, sound=np.full(16_000, 0.3), sound_start_s=0.9,
+                      sound_codec="pcm_s16le")
+    assert read_clip(path, fps=8, fits=SIZE, want_audio=True).waveform.any()
+    with pytest.raises(InputError, match="late.mkv: its sound begins 0.40 s after the end of its pictures"):
+        read_clip(path, duration_s=0.5, fps=8, fits=SIZE, want_audio=True)

@@ -52,7 +52,7 @@ class SoundCollector:
         self.rate_hz = 0
         self.end = 0  # native samples after start_s; where the next frame is expected
         self.parts: list[tuple[int, np.ndarray]] = []
-        self.heard = False
+        self.begin: int | None = None  # native samples after start_s where the earliest frame began
 
     @property
     def done(self) -> bool:
@@ -75,20 +75,25 @@ class SoundCollector:
             elif self.parts and at - self.end > _LONGEST_GAP_S * self.rate_hz:
                 raise InputError(f"{self.path}: its sound has a gap of {(at - self.end) / self.rate_hz:.0f} s; its "
                                  "timestamps look damaged")
-        self.end, self.heard = at + frame.samples, True
+        self.end = at + frame.samples
+        self.begin = at if self.begin is None else min(self.begin, at)
         # what lies behind the stretch comes along where pictures lag behind their sound in the file
         wanted = self.duration_s is None or at < (self.duration_s + 0.2) * self.rate_hz
         if wanted and self.end > -_MARGIN_S * self.rate_hz:
             self.parts.append((at, mono(frame)))
 
-    def waveform(self, sample_rate_hz: int, duration_s: float | None = None) -> np.ndarray:
-        """What was collected ⇒ (samples,) float32. duration_s overrides what was asked for at the start."""
-        duration_s = self.duration_s if duration_s is None else duration_s
-        if not self.heard:
+    def waveform(self, sample_rate_hz: int, pictures_s: float | None = None) -> np.ndarray:
+        """What was collected ⇒ (samples,) float32. pictures_s: how long the pictures of the stretch last, in place of
+        what was asked for at the start; sound that begins after them is refused."""
+        duration_s = self.duration_s if pictures_s is None else pictures_s
+        if self.begin is None:
             raise InputError(f"{self.path}: no sound could be decoded")
         if self.end <= 0:
             early_s = -self.end / self.rate_hz
             raise InputError(f"{self.path}: its sound ends {early_s:.2f} s before the start of the clip")
+        if pictures_s is not None and self.begin >= pictures_s * self.rate_hz:
+            late_s = self.begin / self.rate_hz - pictures_s
+            raise InputError(f"{self.path}: its sound begins {late_s:.2f} s after the end of its pictures")
         lead = _MARGIN_S * self.rate_hz
         length = lead + (self.end if duration_s is None else math.ceil((duration_s + 0.1) * self.rate_hz))
         waveform = _resampled(self._blocks(lead, length), length, self.rate_hz, sample_rate_hz)

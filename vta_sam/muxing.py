@@ -14,7 +14,7 @@ from av.container import InputContainer
 
 from .atomic import atomic_path
 from .audio import fit_length, read_audio
-from .container import open_media, origin_s, picture_length_s, picture_stream
+from .container import open_media, origin_s, packets, picture_length_s, picture_stream
 from .errors import InputError
 
 _BLOCK_SAMPLES = 1024  # an AAC frame
@@ -66,7 +66,7 @@ def _pictures_end_s(path: str | os.PathLike, container: InputContainer) -> tuple
     if stream is None:
         raise InputError(f"{path} has no pictures; name a video file")
     last, claimed, before = None, 0, None
-    for packet in container.demux(stream):  # in order of decoding, which needn't be that of time
+    for packet in packets(container, stream):  # in order of decoding, which needn't be that of time
         if packet.pts is None or packet.is_discard:
             continue
         if last is None or packet.pts > last:
@@ -102,7 +102,7 @@ def _write(source: InputContainer, picture_s: float, sound: np.ndarray, sample_r
             audio.bit_rate = _BIT_RATE
             blocks = _blocks(sound, sample_rate_hz)
             sound_s = 0.0
-            for packet in source.demux(stream):
+            for packet in packets(source, stream):
                 if packet.dts is None or packet.pts is None:
                     continue
                 # muxers wait for the stream that lags, so the sound is encoded along

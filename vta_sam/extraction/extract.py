@@ -87,7 +87,7 @@ class ClipExtractor:
     """One clip ⇒ its record, by a grounder and an encoder."""
 
     def __init__(self, videos: Path, extractors: Extractors, fps: float):
-        self.videos, self.extractors, self.fps = videos, extractors, fps
+        self.videos, self.extractors, self.fps = videos, extractors, float(fps)  # 4 and 4.0 are the same record
 
     def request(self, row: Row) -> ClipRequest:
         return ClipRequest(

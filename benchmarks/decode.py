@@ -2,7 +2,7 @@
 
 - seek: OpenCV, set to each frame by its number, as readers for few frames do
 - grab: OpenCV, frame after frame, of which those that are wanted are converted
-- ours: vta_sam.video.read_clip, pictures and sound in one pass
+- ours: vta_sam.media.video.read_clip, pictures and sound in one pass
 
     python benchmarks/decode.py --videos FOLDER
 
@@ -23,13 +23,13 @@ from _report import Report, median, parser, seconds
 from av import VideoFrame
 from av.filter import Graph
 
-from vta_sam.audio import read_audio
 from vta_sam.cli import run
 from vta_sam.clip import ClipSpec
-from vta_sam.container import PictureReader, open_media, picture_stream
 from vta_sam.errors import InputError
-from vta_sam.fit import CentreCrop
-from vta_sam.video import OnScreen, read_clip
+from vta_sam.media.audio import read_audio
+from vta_sam.media.container import PictureReader, open_media, picture_stream
+from vta_sam.media.fit import CentreCrop
+from vta_sam.media.video import OnScreen, read_clip
 
 SIDE = 224  # pixels, of CLIP
 SAMPLE_RATE_HZ = 16_000

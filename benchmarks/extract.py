@@ -76,8 +76,8 @@ class Clock:
 def main() -> None:
     options = parse()
     from vta_sam.encoders.clip import CLIPEncoder
-    from vta_sam.extraction.manifest import Row, write_manifest
     from vta_sam.grounding.grounded_sam import GroundedSAM
+    from vta_sam.manifests.manifest import Row, write_manifest
 
     sam = None if options.sam == "none" else options.sam
     shared = {"weights": options.weights, "device": options.device, "precision": options.precision}
@@ -140,10 +140,10 @@ def warm_up(grounder: Any, encoder: Any, options: argparse.Namespace) -> None:
 def decode(options: argparse.Namespace, manifest: Path, grounder: Any, encoder: Any, clock: Clock,
            ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Decode every clip and throw it away, as extraction's children do ⇒ the first frames of the first clip."""
-    from vta_sam.decode_pool import DecodePool
     from vta_sam.extraction.extract import ClipExtractor
-    from vta_sam.extraction.manifest import read_manifest
     from vta_sam.features import Extractors
+    from vta_sam.manifests.manifest import read_manifest
+    from vta_sam.media.decode_pool import DecodePool
 
     extractor = ClipExtractor(options.videos, Extractors(grounder, encoder), options.fps)
     first: list[tuple[np.ndarray, np.ndarray]] = []

@@ -38,7 +38,7 @@ class Stopwatch:
 def one_video(pipeline: Any, video: Path, caption: str | None, folder: Path, watch: Stopwatch) -> float:
     """Put a sound under ``video`` once, step by step as Pipeline.generate and the command do ⇒ seconds of sound."""
     from vta_sam.features import features_of, words_of
-    from vta_sam.muxing import mux
+    from vta_sam.media.muxing import mux
 
     words = words_of(caption, None, pipeline.extractors.known_words)
     [features], _ = watch.timed("features", features_of)(video, [words], pipeline.extractors, pipeline.spec)

@@ -15,8 +15,8 @@ from vta_sam.errors import InputError
 
 
 def parser() -> argparse.ArgumentParser:
-    from vta_sam.extraction.folder import CAPTION_SOURCES
-    from vta_sam.extraction.video_files import CUTS
+    from vta_sam.manifests.folder import CAPTION_SOURCES
+    from vta_sam.manifests.video_files import CUTS
 
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = made.add_subparsers(dest="verb", required=True, metavar="vggsound | folder")
@@ -51,8 +51,8 @@ def main() -> None:
     from rich import print as show
     from rich.progress import Progress
 
-    from vta_sam.extraction.folder import folder_draft
-    from vta_sam.extraction.vggsound import vggsound_draft
+    from vta_sam.manifests.folder import folder_draft
+    from vta_sam.manifests.vggsound import vggsound_draft
 
     given = vars(arguments)
     verb, out, overwrite = given.pop("verb"), given.pop("out"), given.pop("overwrite")

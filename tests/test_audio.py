@@ -5,8 +5,16 @@ import numpy as np
 import pytest
 import soundfile
 
-from vta_sam.audio import (SoundCollector, fit_length, normalise_waveform, read_audio, read_wav, resample, write_wav)
 from vta_sam.errors import InputError
+from vta_sam.media.audio import (
+    SoundCollector,
+    fit_length,
+    normalise_waveform,
+    read_audio,
+    read_wav,
+    resample,
+    write_wav,
+)
 
 
 def tone(duration_s=1.0, rate_hz=16_000, hz=440.0):
@@ -64,7 +72,7 @@ def test_the_size_of_blocks_changes_no_sample(make_video, tmp_path, monkeypatch,
                       sample_rate_hz=44_100, sound_start_s=0.3)
     stretches = [(0.0, None), (0.0, 0.2), (0.5, 0.7), (1.2, None), (0.25, 3.0)]
     whole = [read_audio(path, *stretch) for stretch in stretches]
-    monkeypatch.setattr("vta_sam.audio._BLOCK_SAMPLES", block)
+    monkeypatch.setattr("vta_sam.media.audio._BLOCK_SAMPLES", block)
     assert all(np.array_equal(read_audio(path, *stretch), found) for stretch, found in zip(stretches, whole))
     assert all(found.any() for found in whole[2:])
 

@@ -15,7 +15,7 @@ from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizerFast
 
 from vta_sam.encoders.clip import CLIPEncoder
 from vta_sam.errors import InputError
-from vta_sam.fit import CentreCrop
+from vta_sam.media.fit import CentreCrop
 from vta_sam.released.random_weights import write_random
 
 NAME = "clip-vit-large-patch14"

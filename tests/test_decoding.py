@@ -14,19 +14,19 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, decode_grey
 
-from vta_sam.decode_pool import DecodePool
-from vta_sam.decoding import ClipRequest, GuardedReader
-from vta_sam.decoding_answers import Claims, Incoming, Nonsense, send_answer
 from vta_sam.errors import InputError
-from vta_sam.fit import CentreCrop, Squeeze, Within
-from vta_sam.video import ClipStream, read_clip, stream_clip
+from vta_sam.media.decode_pool import DecodePool
+from vta_sam.media.decoding import ClipRequest, GuardedReader
+from vta_sam.media.decoding_answers import Claims, Incoming, Nonsense, send_answer
+from vta_sam.media.fit import CentreCrop, Squeeze, Within
+from vta_sam.media.video import ClipStream, read_clip, stream_clip
 
 SIZE = (Squeeze(24, 32),)
 
 # a child that misbehaves on the first or on the third chunk of files so named
 BAD_CHILD = """
 import os, signal, socket, sys, time
-import vta_sam.decoding as decoding
+import vta_sam.media.decoding as decoding
 good, answers = decoding.stream_clip, socket.socket(fileno=int(sys.argv[2]))
 
 def misbehave(path):

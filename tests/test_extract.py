@@ -12,10 +12,10 @@ from conftest import REPOSITORY, decode_grey
 
 from vta_sam.errors import InputError
 from vta_sam.extraction.extract import extract_dataset
-from vta_sam.extraction.manifest import manifest_hash, read_manifest, slices
 from vta_sam.extraction.output import failures
-from vta_sam.fit import Squeeze, Within
 from vta_sam.grounding.base import Grounding
+from vta_sam.manifests.manifest import manifest_hash, read_manifest, slices
+from vta_sam.media.fit import Squeeze, Within
 from vta_sam.shards.schema import read_dataset
 from vta_sam.shards.writer import read_shard
 

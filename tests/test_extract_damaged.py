@@ -10,10 +10,10 @@ from conftest import REPOSITORY
 from damaged_videos import EITHER, FAILS, GOOD, Case, write_corpus
 from processes import children_of, run_watched, survivors
 
-from vta_sam.decoding import GuardedReader
 from vta_sam.extraction.check import check_dataset
 from vta_sam.extraction.extract import extract_dataset
-from vta_sam.extraction.manifest import Row, read_manifest, slices, write_manifest
+from vta_sam.manifests.manifest import Row, read_manifest, slices, write_manifest
+from vta_sam.media.decoding import GuardedReader
 from vta_sam.shards.schema import read_dataset
 from vta_sam.shards.writer import read_shard
 
@@ -26,7 +26,7 @@ FEW = ("whole.mp4", "whole.ts", "whole.webm", "cut 0.6.mp4", "cut 0.02.mkv", "10
 # a child whose decoder hangs on some files, and on others takes whatever memory it is given
 BAD_CHILD = """
 import os, socket, sys, time
-import vta_sam.decoding as decoding
+import vta_sam.media.decoding as decoding
 good = decoding.stream_clip
 
 def stream_clip(path, **rest):

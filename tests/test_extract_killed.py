@@ -19,7 +19,7 @@ from damaged_videos import SIZE, noise, textured
 from processes import session_of, survivors
 
 from vta_sam.extraction.extract import extract_dataset
-from vta_sam.extraction.manifest import Row, write_manifest
+from vta_sam.manifests.manifest import Row, write_manifest
 from vta_sam.shards.schema import read_dataset
 
 pytestmark = [pytest.mark.slow,

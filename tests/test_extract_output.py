@@ -18,8 +18,8 @@ from test_extract import BrightnessGrounder, contents, extract, write_manifest
 
 import vta_sam.extraction.output as output
 from vta_sam.errors import InputError
-from vta_sam.extraction.manifest import read_manifest, slices
 from vta_sam.extraction.output import failures
+from vta_sam.manifests.manifest import read_manifest, slices
 from vta_sam.shards.schema import read_dataset
 from vta_sam.shards.writer import read_shard
 

@@ -17,10 +17,10 @@ import pytest
 from models import SPEC, make_features, make_model_folder, make_seeing_model
 
 import vta_sam.pipeline
-from vta_sam.audio import read_wav
 from vta_sam.generation.arguments import quote_text
 from vta_sam.generation.inputs import videos_in, word_list
-from vta_sam.muxing import picture_duration_s
+from vta_sam.media.audio import read_wav
+from vta_sam.media.muxing import picture_duration_s
 from vta_sam.shards.schema import DatasetInfo, ShardInfo
 from vta_sam.shards.writer import write_shard
 

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import released
 import torch
 from PIL import Image
 from segment_anything import SamPredictor
 
-import released
 from vta_sam.errors import InputError
-from vta_sam.fit import Within
 from vta_sam.grounding.detector import Detector, build_detector_network, scaled_size
 from vta_sam.grounding.grounded_sam import GroundedSAM
 from vta_sam.grounding.prompt import build_prompt
 from vta_sam.grounding.segmenter import Segmenter, build_segmenter_network
+from vta_sam.media.fit import Within
 from vta_sam.released.random_weights import write_random
 
 CPU = torch.device("cpu")

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 from av.codec.hwaccel import hwdevices_available
 
-from vta_sam import container, hardware
-from vta_sam.decoding import ClipRequest, GuardedReader
 from vta_sam.errors import InputError
-from vta_sam.fit import Squeeze
-from vta_sam.hardware import check_hwaccel
-from vta_sam.video import read_clip, stream_clip
+from vta_sam.media import container, hardware
+from vta_sam.media.decoding import ClipRequest, GuardedReader
+from vta_sam.media.fit import Squeeze
+from vta_sam.media.hardware import check_hwaccel
+from vta_sam.media.video import read_clip, stream_clip
 
 ECHO = """
 import resource, sys
-import vta_sam.decoding as decoding
+import vta_sam.media.decoding as decoding
 def stream_clip(path, hwaccel, **rest):
     limits = [resource.getrlimit(kind)[0] >> 20 for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
     raise decoding.InputError(f"{hwaccel} {limits}")

@@ -13,9 +13,9 @@ import pytest
 from conftest import REPOSITORY
 
 from vta_sam.errors import InputError
-from vta_sam.extraction.folder import folder_draft, path_id
-from vta_sam.extraction.manifest import Row, read_manifest, write_manifest
-from vta_sam.extraction.vggsound import read_vggsound, vggsound_draft
+from vta_sam.manifests.folder import folder_draft, path_id
+from vta_sam.manifests.manifest import Row, read_manifest, write_manifest
+from vta_sam.manifests.vggsound import read_vggsound, vggsound_draft
 from vta_sam.shards.schema import member_key
 
 

@@ -10,9 +10,9 @@ import torch
 
 from vta_sam.encoders.tiny import TinyEncoder
 from vta_sam.errors import InputError
-from vta_sam.fit import Squeeze
 from vta_sam.grounding.base import Grounding
 from vta_sam.grounding.tiny import TinyGrounder, boxes_of
+from vta_sam.media.fit import Squeeze
 from vta_sam.scenes.classes import WORDS
 from vta_sam.scenes.render import render
 from vta_sam.scenes.timeline import make_scene

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vta_sam.audio import read_wav
+from vta_sam.media.audio import read_wav
 from vta_sam.training.overfit import Matrix
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from conftest import coded_grey, decode_grey
 
-from vta_sam.audio import read_audio
 from vta_sam.clip import ClipSpec
 from vta_sam.errors import InputError
-from vta_sam.fit import CentreCrop, Squeeze, Within
-from vta_sam.muxing import mux, picture_duration_s
-from vta_sam.video import OnScreen, probe, read_clip, stream_clip
+from vta_sam.media.audio import read_audio
+from vta_sam.media.fit import CentreCrop, Squeeze, Within
+from vta_sam.media.muxing import mux, picture_duration_s
+from vta_sam.media.video import OnScreen, probe, read_clip, stream_clip
 
 SIZE = [Squeeze(24, 32)]
 
@@ -210,7 +210,7 @@ def test_refusals_name_the_file_and_what_is_wrong(make_video, tmp_path, video):
     refused(make_video(tmp_path / "silent.mp4"), "has no sound")
     (tmp_path / "cut.mp4").write_bytes(video.read_bytes()[:3000])  # an mp4 has its index at the end
     refused(tmp_path / "cut.mp4", "can't be read as a video")
-    from vta_sam.audio import write_wav
+    from vta_sam.media.audio import write_wav
     write_wav(tmp_path / "sound.wav", tone(1.0), 16_000)
     refused(tmp_path / "sound.wav", "no pictures \\(only sound\\)")
 

@@ -13,10 +13,10 @@ import numpy as np
 from .clip import MAX_OBJECTS, ClipFeatures, ClipSpec
 from .encoders.base import Encoder
 from .errors import InputError
-from .fit import Fit, Squeeze
 from .grounding.base import Grounder, Grounding
-from .muxing import picture_duration_s
-from .video import CHUNK_FRAMES, probe, stream_clip
+from .media.fit import Fit, Squeeze
+from .media.muxing import picture_duration_s
+from .media.video import CHUNK_FRAMES, probe, stream_clip
 
 STRIP_FRAMES = 12
 _STRIP_HEIGHT = 96  # pixels

@@ -12,7 +12,7 @@ import torch
 from ..checkpoint_file import digest
 from ..device import choose_device, choose_format, mixed_precision
 from ..errors import InputError
-from ..fit import CentreCrop
+from ..media.fit import CentreCrop
 from ..released.registry import require
 
 

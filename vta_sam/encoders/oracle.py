@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from ..fit import Squeeze
 from ..grounding.oracle import shown_at
+from ..media.fit import Squeeze
 
 
 def _words() -> tuple[str, ...]:

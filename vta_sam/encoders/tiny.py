@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..fit import Squeeze
+from ..media.fit import Squeeze
 from ..tiny.eyes import shared_eyes
 from ..tiny.trunk import IMAGE_SIZE
 from ..tiny.words import hashed_vector

@@ -15,16 +15,16 @@ from typing import Any
 from .._version import __version__
 from ..captions import tagger_name
 from ..clip import ClipFeatures
-from ..decode_pool import DecodePool
-from ..decoding import ClipRequest
 from ..encoders.base import Encoder
 from ..errors import InputError
 from ..features import Extractors, look, words_of
 from ..grounding.base import Grounder
-from ..hardware import check_hwaccel
+from ..manifests.manifest import Row, manifest_hash, read_manifest, slices
+from ..media.decode_pool import DecodePool
+from ..media.decoding import ClipRequest
+from ..media.hardware import check_hwaccel
+from ..media.video import CHUNK_FRAMES, ClipStream
 from ..shards.schema import FORMAT_VERSION, DatasetInfo, encode_record
-from ..video import CHUNK_FRAMES, ClipStream
-from .manifest import Row, manifest_hash, read_manifest, slices
 from .output import ShardFolder
 
 SAMPLE_RATE_HZ = 16_000

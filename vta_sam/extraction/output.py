@@ -19,9 +19,9 @@ from typing import Any
 
 from ..atomic import write_text
 from ..errors import InputError
+from ..manifests.manifest import Slice
 from ..shards.schema import DatasetInfo, ShardInfo, decode_record
 from ..shards.writer import read_members, write_records
-from .manifest import Slice
 
 STATE_FILE = "extraction.json"
 _LOCK_FILE = ".extraction.lock"

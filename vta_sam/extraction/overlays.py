@@ -10,11 +10,11 @@ import numpy as np
 
 from ..clip import ClipFeatures
 from ..errors import InputError
-from ..fit import Fit, Squeeze
+from ..media.fit import Fit, Squeeze
+from ..media.video import probe, stream_clip
 from ..report.film import write_film
 from ..report.overlay import SHOWN, Overlay, picture_size
 from ..shards.schema import member_key, read_dataset
-from ..video import probe, stream_clip
 from .check import read_records
 
 _CHUNK_FRAMES = 32

@@ -11,9 +11,9 @@ import numpy as np
 
 from .. import __version__
 from ..atomic import write_text
-from ..audio import write_wav
 from ..clip import ClipFeatures
 from ..errors import InputError
+from ..media.audio import write_wav
 from ..metrics.level import measure_level
 from ..pipeline import Pipeline
 from ..randomness import seed_of

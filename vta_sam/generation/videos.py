@@ -11,13 +11,13 @@ from typing import Any
 
 from .. import __version__
 from ..atomic import write_text
-from ..audio import write_wav
 from ..errors import InputError
+from ..media.audio import write_wav
+from ..media.muxing import mux
+from ..media.video import probe
 from ..metrics.level import measure_level
-from ..muxing import mux
 from ..pipeline import Generated, Pipeline
 from ..report.pictures import clip_picture
-from ..video import probe
 from .inputs import check_number, check_sampling
 
 

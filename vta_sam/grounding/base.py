@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ..fit import Fit
+from ..media.fit import Fit
 
 
 @dataclass

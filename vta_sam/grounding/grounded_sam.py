@@ -13,7 +13,7 @@ import torch
 from ..checkpoint_file import digest
 from ..device import choose_device, choose_format, mixed_precision
 from ..errors import InputError
-from ..fit import Within
+from ..media.fit import Within
 from ..released.registry import require
 from .base import Grounding
 from .detector import CONFIGS, Detections, Detector, build_detector_network

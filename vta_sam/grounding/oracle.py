@@ -10,7 +10,7 @@ import numpy as np
 
 from ..clip import ClipSpec
 from ..errors import InputError
-from ..fit import Squeeze
+from ..media.fit import Squeeze
 from .base import Grounding
 
 

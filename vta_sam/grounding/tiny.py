@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..fit import Squeeze
+from ..media.fit import Squeeze
 from ..tiny.eyes import shared_eyes
 from ..tiny.trunk import HEAT_SIZE, IMAGE_SIZE
 from .base import Grounding

@@ -12,7 +12,7 @@ import av
 import numpy as np
 
 from ..errors import InputError
-from ..muxing import mux
+from ..media.muxing import mux
 
 _X264_OPTIONS = {"preset": "veryfast", "crf": "20"}  # drawn letters stay sharp
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from ..errors import InputError
-from ..fit import Squeeze
+from ..media.fit import Squeeze
+from ..media.video import read_clip
 from ..scenes.classes import LOOK_ALIKES, WORDS
 from ..scenes.truth import MASK_WIDTH, SceneTruth, read_truth
-from ..video import read_clip
 from .trunk import IMAGE_SIZE
 
 LOOK_ALIKE_WORDS = tuple(LOOK_ALIKES)

@@ -15,11 +15,12 @@ from rich.console import Console
 from rich.table import Table
 
 from ..atomic import atomic_path, write_text
-from ..audio import write_wav
 from ..errors import InputError
-from ..fit import Squeeze
 from ..extraction.extract import extract_dataset
-from ..extraction.manifest import read_manifest
+from ..manifests.manifest import read_manifest
+from ..media.audio import write_wav
+from ..media.fit import Squeeze
+from ..media.video import read_clip
 from ..metrics.envelope import envelope_correlation
 from ..metrics.level import measure_level
 from ..pipeline import Pipeline
@@ -27,7 +28,6 @@ from ..randomness import seed_of
 from ..report.pictures import clip_picture
 from ..shards.schema import read_dataset
 from ..shards.writer import read_shard
-from ..video import read_clip
 
 SPLITS = ("train", "test")  # seconds learned by heart; seconds never heard
 

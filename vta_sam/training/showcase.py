@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from ..audio import write_wav
 from ..diffusion.attention import attention_maps
-from ..fit import Squeeze
+from ..media.audio import write_wav
+from ..media.fit import Squeeze
+from ..media.muxing import mux
+from ..media.video import read_clip
 from ..pipeline import Pipeline
 from ..report.pictures import attention_picture, clip_picture, curve_picture
-from ..muxing import mux
-from ..video import read_clip
 from .data import DataSource
 from .figures import HeldOut
 

@@ -12,10 +12,10 @@ import av
 import numpy as np
 from av.container import InputContainer
 
-from .atomic import atomic_path
+from ..atomic import atomic_path
+from ..errors import InputError
 from .audio import fit_length, read_audio
 from .container import open_media, origin_s, packets, picture_length_s, picture_stream
-from .errors import InputError
 
 _BLOCK_SAMPLES = 1024  # an AAC frame
 _BIT_RATE = 128_000  # bit/s, mono: transparent for a 16 kHz sound

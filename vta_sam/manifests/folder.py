@@ -28,11 +28,11 @@ def folder_draft(videos: Path, captions: Path | None = None, caption_from: str |
                  progress: Progress | None = None) -> Draft:
     """The videos of a folder ⇒ a draft of their manifest.
 
-    captions: a table, see :mod:`~vta_sam.extraction.captions_table`; only videos that it names get a row, and of
+    captions: a table, see :mod:`~vta_sam.manifests.captions_table`; only videos that it names get a row, and of
     several captions of a clip the first. caption_from: "folder" or "name", whose words become the caption (and the
     folder's the label); without both the caption is empty. split: of all clips; None ⇒ what the table says, else a
     folder named train, val or test, else train. cut: for AudioCaps' columns, see
-    :func:`~vta_sam.extraction.video_files.find_clip`. val, test: how many clips of train to move there. same_content:
+    :func:`~vta_sam.manifests.video_files.find_clip`. val, test: how many clips of train to move there. same_content:
     also leave out copies under another name; progress(done, all) is called after each file that had to be read.
     """
     if split is not None and not re.fullmatch(r"[A-Za-z0-9_]+", split):

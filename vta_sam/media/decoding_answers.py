@@ -13,7 +13,7 @@ from typing import Any, Sequence
 
 import numpy as np
 
-from .clip import ClipSpec
+from ..clip import ClipSpec
 from .container import MAX_SIDE_PIXELS
 from .fit import Fit
 

@@ -10,8 +10,8 @@ from typing import Iterable, Iterator
 
 import numpy as np
 
+from ..errors import InputError
 from .decoding import ClipRequest, GuardedReader
-from .errors import InputError
 from .video import Chunks, ClipStream
 
 BUFFER_CHUNKS = 2

@@ -22,15 +22,15 @@ from typing import Any, Iterator
 
 import numpy as np
 
+from ..errors import InputError
 from .decoding_answers import Claims, Incoming, Nonsense, send_answer
-from .errors import InputError
 from .fit import Fit
 from .video import CHUNK_FRAMES, Chunks, ClipStream, stream_clip
 
 
 @dataclass(frozen=True)
 class ClipRequest:
-    """The arguments of :func:`vta_sam.video.stream_clip`, in a form that travels to a child process."""
+    """The arguments of :func:`vta_sam.media.video.stream_clip`, in a form that travels to a child process."""
 
     path: str
     fps: float
@@ -52,7 +52,7 @@ class GuardedReader:
         hwaccel: kind of device that decodes, as in conf/extract.yaml.
     """
 
-    command: tuple[str, ...] = (sys.executable, "-m", "vta_sam.decoding")
+    command: tuple[str, ...] = (sys.executable, "-m", "vta_sam.media.decoding")
 
     def __init__(self, limit_s: float = 60.0, memory_mb: int = 4096, hwaccel: str | None = None):
         self.limit_s, self.memory_mb, self.hwaccel = limit_s, memory_mb, hwaccel
@@ -133,7 +133,7 @@ class GuardedReader:
             return self.requests, self.answers
         their_requests, self.requests = Pipe(duplex=False)
         self.answers, their_answers = socket.socketpair()
-        package_parent = str(Path(__file__).resolve().parents[1])
+        package_parent = str(Path(__file__).resolve().parents[2])
         paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
         # threads of numerical libraries would take address space and the cores of the other workers
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",

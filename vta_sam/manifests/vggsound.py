@@ -55,7 +55,7 @@ def read_vggsound(path: str | os.PathLike) -> list[Entry]:
 def vggsound_draft(csv: Path, videos: Path, cut: str = "auto", val: int = 0) -> Draft:
     """Clips of the csv whose file is in ``videos`` ⇒ a draft: caption and label are VGGSound's label.
 
-    cut: see :func:`~vta_sam.extraction.video_files.find_clip`. val: how many clips of train become the split val. Lines
+    cut: see :func:`~vta_sam.manifests.video_files.find_clip`. val: how many clips of train become the split val. Lines
     that say the same twice count once; of lines that contradict each other none does.
     """
     entries = read_vggsound(csv)

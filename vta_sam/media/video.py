@@ -10,10 +10,10 @@ from typing import Any, Generator, Generic, Iterable, Iterator, Sequence, TypeVa
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
+from ..clip import ClipSpec
+from ..errors import InputError
 from .audio import SoundCollector
-from .clip import ClipSpec
 from .container import PictureReader, open_media, origin_s, quarter_turns, require_pictures, sound_stream, upright_size
-from .errors import InputError
 from .fit import Fit
 
 CHUNK_FRAMES = 32

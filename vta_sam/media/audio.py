@@ -11,9 +11,9 @@ import av
 import numpy as np
 import soundfile
 
-from .atomic import atomic_path
+from ..atomic import atomic_path
+from ..errors import InputError
 from .container import Decoder, open_media, origin_s, packets, seek_before, sound_stream
-from .errors import InputError
 
 _JITTER_S = 0.02  # timestamps that are off by less are rounding of the container, not a gap
 _LONGEST_GAP_S = 600.0

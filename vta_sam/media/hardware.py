@@ -5,7 +5,7 @@ from __future__ import annotations
 import av
 from av.codec.hwaccel import HWAccel, hwdevices_available
 
-from .errors import InputError
+from ..errors import InputError
 
 _CODECS = ("h264", "hevc", "vp9", "av1", "vp8", "mpeg4", "mpeg2video")  # what videos are coded with
 

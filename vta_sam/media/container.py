@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Iterator, TypeVar
 import av
 from av.container import InputContainer
 
-from .errors import InputError
+from ..errors import InputError
 from .hardware import accelerator
 
 if TYPE_CHECKING:

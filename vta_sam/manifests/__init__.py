@@ -1,0 +1,1 @@
+"""Which clips there are: manifests, and writing them from what people have."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from fractions import Fraction
 from pathlib import Path
 from typing import Callable, Sequence
@@ -19,6 +20,15 @@ def shared_dir() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the folder of reference material, `shared`, beside the repository")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def loggers_speak() -> None:
+    """A script that is run in this process has Hydra silence the loggers that were there before it, and the root."""
+    logging.root.setLevel(logging.WARNING)
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.startswith("vta_sam") and isinstance(logger, logging.Logger):
+            logger.disabled = False
 
 
 @pytest.fixture(scope="session")

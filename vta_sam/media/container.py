@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .audio import SoundCollector
 
 MAX_SIDE_PIXELS = 8192
-_THREADED_PIXELS = 640 * 480  # smaller pictures decode faster on one thread
+_THREADED_PIXELS = 320 * 240  # pictures no larger than this decode as fast on one thread
 _THREADS = min(4, (os.cpu_count() or 1) + 1)  # one of them mostly waits
 _DEMUXERS = (
     "aac,ac3,aiff,asf,avi,caf,dv,flac,flv,gif,h264,hevc,ivf,m4v,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mp3,mpeg,mpegts,"
@@ -189,7 +189,7 @@ def require_pictures(path: str | os.PathLike, container: InputContainer) -> Any:
     # one thread starts faster and many workers decode side by side; large pictures are worth a few threads (each holds
     # pictures of its own), unless a device decodes them
     video.codec_context.thread_type = "AUTO"
-    small = video.codec_context.width * video.codec_context.height < _THREADED_PIXELS
+    small = video.codec_context.width * video.codec_context.height <= _THREADED_PIXELS
     video.codec_context.thread_count = 1 if small or video.codec_context.is_hwaccel else _THREADS
     return video
 

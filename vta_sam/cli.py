@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import sys
-from typing import Callable, NoReturn, ParamSpec, TypeVar
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Callable, Iterator, NoReturn, ParamSpec, TypeVar
 
 from .errors import InputError
 
@@ -26,7 +29,8 @@ def run(main: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(main)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return main(*args, **kwargs)
+            with _plain_warnings():
+                return main(*args, **kwargs)
         except InputError as error:
             _refuse(error)
         except KeyboardInterrupt:
@@ -42,6 +46,24 @@ def run(main: Callable[P, R]) -> Callable[P, R]:
             raise
 
     return guarded
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """What this project warns of is for its users, who have no use for the line of code that says it."""
+    usual = warnings.formatwarning
+
+    def plain(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None,
+              ) -> str:
+        if category is UserWarning and Path(filename).is_relative_to(Path(__file__).parent):
+            return f"warning: {message}\n"
+        return usual(message, category, filename, lineno, line)
+
+    warnings.formatwarning = plain
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def _refuse(error: InputError) -> NoReturn:

@@ -27,8 +27,9 @@ from vta_sam.cli import run
 from vta_sam.clip import ClipSpec
 from vta_sam.errors import InputError
 from vta_sam.media.audio import read_audio
-from vta_sam.media.container import PictureReader, open_media, picture_stream
+from vta_sam.media.container import open_media, picture_stream
 from vta_sam.media.fit import CentreCrop
+from vta_sam.media.picture_reader import PictureReader
 from vta_sam.media.video import OnScreen, read_clip
 
 SIDE = 224  # pixels, of CLIP

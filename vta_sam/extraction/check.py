@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -16,6 +16,7 @@ from ..errors import InputError
 from ..report.dataset import statistics_picture
 from ..shards.schema import DatasetInfo, ShardInfo, decode_record, read_dataset
 from ..shards.writer import read_members
+from .fault import Fault
 from .output import failures
 from .statistics import DatasetStatistics
 
@@ -23,15 +24,6 @@ _ROUNDING = 1e-3  # half a step of fp16 at 1
 _MASK_DIM = 256
 _LONGEST_S = 1e6  # no clip, and no number of frames a second, is larger
 Progress = Callable[[int, int, int], None]  # clips read, of how many, faults
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What is wrong with a shard (key "") or with one of its records."""
-
-    shard: str
-    key: str
-    what: str
 
 
 def check_dataset(root: Path, progress: Progress | None = None) -> tuple[DatasetStatistics, list[Fault]]:

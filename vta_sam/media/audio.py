@@ -13,10 +13,9 @@ import soundfile
 
 from ..atomic import atomic_path
 from ..errors import InputError
-from .container import Decoder, open_media, origin_s, packets, seek_before, sound_stream
+from .container import LONGEST_GAP_S, Decoder, open_media, origin_s, packets, seek_before, sound_stream
 
 _JITTER_S = 0.02  # timestamps that are off by less are rounding of the container, not a gap
-_LONGEST_GAP_S = 600.0
 _BLOCK_SAMPLES = 1 << 20  # native samples that are resampled at a time
 _MARGIN_S = 1  # whole seconds of native samples kept before a stretch, so that the resampler's filter has run in
 
@@ -72,7 +71,7 @@ class SoundCollector:
             at = round((frame.time - self.start_s) * self.rate_hz)
             if self.parts and abs(at - self.end) < _JITTER_S * self.rate_hz:
                 at = self.end
-            elif self.parts and at - self.end > _LONGEST_GAP_S * self.rate_hz:
+            elif self.parts and at - self.end > LONGEST_GAP_S * self.rate_hz:
                 raise InputError(f"{self.path}: its sound has a gap of {(at - self.end) / self.rate_hz:.0f} s; its "
                                  "timestamps look damaged")
         self.end = at + frame.samples

@@ -1,4 +1,4 @@
-"""Opening a media file: what is refused, where time zero is, and how packets become pictures and sound.
+"""Opening a media file: what is refused, where time zero is, and how packets are decoded.
 
 Files come from strangers, so only demuxers of plain media files are allowed (a playlist could name other files), and
 only the file protocol.
@@ -10,7 +10,7 @@ import os
 import stat
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Iterator, TypeVar
+from typing import Any, Iterator, TypeVar
 
 import av
 from av.container import InputContainer
@@ -18,17 +18,11 @@ from av.container import InputContainer
 from ..errors import InputError
 from .hardware import accelerator
 
-if TYPE_CHECKING:
-    from .audio import SoundCollector
-
-MAX_SIDE_PIXELS = 8192
-_THREADED_PIXELS = 320 * 240  # pictures no larger than this decode as fast on one thread
-_THREADS = min(4, (os.cpu_count() or 1) + 1)  # one of them mostly waits
 _DEMUXERS = (
     "aac,ac3,aiff,asf,avi,caf,dv,flac,flv,gif,h264,hevc,ivf,m4v,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mp3,mpeg,mpegts,"
     "mpegvideo,mxf,nut,ogg,w64,wav,wtv"
 )
-_LONGEST_GAP_S = 600.0  # between two pictures, as between two stretches of sound
+LONGEST_GAP_S = 600.0  # between two pictures, as between two stretches of sound
 _SEEK_MARGIN_S = 1.0  # sound may lie that much earlier in the file than the pictures it belongs to
 S = TypeVar("S", bound="av.stream.Stream")
 
@@ -125,86 +119,3 @@ class Decoder:
             return []
         except av.error.EOFError:  # the decoder was flushed already
             return []
-
-
-class PictureReader:
-    """Decodes a container from ``start_s`` on ⇒ (time_s after start_s, length_s, av.VideoFrame), in order of time.
-    Sound met on the way goes to ``collector``."""
-
-    def __init__(self, path: str | os.PathLike, container: InputContainer, start_s: float,
-                 collector: SoundCollector | None = None):
-        self.path, self.container, self.start_s, self.collector = path, container, start_s, collector
-        self.video = require_pictures(path, container)
-        self.wants_pictures = True
-        seek_before(container, start_s)
-        streams = [self.video] if collector is None else [self.video, sound_stream(container)]
-        self.packets = packets(container, streams)
-        self.decoder = Decoder(path)
-
-    def __iter__(self) -> Iterator[tuple[float, float, Any]]:
-        zero_s = origin_s(self.container) + self.start_s
-        nominal_s = float(1 / self.video.average_rate) if self.video.average_rate else 0.04
-        tolerance_s = 0.5 * float(self.video.time_base)  # timestamps are rounded to the container's clock
-        previous_s, longest_s = None, 1.0
-        for frame in self._frames():
-            _check_size(self.path, frame.width, frame.height)
-            time_s = frame.time - zero_s if frame.time is not None else (previous_s or 0.0) + nominal_s
-            gap_s = time_s - (previous_s or 0.0)
-            if gap_s > _LONGEST_GAP_S:  # filled with frames it would cost hours
-                raise InputError(f"{self.path}: its pictures have a gap of {gap_s:.0f} s; its timestamps look damaged")
-            if previous_s is not None and gap_s > 0:
-                nominal_s = gap_s
-                longest_s = max(longest_s, nominal_s)
-            previous_s = time_s
-            claimed_s = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 0.0
-            length_s = picture_length_s(claimed_s, nominal_s)
-            # a length is believed up to the longest gap seen: some containers claim hours for the last picture
-            yield time_s - tolerance_s, min(length_s, longest_s) + tolerance_s, frame
-
-    def _frames(self) -> Iterator[Any]:
-        for packet in self.packets:
-            if packet.stream.index == self.video.index:
-                if self.wants_pictures:
-                    yield from self.decoder.decode(packet)
-            elif self.collector is not None:
-                for frame in self.decoder.decode(packet):
-                    self.collector.add(frame)
-                if self.collector.done and not self.wants_pictures:
-                    return
-
-    def read_sound(self) -> None:
-        """Read on for the sound that lies in the file behind the last picture that was needed."""
-        self.wants_pictures = False
-        if self.collector is not None and not self.collector.done:
-            for _ in self._frames():
-                pass
-
-
-def require_pictures(path: str | os.PathLike, container: InputContainer) -> Any:
-    video = picture_stream(container)
-    if video is None:
-        raise InputError(f"{path} has no pictures ({'only sound' if sound_stream(container) else 'no stream at all'}); "
-                         "name a video file")
-    _check_size(path, video.codec_context.width, video.codec_context.height)
-    # one thread starts faster and many workers decode side by side; large pictures are worth a few threads (each holds
-    # pictures of its own), unless a device decodes them
-    video.codec_context.thread_type = "AUTO"
-    small = video.codec_context.width * video.codec_context.height <= _THREADED_PIXELS
-    video.codec_context.thread_count = 1 if small or video.codec_context.is_hwaccel else _THREADS
-    return video
-
-
-def quarter_turns(frame: Any) -> int:
-    """How many quarter turns counter-clockwise make a decoded picture upright (its display matrix)."""
-    return round(frame.rotation / 90) % 4
-
-
-def upright_size(frame: Any) -> tuple[int, int]:
-    """(height, width) of a decoded picture once it is turned."""
-    return (frame.height, frame.width) if quarter_turns(frame) % 2 == 0 else (frame.width, frame.height)
-
-
-def _check_size(path: str | os.PathLike, width: int, height: int) -> None:
-    if max(width, height) > MAX_SIDE_PIXELS:
-        raise InputError(f"{path}: pictures of {width}x{height} pixels; at most {MAX_SIDE_PIXELS} a side are read, "
-                         "so scale it down first")

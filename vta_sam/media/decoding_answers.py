@@ -14,8 +14,8 @@ from typing import Any, Sequence
 import numpy as np
 
 from ..clip import ClipSpec
-from .container import MAX_SIDE_PIXELS
 from .fit import Fit
+from .picture_reader import MAX_SIDE_PIXELS
 
 _LENGTH_BYTES = 4  # of a header's length, most significant byte first
 _MAX_HEADER_BYTES = 1 << 16

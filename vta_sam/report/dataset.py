@@ -19,7 +19,7 @@ from ..metrics.level import LOWEST_DBFS
 from .panels import COLOURS
 
 if TYPE_CHECKING:
-    from ..extraction.check import Fault
+    from ..extraction.fault import Fault
     from ..extraction.statistics import DatasetStatistics
 
 SHOWN = 20  # words, labels, faults

@@ -1,0 +1,108 @@
+"""Decoded pictures of a container at their own times, upright size and all, and the sound that is met on the way."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Iterator
+
+from av.container import InputContainer
+
+from ..errors import InputError
+from .audio import SoundCollector
+from .container import (
+    LONGEST_GAP_S,
+    Decoder,
+    origin_s,
+    packets,
+    picture_length_s,
+    picture_stream,
+    seek_before,
+    sound_stream,
+)
+
+MAX_SIDE_PIXELS = 8192
+_THREADED_PIXELS = 320 * 240  # pictures no larger than this decode as fast on one thread
+_THREADS = min(4, (os.cpu_count() or 1) + 1)  # one of them mostly waits
+
+
+class PictureReader:
+    """Decodes a container from ``start_s`` on ⇒ (time_s after start_s, length_s, av.VideoFrame), in order of time.
+    Sound met on the way goes to ``collector``."""
+
+    def __init__(self, path: str | os.PathLike, container: InputContainer, start_s: float,
+                 collector: SoundCollector | None = None):
+        self.path, self.container, self.start_s, self.collector = path, container, start_s, collector
+        self.video = require_pictures(path, container)
+        self.wants_pictures = True
+        seek_before(container, start_s)
+        streams = [self.video] if collector is None else [self.video, sound_stream(container)]
+        self.packets = packets(container, streams)
+        self.decoder = Decoder(path)
+
+    def __iter__(self) -> Iterator[tuple[float, float, Any]]:
+        zero_s = origin_s(self.container) + self.start_s
+        nominal_s = float(1 / self.video.average_rate) if self.video.average_rate else 0.04
+        tolerance_s = 0.5 * float(self.video.time_base)  # timestamps are rounded to the container's clock
+        previous_s, longest_s = None, 1.0
+        for frame in self._frames():
+            _check_size(self.path, frame.width, frame.height)
+            time_s = frame.time - zero_s if frame.time is not None else (previous_s or 0.0) + nominal_s
+            gap_s = time_s - (previous_s or 0.0)
+            if gap_s > LONGEST_GAP_S:  # filled with frames it would cost hours
+                raise InputError(f"{self.path}: its pictures have a gap of {gap_s:.0f} s; its timestamps look damaged")
+            if previous_s is not None and gap_s > 0:
+                nominal_s = gap_s
+                longest_s = max(longest_s, nominal_s)
+            previous_s = time_s
+            claimed_s = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 0.0
+            length_s = picture_length_s(claimed_s, nominal_s)
+            # a length is believed up to the longest gap seen: some containers claim hours for the last picture
+            yield time_s - tolerance_s, min(length_s, longest_s) + tolerance_s, frame
+
+    def _frames(self) -> Iterator[Any]:
+        for packet in self.packets:
+            if packet.stream.index == self.video.index:
+                if self.wants_pictures:
+                    yield from self.decoder.decode(packet)
+            elif self.collector is not None:
+                for frame in self.decoder.decode(packet):
+                    self.collector.add(frame)
+                if self.collector.done and not self.wants_pictures:
+                    return
+
+    def read_sound(self) -> None:
+        """Read on for the sound that lies in the file behind the last picture that was needed."""
+        self.wants_pictures = False
+        if self.collector is not None and not self.collector.done:
+            for _ in self._frames():
+                pass
+
+
+def require_pictures(path: str | os.PathLike, container: InputContainer) -> Any:
+    video = picture_stream(container)
+    if video is None:
+        raise InputError(f"{path} has no pictures ({'only sound' if sound_stream(container) else 'no stream at all'}); "
+                         "name a video file")
+    _check_size(path, video.codec_context.width, video.codec_context.height)
+    # one thread starts faster and many workers decode side by side; large pictures are worth a few threads (each holds
+    # pictures of its own), unless a device decodes them
+    video.codec_context.thread_type = "AUTO"
+    small = video.codec_context.width * video.codec_context.height <= _THREADED_PIXELS
+    video.codec_context.thread_count = 1 if small or video.codec_context.is_hwaccel else _THREADS
+    return video
+
+
+def quarter_turns(frame: Any) -> int:
+    """How many quarter turns counter-clockwise make a decoded picture upright (its display matrix)."""
+    return round(frame.rotation / 90) % 4
+
+
+def upright_size(frame: Any) -> tuple[int, int]:
+    """(height, width) of a decoded picture once it is turned."""
+    return (frame.height, frame.width) if quarter_turns(frame) % 2 == 0 else (frame.width, frame.height)
+
+
+def _check_size(path: str | os.PathLike, width: int, height: int) -> None:
+    if max(width, height) > MAX_SIDE_PIXELS:
+        raise InputError(f"{path}: pictures of {width}x{height} pixels; at most {MAX_SIDE_PIXELS} a side are read, "
+                         "so scale it down first")

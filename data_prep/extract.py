@@ -22,18 +22,17 @@ def main(config):
     from rich import print as show
 
     from vta_sam.extraction.extract import extract_dataset
-    from vta_sam.extraction.report import progress_bar, summary
+    from vta_sam.extraction.report import followed, summary
 
     out = Path(config.out)
     grounder, encoder = (hydra.utils.instantiate(config[part]) for part in ("grounder", "encoder"))
     share = f" ({config.rank + 1} of {config.world})" if config.world > 1 else ""
-    with progress_bar() as bar:
-        task = bar.add_task(f"clips into {out}{share}", total=None, failed=0)
+    with followed(f"clips into {out}{share}") as progress:
         info = extract_dataset(
             Path(config.manifest), Path(config.videos), out, grounder, encoder, config.fps, config.shard_size,
             config.workers, config.rank, config.world, limit_s=config.limit_s, memory_mb=config.memory_mb,
             chunk_frames=config.chunk_frames, hwaccel=config.hwaccel, retry_failed=config.retry_failed,
-            progress=lambda done, clips, failed: bar.update(task, completed=done, total=clips, failed=failed))
+            progress=progress)
     show(summary(info, out))
 
 

@@ -17,6 +17,7 @@ from conftest import REPOSITORY
 from test_extract import BrightnessGrounder, contents, extract, write_manifest
 
 import vta_sam.extraction.output as output
+import vta_sam.extraction.report as report
 from vta_sam.errors import InputError
 from vta_sam.extraction.output import failures
 from vta_sam.manifests.manifest import read_manifest, slices
@@ -199,3 +200,16 @@ def test_failures_that_cannot_be_read_are_said_so(tmp_path):
     (tmp_path / "x.failed.jsonl").write_text("{")
     with pytest.raises(InputError, match="delete it and its tar"):
         failures(tmp_path / "x.failed.jsonl")
+
+
+def test_a_log_gets_a_line_now_and_then(monkeypatch, capsys):
+    """Where there is no terminal. What earlier runs did doesn't count as speed."""
+    seconds = iter([0.0, 10.0, 30.0, 61.0, 100.0])
+    monkeypatch.setattr(report.time, "monotonic", lambda: next(seconds))
+    with report.followed("clips into out") as progress:
+        for done in (100, 110, 130, 161, 200):
+            progress(done, 200, 3)
+    assert capsys.readouterr().out.splitlines() == [
+        "clips into out: 100/200, 3 failed",
+        "clips into out: 161/200, 1.00 clips/s, 0:00:39 left, 3 failed",
+        "clips into out: 200/200, 1.00 clips/s, 0:00:00 left, 3 failed"]

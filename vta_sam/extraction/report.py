@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 from rich.console import Group
@@ -28,6 +33,45 @@ class _Rate(ProgressColumn):
 def progress_bar() -> Progress:
     """A bar whose tasks have a field ``failed``: done of all, time left, clips/s, failures."""
     return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), _Rate())
+
+
+@contextmanager
+def followed(title: str, log_every_s: float = 60.0) -> Iterator[Callable[[int, int, int], None]]:
+    """⇒ what extraction calls with (clips done, of how many, failed): a bar on a terminal; elsewhere, as in the log
+    of a job, the first and the last line and one whenever ``log_every_s`` seconds have passed."""
+    bar = progress_bar()
+    if not bar.console.is_terminal:
+        yield _Lines(title, log_every_s, lambda line: bar.console.print(line, soft_wrap=True, markup=False))
+        return
+    with bar:
+        task = bar.add_task(title, total=None, failed=0)
+
+        def update(done: int, clips: int, failed: int) -> None:
+            if bar.tasks[0].total is None:  # what earlier runs did is not this run's speed
+                bar.reset(task, total=clips, completed=done)
+            bar.update(task, completed=done, failed=failed)
+
+        yield update
+
+
+class _Lines:
+    """Progress in lines: clips done, clips a second in this run, time left, failures."""
+
+    def __init__(self, title: str, every_s: float, say: Callable[[str], None]) -> None:
+        self.title, self.every_s, self.say = title, every_s, say
+        self.begun: tuple[float, int] | None = None  # when, and the clips that were done by then
+        self.said_s = -math.inf
+
+    def __call__(self, done: int, clips: int, failed: int) -> None:
+        now_s = time.monotonic()
+        self.begun = self.begun or (now_s, done)
+        if now_s - self.said_s < self.every_s and done < clips:
+            return
+        self.said_s = now_s
+        elapsed_s, here = now_s - self.begun[0], done - self.begun[1]
+        rate = f", {here / elapsed_s:.2f} clips/s, {timedelta(seconds=round((clips - done) * elapsed_s / here))} left" \
+            if here and elapsed_s > 0 else ""
+        self.say(f"{self.title}: {done}/{clips}{rate}, {failed} failed")
 
 
 def summary(info: DatasetInfo, out: Path) -> Group:

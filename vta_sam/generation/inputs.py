@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-
-SUFFIXES = frozenset(".3gp .avi .flv .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split())
+from ..media import VIDEO_SUFFIXES
 
 
 def videos_in(path: Path) -> dict[str, Path]:
@@ -22,7 +21,7 @@ def videos_in(path: Path) -> dict[str, Path]:
     if not path.is_dir():
         return {path.stem: path}
     videos = sorted(file for file in path.iterdir()
-                    if file.suffix.lower() in SUFFIXES and file.is_file() and not file.name.startswith("."))
+                    if file.suffix.lower() in VIDEO_SUFFIXES and file.is_file() and not file.name.startswith("."))
     if not videos:
         raise InputError(f"{path} holds no video; name a video file, or a folder with files such as .mp4 or .mov")
     stems = [video.stem for video in videos]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..errors import InputError
-from ..generation.inputs import SUFFIXES
+from ..media import VIDEO_SUFFIXES
 
 CUTS = ("auto", "yes", "no")
 CLIP_S = 10.0  # AudioSet's clips, which VGGSound's and AudioCaps' are taken from, last ten seconds
@@ -29,7 +29,7 @@ def list_videos(folder: Path, recursive: bool = False) -> list[os.DirEntry[str]]
                         continue
                     if entry.is_dir(follow_symlinks=False):
                         folders += [entry.path] if recursive else []
-                    elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+                    elif os.path.splitext(entry.name)[1].lower() in VIDEO_SUFFIXES:
                         found.append(entry)
         except OSError as error:
             raise InputError(f"--videos: {error.filename} can't be listed ({error.strerror}); name the folder "
@@ -37,7 +37,7 @@ def list_videos(folder: Path, recursive: bool = False) -> list[os.DirEntry[str]]
     if not found:
         raise InputError(f"--videos {folder} holds no video file"
                          f"{'' if recursive else ' (folders inside it are not looked into)'}; known suffixes are "
-                         f"{' '.join(sorted(SUFFIXES))}")
+                         f"{' '.join(sorted(VIDEO_SUFFIXES))}")
     return sorted(found, key=lambda entry: entry.path)
 
 

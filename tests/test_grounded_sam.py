@@ -359,7 +359,8 @@ def test_narrow_pictures_are_refused(grounder):
 
 def test_the_fingerprint_tells_weights_and_size(weights, grounder, tmp_path):
     assert grounder.fingerprint == GroundedSAM(weights=weights, short_side=SIDE, batch_frames=7).fingerprint
-    assert grounder.fingerprint != GroundedSAM(weights=weights, short_side=320).fingerprint
+    for other in ({"short_side": 320}, {"short_side": SIDE, "long_side": 640}):
+        assert grounder.fingerprint != GroundedSAM(weights=weights, **other).fingerprint
     assert grounder.fingerprint.startswith("grounded_sam-swint_ogc-")
 
 

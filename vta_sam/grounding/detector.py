@@ -66,7 +66,7 @@ class Detector:
         An object without tokens has probability and box 0.
         """
         tokens, boxes = self.queries(pictures, prompt)
-        mask = prompt.token_mask(tokens.shape[-1]).to(tokens.device)
+        mask = prompt.token_mask().to(tokens.device)
         own = tokens[:, :, None, :].masked_fill(~mask, -1.0).amax(-1)  # (B, queries, K)
         probs, best = own.max(dim=1)
         chosen = boxes.gather(1, best[..., None].expand(-1, -1, 4))
@@ -78,8 +78,8 @@ class Detector:
         pixels = self.prepare(pictures)
         with self.autocast, _quiet():
             answer = self.model(pixels, captions=[prompt.text] * len(pixels))
-        length = int(torch.isfinite(answer["pred_logits"][0, 0]).sum())  # beyond the prompt logits are -inf
-        return answer["pred_logits"][..., :length].float().sigmoid(), answer["pred_boxes"].float()
+        logits = answer["pred_logits"][..., :prompt.tokens]  # the network fills up to 256 with -inf
+        return logits.float().sigmoid(), answer["pred_boxes"].float()
 
     def prepare(self, pictures: torch.Tensor) -> torch.Tensor:
         """pictures (B, 3, H, W) uint8 ⇒ (B, 3, h, w) float, scaled and normalised as groundingdino's load_image does.

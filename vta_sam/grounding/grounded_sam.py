@@ -66,7 +66,7 @@ class GroundedSAM:
             self.segmenter = Segmenter(build_segmenter_network(sam, files[1]), sam_batch_frames, where,
                                        mixed_precision(number_format, where))
         names = [f"{name}-{digest(file)}" for name, file in zip((detector, sam), files)]
-        self.fingerprint = f"grounded_sam-{'-'.join(names)}-{short_side}px"
+        self.fingerprint = f"grounded_sam-{'-'.join(names)}-{short_side}x{long_side}px"
         self.settings = {"precision": number_format}  # what else changes a record
         self._prompt = lru_cache(maxsize=16)(self._build_prompt)
 

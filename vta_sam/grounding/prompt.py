@@ -17,14 +17,16 @@ MAX_TOKENS = 256  # Grounding DINO cuts longer prompts off (max_text_len of its 
 @dataclass(frozen=True)
 class Prompt:
     """text: "car . man .", empty where nothing can be read. spans: for each object the indices of its own tokens in the
-    tokenised text; () where nothing of the object can be read (an object of punctuation alone)."""
+    tokenised text; () where nothing of the object can be read (an object of punctuation alone). tokens: how many the
+    text has, its start and end included."""
 
     text: str
     spans: tuple[tuple[int, ...], ...]
+    tokens: int
 
-    def token_mask(self, length: int) -> torch.Tensor:
-        """⇒ (K, length) bool, True at each object's own tokens."""
-        mask = torch.zeros(len(self.spans), length, dtype=torch.bool)
+    def token_mask(self) -> torch.Tensor:
+        """⇒ (K, tokens) bool, True at each object's own."""
+        mask = torch.zeros(len(self.spans), self.tokens, dtype=torch.bool)
         for k, span in enumerate(self.spans):
             mask[k, list(span)] = True
         return mask
@@ -51,4 +53,4 @@ def build_prompt(objects: Sequence[str], tokenizer: Any) -> Prompt:
                          f"at most {MAX_TOKENS}; name fewer or shorter objects")
     spans = tuple(tuple(i for i, (first, end) in enumerate(offsets) if start <= first < end <= stop)
                   for start, stop in places)
-    return Prompt(text, spans)
+    return Prompt(text, spans, len(offsets))

@@ -223,7 +223,7 @@ def test_half_precision_gives_nearly_the_same(lively):
 @pytest.mark.slow
 def test_equality_at_the_size_of_use(network, tmp_path):
     """Two frames with a short side of 800 pixels."""
-    frames = pictures(2, 600, 800)
+    frames = pictures(2, 800, 1056)
     detector = detector_of(network, 800)
     prompt = detector.prompt(WORDS)
     seen = detector.detect(to_tensor(frames), prompt)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,14 +34,12 @@ def write_random(name: str, folder: Path, seed: int = 0, narrow: bool = False) -
     if (place / _LAST.get(name, "")).exists():
         return place
     writers: dict[str, Callable[[], None]] = {
-        "bert-base-uncased": lambda: _write_bert(place, narrow),
-        "clip-vit-large-patch14": lambda: _write_clip(place, seed, narrow),
-        **{f"sam_{size}": lambda size=size: _write_segmenter(place, size, seed)  # type: ignore[misc]
-           for size in ("vit_b", "vit_l", "vit_h")},
-        **{f"groundingdino_{kind}": lambda kind=kind: _write_detector(  # type: ignore[misc]
-            place, kind, write_random("bert-base-uncased", folder, seed, narrow), seed)
-           for kind in ("swint_ogc", "swinb_cogcoor")},
-    }
+        "bert-base-uncased": partial(_write_bert, place, narrow),
+        "clip-vit-large-patch14": partial(_write_clip, place, seed, narrow)}
+    for size in ("vit_b", "vit_l", "vit_h"):
+        writers[f"sam_{size}"] = partial(_write_segmenter, place, size, seed)
+    for kind in ("swint_ogc", "swinb_cogcoor"):
+        writers[f"groundingdino_{kind}"] = partial(_write_detector, place, kind, seed, narrow)
     if name not in writers:
         raise InputError(f"random weights can't be made for {name!r}; they can for {', '.join(writers)}")
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -57,9 +56,10 @@ def randomise(module: M, seed: int, std: float = 0.02) -> M:
     return module
 
 
-def _write_detector(path: Path, name: str, bert: Path, seed: int) -> None:
+def _write_detector(path: Path, name: str, seed: int, narrow: bool) -> None:
     from ..grounding.detector import empty_detector_network
 
+    bert = write_random("bert-base-uncased", path.parent, seed, narrow)  # which decides the size of its language model
     state = randomise(empty_detector_network(name, bert), seed).state_dict()
     with atomic_path(path) as temporary:  # the official file was saved from a wrapper that puts a word before each key
         torch.save({"model": {f"module.{key}": value for key, value in state.items()}}, temporary)

@@ -46,6 +46,10 @@ class Grounder(Protocol):
 
     fit: how readers bring pictures to the size it wants. It keeps the whole picture, so that boxes as fractions hold
     for the original. fingerprint: name and hash of the weights, kept in dataset.json.
+
+    A grounder may also have ``settings`` (a dict of what else changes a record; an extraction doesn't go on with
+    others), ``known_words`` (where it knows no other), ``for_clip`` (see the oracle), and ``masks(frames, objects)`` ⇒
+    (T, K, h, w) bool.
     """
 
     fingerprint: str

@@ -25,7 +25,7 @@ class _Rate(ProgressColumn):
     """Clips a second in this run, and how many of them failed."""
 
     def render(self, task: Task) -> Text:
-        rate = f"{task.speed:.1f} clips/s" if task.speed else "… clips/s"
+        rate = _pace(task.speed) if task.speed else "… clips/s"
         failed = task.fields.get("failed", 0)
         return Text(f"{rate}, {failed} failed", style="red" if failed else "default")
 
@@ -69,9 +69,15 @@ class _Lines:
             return
         self.said_s = now_s
         elapsed_s, here = now_s - self.begun[0], done - self.begun[1]
-        rate = f", {here / elapsed_s:.2f} clips/s, {timedelta(seconds=round((clips - done) * elapsed_s / here))} left" \
-            if here and elapsed_s > 0 else ""
-        self.say(f"{self.title}: {done}/{clips}{rate}, {failed} failed")
+        pace = ""
+        if here and elapsed_s > 0:
+            left = timedelta(seconds=round((clips - done) * elapsed_s / here))
+            pace = f", {_pace(here / elapsed_s)}, {left} left"
+        self.say(f"{self.title}: {done}/{clips}{pace}, {failed} failed")
+
+
+def _pace(clips_per_s: float) -> str:
+    return f"{clips_per_s:.1f} clips/s" if clips_per_s >= 0.5 else f"{1 / clips_per_s:.1f} s a clip"
 
 
 def summary(info: DatasetInfo, out: Path) -> Group:

@@ -215,6 +215,6 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch, capsys):
         "clips into out: 200/200, 1.0 clips/s, 0:00:00 left, 3 failed"]
 
 
-@pytest.mark.parametrize("clips_per_s, said", [(12.34, "12.3 clips/s"), (0.5, "0.5 clips/s"), (0.0139, "71.9 s a clip")])
-def test_a_slow_pace_is_told_in_seconds(clips_per_s, said):
-    assert report._pace(clips_per_s) == said
+@pytest.mark.parametrize("pace, said", [(12.34, "12.3 clips/s"), (0.5, "0.5 clips/s"), (0.0139, "71.9 s a clip")])
+def test_a_slow_pace_is_told_in_seconds(pace, said):
+    assert report._pace(pace) == said

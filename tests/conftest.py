@@ -9,6 +9,7 @@ from typing import Callable, Sequence
 
 import numpy as np
 import pytest
+from weights_server import shelf, small  # noqa: F401  fixtures of the tests of released weights
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

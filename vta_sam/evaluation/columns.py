@@ -1,0 +1,78 @@
+"""The figures of an evaluation: what each is called, which way is better, what it needs, and where it is defined."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Better = Literal["high", "low", "none"]
+Scope = Literal["clip", "set"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One figure. scope clip: a value per clip, meaned; set: one value of all clips together. better: "none" where
+    neither way is better (a level). decimals: how many are shown. control: whether a score against other clips' truth
+    has a meaning. source: whose definition."""
+
+    key: str
+    title: str
+    better: Better
+    scope: Scope
+    unit: str = ""
+    decimals: int = 3
+    control: bool = False
+    source: str = ""
+
+    @property
+    def arrow(self) -> str:
+        return {"high": "↑", "low": "↓", "none": ""}[self.better]
+
+
+_CONDFOLEY = "CondFoleyGen (Du et al., 2023)"
+_STA = "STA-V2A (Ren et al., 2024)"
+_TEMPO = "TempoTokens (Yariv et al., 2023)"
+_OWN = "this project, docs/evaluation.md"
+
+TIMING = (
+    Column("envelope_correlation", "Envelope correlation", "high", "clip", control=True, source=_OWN),
+    Column("envelope_lag_s", "Envelope lag, absolute", "low", "clip", "s", control=True, source=_OWN),
+    Column("onset_f1", "Onset F1", "high", "clip", control=True, source="mir_eval.onset"),
+    Column("onset_accuracy_published", "Onset accuracy (published)", "high", "clip", control=True, source=_CONDFOLEY),
+    Column("onset_ap_published", "Onset AP (published)", "high", "clip", control=True, source=_CONDFOLEY),
+    Column("onset_count_published", "Onset count agrees (published)", "high", "clip", control=True, source=_CONDFOLEY),
+    Column("onset_f1_matched", "Onset F1 (CondFoleyGen's onsets, one to one)", "high", "clip", control=True,
+           source=_OWN),
+    Column("onset_ap_matched", "Onset AP (misses count, one to one)", "high", "clip", control=True, source=_OWN),
+    Column("aa_align_published", "AA-Align (published)", "high", "clip", control=True, source=_STA),
+    Column("aa_align_matched", "AA-Align (one to one)", "high", "clip", control=True, source=_OWN),
+    Column("av_align_published", "AV-Align (published)", "high", "clip", control=True, source=_TEMPO),
+    Column("av_align_matched", "AV-Align (one to one, ±100 ms)", "high", "clip", control=True, source=_OWN),
+)
+SOUND = (
+    Column("log_spectral_distance_db", "Log-spectral distance", "low", "clip", "dB", 2, control=True, source=_OWN),
+    Column("sound_class", "Sound class (embedded tagger, top-1)", "high", "clip", source=_OWN),
+)
+LEVEL = (
+    Column("loudness_dbfs", "Loudness (RMS)", "none", "clip", "dBFS", 1, source=_OWN),
+    Column("clipping_rate", "Clipped samples", "low", "clip", "", 5, source=_OWN),
+)
+
+
+def backbone_columns(name: str, title: str, has_classes: bool) -> tuple[Column, ...]:
+    """The figures that a backbone called ``name`` allows, ``title`` as a reader knows it."""
+    columns = [
+        Column(f"frechet_{name}", f"Fréchet distance ({title})", "low", "set",
+               source="Heusel et al., 2017; Kilgour et al., 2019"),
+        Column(f"fad_infinity_{name}", f"FAD-∞ ({title})", "low", "set", source="Gui et al., 2024"),
+    ]
+    if has_classes:
+        columns += [
+            Column(f"kl_{name}", f"KL, exact ({title})", "low", "clip", control=True,
+                   source="KL(reference ‖ generated), Iashin and Rahtu, 2021"),
+            Column(f"inception_{name}", f"Inception score ({title})", "high", "set", source="Salimans et al., 2016"),
+        ]
+    else:
+        columns.append(Column(f"cosine_{name}", f"Cosine to the true sound ({title})", "high", "clip", control=True,
+                              source=_OWN))
+    return tuple(columns)

@@ -1,0 +1,155 @@
+"""Folders of sounds as evaluation, comparison and listening test read them: which file belongs to which clip."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import InputError
+from ..media import SOUND_SUFFIXES, VIDEO_SUFFIXES
+
+IDS_NAME = "ids.csv"
+CAPTIONS_NAME = "captions.csv"
+LARGEST_RECORD_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class SoundFile:
+    """One sound of one clip. sample: which, where a system has several for a clip. path: the file that its sound is
+    read from; video: the file of the same name with pictures, if there is one (often the same file)."""
+
+    id: str
+    sample: int
+    path: Path
+    video: Path | None
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a table says of a clip; empty where it says nothing."""
+
+    label: str = ""
+    caption: str = ""
+    objects: tuple[str, ...] = ()
+
+
+def find_sounds(folder: Path) -> dict[str, list[SoundFile]]:
+    """A folder's sound and video files ⇒ {clip id: its samples in order}, sorted by id. Subfolders are not looked into.
+
+    The id is, in this order: what ``ids.csv`` (columns file, id) in the folder says; the ``key`` and ``sample`` in the
+    json that ``generate.py shards=`` writes beside a sound; the file's name without suffix. Of files that differ in the
+    suffix alone the sound file is read and the video shown. InputError: no such folder, no sound in it, two files for
+    one sample of a clip, a table that doesn't fit.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} {'is a file' if folder.exists() else 'does not exist'}; name a folder of sounds "
+                         "or videos")
+    stems: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in SOUND_SUFFIXES | VIDEO_SUFFIXES and not path.name.startswith(".") and path.is_file():
+            stems.setdefault(path.stem, []).append(path)
+    if not stems:
+        raise InputError(f"{folder} holds no sound or video file; known suffixes are "
+                         f"{' '.join(sorted(SOUND_SUFFIXES | VIDEO_SUFFIXES))}")
+    named = _read_ids(folder)
+    sounds: dict[str, dict[int, SoundFile]] = {}
+    for stem, paths in stems.items():
+        listed = next((named[path.name] for path in paths if path.name in named), None)
+        if named and listed is None:
+            raise InputError(f"{folder / IDS_NAME} gives no id for {paths[0].name}; list every file, or remove the "
+                             "table")
+        clip_id, sample = (listed, None) if listed is not None else _recorded(folder / f"{stem}.json", stem)
+        samples = sounds.setdefault(clip_id, {})
+        sample = len(samples) if sample is None else sample
+        if sample in samples:
+            raise InputError(f"{folder}: {samples[sample].path.name} and {paths[0].name} are both sample {sample} of "
+                             f"clip {clip_id!r}; keep one")
+        samples[sample] = _chosen(clip_id, sample, paths)
+    return {clip_id: [sounds[clip_id][n] for n in sorted(sounds[clip_id])] for clip_id in sorted(sounds)}
+
+
+def find_systems(folder: Path) -> dict[str, Path]:
+    """A folder with one folder of sounds per system ⇒ {system: folder}, sorted by name. InputError: fewer than one."""
+    if not folder.is_dir():
+        raise InputError(f"systems={folder} is no folder; name one that holds a folder of clips per system")
+    known = SOUND_SUFFIXES | VIDEO_SUFFIXES
+    systems = {path.name: path for path in sorted(folder.iterdir())
+               if path.is_dir() and not path.name.startswith(".")
+               and any(file.suffix.lower() in known for file in path.iterdir())}
+    if not systems:
+        raise InputError(f"systems={folder} holds no folder with sounds or videos in it; expected one folder per "
+                         "system")
+    return systems
+
+
+def read_words(path: Path) -> dict[str, Words]:
+    """``captions.csv`` (id and, as far as known, label, caption, objects with ; between them) ⇒ {id: Words}; {} where
+    the file is missing. InputError: no column id, or an id twice."""
+    if not path.exists():
+        return {}
+    words: dict[str, Words] = {}
+    for row in _rows(path, ("id",)):
+        if row["id"] in words:
+            raise InputError(f"{path} lists id {row['id']!r} twice")
+        objects = tuple(word.strip() for word in (row.get("objects") or "").split(";") if word.strip())
+        words[row["id"]] = Words(row.get("label") or "", row.get("caption") or "", objects)
+    return words
+
+
+def _read_ids(folder: Path) -> dict[str, str]:
+    path = folder / IDS_NAME
+    if not path.exists():
+        return {}
+    named: dict[str, str] = {}
+    for row in _rows(path, ("file", "id")):
+        name = row["file"]
+        if Path(name).name != name or not (folder / name).is_file():
+            raise InputError(f"{path}: {name!r} is no file of this folder")
+        if name in named:
+            raise InputError(f"{path} lists {name!r} twice")
+        named[name] = row["id"]
+    return named
+
+
+def _rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            missing = [name for name in columns if name not in (reader.fieldnames or ())]
+            if missing:
+                raise InputError(f"{path} has no column {', '.join(missing)}; its first line must name "
+                                 f"{', '.join(columns)}")
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} can't be read as a table ({error})") from error
+    for number, row in enumerate(rows, 2):
+        empty = [name for name in columns if not row[name]]
+        if empty:
+            raise InputError(f"{path}, line {number}: {', '.join(empty)} is empty")
+    return rows
+
+
+def _recorded(record: Path, stem: str) -> tuple[str, int | None]:
+    """(id, sample) by the json beside a generated sound, or (stem, None) where there is none of that kind."""
+    try:
+        if record.stat().st_size > LARGEST_RECORD_BYTES:
+            return stem, None
+        content = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return stem, None
+    if not isinstance(content, dict):
+        return stem, None
+    key, sample = content.get("key"), content.get("sample")
+    if isinstance(key, str) and key and isinstance(sample, int) and stem.endswith(f"-{sample}"):
+        return key, sample
+    return stem, None
+
+
+def _chosen(clip_id: str, sample: int, paths: list[Path]) -> SoundFile:
+    sounds = [path for path in paths if path.suffix.lower() in SOUND_SUFFIXES]
+    videos = [path for path in paths if path.suffix.lower() in VIDEO_SUFFIXES]
+    sounds.sort(key=lambda path: (path.suffix.lower() not in (".wav", ".flac"), path.name))
+    videos.sort(key=lambda path: (path.suffix.lower() != ".mp4", path.name))
+    return SoundFile(clip_id, sample, (sounds or videos)[0], videos[0] if videos else None)

@@ -11,6 +11,8 @@ from ..mel import FRAME_RATE_HZ, log_mel
 RANGE_DB = 60.0  # what is further below the clip's maximum counts as silence
 SMOOTHING_S = 0.05
 NATS_PER_DB = float(np.log(10) / 20)  # of a magnitude
+MAX_LAG_S = 1.0
+_LEAST_OVERLAP = 0.5  # of the shorter envelope; correlations over less are luck
 _CONSTANT_NATS = 1e-4  # an envelope that varies less is constant: rounding of a steady sound
 
 
@@ -43,3 +45,25 @@ def envelope_correlation(generated: np.ndarray, true: np.ndarray) -> float:
     envelope is constant (silence, a steady hum) has no timing and scores 0.
     """
     return correlation(energy_envelope(generated), energy_envelope(true))
+
+
+def envelope_lag(generated: np.ndarray, true: np.ndarray) -> tuple[float, float] | None:
+    """Two envelopes at 100 Hz ⇒ (lag in seconds, correlation at that lag): the shift within ±1 s at which they agree
+    best. Positive: the generated sound is late. Of equal correlations the smallest shift counts.
+
+    Each shift is judged over its own overlap, which is at least half of the shorter envelope. None where no overlap has
+    two envelopes that vary: there is no lag to speak of.
+    """
+    best: tuple[float, int] | None = None
+    most = round(MAX_LAG_S * FRAME_RATE_HZ)
+    least = max(2, round(_LEAST_OVERLAP * min(len(generated), len(true))))
+    for shift in sorted(range(-most, most + 1), key=abs):
+        late = generated[max(shift, 0):][:max(0, len(true) - max(-shift, 0))]
+        early = true[max(-shift, 0):][:len(late)]
+        late = late[:len(early)]
+        if len(late) < least or np.ptp(late) < _CONSTANT_NATS or np.ptp(early) < _CONSTANT_NATS:
+            continue
+        value = float(np.corrcoef(late, early)[0, 1])
+        if best is None or value > best[0] + 1e-9:
+            best = value, shift
+    return None if best is None else (best[1] / FRAME_RATE_HZ, best[0])

@@ -1,0 +1,85 @@
+"""Figures over class logits: KL divergence of pairs, Inception score of a set, agreement with labels."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import expit, log_softmax
+
+from ..errors import InputError
+
+EPSILON = 1e-6
+
+
+def kl_divergence(reference: np.ndarray, generated: np.ndarray) -> np.ndarray:
+    """Logits (n, C) of true and of generated sounds, paired ⇒ (n,) KL(reference ‖ generated) of their softmax, in nats.
+
+    Exact, by log-softmax in float64, as av-benchmark computes it; 0 for equal logits. Papers that follow AudioLDM's
+    evaluation report :func:`kl_eps1e_6`, which is another number as soon as the classifier is confident.
+    """
+    log_r, log_g = _log_softmax(reference, generated)
+    return (np.exp(log_r) * (log_r - log_g)).sum(axis=1)
+
+
+def kl_eps1e_6(reference: np.ndarray, generated: np.ndarray) -> np.ndarray:
+    """The same as ``audioldm_eval`` has it (``metrics/kl.py``): 1e-6 is added to the generated softmax, which caps a term
+    at 13.8 nats and makes equal inputs slightly negative ⇒ (n,)."""
+    log_r, log_g = _log_softmax(reference, generated)
+    return (np.exp(log_r) * (log_r - np.log(np.exp(log_g) + EPSILON))).sum(axis=1)
+
+
+def kl_sigmoid_eps1e_6(reference: np.ndarray, generated: np.ndarray) -> np.ndarray:
+    """``audioldm_eval``'s "KL sigmoid" ⇒ (n,): Σ s(r) ln(s(r) / (s(g) + 1e-6)). Not a divergence (the terms of 1 − s are
+    missing) and it can be negative; given for comparison alone."""
+    reference, generated = _checked(reference, generated)
+    r, g = expit(reference), expit(generated)
+    return (r * (np.log(r) - np.log(g + EPSILON))).sum(axis=1)
+
+
+def kl_sigmoid(reference: np.ndarray, generated: np.ndarray) -> np.ndarray:
+    """av-benchmark's "KL sigmoid" ⇒ (n,): the same without 1e-6, and no divergence either."""
+    reference, generated = _checked(reference, generated)
+    log_r, log_g = -np.logaddexp(0, -reference), -np.logaddexp(0, -generated)
+    return (np.exp(log_r) * (log_r - log_g)).sum(axis=1)
+
+
+def inception_score(logits: np.ndarray, splits: int = 1, seed: int | None = None) -> tuple[float, float]:
+    """Logits (n, C) ⇒ (mean, population standard deviation) over splits of exp(mean KL(p(c|x) ‖ p(c))).
+
+    Salimans et al. (2016). With one split it doesn't depend on the order of rows; published evaluations take
+    ``splits=10, seed=2020`` (a fixed shuffle, so order counts; the figure falls as splits grow): name the splits with
+    it. A class that a whole split denies counts as 0, not as NaN. InputError: fewer than two rows a split.
+    """
+    logits = _finite(logits, "logits")
+    if len(logits) < 2 * splits:
+        raise InputError(f"an Inception score of {splits} splits needs at least {2 * splits} sounds, got {len(logits)}")
+    if seed is not None:
+        logits = logits[np.random.RandomState(seed).permutation(len(logits))]
+    log_p = log_softmax(logits, axis=1)
+    scores = []
+    for k in range(splits):
+        part = log_p[k * len(log_p) // splits:(k + 1) * len(log_p) // splits]
+        p = np.exp(part)
+        marginal = p.mean(axis=0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            terms = np.where(p > 0, p * (part - np.log(marginal)), 0.0)
+        scores.append(np.exp(terms.sum(axis=1).mean()))
+    return float(np.mean(scores)), float(np.std(scores))
+
+
+def _log_softmax(reference: np.ndarray, generated: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    reference, generated = _checked(reference, generated)
+    return log_softmax(reference, axis=1), log_softmax(generated, axis=1)
+
+
+def _checked(reference: np.ndarray, generated: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    reference, generated = _finite(reference, "reference"), _finite(generated, "generated")
+    if reference.shape != generated.shape:
+        raise InputError(f"a KL divergence pairs logits of one shape, got {reference.shape} and {generated.shape}")
+    return reference, generated
+
+
+def _finite(logits: np.ndarray, name: str) -> np.ndarray:
+    logits = np.asarray(logits, np.float64)
+    if logits.ndim != 2 or not np.isfinite(logits).all():
+        raise InputError(f"{name}: expected finite logits (sounds, classes), got shape {logits.shape}")
+    return logits

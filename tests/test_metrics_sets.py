@@ -33,7 +33,7 @@ K1 = R(3).randn(16, 527).astype(np.float32) * 3, R(2).randn(16, 527).astype(np.f
 I1 = (R(4).randn(100, 527) * 3).astype(np.float32)
 
 
-# ---------------------------------------------------------------- values of published functions (golden/statistics.json)
+# ---------------------------------------------------------------- values of published functions
 
 def test_frechet_distances():
     assert frechet_distance(*V1) == pytest.approx(2.758183302, rel=1e-9)

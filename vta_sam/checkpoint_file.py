@@ -6,16 +6,21 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy._core.multiarray import _reconstruct  # type: ignore[attr-defined]
 
 from .errors import InputError
 
 
-def read_state(path: Path) -> dict[str, Any]:
+def read_state(path: Path, numpy_arrays: bool = False) -> dict[str, Any]:
     """A .pth file ⇒ the dict in it, on the CPU. Raises InputError where it is missing, damaged, or holds anything but
-    tensors, numbers and texts (nothing in it is run)."""
+    tensors, numbers and texts (nothing in it is run). numpy_arrays: arrays of numbers may be among them."""
+    allowed: list[Any] = [(_reconstruct, "numpy.core.multiarray._reconstruct"), _reconstruct, np.ndarray, np.dtype,
+                          np.dtypes.Int64DType, np.dtypes.Float64DType, np.dtypes.Float32DType] if numpy_arrays else []
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        with torch.serialization.safe_globals(allowed):
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except FileNotFoundError:
         raise InputError(f"{path} doesn't exist; `python data_prep/weights.py list` lists what there is") from None
     except MemoryError:

@@ -21,7 +21,7 @@ _MARGIN_S = 1  # whole seconds of native samples kept before a stretch, so that 
 
 
 def read_audio(path: str | os.PathLike, start_s: float = 0.0, duration_s: float | None = None,
-               sample_rate_hz: int = 16_000) -> np.ndarray:
+               sample_rate_hz: int = 16_000, longest_s: float | None = None) -> np.ndarray:
     """A stretch of a file's sound, mean of its channels ⇒ (samples,) float32.
 
     Samples stand at their own timestamps: a stream that starts late or has a gap is silent there. With ``duration_s``
@@ -38,6 +38,8 @@ def read_audio(path: str | os.PathLike, start_s: float = 0.0, duration_s: float 
         for packet in packets(container, stream):
             for frame in decoder.decode(packet):
                 collector.add(frame)
+            if longest_s is not None and collector.end > longest_s * collector.rate_hz:
+                raise InputError(f"{path}: its sound is longer than {longest_s:g} s; cut it first")
             if collector.done:
                 break
     return collector.waveform(sample_rate_hz)

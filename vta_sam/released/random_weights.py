@@ -20,7 +20,9 @@ M = TypeVar("M", bound=nn.Module)
 # whole words of the small vocabulary; every other word is spelt in letters
 WORDS = """car man cart racing race ##ing ##s ##t dog cat bird people person guitar bass drum the a of guinea pig racket
 shuttle ##cock shuttlecock badminton popcorn canary chicken ferret""".split()
-_LAST = {"bert-base-uncased": "config.json", "clip-vit-large-patch14": "preprocessor_config.json"}  # written last
+# written last
+_LAST = {"bert-base-uncased": "config.json", "clip-vit-large-patch14": "preprocessor_config.json",
+         "clap-htsat-unfused": "preprocessor_config.json"}
 _NARROW = {"num_hidden_layers": 2, "num_attention_heads": 4}
 
 
@@ -35,7 +37,11 @@ def write_random(name: str, folder: Path, seed: int = 0, narrow: bool = False) -
         return place
     writers: dict[str, Callable[[], None]] = {
         "bert-base-uncased": partial(_write_bert, place, narrow),
-        "clip-vit-large-patch14": partial(_write_clip, place, seed, narrow)}
+        "clip-vit-large-patch14": partial(_write_clip, place, seed, narrow),
+        "clap-htsat-unfused": partial(_write_clap, place, seed, narrow),
+        "vggish": partial(_write_vggish, place, seed)}
+    for kind in ("panns_16k", "panns_32k"):
+        writers[kind] = partial(_write_panns, place, kind, seed)
     for size in ("vit_b", "vit_l", "vit_h"):
         writers[f"sam_{size}"] = partial(_write_segmenter, place, size, seed)
     for kind in ("swint_ogc", "swinb_cogcoor"):
@@ -109,3 +115,45 @@ def _write_clip(folder: Path, seed: int, narrow: bool) -> None:
     model: Any = CLIPModel(config)
     randomise(model, seed, std=0.2 if narrow else 0.02).save_pretrained(folder, safe_serialization=True)
     CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side}).save_pretrained(folder)
+
+
+def _write_vggish(path: Path, seed: int) -> None:
+    from ..metrics.backbones.vggish import VGGish
+
+    with atomic_path(path) as temporary:
+        torch.save(randomise(VGGish(), seed).state_dict(), temporary)
+
+
+def _write_panns(path: Path, name: str, seed: int) -> None:
+    from ..metrics.backbones.panns import FRONT_ENDS, Cnn14
+
+    front = FRONT_ENDS[name]
+    network = randomise(Cnn14(front), seed, std=0.05)
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight += 1  # fourteen normalisations by next to nothing would leave no sound
+    # the released file also holds the Fourier matrices of its front end
+    size = (front.fft_samples // 2 + 1, 1, front.fft_samples)
+    extra = {f"spectrogram_extractor.stft.conv_{part}.weight": torch.zeros(size) for part in ("real", "imag")}
+    with atomic_path(path) as temporary:
+        torch.save({"model": {**extra, **network.state_dict()}}, temporary)
+
+
+def _write_clap(folder: Path, seed: int, narrow: bool) -> None:
+    """CLAP in transformers' layout, with a byte-pair tokenizer of single characters."""
+    from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, RobertaTokenizerFast
+    from transformers.models.clip.tokenization_clip import bytes_to_unicode
+
+    words = ["<s>", "<pad>", "</s>", "<unk>", *bytes_to_unicode().values(), "<mask>"]
+    write_text(folder / "vocab.json", json.dumps({word: i for i, word in enumerate(words)}))
+    write_text(folder / "merges.txt", "#version: 0.2\n")
+    tokenizer = RobertaTokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=64)
+    tokenizer.save_pretrained(folder)
+    text = {"hidden_size": 32, "intermediate_size": 64, "vocab_size": len(words), **_NARROW} if narrow else {}
+    audio = {"patch_embeds_hidden_size": 16, "hidden_size": 128, "depths": [1, 1, 1, 1],
+             "num_attention_heads": [1, 2, 2, 4]} if narrow else {}
+    config = ClapConfig(text_config=text, audio_config=audio, projection_dim=24 if narrow else 512)
+    model: Any = ClapModel(config)
+    randomise(model, seed, std=0.1 if narrow else 0.02).save_pretrained(folder, safe_serialization=True)
+    ClapFeatureExtractor(truncation="rand_trunc").save_pretrained(folder)  # of the model without fusion

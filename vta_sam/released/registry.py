@@ -62,6 +62,7 @@ def _hub(name: str, repository: str, revision: str, files: dict[str, tuple[int |
 
 _DINO = "https://github.com/IDEA-Research/GroundingDINO"
 _SAM = "https://github.com/facebookresearch/segment-anything"
+_PANNS = "https://zenodo.org/records/3987831"
 _SAM_FILES = "https://dl.fbaipublicfiles.com/segment_anything"
 
 _ENTRIES = (
@@ -123,6 +124,26 @@ _ENTRIES = (
             "merges.txt": (524_619, "9fd691f7c8039210e0fced15865466c65820d09b63988b0174bfe25de299051a"),
             "special_tokens_map.json": (389, "f8c0d6c39aee3f8431078ef6646567b0aba7f2246e9c54b8b99d55c22b707cbf"),
         })),
+    Entry(
+        "vggish", "VGGish", "evaluation: vectors of sounds, for FAD", "Apache-2.0",
+        "https://github.com/harritaylor/torchvggish",
+        (ReleasedFile("vggish-10086976.pth",
+                      "https://github.com/harritaylor/torchvggish/releases/download/v0.1/vggish-10086976.pth"),)),
+    # sha256 of both: a public loader of these checkpoints, with the front ends in panns.py (PANNS_CHECKPOINTS)
+    Entry(
+        "panns_16k", "PANNs Cnn14 at 16 kHz", "evaluation: vectors and 527 classes of sounds", "CC-BY-4.0", _PANNS,
+        (ReleasedFile("Cnn14_16k_mAP=0.438.pth", f"{_PANNS}/files/Cnn14_16k_mAP=0.438.pth", None,
+                      "e2ee543a27919542c2ea03eabaa70b24dcd4e6c8e05621de6b67a94e4c5058e6"),)),
+    Entry(
+        "panns_32k", "PANNs Cnn14 at 32 kHz", "evaluation: the same for sounds of 32 kHz", "CC-BY-4.0", _PANNS,
+        (ReleasedFile("Cnn14_mAP=0.431.pth", f"{_PANNS}/files/Cnn14_mAP=0.431.pth", None,
+                      "0dc499e40e9761ef5ea061ffc77697697f277f6a960894903df3ada000e34b31"),)),
+    Entry(
+        "clap-htsat-unfused", "CLAP", "evaluation: vectors of sounds and captions", "Apache-2.0",
+        "https://huggingface.co/laion/clap-htsat-unfused",
+        _hub("clap-htsat-unfused", "laion/clap-htsat-unfused", "main", dict.fromkeys(
+            ("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json",
+             "vocab.json", "merges.txt", "special_tokens_map.json"), (None, None)))),
 )
 
 ENTRIES: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}
@@ -130,6 +151,7 @@ ENTRIES: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}
 GROUPS: dict[str, tuple[str, ...]] = {
     "extraction": ("groundingdino_swint_ogc", "bert-base-uncased", "clip-vit-large-patch14"),
     "grounded_sam": ("groundingdino_swint_ogc", "bert-base-uncased", "sam_vit_h"),
+    "evaluation": ("vggish", "panns_16k", "clap-htsat-unfused"),
 }
 
 

@@ -1,0 +1,199 @@
+"""Backbones: front ends by reference values, networks by counted parameters and layouts, answers that know no batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import librosa
+import numpy as np
+import pytest
+import torch
+
+from vta_sam.errors import InputError
+from vta_sam.metrics.backbones import NOT_SHIPPED, TITLES, load_backbone
+from vta_sam.metrics.backbones.panns import FRONT_ENDS, Cnn14, LogMelFilterBank
+from vta_sam.metrics.backbones.vggish import VGGish, vggish_patches
+from vta_sam.released import registry
+from vta_sam.released.random_weights import write_random
+
+
+def tone(samples: int, rate_hz: int = 16_000) -> np.ndarray:
+    return 0.5 * np.sin(2 * np.pi * 440 * np.arange(samples) / rate_hz)
+
+
+def noise(seed: int, samples: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 0.1, samples).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("weights")
+    for name in ("vggish", "panns_16k", "clap-htsat-unfused"):
+        write_random(name, folder, narrow=True)
+    return folder
+
+
+# ---------------------------------------------------------------- front ends
+
+def test_vggish_front_end_equals_the_published_one():
+    """Values of torchvggish's own functions for half a 440 Hz tone of 2 s."""
+    patches = vggish_patches(tone(32_000))
+    assert patches.shape == (2, 96, 64)
+    assert patches.mean() == pytest.approx(-3.501832, abs=1e-5)
+    assert patches.std() == pytest.approx(2.109481, abs=1e-5)
+    assert patches.max() == pytest.approx(4.089175, abs=1e-5)
+    assert patches[0].mean(axis=0).argmax() == 8
+    np.testing.assert_allclose(patches[0, 0, :4], [-3.736307, -2.743742, -2.204709, -2.052619], atol=1e-5)
+    np.testing.assert_allclose(vggish_patches(np.zeros(32_000)), np.log(0.01), atol=1e-6)
+
+
+@pytest.mark.parametrize(("seconds", "patches"), [(0.974, 0), (0.975, 1), (1.92, 1), (2, 2), (5, 5), (8, 8), (8.2, 8),
+                                                  (10, 10), (0, 0), (0.02, 0)])
+def test_vggish_counts_whole_patches(seconds, patches):
+    assert len(vggish_patches(np.zeros(round(seconds * 16_000)))) == patches
+
+
+@pytest.mark.parametrize("name", FRONT_ENDS)
+def test_panns_front_end_equals_librosa(name):
+    front = FRONT_ENDS[name]
+    sound = noise(0, front.rate_hz) + tone(front.rate_hz, front.rate_hz).astype(np.float32)
+    found = LogMelFilterBank(front)(torch.from_numpy(sound)[None].float())[0].numpy()
+    power = librosa.feature.melspectrogram(
+        y=sound, sr=front.rate_hz, n_fft=front.fft_samples, hop_length=front.hop_samples, window="hann", center=True,
+        pad_mode="reflect", power=2.0, n_mels=64, fmin=front.low_hz, fmax=front.high_hz)
+    np.testing.assert_allclose(found.T, librosa.power_to_db(power, ref=1.0, amin=1e-10, top_db=None), atol=2e-3)
+
+
+# ---------------------------------------------------------------- networks
+
+def test_networks_have_the_published_sizes():
+    with torch.device("meta"):
+        assert sum(p.numel() for p in VGGish().parameters()) == 72_141_184
+    network = Cnn14(FRONT_ENDS["panns_16k"])
+    assert sum(p.numel() for p in network.parameters()) == pytest.approx(80.75e6, rel=1e-3)
+    keys = set(network.state_dict())
+    assert {"bn0.weight", "conv_block6.conv2.weight", "conv_block1.bn1.running_mean", "logmel_extractor.melW",
+            "fc1.bias", "fc_audioset.weight"} <= keys
+    assert "embeddings.4.weight" in VGGish().state_dict() and "features.13.weight" in VGGish().state_dict()
+
+
+def test_cnn14_is_its_layers_one_by_one(weights):
+    """The same numbers by plain functions, from the checkpoint's own tensors."""
+    import torch.nn.functional as F
+
+    from vta_sam.checkpoint_file import read_state
+
+    state = read_state(registry.require("panns_16k", weights))["model"]
+    backbone = load_backbone("panns_16k", weights)
+    sound = noise(1, 16_000)
+
+    def normalised(x, name):
+        return F.batch_norm(x, *(state[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")))
+
+    x = LogMelFilterBank(FRONT_ENDS["panns_16k"])(torch.from_numpy(sound)[None])[:, None]
+    x = normalised(x.transpose(1, 3), "bn0").transpose(1, 3)
+    for block in range(1, 7):
+        for layer in (1, 2):
+            weight = state[f"conv_block{block}.conv{layer}.weight"]
+            x = normalised(F.conv2d(x, weight, padding=1), f"conv_block{block}.bn{layer}").relu()
+        x = F.avg_pool2d(x, 2) if block < 6 else x
+    x = x.mean(3)
+    x = F.linear(x.max(2).values + x.mean(2), state["fc1.weight"], state["fc1.bias"]).relu()
+    [heard] = backbone.hear([sound])
+    np.testing.assert_allclose(heard.embeddings[0], x[0].numpy(), rtol=1e-4, atol=1e-5)
+    assert heard.embeddings.shape == (1, 2048) and heard.logits.shape == (527,)
+    expected = F.linear(x, state["fc_audioset.weight"], state["fc_audioset.bias"])[0].numpy()
+    np.testing.assert_allclose(heard.logits, expected, rtol=1e-4, atol=1e-5)
+
+
+# ---------------------------------------------------------------- what holds for each
+
+@pytest.mark.parametrize("name", ["tiny", "vggish", "panns_16k", "clap"])
+def test_an_answer_depends_on_its_own_sound_alone(name, weights):
+    backbone = load_backbone(name, weights)
+    rate = backbone.sample_rate_hz
+    sounds = [noise(0, 2 * rate), noise(1, rate + 777), tone(2 * rate, rate).astype(np.float32), noise(3, 2 * rate)]
+    together = backbone.hear(sounds)
+    for sound, heard in zip(sounds, together):
+        [alone] = backbone.hear([sound])
+        scale = np.abs(alone.embeddings).max()
+        assert heard.embeddings.shape[1] == backbone.dim and scale > 0
+        np.testing.assert_allclose(heard.embeddings, alone.embeddings, atol=1e-4 * scale)
+        if heard.logits is not None:
+            np.testing.assert_allclose(heard.logits, alone.logits, atol=1e-4 * np.abs(alone.logits).max())
+        assert (heard.logits is not None) == TITLES[name][1]
+    different = np.abs(together[0].embeddings[0] - together[2].embeddings[0]).max()
+    assert different > 1e-3 * np.abs(together[0].embeddings).max(), "hears no difference between noise and a tone"
+
+
+@pytest.mark.parametrize("name", ["tiny", "vggish", "panns_16k"])
+def test_sounds_too_short_have_no_rows(name, weights):
+    [heard] = load_backbone(name, weights).hear([noise(0, 300)])
+    assert len(heard.embeddings) == 0 and heard.logits is None
+
+
+@pytest.mark.parametrize("bad", [np.zeros(0), np.full(20_000, np.nan), np.zeros((2, 16_000))])
+@pytest.mark.parametrize("name", ["tiny", "vggish"])
+def test_what_is_no_sound_is_refused(name, weights, bad):
+    with pytest.raises(InputError, match="finite mono"):
+        load_backbone(name, weights).hear([bad.astype(np.float32)])
+
+
+def test_the_tiny_backbone_is_the_tagger():
+    from vta_sam.tiny.tagger import load_tagger
+
+    sound, tagger = tone(32_000).astype(np.float32), load_tagger()
+    [heard] = load_backbone("tiny").hear([sound])
+    np.testing.assert_allclose(heard.logits, tagger.logits(torch.from_numpy(sound)[None])[0].numpy(), atol=1e-5)
+
+
+def test_clap_reads_captions_into_the_same_space(weights):
+    backbone = load_backbone("clap", weights)
+    rows = backbone.read(["a dog barks", "a dog barks", "rain"])
+    assert rows.shape == (3, backbone.dim)
+    np.testing.assert_allclose(rows[0], rows[1], atol=1e-5)
+    assert np.abs(rows[0] - rows[2]).max() > 1e-4
+
+
+def test_clap_takes_the_first_ten_seconds(weights):
+    backbone = load_backbone("clap", weights)
+    sound = noise(0, 12 * 48_000)
+    first, second = (backbone.hear([part])[0].embeddings for part in (sound, sound[:10 * 48_000]))
+    np.testing.assert_allclose(first, second, atol=1e-5)
+
+
+# ---------------------------------------------------------------- weights
+
+@pytest.mark.parametrize("name", ["vggish", "panns_16k", "panns_32k", "clap"])
+def test_missing_weights_are_said_with_the_command_that_gets_them(name, tmp_path):
+    with pytest.raises(InputError, match=r"is missing; `python data_prep/weights.py fetch \S+"):
+        load_backbone(name, tmp_path)
+
+
+@pytest.mark.parametrize(("name", "content"), [("vggish", {"features.0.weight": torch.zeros(2)}),
+                                               ("panns_16k", {"model": {"bn0.weight": torch.zeros(64)}}),
+                                               ("panns_16k", {"other": 1})])
+def test_foreign_checkpoints_are_refused(name, content, tmp_path):
+    torch.save(content, tmp_path / registry.find_entry(name).place)
+    with pytest.raises(InputError, match="fetch it again"):
+        load_backbone(name, tmp_path)
+
+
+def test_numbers_of_numpy_in_a_checkpoint_are_read_and_code_is_not(tmp_path):
+    """The 16 kHz checkpoint of PANNs keeps its iteration as a numpy array."""
+    from vta_sam.checkpoint_file import read_state
+
+    path = tmp_path / "x.pth"
+    torch.save({"iteration": np.array(3), "model": {"a": torch.ones(2)}}, path)
+    assert int(read_state(path, numpy_arrays=True)["iteration"]) == 3
+    with pytest.raises(InputError):
+        read_state(path)
+    torch.save({"run": Path("x")}, path)
+    with pytest.raises(InputError):
+        read_state(path, numpy_arrays=True)
+
+
+def test_names():
+    with pytest.raises(InputError, match="no backbone is called 'passt'"):
+        load_backbone("passt")
+    assert {"ImageBind score", "DeSync by Synchformer"} <= set(NOT_SHIPPED)

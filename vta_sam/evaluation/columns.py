@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
+
+from ..metrics.flow import FULL
 
 Better = Literal["high", "low", "none"]
 Scope = Literal["clip", "set"]
@@ -46,17 +50,40 @@ TIMING = (
     Column("onset_ap_matched", "Onset AP (misses count, one to one)", "high", "clip", control=True, source=_OWN),
     Column("aa_align_published", "AA-Align (published)", "high", "clip", control=True, source=_STA),
     Column("aa_align_matched", "AA-Align (one to one)", "high", "clip", control=True, source=_OWN),
-    Column("av_align_published", "AV-Align (published)", "high", "clip", control=True, source=_TEMPO),
-    Column("av_align_matched", "AV-Align (one to one, ±100 ms)", "high", "clip", control=True, source=_OWN),
 )
 SOUND = (
-    Column("log_spectral_distance_db", "Log-spectral distance", "low", "clip", "dB", 2, control=True, source=_OWN),
+    Column("log_spectral_distance_db", "Log-spectral distance", "low", "clip", "dB", 2, source=_OWN),
     Column("sound_class", "Sound class (embedded tagger, top-1)", "high", "clip", source=_OWN),
 )
 LEVEL = (
     Column("loudness_dbfs", "Loudness (RMS)", "none", "clip", "dBFS", 1, source=_OWN),
     Column("clipping_rate", "Clipped samples", "low", "clip", "", 5, source=_OWN),
 )
+
+
+def flow_columns(variants: Sequence[str]) -> tuple[Column, ...]:
+    """AV-Align by each variant of optical flow. Only that at full size is the published score; what a faster one gives
+    has a name of its own and shares no column with it."""
+    found: list[Column] = []
+    for variant in variants:
+        if variant == FULL:
+            found.append(Column("av_align_published", "AV-Align (published)", "high", "clip", control=True,
+                                source=_TEMPO))
+        suffix, words = ("", "") if variant == FULL else (f"_{variant}", f", {variant} flow")
+        if variant != FULL:
+            found.append(Column(f"av_align{suffix}", f"AV-Align ({variant} flow)", "high", "clip", control=True,
+                                source=_OWN))
+        found.append(Column(f"av_align{suffix}_matched", f"AV-Align (one to one, ±100 ms{words})", "high", "clip",
+                            control=True, source=_OWN))
+    return tuple(found)
+
+
+def all_columns(backbones: Mapping[str, tuple[str, bool]], flows: Sequence[str], labelled: bool) -> list[Column]:
+    """Every column of an evaluation, in the order to be shown. backbones: {name: (title, has classes)}; labelled: the
+    class of some clips is known."""
+    sound = [column for column in SOUND if labelled or column.key != "sound_class"]
+    heard = [backbone_columns(name, title, classes) for name, (title, classes) in backbones.items()]
+    return [*TIMING, *flow_columns(flows), *sound, *chain.from_iterable(heard), *LEVEL]
 
 
 def backbone_columns(name: str, title: str, has_classes: bool) -> tuple[Column, ...]:

@@ -53,7 +53,7 @@ def find_sounds(folder: Path) -> dict[str, list[SoundFile]]:
     if not stems:
         raise InputError(f"{folder} holds no sound or video file; known suffixes are "
                          f"{' '.join(sorted(SOUND_SUFFIXES | VIDEO_SUFFIXES))}")
-    named = _read_ids(folder)
+    named = _named_files(folder)
     sounds: dict[str, dict[int, SoundFile]] = {}
     for stem, paths in stems.items():
         listed = next((named[path.name] for path in paths if path.name in named), None)
@@ -98,7 +98,17 @@ def read_words(path: Path) -> dict[str, Words]:
     return words
 
 
-def _read_ids(folder: Path) -> dict[str, str]:
+def read_ids(path: Path, split: str | None = None) -> list[str]:
+    """A csv with a column id ⇒ its ids, sorted; of those whose column split is ``split``, if that is given. InputError:
+    no such columns, or none is left."""
+    rows = _rows(path, ("id",) if split is None else ("id", "split"))
+    ids = sorted({row["id"] for row in rows if split is None or row["split"] == split})
+    if not ids:
+        raise InputError(f"{path} lists no id{'' if split is None else f' of split {split!r}'}")
+    return ids
+
+
+def _named_files(folder: Path) -> dict[str, str]:
     path = folder / IDS_NAME
     if not path.exists():
         return {}

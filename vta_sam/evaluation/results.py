@@ -22,8 +22,8 @@ MOST_SILENT = 0.05  # a system with more silent clips than this is marked, and n
 @dataclass(frozen=True)
 class Figure:
     """One figure of one system. score: None ⇒ missing, and ``reason`` says why. control: the same sounds against a
-    fixed derangement of the truth; score_minus_control: their paired difference; ceiling: the true sound through VAE and
-    vocoder. detail: numbers that belong to it (dimensions, rows, splits)."""
+    fixed derangement of the truth; score_minus_control: their paired difference; ceiling: the true sound through VAE
+    and vocoder. detail: numbers that belong to it (dimensions, rows, splits)."""
 
     score: Interval | None
     control: Interval | None = None

@@ -33,12 +33,12 @@ class ClapBackbone:
         folder = require(ENTRY, weights)
         self.device = torch.device(device)
         try:
-            self.model: Any = ClapModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-            self.processor: Any = ClapProcessor.from_pretrained(folder, local_files_only=True)
+            model: Any = ClapModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+            processor: Any = ClapProcessor.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise InputError(f"{folder} can't be read as a CLAP model ({str(error).strip().splitlines()[0]}); fetch it "
                              "again") from error
-        self.model.to(self.device).eval().requires_grad_(False)
+        self.model, self.processor = model.to(self.device).eval().requires_grad_(False), processor
         self.sample_rate_hz = int(self.processor.feature_extractor.sampling_rate)
         self.dim = int(self.model.config.projection_dim)
         self.fingerprint = f"clap-{digest(folder / 'model.safetensors')}"

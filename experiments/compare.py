@@ -1,0 +1,47 @@
+"""Systems on the same clips, side by side on a page that plays, shows and measures them: see conf/compare.yaml."""
+
+from pathlib import Path
+
+import hydra
+
+from vta_sam.cli import run
+from vta_sam.errors import InputError
+
+
+@hydra.main(version_base=None, config_path="../conf", config_name="compare")
+@run
+def main(config):
+    if config.systems is None:
+        raise InputError("systems= is missing; it names a folder with one folder of clips per system, or is "
+                         "{name: folder, ...}")
+    from omegaconf import OmegaConf
+    from rich import print as show
+    from rich.progress import Progress
+
+    from vta_sam.comparison.compare import Comparison, write_comparison
+    from vta_sam.evaluation.evaluate import evaluate
+    from vta_sam.evaluation.output import write_evaluation
+    from vta_sam.evaluation.request import request_of, systems_and_reference
+    from vta_sam.evaluation.table import figures_table, missing_table
+    from vta_sam.extraction.report import followed
+
+    settings = OmegaConf.to_container(config, resolve=True)
+    systems, reference = systems_and_reference(settings["systems"], settings["reference"])
+    request = request_of(settings, systems, reference)
+    with followed(f"clips of {reference}") as progress:
+        evaluation, plan = evaluate(request, progress)
+    for table in (figures_table(evaluation), missing_table(evaluation)):
+        if table is not None:
+            show(table)
+    out = Path(config.out)
+    comparison = Comparison(config.title, config.note, out, None if config.shards is None else Path(config.shards))
+    with Progress() as bar:
+        task = bar.add_task("page", total=None)
+        page = write_comparison(comparison, request, evaluation, plan,
+                                lambda done, total: bar.update(task, completed=done, total=total))
+    for path in (*write_evaluation(out / "results", evaluation), page):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""What was typed ⇒ what is to be evaluated, checked before anything is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..device import choose_device
+from ..errors import InputError
+from ..generation.inputs import check_number
+from ..metrics.flow import VARIANTS
+from .files import CAPTIONS_NAME, Words, find_systems, read_ids, read_words
+from .sounds import LoadingPolicy
+
+FLOWS: dict[str, tuple[str, ...]] = {"none": (), "full": ("full",), "fast": ("fast",), "both": ("full", "fast")}
+
+
+@dataclass
+class Request:
+    """What to evaluate.
+
+    systems: {name: folder of sounds}. reference: folder of true sounds. videos, ids, skip_bad: as for make_plan. words:
+    {id: Words}, for labels. backbones: names, of which those whose weights are not there are reported as missing.
+    flows: variants of optical flow for AV-Align; () for none. ceiling: model folder whose VAE and vocoder the true
+    sound is sent through, or None. cache: folder, or None. seed, resamples: of bootstrap and control; set_resamples: of
+    figures about whole sets, which cost more. workers: processes; 0 measures here, unguarded. limit_s: for one file;
+    flow_limit_s: for one video's flow. memory_mb: of one process.
+    """
+
+    systems: Mapping[str, Path]
+    reference: Path
+    videos: Path | None = None
+    ids: Sequence[str] | None = None
+    words: Mapping[str, Words] = field(default_factory=dict)
+    policy: LoadingPolicy = LoadingPolicy()
+    backbones: Sequence[str] = ("tiny",)
+    weights: Path | None = None
+    flows: Sequence[str] = ()
+    ceiling: Path | None = None
+    cache: Path | None = None
+    skip_bad: bool = False
+    seed: int = 0
+    resamples: int = 2000
+    set_resamples: int = 200
+    workers: int = 0
+    limit_s: float = 60.0
+    flow_limit_s: float = 900.0
+    memory_mb: int = 4096
+    batch_size: int = 16
+    device: str = "cpu"
+
+    def __post_init__(self):
+        for name, low in (("seed", 0), ("resamples", 100), ("set_resamples", 20), ("workers", 0), ("memory_mb", 512),
+                          ("batch_size", 1)):
+            check_number(name, getattr(self, name), low, whole=True)
+        for name in ("limit_s", "flow_limit_s"):
+            check_number(name, getattr(self, name), 1)
+        unknown = [flow for flow in self.flows if flow not in VARIANTS]
+        if unknown:
+            raise InputError(f"flow: {', '.join(unknown)} is no variant of optical flow; there are "
+                             f"{', '.join(VARIANTS)}")
+
+
+def request_of(settings: Mapping[str, Any], systems: Mapping[str, Path], reference: Path) -> Request:
+    """The settings of conf/evaluate.yaml or conf/compare.yaml ⇒ Request. InputError names the key."""
+    flow = settings["flow"]
+    if flow not in FLOWS:
+        raise InputError(f"flow={flow}: expected one of {', '.join(FLOWS)}")
+    for name in ("clip_s", "lowest_rate_hz", "shortest_s", "longest_s"):
+        if settings[name] is not None:
+            check_number(name, settings[name], 1e-3)
+    captions = settings["captions"]
+    if captions is not None and not Path(captions).is_file():
+        raise InputError(f"captions={captions} is no file; name a csv with a column id")
+    beside = [folder / CAPTIONS_NAME for folder in (reference, reference.parent)]
+    table = Path(captions) if captions else next((path for path in beside if path.is_file()), beside[0])
+    videos, weights, ceiling, cache = (None if settings[name] is None else Path(settings[name])
+                                       for name in ("videos", "weights", "ceiling", "cache"))
+    policy = LoadingPolicy(settings["clip_s"], settings["lowest_rate_hz"], settings["shortest_s"],
+                           settings["longest_s"])
+    same: dict[str, Any] = {name: settings[name] for name in (
+        "skip_bad", "seed", "resamples", "set_resamples", "workers", "limit_s", "flow_limit_s", "memory_mb",
+        "batch_size")}
+    backbones = settings["backbones"]
+    backbones = [backbones] if isinstance(backbones, str) else list(backbones or ())
+    ids = None if settings["ids"] is None else read_ids(Path(settings["ids"]), settings["split"])
+    device = str(choose_device(settings["device"], settings["threads"]))
+    return Request(systems, reference, videos, ids, read_words(table), policy, backbones, weights, FLOWS[flow], ceiling,
+                   cache, device=device, **same)
+
+
+def named_folders(given: str | Sequence[str] | Mapping[str, str]) -> dict[str, Path]:
+    """One folder, several, or {name: folder} ⇒ {name: folder}; a folder's own name, with its parent's where two are
+    alike. InputError: two folders of one name, or none."""
+    if isinstance(given, Mapping):
+        return {str(name): Path(folder) for name, folder in given.items()}
+    folders = [Path(folder) for folder in ([given] if isinstance(given, (str, int)) else given)]
+    names = [folder.name or str(folder.absolute().name) for folder in folders]
+    if len(set(names)) < len(names):
+        names = ["/".join(folder.absolute().parts[-2:]) for folder in folders]
+    if len(set(names)) < len(names) or not names:
+        raise InputError(f"generated={given}: name one folder or several different ones, or {{name: folder, …}}")
+    return dict(zip(names, folders))
+
+
+def systems_and_reference(systems: str | Mapping[str, str], reference: str) -> tuple[dict[str, Path], Path]:
+    """A folder of folders, or {name: folder}; the reference's name among them, or a folder ⇒ (systems, reference), the
+    reference first if it is one of them."""
+    folders = named_folders(systems) if isinstance(systems, Mapping) else find_systems(Path(systems))
+    if reference in folders:
+        return {reference: folders[reference], **folders}, folders[reference]
+    if not Path(reference).is_dir():
+        raise InputError(f"reference={reference} is no folder, and none of the systems {', '.join(folders)}; name the "
+                         "true sounds")
+    return folders, Path(reference)

@@ -1,0 +1,288 @@
+"""Whole evaluations of small folders: what must hold of any, and what is said of bad input."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from vta_sam.errors import InputError
+from vta_sam.evaluation.evaluate import evaluate
+from vta_sam.evaluation.output import write_evaluation
+from vta_sam.evaluation.request import Request
+from vta_sam.evaluation.results import load_evaluation
+from vta_sam.media.audio import write_wav
+
+RATE = 16_000
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def clicks(seed: int, seconds: float = 3.0) -> np.ndarray:
+    """Decaying tones at random times over faint noise."""
+    rng = np.random.default_rng(seed)
+    sound = 0.0003 * rng.normal(size=round(seconds * RATE))
+    for time_s in np.sort(rng.uniform(0.2, seconds - 0.4, 4)):
+        n = np.arange(3000)
+        sound[int(time_s * RATE) + n] += rng.uniform(0.3, 0.6) * np.exp(-n / 500) * np.sin(n * rng.uniform(0.1, 0.8))
+    return sound.astype(np.float32)
+
+
+def write_folder(folder: Path, sounds: dict[str, np.ndarray]) -> Path:
+    for name, sound in sounds.items():
+        write_wav(folder / f"{name}.wav", sound, RATE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """Ten true sounds; the same again; half a second late; noisy, a little and a lot; silent."""
+    folder = tmp_path_factory.mktemp("world")
+    true = {f"c{i}": clicks(i) for i in range(10)}
+    rng = np.random.default_rng(99)
+    noise = {name: rng.normal(size=len(sound)).astype(np.float32) for name, sound in true.items()}
+    write_folder(folder / "true", true)
+    write_folder(folder / "same", true)
+    write_folder(folder / "late", {name: np.roll(sound, RATE // 2) for name, sound in true.items()})
+    write_folder(folder / "noisy", {name: 0.5 * sound + 0.003 * noise[name] for name, sound in true.items()})
+    write_folder(folder / "noisier", {name: 0.5 * sound + 0.1 * noise[name] for name, sound in true.items()})
+    write_folder(folder / "silent", {name: np.zeros_like(sound) for name, sound in true.items()})
+    return folder
+
+
+def request(world: Path, *systems: str, **settings) -> Request:
+    return Request({name: world / name for name in systems}, world / "true", set_resamples=40, resamples=200, **settings)
+
+
+@pytest.fixture(scope="module")
+def evaluation(world):
+    return evaluate(request(world, "same", "late", "noisy", "noisier", "silent"))[0]
+
+
+def score(evaluation, system: str, key: str) -> float:
+    figure = evaluation.systems[system].figures[key]
+    assert figure.score is not None, f"{system} {key}: {figure.reason}"
+    return figure.score.mean
+
+
+HIGH = ("envelope_correlation", "onset_f1", "onset_accuracy_published", "onset_f1_matched", "onset_ap_matched",
+        "aa_align_published", "aa_align_matched")
+
+
+def test_equal_sets_are_perfect(evaluation):
+    for key in HIGH:
+        assert score(evaluation, "same", key) == pytest.approx(1), key
+    for key in ("envelope_lag_s", "log_spectral_distance_db", "kl_tiny"):
+        assert score(evaluation, "same", key) == pytest.approx(0, abs=1e-9), key
+    assert score(evaluation, "same", "frechet_tiny") == pytest.approx(0, abs=1e-9)
+
+
+def test_a_shift_hurts_timing_and_not_the_distance_of_sets(evaluation):
+    for key in HIGH:
+        assert score(evaluation, "late", key) < 0.6, key
+    assert score(evaluation, "late", "envelope_lag_s") == pytest.approx(0.5, abs=0.05)
+    figure = evaluation.systems["late"].figures["frechet_tiny"].score
+    assert figure.mean < figure.high - figure.low + 1e-9, "more than its interval is wide"
+
+
+def test_more_noise_is_worse(evaluation):
+    for key in ("log_spectral_distance_db", "kl_tiny", "frechet_tiny"):
+        found = [score(evaluation, system, key) for system in ("same", "noisy", "noisier")]
+        assert found == sorted(found) and found[2] > found[0], key
+
+
+def test_silence_wins_nothing_and_is_never_best(evaluation):
+    silent = evaluation.systems["silent"]
+    assert silent.silent_share.mean == 1 and not silent.ranked
+    assert evaluation.systems["same"].ranked and evaluation.systems["same"].silent_share.mean == 0
+    for key in ("envelope_correlation", "onset_f1", "onset_f1_matched", "onset_ap_matched", "aa_align_matched"):
+        assert score(evaluation, "silent", key) == 0, key
+    assert score(evaluation, "silent", "envelope_lag_s") == 1
+    assert "silent" not in evaluation.best.values()
+
+
+def test_controls_are_other_clips(evaluation):
+    figure = evaluation.systems["same"].figures["envelope_correlation"]
+    assert figure.control.mean < 0.6 and figure.score_minus_control.low > 0.3
+    assert evaluation.systems["same"].figures["loudness_dbfs"].control is None
+
+
+def test_the_best_is_ahead_of_every_other_by_its_interval(world):
+    found = evaluate(request(world, "same", "late", "noisier"))[0]
+    assert found.best["envelope_correlation"] == "same" == found.best["aa_align_matched"]
+    assert "loudness_dbfs" not in found.best, "neither way is better"
+    difference = found.differences["same − late"]["envelope_correlation"]
+    assert difference.low > 0 and difference.n == 10
+    twins = evaluate(request(world, "same", "true"))[0]
+    assert twins.reference == "true" and twins.best == {} and twins.differences == {}
+
+
+def test_nothing_depends_on_order_or_batch(world, evaluation):
+    again = evaluate(request(world, "silent", "noisier", "noisy", "late", "same", batch_size=3))[0]
+    for name, system in evaluation.systems.items():
+        for key, figure in system.figures.items():
+            other = again.systems[name].figures[key]
+            if figure.score is None:
+                assert other.score is None
+            else:
+                assert other.score.mean == pytest.approx(figure.score.mean, rel=1e-5, abs=1e-6), (name, key)
+
+
+def test_what_is_missing_has_a_reason(evaluation, world):
+    figure = evaluation.systems["same"].figures["fad_infinity_tiny"]
+    assert figure.score is None and figure.reason == "needs at least 50 clips, there are 10"
+    assert "ImageBind score" in evaluation.missing
+    found = evaluate(request(world, "same", backbones=["vggish"], weights=world / "none", flows=("full",)))[0]
+    assert "data_prep/weights.py fetch vggish" in found.missing["frechet_vggish"]
+    assert found.missing["av_align_published"] == "needs pictures: name a folder of videos with videos="
+    assert found.systems["same"].figures["av_align_published"].score is None
+
+
+def test_what_was_measured_is_remembered(world, tmp_path):
+    from vta_sam.evaluation import measure, sounds
+
+    asked = request(world, "same", "late", cache=tmp_path / "cache")
+    first = evaluate(asked)[0]
+    read = sounds.read_sound
+    measure.read_sound = lambda *_: pytest.fail("decoded again")
+    try:
+        second = evaluate(asked)[0]
+    finally:
+        measure.read_sound = read
+    assert second.systems == first.systems
+    write_wav(world / "late" / "c0.wav", clicks(77), RATE)
+    try:
+        assert evaluate(asked)[0].systems["late"] != first.systems["late"], "a changed file was not seen"
+    finally:
+        write_wav(world / "late" / "c0.wav", np.roll(clicks(0), RATE // 2), RATE)
+
+
+def test_results_survive_their_file(evaluation, tmp_path):
+    written = write_evaluation(tmp_path, evaluation)
+    assert [path.name for path in written] == ["evaluation.json", "clips.csv", "figures.png"]
+    again = load_evaluation(written[0])
+    assert again.columns == evaluation.columns and again.differences == evaluation.differences
+    assert str(again.systems["late"].figures) == str(evaluation.systems["late"].figures)  # NaN is not equal to NaN
+    assert again.systems["late"].clips == evaluation.systems["late"].clips
+    assert len(written[1].read_text().splitlines()) == 1 + 5 * 10
+    content = json.loads(written[0].read_text())
+    assert content["provenance"]["clips"] == 10 and "librosa" in content["provenance"]["versions"]
+    for broken in ("{}", "[]", '{"format": 7}', "no json"):
+        written[0].write_text(broken)
+        with pytest.raises(InputError, match="evaluation.json"):
+            load_evaluation(written[0])
+
+
+def test_several_samples_of_a_clip_are_one_clip(world, tmp_path):
+    for i in range(10):
+        for sample, sound in enumerate((clicks(i), np.roll(clicks(i), RATE // 2))):
+            write_wav(tmp_path / f"c{i}-{sample}.wav", sound, RATE)
+            (tmp_path / f"c{i}-{sample}.json").write_text(json.dumps({"key": f"c{i}", "sample": sample}))
+    found = evaluate(Request({"both": tmp_path}, world / "true", set_resamples=20, resamples=100))[0].systems["both"]
+    assert found.samples == 20 and found.figures["onset_f1"].score.n == 10
+    assert 0.5 <= found.figures["onset_f1"].score.mean < 0.8
+
+
+def test_one_clip_has_no_interval_to_speak_of(tmp_path):
+    write_folder(tmp_path / "true", {"a": clicks(0)})
+    write_folder(tmp_path / "ours", {"a": clicks(1)})
+    found = evaluate(Request({"ours": tmp_path / "ours"}, tmp_path / "true"))[0].systems["ours"]
+    assert found.figures["envelope_correlation"].score.n == 1
+    assert found.figures["envelope_correlation"].control is None
+    assert "at least two clips" in found.figures["frechet_tiny"].reason
+
+
+def test_clips_without_onsets_are_not_defined(tmp_path):
+    steady = {f"s{i}": (0.1 * np.sin(np.arange(3 * RATE) * 0.05 * (i + 1))).astype(np.float32) for i in range(3)}
+    write_folder(tmp_path / "true", {name: np.zeros(3 * RATE, np.float32) for name in steady})
+    write_folder(tmp_path / "ours", {name: np.zeros(3 * RATE, np.float32) for name in steady})
+    figures = evaluate(Request({"ours": tmp_path / "ours"}, tmp_path / "true"))[0].systems["ours"].figures
+    assert figures["onset_f1"].score is None and "not defined" in figures["onset_f1"].reason
+    assert figures["envelope_correlation"].score.mean == 0
+
+
+# ---------------------------------------------------------------- bad input
+
+def spoil(kind: str, path: Path) -> None:
+    sound = clicks(3)
+    if kind == "corrupt":
+        path.write_bytes(b"RIFF" + bytes(range(200)))
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "8 kHz":
+        write_wav(path, sound[::2], 8000)
+    elif kind == "very short":
+        write_wav(path, sound[:800], RATE)
+    elif kind == "not a number":
+        soundfile.write(path, np.full(RATE, np.nan, np.float32), RATE, subtype="FLOAT")
+    elif kind == "hours":
+        write_wav(path, np.zeros(5 * RATE, np.float32), RATE)
+
+
+@pytest.mark.parametrize(("kind", "said"), [
+    ("corrupt", "can't be read"), ("empty", "is empty"), ("8 kHz", "sampled at 8000 Hz"), ("very short", "lasts 0.050 s"),
+    ("not a number", "NaN or infinity"), ("hours", "longer than 4 s"),
+])
+def test_a_bad_sound_is_an_error_and_may_be_skipped(world, tmp_path, kind, said):
+    write_folder(tmp_path, {f"c{i}": clicks(i) for i in range(10)})
+    spoil(kind, tmp_path / "c3.wav")
+    policy = dataclasses.replace(Request({}, tmp_path).policy, longest_s=4.0)
+    asked = Request({"ours": tmp_path}, world / "true", policy=policy, set_resamples=20, resamples=100)
+    with pytest.raises(InputError, match=rf"c3.wav.*{said}.*skip_bad=true"):
+        evaluate(asked)
+    found = evaluate(dataclasses.replace(asked, skip_bad=True))[0].systems["ours"]
+    assert list(found.bad) == ["c3.wav"] and said in found.bad["c3.wav"]
+    assert found.figures["envelope_correlation"].score.n == 9
+
+
+def test_stereo_and_short_sounds_are_noted(world, tmp_path):
+    write_folder(tmp_path, {f"c{i}": clicks(i) for i in range(10)})
+    stereo = np.stack([clicks(1), np.zeros_like(clicks(1))], axis=1)
+    soundfile.write(tmp_path / "c1.wav", stereo, RATE)
+    write_wav(tmp_path / "c2.wav", clicks(2)[:2 * RATE], RATE)
+    found = evaluate(Request({"ours": tmp_path}, world / "true"))[0].systems["ours"]
+    assert found.clips["c1"].notes == ["the mean of 2 channels is taken"]
+    assert found.clips["c2"].notes == ["1.00 s of silence appended"] and found.padded == 1
+
+
+def test_a_bad_true_sound_leaves_its_clip_out(world, tmp_path):
+    write_folder(tmp_path / "true", {f"c{i}": clicks(i) for i in range(10)})
+    spoil("corrupt", tmp_path / "true" / "c3.wav")
+    asked = Request({"same": world / "same"}, tmp_path / "true", set_resamples=20, resamples=100, skip_bad=True)
+    found = evaluate(asked)[0]
+    assert "c3" not in found.clips and len(found.clips) == 9
+    assert "c3.wav" in found.provenance["bad_true_sounds_and_pictures"]
+    for i in range(10):
+        spoil("empty", tmp_path / "true" / f"c{i}.wav")
+    with pytest.raises(InputError, match="none of the 10 clips"):
+        evaluate(asked)
+
+
+# ---------------------------------------------------------------- as users call it
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(REPOSITORY / "experiments" / "evaluate.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd)
+
+
+def test_the_command_line_refuses_in_a_sentence(world, tmp_path):
+    for arguments, said in (((), "generated= is missing"), ((f"generated={world / 'same'}",), "reference= is missing"),
+                            ((f"generated={tmp_path / 'no'}", f"reference={world / 'true'}"), "does not exist")):
+        told = run(*arguments, cwd=tmp_path)
+        assert told.returncode == 2 and said in told.stderr and "Traceback" not in told.stderr
+
+
+@pytest.mark.slow
+def test_the_command_line_measures_in_workers(world, tmp_path):
+    told = run(f"generated=[{world / 'same'},{world / 'late'}]", f"reference={world / 'true'}", "backbones=[tiny]",
+               "flow=none", "out=result", cwd=tmp_path)
+    assert told.returncode == 0, told.stderr
+    assert "same − late" in told.stdout and "10/10" in told.stdout
+    found = load_evaluation(tmp_path / "result" / "evaluation.json")
+    assert found.systems["same"].figures["onset_f1"].score.mean == pytest.approx(1)
+    assert list((tmp_path / "out" / "evaluation_cache").rglob("*.safetensors"))

@@ -56,7 +56,8 @@ def world(tmp_path_factory) -> Path:
 
 
 def request(world: Path, *systems: str, **settings) -> Request:
-    return Request({name: world / name for name in systems}, world / "true", set_resamples=40, resamples=200, **settings)
+    folders = {name: world / name for name in systems}
+    return Request(folders, world / "true", set_resamples=40, resamples=200, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -225,8 +226,8 @@ def spoil(kind: str, path: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "said"), [
-    ("corrupt", "can't be read"), ("empty", "is empty"), ("8 kHz", "sampled at 8000 Hz"), ("very short", "lasts 0.050 s"),
-    ("not a number", "NaN or infinity"), ("hours", "longer than 4 s"),
+    ("corrupt", "can't be read"), ("empty", "is empty"), ("8 kHz", "sampled at 8000 Hz"),
+    ("very short", "lasts 0.050 s"), ("not a number", "NaN or infinity"), ("hours", "longer than 4 s"),
 ])
 def test_a_bad_sound_is_an_error_and_may_be_skipped(world, tmp_path, kind, said):
     write_folder(tmp_path, {f"c{i}": clicks(i) for i in range(10)})

@@ -1,4 +1,4 @@
-"""AA-Align: do generated and true sound have their onsets at the same times? As published by STA-V2A, and one to one."""
+"""AA-Align: do generated and true sound have their onsets at the same times? As published, and one to one."""
 
 from __future__ import annotations
 

@@ -21,15 +21,15 @@ def kl_divergence(reference: np.ndarray, generated: np.ndarray) -> np.ndarray:
 
 
 def kl_eps1e_6(reference: np.ndarray, generated: np.ndarray) -> np.ndarray:
-    """The same as ``audioldm_eval`` has it (``metrics/kl.py``): 1e-6 is added to the generated softmax, which caps a term
-    at 13.8 nats and makes equal inputs slightly negative ⇒ (n,)."""
+    """The same as ``audioldm_eval`` has it (``metrics/kl.py``): 1e-6 is added to the generated softmax, which caps a
+    term at 13.8 nats and makes equal inputs slightly negative ⇒ (n,)."""
     log_r, log_g = _log_softmax(reference, generated)
     return (np.exp(log_r) * (log_r - np.log(np.exp(log_g) + EPSILON))).sum(axis=1)
 
 
 def kl_sigmoid_eps1e_6(reference: np.ndarray, generated: np.ndarray) -> np.ndarray:
-    """``audioldm_eval``'s "KL sigmoid" ⇒ (n,): Σ s(r) ln(s(r) / (s(g) + 1e-6)). Not a divergence (the terms of 1 − s are
-    missing) and it can be negative; given for comparison alone."""
+    """``audioldm_eval``'s "KL sigmoid" ⇒ (n,): Σ s(r) ln(s(r) / (s(g) + 1e-6)). Not a divergence (the terms of 1 − s
+    are missing) and it can be negative; given for comparison alone."""
     reference, generated = _checked(reference, generated)
     r, g = expit(reference), expit(generated)
     return (r * (np.log(r) - np.log(g + EPSILON))).sum(axis=1)

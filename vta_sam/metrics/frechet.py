@@ -189,4 +189,5 @@ def _line(points: np.ndarray) -> Extrapolated:
     inverse, distances = points.T
     slope, intercept = np.polyfit(inverse, distances, 1)
     residual = np.square(distances - (slope * inverse + intercept)).sum()
-    return Extrapolated(float(intercept), float(slope), float(1 - residual / np.square(distances - distances.mean()).sum()))
+    total = np.square(distances - distances.mean()).sum()
+    return Extrapolated(float(intercept), float(slope), float(1 - residual / total) if total > 0 else 1.0)

@@ -40,8 +40,8 @@ class FoleyOnsets:
 
 @dataclass(frozen=True)
 class FoleyScores:
-    """accuracy: hits per true onset. average_precision. count_agrees: 1 if both sides have equally many. Each None where
-    the published code has no value."""
+    """accuracy: hits per true onset. average_precision. count_agrees: 1 if both sides have equally many. Each None
+    where the published code has no value."""
 
     accuracy: float | None
     average_precision: float | None
@@ -115,8 +115,9 @@ def onset_scores_published(true: FoleyOnsets, generated: FoleyOnsets) -> FoleySc
 def onset_scores_matched(true: FoleyOnsets, generated: FoleyOnsets) -> MatchedScores:
     """The same onsets, matched one to one.
 
-    For average precision, generated onsets are taken from the most confident down, each with the nearest true one within
-    0.1 s that is free; the sum of precisions at the hits is divided by the number of true onsets, so that a miss costs.
+    For average precision, generated onsets are taken from the most confident down, each with the nearest true one
+    within 0.1 s that is free; the sum of precisions at the hits is divided by the number of true onsets, so that a miss
+    costs.
     """
     f1 = onset_f1(true.times_s, generated.times_s)
     if f1 is None:

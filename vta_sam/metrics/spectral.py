@@ -16,7 +16,7 @@ FLOOR_DB = -80.0  # below the clip's own maximum; what lies deeper is inaudible 
 def log_spectral_distance_db(true: np.ndarray, generated: np.ndarray) -> float | None:
     """Two mono sounds of one rate ⇒ mean over frames of the root mean square over bins of their difference in dB.
 
-    Periodic Hann windows of 2048 samples every 512, centred; power in dB, each sound relative to its own maximum and cut
+    Periodic Hann windows of 2048 samples every 512, centred; power in dB, each sound relative to its own maximum, cut
     off 80 dB below it, so that level doesn't count; compared over the shorter. The usual definition (Gray and Markel,
     1976) leaves these constants open, so that values of different programs don't compare. None where one of the two is
     silent: it has no spectrum. InputError: NaN or infinity, or not mono.

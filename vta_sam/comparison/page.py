@@ -1,0 +1,171 @@
+"""Writing the page: media first, clips in scripts of a dozen, and a small index that loads what is shown."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Callable
+
+import jinja2
+import numpy as np
+
+from ..atomic import write_text
+from ..errors import InputError
+from ..evaluation.files import SoundFile
+from ..evaluation.results import ClipScores
+from ..media.audio import read_audio
+from ..mel import SAMPLE_RATE_HZ
+from ..report import panels
+from . import drawings, tables
+from .folder import replaced
+from .players import Player, make_player, without_folders
+from .request import PageClip, PageRequest
+
+CLIPS_PER_SCRIPT = 12
+LONGEST_S = 600.0
+_ASSETS = Path(__file__).with_name("assets")
+_POSTER_AT = 1 / 3  # of a clip: more is to be seen there than at its start
+
+
+@dataclass
+class Cell:
+    """One system's clip. player, picture: None ⇒ there is no sound, and ``gap`` says why. picture: file name of the
+    spectrogram; length_s: of the sound; onsets, scores: as drawn and as shown; silent: no 50 ms of it are above -60 dBFS."""
+
+    system: str
+    reference: bool
+    player: Player | None = None
+    picture: str | None = None
+    length_s: float = 0.0
+    gap: str = ""
+    onsets_s: list[float] = field(default_factory=list)
+    silent: bool = False
+    scores: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def write_page(request: PageRequest, progress: Callable[[int, int], None] = lambda done, total: None) -> Path:
+    """Write the page ⇒ its index.html. progress: clips done, of how many.
+
+    A page that is there is replaced when the new one is whole. A sound that can't be read leaves its reason in its
+    cell. One clip's systems are in memory at a time. The same request gives the same bytes. InputError: see
+    PageRequest.check and folder.replaced.
+    """
+    request.check()
+    with replaced(request.out) as folder:
+        for name in ("assets", "media", "pages"):
+            (folder / name).mkdir()
+        for name in ("page.css", "page.js"):
+            shutil.copyfile(_ASSETS / name, folder / "assets" / name)
+        chunk: list[str] = []
+        for number, clip in enumerate(request.clips):
+            chunk.append(_clip_markup(request, clip, number, folder / "media"))
+            if len(chunk) == CLIPS_PER_SCRIPT or number + 1 == len(request.clips):
+                page = number // CLIPS_PER_SCRIPT
+                _write_script(folder / "pages" / f"{page + 1:04d}.js", "addClips", page, chunk)
+                chunk = []
+            progress(number + 1, len(request.clips))
+        _write_script(folder / "pages" / "index.js", "start", CLIPS_PER_SCRIPT,
+                      [[clip.id, " ".join(_words(clip))] for clip in request.clips])
+        write_text(folder / "index.html", _index_markup(request))
+    return request.out / "index.html"
+
+
+def _index_markup(request: PageRequest) -> str:
+    evaluation = request.evaluation
+    columns = tables.shown_columns(evaluation)
+    return _template("index.html.j2").render(
+        title=request.title, note=request.note, evaluation=evaluation, systems=request.systems,
+        clips=len(request.clips), columns=columns, column_groups=tables.groups(columns),
+        group_of={column.key: tables.group(column) for column in columns}, rows=tables.rows(evaluation),
+        differences=tables.differences(evaluation), missing=tables.missing(evaluation),
+        provenance=tables.provenance(evaluation), shown_db=round(panels.SHOWN_DB),
+        several=any(system.samples > len(system.clips) > 0 for system in evaluation.systems.values()),
+        timelines=any(clip.timeline is not None for clip in request.clips),
+        events=any(clip.events_s is not None for clip in request.clips),
+    )
+
+
+def _clip_markup(request: PageRequest, clip: PageClip, number: int, media: Path) -> str:
+    cells, mels = [], []
+    for row, system in enumerate(request.systems):
+        cell, mel_db = _cell(request, clip, system, media, f"c{number + 1:04d}-s{row:02d}")
+        cells.append(cell)
+        mels.append(mel_db)
+    duration_s = max([cell.length_s for cell in cells] + [clip.timeline[2] if clip.timeline else 0.0]) or 1.0
+    known = [mel for mel in mels if mel is not None]
+    for row, (cell, mel_db) in enumerate(zip(cells, mels)):
+        if mel_db is not None:
+            cell.picture = f"c{number + 1:04d}-s{row:02d}.png"
+            drawings.write_spectrogram(media / cell.picture, mel_db, panels.loudest_db(*known), duration_s)
+    poster = _poster(request, clip, media, f"c{number + 1:04d}.jpg", duration_s)
+    return _template("clip.html.j2").render(
+        clip=clip, number=number, cells=cells, duration_s=duration_s, poster=poster,
+        lanes=drawings.lanes(clip.timeline, duration_s), ticks=drawings.ticks(duration_s), percents=drawings.percents,
+        events_s=[] if clip.events_s is None else [float(time) for time in clip.events_s],
+        frequencies=drawings.frequency_marks(),
+    )
+
+
+def _cell(request: PageRequest, clip: PageClip, system: str, media: Path, stem: str) -> tuple[Cell, np.ndarray | None]:
+    """⇒ the cell without its picture, and the log-mel in dB (frames, 64) that is to be drawn, None without sound."""
+    result = request.evaluation.systems.get(system)
+    scores: ClipScores | None = result.clips.get(clip.id) if result is not None else None
+    cell = Cell(system, system == request.evaluation.reference)
+    cell.scores = tables.clip_scores(tables.shown_columns(request.evaluation), scores)
+    if scores is not None:
+        cell.onsets_s, cell.silent, cell.notes = list(scores.onsets_s), scores.silent, list(scores.notes)
+    sound = request.sounds[system].get(clip.id)
+    if sound is None:
+        cell.gap = "no sound of this clip"
+        return cell, None
+    pictures = request.videos.get(clip.id)
+    try:
+        waveform = read_audio(sound.path, sample_rate_hz=SAMPLE_RATE_HZ, longest_s=LONGEST_S)
+        if not np.isfinite(waveform).all():
+            raise InputError(f"{sound.path} holds NaN or infinity")
+        cell.player = make_player(sound, waveform, pictures, media, stem)
+    except InputError as error:
+        cell.gap = without_folders(error, *_paths(sound, pictures))
+        return cell, None
+    cell.notes += cell.player.notes
+    cell.length_s = len(waveform) / SAMPLE_RATE_HZ
+    return cell, panels.decibels(waveform)
+
+
+def _paths(sound: SoundFile, pictures: Path | None) -> list[Path]:
+    return [path for path in (sound.path, sound.video, pictures) if path is not None]
+
+
+def _poster(request: PageRequest, clip: PageClip, media: Path, name: str, duration_s: float) -> str | None:
+    """Write one poster for all systems of a clip, from the first file that has a picture ⇒ its name."""
+    shown = [request.sounds[system].get(clip.id) for system in request.systems]
+    videos = [request.videos.get(clip.id), *(sound.video for sound in shown if sound is not None)]
+    for video in dict.fromkeys(path for path in videos if path is not None):
+        for time_s in (_POSTER_AT * duration_s, 0.0):
+            try:
+                drawings.write_poster(media / name, video, time_s)
+                return name
+            except InputError:
+                continue  # its cells say what is wrong with it
+    return None
+
+
+def _words(clip: PageClip) -> list[str]:
+    return [words for words in (clip.words.label, clip.words.caption, *clip.words.objects) if words]
+
+
+def _write_script(path: Path, function: str, *arguments: Any) -> None:
+    """A script that hands data to the page: files can't be fetched from disk, but scripts can be loaded."""
+    data = ",".join(json.dumps(argument, ensure_ascii=False, separators=(",", ":")) for argument in arguments)
+    write_text(path, f"comparison.{function}({data.replace('<', chr(92) + 'u003c')});\n")
+
+
+@lru_cache(maxsize=None)
+def _template(name: str) -> jinja2.Template:
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(_ASSETS), autoescape=True, trim_blocks=True,
+                                     lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    return environment.get_template(name)

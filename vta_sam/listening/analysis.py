@@ -21,7 +21,7 @@ _TAIL = 2.5
 class Screening:
     """When a rater doesn't count, after ITU-R BS.1534's post-screening: the hidden reference is rated below
     ``least_reference`` on average, or below the question's own anchor of the same clip in more than ``most_reversed``
-    of the cases. Either question decides."""
+    of the cases (and more than once, since one slip is human). Either question decides."""
 
     least_reference: float = 3.5
     most_reversed: float = 0.15
@@ -86,10 +86,9 @@ def unreliable(ratings: Sequence[Rating], rule: Screening) -> str:
         if reference and np.mean(list(reference.values())) < rule.least_reference:
             return f"{question}: rated the hidden reference {np.mean(list(reference.values())):.2f} on average"
         both = [clip for clip in reference if clip in anchor]
-        reversed_share = np.mean([reference[clip] < anchor[clip] for clip in both]) if both else 0.0
-        if reversed_share > rule.most_reversed:
-            return (f"{question}: rated the hidden reference below the anchor in {reversed_share:.0%} of {len(both)} "
-                    "clips")
+        slips = sum(reference[clip] < anchor[clip] for clip in both)
+        if slips > max(1, rule.most_reversed * len(both)):
+            return f"{question}: rated the hidden reference below the anchor in {slips} of {len(both)} clips"
     return ""
 
 

@@ -18,7 +18,7 @@ def main(config):
     from rich import print as show
     from rich.progress import Progress
 
-    from vta_sam.comparison.compare import Comparison, write_comparison
+    from vta_sam.comparison.compare import write_comparison
     from vta_sam.evaluation.evaluate import evaluate
     from vta_sam.evaluation.output import write_evaluation
     from vta_sam.evaluation.request import request_of, systems_and_reference
@@ -34,12 +34,12 @@ def main(config):
         if table is not None:
             show(table)
     out = Path(config.out)
-    comparison = Comparison(config.title, config.note, out, None if config.shards is None else Path(config.shards))
+    shards = None if config.shards is None else Path(config.shards)
     with Progress() as bar:
         task = bar.add_task("page", total=None)
-        page = write_comparison(comparison, request, evaluation, plan,
+        page = write_comparison(evaluation, plan, request, out / "page", config.title, config.note, shards,
                                 lambda done, total: bar.update(task, completed=done, total=total))
-    for path in (*write_evaluation(out / "results", evaluation), page):
+    for path in (*write_evaluation(out, evaluation), page):
         print(path)
 
 

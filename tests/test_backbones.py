@@ -197,3 +197,25 @@ def test_names():
     with pytest.raises(InputError, match="no backbone is called 'passt'"):
         load_backbone("passt")
     assert {"ImageBind score", "DeSync by Synchformer"} <= set(NOT_SHIPPED)
+
+
+def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch):
+    """docs/backbones.md shows a whole backbone: it hears, and an evaluation takes it."""
+    import re
+
+    from vta_sam.evaluation import ears
+    from vta_sam.evaluation.cache import FeatureCache
+
+    text = (Path(__file__).resolve().parents[1] / "docs" / "backbones.md").read_text(encoding="utf-8")
+    [source] = re.findall(r"```python\n(.*?)```", text, re.S)
+    scope: dict = {}
+    exec(compile(source, "docs/backbones.md", "exec"), scope)
+    backbone = scope["Loudness"]()
+    sounds = [noise(0, 16_000), 0.1 * noise(1, 16_000), noise(2, 8_000)]
+    answers = backbone.hear(sounds)
+    assert [answer.embeddings.shape for answer in answers] == [(1, 2)] * 3
+    assert answers[0].embeddings[0, 0] - answers[1].embeddings[0, 0] == pytest.approx(1, abs=0.05)
+    monkeypatch.setattr(ears, "TITLES", {**TITLES, "loudness": ("loudness", False)})
+    monkeypatch.setattr(ears, "load_backbone", lambda *_: backbone)
+    found = ears.Ears.of(["loudness"], None, "cpu", 4, FeatureCache(None))
+    assert found.fingerprints == (("loudness", "loudness-1"),)

@@ -15,14 +15,13 @@ def main(config):
         raise InputError("systems= is missing; it names a folder with one folder of clips per system, or is "
                          "{name: folder, ...}")
     from omegaconf import OmegaConf
-    from rich import print as show
     from rich.progress import Progress
 
     from vta_sam.comparison.compare import write_comparison
     from vta_sam.evaluation.evaluate import evaluate
     from vta_sam.evaluation.output import write_evaluation
     from vta_sam.evaluation.request import request_of, systems_and_reference
-    from vta_sam.evaluation.table import figures_table, missing_table
+    from vta_sam.evaluation.table import console, figures_table, missing_lines
     from vta_sam.extraction.report import followed
 
     settings = OmegaConf.to_container(config, resolve=True)
@@ -30,9 +29,8 @@ def main(config):
     request = request_of(settings, systems, reference)
     with followed(f"clips of {reference}") as progress:
         evaluation, plan = evaluate(request, progress)
-    for table in (figures_table(evaluation), missing_table(evaluation)):
-        if table is not None:
-            show(table)
+    console().print(figures_table(evaluation))
+    print(*missing_lines(evaluation), sep="\n")
     out = Path(config.out)
     shards = None if config.shards is None else Path(config.shards)
     with Progress() as bar:

@@ -15,21 +15,21 @@ def main(config):
         if config[name] is None:
             raise InputError(f"{name}= is missing; it names a folder of sounds")
     from omegaconf import OmegaConf
-    from rich import print as show
 
     from vta_sam.evaluation.evaluate import evaluate
     from vta_sam.evaluation.output import write_evaluation
     from vta_sam.evaluation.request import named_folders, request_of
-    from vta_sam.evaluation.table import differences_table, figures_table, missing_table
+    from vta_sam.evaluation.table import console, differences_table, figures_table, missing_lines
     from vta_sam.extraction.report import followed
 
     settings = OmegaConf.to_container(config, resolve=True)
     request = request_of(settings, named_folders(settings["generated"]), Path(config.reference))
     with followed(f"clips of {config.reference}") as progress:
         evaluation, _ = evaluate(request, progress)
-    for table in (figures_table(evaluation), differences_table(evaluation), missing_table(evaluation)):
+    for table in (figures_table(evaluation), differences_table(evaluation)):
         if table is not None:
-            show(table)
+            console().print(table)
+    print(*missing_lines(evaluation), sep="\n")
     for path in write_evaluation(Path(config.out), evaluation):
         print(path)
 

@@ -53,7 +53,8 @@ def evaluate(request: Request, progress: Progress = lambda done, clips, failed: 
     if not bank.truths:
         raise InputError(f"none of the {len(plan.clips)} clips of {request.reference} can be scored; the first: "
                          f"{next(iter(bank.bad_clips.values()))}")
-    columns = all_columns(ears.titles, request.flows, any(truth.label for truth in bank.truths.values()))
+    labelled = any(truth.label in ears.tiny_classes for truth in bank.truths.values())
+    columns = all_columns(ears.titles, request.flows, labelled)
     missing = {**ears.missing_columns(), **_no_pictures(request, bank)}
     sets = SetFigures(bank.truths, request.seed, request.set_resamples)
     judge = Judge(bank, columns, missing, sets, request.seed, request.resamples, _reference_among(request),

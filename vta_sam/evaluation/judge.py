@@ -39,8 +39,13 @@ class Judge:
         self.ceiling = self._scores({clip: [sound] for clip, sound in self.bank.ceiling.items()})
         systems = {name: self._system(name) for name in self.bank.sounds}
         differences = self._differences()
+        missing = dict(self.missing)
+        for column in self.columns:  # a reason that holds for all is told once
+            reasons = {system.figures[column.key].reason for system in systems.values()}
+            if len(reasons) == 1 and reasons != {""}:
+                missing[column.key] = reasons.pop()
         return Evaluation(list(self.columns), systems, self.clips, differences, self._best(systems, differences),
-                          self.reference, dict(self.missing))
+                          self.reference, missing)
 
     def _scores(self, sounds: dict[str, list[Measured]]) -> dict[str, tuple[Values, Values]]:
         """{clip: (values, values of the control)}, each meaned over the clip's samples."""

@@ -6,6 +6,9 @@ import csv
 import io
 from pathlib import Path
 
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -14,7 +17,14 @@ from ..metrics.statistics import Interval
 from .columns import Column
 from .results import MOST_SILENT, Evaluation, SystemResult
 
+_WIDTH = 160  # columns of a log
 _SIDE_BY_SIDE = 3  # systems whose intervals stand beside their means; with more they stand below
+
+
+def console() -> Console:
+    """For tables: as wide as the terminal, and wide enough where the output goes to a file."""
+    usual = Console()
+    return usual if usual.is_terminal else Console(width=_WIDTH)
 
 
 def figures_table(evaluation: Evaluation) -> Table:
@@ -22,9 +32,7 @@ def figures_table(evaluation: Evaluation) -> Table:
     systems = evaluation.systems
     if len(systems) == 1:
         return _one(evaluation, next(iter(systems.values())))
-    table = Table(title=f"{len(evaluation.clips)} clips, mean [95 % interval]; * better than every other ranked system",
-                  title_justify="left")
-    table.add_column("figure")
+    table = _table(f"{len(evaluation.clips)} clips, mean [95 % interval]; * better than every other ranked system")
     for system in systems.values():
         table.add_column(system.name + (" (true)" if system.name == evaluation.reference else ""))
     for column in evaluation.columns:
@@ -43,8 +51,7 @@ def differences_table(evaluation: Evaluation) -> Table | None:
     """Paired differences, a column per pair; None with fewer than two systems, or more than fit (four pairs)."""
     if not 0 < len(evaluation.differences) <= 4:
         return None
-    table = Table(title="paired differences over the same clips, mean [95 % interval]", title_justify="left")
-    table.add_column("figure")
+    table = _table("paired differences over the same clips, mean [95 % interval]; * it excludes 0")
     for pair in evaluation.differences:
         table.add_column(pair)
     for column in evaluation.columns:
@@ -52,24 +59,16 @@ def differences_table(evaluation: Evaluation) -> Table | None:
         if any(cells):
             table.add_row(f"{column.title} {_unit(column)}",
                           *(_cell(cell, column, False, bool(cell and cell.low * cell.high > 0)) for cell in cells))
-    table.caption = "* the interval excludes 0"
     return table
 
 
-def missing_table(evaluation: Evaluation) -> Table | None:
-    """What could not be computed, and why; equal reasons together. None if nothing is missing."""
+def missing_lines(evaluation: Evaluation) -> list[str]:
+    """What could not be computed, and why: a sentence for each reason."""
     titles = {column.key: column.title for column in evaluation.columns}
     reasons: dict[str, list[str]] = {}
     for key, reason in evaluation.missing.items():
         reasons.setdefault(reason, []).append(titles.get(key, key))
-    if not reasons:
-        return None
-    table = Table(title="missing", title_justify="left")
-    table.add_column("figure")
-    table.add_column("why")
-    for reason, names in reasons.items():
-        table.add_row(", ".join(names), reason)
-    return table
+    return [f"missing: {', '.join(names)}: {reason}" for reason, names in reasons.items()]
 
 
 def write_clips(path: Path, evaluation: Evaluation) -> None:
@@ -85,20 +84,20 @@ def write_clips(path: Path, evaluation: Evaluation) -> None:
     write_text(path, text.getvalue())
 
 
-def shown(interval: Interval, column: Column, sign: str = "") -> tuple[str, str]:
-    """An interval ⇒ its mean and its brackets, in the column's decimals."""
-    number = f"{{:{sign}.{column.decimals}f}}"
-    return number.format(interval.mean), f"[{number.format(interval.low)}, {number.format(interval.high)}]"
+def shown(interval: Interval, column: Column) -> tuple[str, str]:
+    """An interval ⇒ its mean and its brackets, in the column's decimals; no brackets where it has no ends."""
+    mean, low, high = (f"{value:.{column.decimals}f}" for value in (interval.mean, interval.low, interval.high))
+    return mean, "" if np.isnan(interval.low) else f"[{low}, {high}]"
 
 
 def _one(evaluation: Evaluation, system: SystemResult) -> Table:
-    table = Table(title=f"{system.name}: {len(evaluation.clips)} clips, mean [95 % interval]", title_justify="left")
+    table = _table(f"{system.name}: {len(evaluation.clips)} clips, mean [95 % interval]")
     parts = ("score", "control", "score_minus_control", "ceiling")
     titles = ("score", "control", "score − control", "ceiling")
     figures = {column: system.figures[column.key] for column in evaluation.columns
                if system.figures[column.key].score is not None}
     used = [i for i, part in enumerate(parts) if any(getattr(figure, part) for figure in figures.values())]
-    for title in ("figure", *(titles[i] for i in used), "n"):
+    for title in (*(titles[i] for i in used), "n"):
         table.add_column(title)
     for column, figure in figures.items():
         assert figure.score is not None
@@ -112,11 +111,18 @@ def _one(evaluation: Evaluation, system: SystemResult) -> Table:
     return table
 
 
+def _table(title: str) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("figure", min_width=24)
+    return table
+
+
 def _cell(interval: Interval | None, column: Column, below: bool, marked: bool) -> Text:
     if interval is None or not interval.n:
         return Text("–")
     mean, brackets = shown(interval, column)
-    return Text(f"{mean}{'*' if marked else ''}{chr(10) if below else ' '}{brackets}", style="bold" if marked else "")
+    text = f"{mean}{'*' if marked else ''}{chr(10) if below else ' '}{brackets}".rstrip()
+    return Text(text, style="bold" if marked else "")
 
 
 def _unit(column: Column) -> str:

@@ -28,7 +28,7 @@ _MARKED_HZ = (500, 2000)
 
 @dataclass(frozen=True)
 class Lane:
-    """When one object is visible: the outline of an SVG area, 1000 wide and 100 high. mean, most: of its probability."""
+    """When one object is visible: the outline of an SVG area, 1000 wide, 100 high. mean, most: of its probability."""
 
     name: str
     path: str
@@ -46,7 +46,7 @@ def write_spectrogram(path: Path, mel_db: np.ndarray, top_db: float, duration_s:
     drawn = np.full((width, N_MELS), -np.inf)
     inside = column < width
     np.maximum.at(drawn, column[inside], mel_db[inside])
-    level = np.clip(np.ceil((drawn - top_db + SHOWN_DB) / SHOWN_DB * (_LEVELS - 1)), 0, _LEVELS - 1)
+    level = np.clip(np.rint((drawn - top_db + SHOWN_DB) / SHOWN_DB * (_LEVELS - 1)), 0, _LEVELS - 1)
     picture = Image.fromarray(np.ascontiguousarray(level.T[::-1].astype(np.uint8)), mode="P")
     colours = matplotlib.colormaps["magma"](np.linspace(0, 1, _LEVELS), bytes=True)[:, :3]
     picture.putpalette(colours.tobytes())

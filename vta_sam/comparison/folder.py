@@ -47,8 +47,8 @@ def _claim(out: Path) -> None:
         if not (out / MARKER).is_file():
             foreign = sorted(path.name for path in out.iterdir() if path.name not in (*NEIGHBOURS, _NEW, _OLD))
             if foreign:
-                raise InputError(f"out={out} holds {', '.join(foreign[:3])}{' …' * (len(foreign) > 3)} and no comparison "
-                                 f"page ({MARKER} is missing); name a new or empty folder")
+                raise InputError(f"out={out} holds {', '.join(foreign[:3])}{' …' * (len(foreign) > 3)} and no "
+                                 f"comparison page ({MARKER} is missing); name a new or empty folder")
             write_text(out / MARKER, json.dumps({"page": "vta_sam.comparison", "format": 1}) + "\n")
     except FileExistsError as error:
         raise InputError(f"out={out} is a file; name a folder") from error

@@ -26,6 +26,7 @@ from .request import PageClip, PageRequest
 
 CLIPS_PER_SCRIPT = 12
 LONGEST_S = 600.0
+LONGEST_CAPTION = 120  # characters; the rest of a longer one is a click away
 _ASSETS = Path(__file__).with_name("assets")
 _POSTER_AT = 1 / 3  # of a clip: more is to be seen there than at its start
 
@@ -33,7 +34,7 @@ _POSTER_AT = 1 / 3  # of a clip: more is to be seen there than at its start
 @dataclass
 class Cell:
     """One system's clip. player, picture: None ⇒ there is no sound, and ``gap`` says why. picture: file name of the
-    spectrogram; length_s: of the sound; onsets, scores: as drawn and as shown; silent: no 50 ms of it are above -60 dBFS."""
+    spectrogram; length_s: of the sound; scores: as they are shown; silent: no 50 ms of it are above -60 dBFS."""
 
     system: str
     reference: bool
@@ -106,7 +107,7 @@ def _clip_markup(request: PageRequest, clip: PageClip, number: int, media: Path)
         clip=clip, number=number, cells=cells, duration_s=duration_s, poster=poster,
         lanes=drawings.lanes(clip.timeline, duration_s), ticks=drawings.ticks(duration_s), percents=drawings.percents,
         events_s=[] if clip.events_s is None else [float(time) for time in clip.events_s],
-        frequencies=drawings.frequency_marks(),
+        frequencies=drawings.frequency_marks(), longest=LONGEST_CAPTION,
     )
 
 

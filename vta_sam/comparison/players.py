@@ -64,7 +64,7 @@ def make_player(sound: SoundFile, waveform: np.ndarray, pictures: Path | None, f
 
 
 def without_folders(error: InputError, *paths: Path) -> str:
-    """An error's words with file names in place of paths: the page may be published, and folders are nobody's business."""
+    """An error's words with file names in place of paths: a page may be published, and folders are private."""
     words = str(error)
     for path in paths:
         words = words.replace(str(path), path.name)

@@ -27,8 +27,8 @@ class PageClip:
 @dataclass
 class PageRequest:
     """A page to be written. sounds: {system: {clip id: its first sample}}; rows stand in this order, the evaluation's
-    true sound first. videos: {clip id: pictures} for systems that have only sound. out: the folder of index.html. note: a
-    sentence under the title."""
+    true sound first. videos: {clip id: pictures} for systems that have only sound. out: the folder of index.html.
+    note: a sentence under the title."""
 
     title: str
     evaluation: Evaluation

@@ -116,10 +116,11 @@ def differences(evaluation: Evaluation) -> list[tuple[str, list[tuple[Number, bo
         numbers = []
         for column in shown_columns(evaluation):
             interval = intervals.get(column.key)
-            shown = number(interval, column.decimals) if interval is not None else Number(missing=UNKNOWN)
-            apart = interval is not None and bool(shown.mean) and interval.n > 1 and not (
-                interval.low <= 0 <= interval.high)
-            numbers.append((shown, apart and not math.isnan(interval.low + interval.high)))
+            if interval is None:
+                numbers.append((Number(missing=UNKNOWN), False))
+            else:
+                apart = interval.n > 1 and (interval.low > 0 or interval.high < 0)
+                numbers.append((number(interval, column.decimals), apart))
         found.append((pair, numbers))
     return found
 
@@ -132,19 +133,21 @@ def clip_scores(columns: list[Column], scores: ClipScores | None) -> list[tuple[
     for column in columns:
         if column.scope == "clip" and column.key in scores.values:
             value = scores.values[column.key]
-            known = value is not None and not math.isnan(value)
-            found.append((f"{column.title} {column.arrow}".rstrip(),
-                          f"{decimal(value, column.decimals)} {column.unit}".rstrip() if known else "not defined"))
+            shown = "not defined" if value is None or math.isnan(value) else decimal(value, column.decimals)
+            unit = column.unit if shown != "not defined" else ""
+            found.append((f"{column.title} {column.arrow}".rstrip(), f"{shown} {unit}".rstrip()))
     return found
 
 
 def provenance(evaluation: Evaluation) -> list[tuple[str, str]]:
     """[(dotted name, value)], leaves only."""
-    def leaves(prefix: str, value: Any) -> list[tuple[str, str]]:
-        if isinstance(value, dict) and value:
-            return [leaf for key, item in value.items() for leaf in leaves(f"{prefix}.{key}" if prefix else str(key), item)]
-        return [(prefix, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))]
-    return leaves("", evaluation.provenance) if evaluation.provenance else []
+    return _leaves("", evaluation.provenance) if evaluation.provenance else []
+
+
+def _leaves(prefix: str, value: Any) -> list[tuple[str, str]]:
+    if isinstance(value, dict) and value:
+        return [leaf for key, item in value.items() for leaf in _leaves(f"{prefix}.{key}".lstrip("."), item)]
+    return [(prefix, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))]
 
 
 def _entry(evaluation: Evaluation, name: str, system: SystemResult, column: Column) -> Entry:

@@ -2,7 +2,7 @@
    a time. Markup comes escaped from the program that wrote the page; nothing here makes markup out of data. */
 "use strict";
 const comparison = (() => {
-  const NARROWEST_CELL_PX = 200, GAP_PX = 16, SEEK_S = 0.5;
+  const NARROWEST_CELL_PX = 184, GAP_PX = 16, SEEK_S = 0.5;
   const scripts = new Map();  // number of a script ⇒ promise that its clips are there
   const markup = [];  // of each clip, as far as loaded
   let clips = [], perScript = 1, found = [], first = 0, columns = 1, turn = 0, playing = null;
@@ -82,7 +82,7 @@ const comparison = (() => {
       select.dataset.columns = columns;
       select.replaceChildren(...Array.from({length: pages}, (_, i) => {
         const last = Math.min((i + 1) * columns, found.length), start = i * columns + 1;
-        return new Option(`Page ${i + 1} of ${pages}: ${start === last ? start : `${start}–${last}`}`, i);
+        return new Option(start === last ? `Clip ${start}` : `Clips ${start}–${last}`, i);
       }));
     }
     select.selectedIndex = Math.floor(first / columns);
@@ -254,7 +254,7 @@ const comparison = (() => {
     if (beside) document.getElementById("figures").classList.toggle("no-beside", !beside.checked);
   }
 
-  const THEMES = [["", "as the system"], ["light", "light"], ["dark", "dark"]];
+  const THEMES = [["", "automatic"], ["light", "light"], ["dark", "dark"]];
   function dress(theme) {
     const [value, name] = THEMES.find(([known]) => known === theme) ?? THEMES[0];
     const button = document.getElementById("theme");

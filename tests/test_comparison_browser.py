@@ -79,6 +79,20 @@ def test_a_click_on_the_spectrogram_seeks_and_the_heads_follow(browser, index):
         assert (lane["x"], lane["width"]) == (picture["x"], picture["width"])
 
 
+def test_the_next_system_can_start_at_the_same_moment(browser, index):
+    with opened(browser, index) as page:
+        videos = "document.querySelectorAll('video')"
+        for keep, earliest, latest in ((True, 0.5, 1.0), (False, 0.0, 0.5)):
+            page.locator("#keep").set_checked(keep)
+            page.evaluate(f"{videos}[0].currentTime = 0.5; {videos}[1].currentTime = 0")
+            page.locator(".play").nth(0).click()
+            page.wait_for_function(f"!{videos}[0].paused && {videos}[0].currentTime >= 0.5")
+            page.locator(".play").nth(1).click()
+            page.wait_for_function(f"{videos}[1].currentTime > 0.02")
+            assert earliest <= page.evaluate(f"{videos}[1].currentTime") <= latest
+            page.wait_for_function(f"{PLAYING} === 0")
+
+
 def test_keys_move_seek_and_play(browser, index):
     with opened(browser, index) as page:
         page.locator(".play").first.focus()

@@ -220,10 +220,10 @@ def test_a_page_that_cannot_be_finished_leaves_the_old_one(tmp_path, monkeypatch
     before = write_page(request).read_bytes()
 
     def fail(request):
-        raise RuntimeError("the disk is full")
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(vta_sam.comparison.page, "_index_markup", fail)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(InputError, match="No space left"):
         write_page(replace(request, title="another"))
     assert (request.out / "index.html").read_bytes() == before
     assert sorted(path.name for path in request.out.iterdir()) == ["assets", "comparison.json", "index.html", "media",

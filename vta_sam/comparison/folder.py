@@ -36,6 +36,8 @@ def replaced(out: Path) -> Iterator[Path]:
                 (out / name).rename(old / name)
         for name in OWN:
             (new / name).rename(out / name)
+    except OSError as error:
+        raise InputError(f"out={out}: the page can't be written ({error.strerror or error})") from error
     finally:
         for folder in (new, old):
             shutil.rmtree(folder, ignore_errors=True)

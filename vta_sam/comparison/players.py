@@ -107,11 +107,8 @@ def _codec(stream) -> str:
 
 
 def _copy(source: Path, target: Path) -> None:
-    try:
-        with atomic_path(target) as temporary:
-            shutil.copyfile(source, temporary)
-    except OSError as error:
-        raise InputError(f"{source} can't be copied to {target} ({error.strerror})") from error
+    with atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def _cut(waveform: np.ndarray, video: Path) -> list[str]:

@@ -97,7 +97,7 @@ def missing(evaluation: Evaluation) -> list[tuple[str, list[str]]]:
     """[(reason, the titles that it explains)] of what no system has a figure of."""
     shown = {column.key for column in shown_columns(evaluation)}
     titles = {column.key: column.title for column in evaluation.columns}
-    reasons = dict(evaluation.missing)
+    reasons = {key: reason for key, reason in evaluation.missing.items() if key not in shown}
     for column in evaluation.columns:
         if column.key not in shown:
             given = [figure.reason for system in evaluation.systems.values()

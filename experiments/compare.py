@@ -1,11 +1,16 @@
 """Systems on the same clips, side by side on a page that plays, shows and measures them: see conf/compare.yaml."""
 
+import sys
 from pathlib import Path
 
 import hydra
 
 from vta_sam.cli import run
 from vta_sam.errors import InputError
+from vta_sam.generation.arguments import quote_text
+
+PLAIN_TEXT = ("reference", "videos", "out", "ids", "split", "captions", "weights", "ceiling", "cache", "title",
+              "note", "shards")
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="compare")
@@ -42,4 +47,5 @@ def main(config):
 
 
 if __name__ == "__main__":
+    sys.argv[1:] = quote_text(sys.argv[1:], PLAIN_TEXT)
     main()

@@ -1,11 +1,15 @@
 """Hold folders of generated sound against the true sound of their clips: see conf/evaluate.yaml."""
 
+import sys
 from pathlib import Path
 
 import hydra
 
 from vta_sam.cli import run
 from vta_sam.errors import InputError
+from vta_sam.generation.arguments import quote_text
+
+PLAIN_TEXT = ("reference", "videos", "out", "ids", "split", "captions", "weights", "ceiling", "cache")
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="evaluate")
@@ -35,4 +39,5 @@ def main(config):
 
 
 if __name__ == "__main__":
+    sys.argv[1:] = quote_text(sys.argv[1:], PLAIN_TEXT)
     main()

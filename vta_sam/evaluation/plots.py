@@ -37,7 +37,7 @@ def figures_picture(path: Path, evaluation: Evaluation) -> bool:
     for row in panels:
         for axes in row[1:]:
             axes.tick_params(labelleft=False)
-    figure.supxlabel("mean and 95 % interval over clips · small and grey: against other clips' truth (control) · dotted: "
+    figure.supxlabel("mean and 95 % interval over clips · small, grey: against other clips' truth (control) · dotted: "
                      "ceiling · star: better than every other ranked system", fontsize=8)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})

@@ -79,6 +79,7 @@ def test_a_click_on_the_spectrogram_seeks_and_the_heads_follow(browser, index):
         assert (lane["x"], lane["width"]) == (picture["x"], picture["width"])
 
 
+@pytest.mark.slow
 def test_the_next_system_can_start_at_the_same_moment(browser, index):
     with opened(browser, index) as page:
         videos = "document.querySelectorAll('video')"
@@ -145,6 +146,7 @@ def test_clips_are_loaded_when_they_are_shown(browser, index):
         assert page.locator(".clip").count() == 0
 
 
+@pytest.mark.slow
 def test_a_link_names_a_clip_or_opens_a_definition(browser, index):
     with opened(browser, index, fragment="#clip=clip%2025") as page:
         page.wait_for_selector(".clip[data-id='clip 25']")
@@ -168,6 +170,7 @@ def test_a_phone_shows_a_clip_a_card_without_scrolling_aside(browser, index, sch
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") != "rgb(255, 255, 255)"
 
 
+@pytest.mark.slow
 def test_groups_of_columns_can_be_put_away(browser, index):
     with opened(browser, index) as page:
         heading = page.get_by_role("columnheader", name="Fréchet distance")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_evaluation import clicks, write_folder
+from test_evaluation import write_folder
 
 from vta_sam.errors import InputError
 from vta_sam.evaluation.evaluate import evaluate
@@ -177,7 +177,7 @@ def test_the_reference_may_be_one_of_the_systems(films):
     systems, reference = systems_and_reference(str(films), "true")
     assert list(systems) == ["true", "late", "ours"] and reference == films / "true"
     named, elsewhere = systems_and_reference({"a": str(films / "ours")}, str(films / "true"))
-    assert list(named) == ["a"] and elsewhere == films / "true"
+    assert list(named) == ["true sound", "a"] and elsewhere == films / "true" == named["true sound"]
     with pytest.raises(InputError, match="none of the systems"):
         systems_and_reference(str(films), "gt")
 
@@ -209,5 +209,3 @@ def test_a_folder_of_systems_becomes_a_page(films, tmp_path):
     assert (tmp_path / "out" / "evaluation.json").is_file() and (tmp_path / "out" / "figures.png").is_file()
     again = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-
-

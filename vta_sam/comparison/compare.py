@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..evaluation.plan import Plan
 from ..evaluation.request import Request
@@ -21,11 +23,19 @@ def write_comparison(evaluation: Evaluation, plan: Plan, asked: Request, out: Pa
     plan, asked: what was evaluated. shards: dataset of the clips, whose object probabilities are drawn over time.
     Sounds that were skipped as bad are absent from the page as well.
     """
+    published = replace(evaluation, provenance=_without_folders(evaluation.provenance))
     known = timelines(shards, evaluation.clips) if shards is not None else {}
     clips = [_page_clip(clip_id, plan, asked, known.get(clip_id)) for clip_id in evaluation.clips]
     sounds = {name: {clip_id: files[0] for clip_id, files in found.items()
                      if clip_id in evaluation.systems[name].clips} for name, found in plan.sounds.items()}
-    return write_page(PageRequest(title, evaluation, sounds, clips, plan.videos, out, note), progress)
+    return write_page(PageRequest(title, published, sounds, clips, plan.videos, out, note), progress)
+
+
+def _without_folders(provenance: dict[str, Any]) -> dict[str, Any]:
+    """Where files lay on one machine is nobody else's business: folders by their last name."""
+    systems = {name: Path(folder).name for name, folder in provenance["systems"].items()}
+    ceiling = provenance["ceiling"] and {**provenance["ceiling"], "model": Path(provenance["ceiling"]["model"]).name}
+    return {**provenance, "systems": systems, "reference": Path(provenance["reference"]).name, "ceiling": ceiling}
 
 
 def _page_clip(clip_id: str, plan: Plan, asked: Request, timeline: Timeline | None) -> PageClip:

@@ -14,6 +14,7 @@ from ..metrics.flow import VARIANTS
 from .files import CAPTIONS_NAME, Words, find_systems, read_ids, read_words
 from .sounds import LoadingPolicy
 
+TRUE_SOUND = "true sound"
 FLOWS: dict[str, tuple[str, ...]] = {"none": (), "full": ("full",), "fast": ("fast",), "both": ("full", "fast")}
 
 
@@ -106,12 +107,12 @@ def named_folders(given: str | Sequence[str] | Mapping[str, str]) -> dict[str, P
 
 
 def systems_and_reference(systems: str | Mapping[str, str], reference: str) -> tuple[dict[str, Path], Path]:
-    """A folder of folders, or {name: folder}; the reference's name among them, or a folder ⇒ (systems, reference), the
-    reference first if it is one of them."""
+    """A folder of folders, or {name: folder}; the reference's name among them, or a folder ⇒ (systems, reference). The
+    true sound comes first among the systems, under its own name or as "true sound"."""
     folders = named_folders(systems) if isinstance(systems, Mapping) else find_systems(Path(systems))
     if reference in folders:
         return {reference: folders[reference], **folders}, folders[reference]
     if not Path(reference).is_dir():
         raise InputError(f"reference={reference} is no folder, and none of the systems {', '.join(folders)}; name the "
                          "true sounds")
-    return folders, Path(reference)
+    return {TRUE_SOUND: Path(reference), **folders}, Path(reference)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -46,9 +46,7 @@ class SetFigures:
         if isinstance(found, str):
             return Figure(None, reason=found)
         bound = self._value(key, "ceiling of the model", ceiling) if ceiling else ""
-        return Figure(_interval(found.value, found.drawn, len(found.clips)), detail=found.detail,
-                      ceiling=None if isinstance(bound, str) else _interval(bound.value, bound.drawn,
-                                                                            len(bound.clips)))
+        return Figure(_level(found), detail=found.detail, ceiling=None if isinstance(bound, str) else _level(bound))
 
     def difference(self, key: str, first: tuple[str, Sounds], second: tuple[str, Sounds]) -> Interval | None:
         """First − second over the clips that both have; None where a side has no value, or no interval."""
@@ -115,6 +113,12 @@ class SetFigures:
             mean, std = inception_score(logits, _SPLITS, seed=2020)
             detail |= {"ten_splits_mean": mean, "ten_splits_std": std}
         return _Value(inception_score(logits)[0], drawn, tuple(clips), detail)
+
+
+def _level(found: _Value) -> Interval:
+    """The interval of a figure that is never negative."""
+    interval = _interval(found.value, found.drawn, len(found.clips))
+    return replace(interval, low=max(0.0, interval.low)) if interval.low < 0 <= interval.mean else interval
 
 
 def _interval(value: float, drawn: np.ndarray | None, clips: int) -> Interval:

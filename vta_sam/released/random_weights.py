@@ -132,7 +132,7 @@ def _write_panns(path: Path, name: str, seed: int) -> None:
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
-                module.weight += 1  # fourteen normalisations by next to nothing would leave no sound
+                module.weight.add_(1)  # fourteen normalisations by next to nothing would leave no sound
     # the released file also holds the Fourier matrices of its front end
     size = (front.fft_samples // 2 + 1, 1, front.fft_samples)
     extra = {f"spectrogram_extractor.stft.conv_{part}.weight": torch.zeros(size) for part in ("real", "imag")}

@@ -80,8 +80,8 @@ def onset_scores_published(true: FoleyOnsets, generated: FoleyOnsets) -> FoleySc
 
     Generated onsets closer than 50 ms to a more confident one are dropped (from a list while it is walked through, so
     that neighbours slip past); true onsets in order of time each take, within 0.1 s, the loudest that is left; when
-    none is left the rest of the truth is forgotten. A miss is a positive of score 0, which average precision hardly sees:
-    with no false alarm it is 1 whatever was missed, even for a sound with no onset at all.
+    none is left the rest of the truth is forgotten. A miss is a positive of score 0, which average precision hardly
+    sees: with no false alarm it is 1 whatever was missed, even for a sound with no onset at all.
     """
     if not generated.countable:
         return FoleyScores(None, None, None)

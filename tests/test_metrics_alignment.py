@@ -89,6 +89,30 @@ def test_matched_onset_scores_make_a_miss_cost():
     assert (both.f1, both.average_precision) == (None, None)
 
 
+def test_matched_precision_is_of_the_largest_matching():
+    """True 1.00 and 1.15 s, generated 1.08 and 1.20 s: both are met, although the first is nearer to the second."""
+    true, generated = ([round(t * 22_050) for t in times] for times in ((1, 1.15), (1.08, 1.2)))
+    for confidences in ([1.0, 0.5], [0.5, 1.0], [1.0, 1.0]):
+        found = onset_scores_matched(FoleyOnsets(np.array(true), np.ones(2), np.ones(2)),
+                                     FoleyOnsets(np.array(generated), np.ones(2), np.array(confidences)))
+        assert (found.precision, found.recall, found.f1, found.average_precision) == (1, 1, 1, 1)
+
+
+def test_confidence_decides_the_order_of_precision():
+    true = FoleyOnsets(np.array([22_050]), np.ones(1), np.ones(1))
+    pair = np.array([22_050, 44_100])
+    assert onset_scores_matched(true, FoleyOnsets(pair, np.ones(2), np.array([1, 0.5]))).average_precision == 1
+    assert onset_scores_matched(true, FoleyOnsets(pair, np.ones(2), np.array([0.5, 1]))).average_precision == 0.5
+    assert onset_scores_matched(true, FoleyOnsets(pair, np.ones(2), np.ones(2))).average_precision == 0.5
+
+
+def test_a_magnitude_that_never_changes_has_no_confidence():
+    square = np.tile(np.repeat([0.5, -0.5], 50), 441)
+    onsets = weighed(square, [6615, 17_640])
+    assert len(onsets.samples) == 2 and onset_scores_published(at(*CLICKS), onsets).average_precision is None
+    assert onset_scores_matched(onsets, onsets).f1 == 1
+
+
 # ---------------------------------------------------------------- AA-Align
 
 def test_aa_align():
@@ -166,6 +190,26 @@ def test_flow_of_a_file(make_video, tmp_path):
     np.testing.assert_allclose(measure_flow(path, "fast").magnitudes, full.magnitudes)
 
 
+def test_flow_equals_that_of_opencv_s_reader(make_video, tmp_path):
+    """As the published code reads its videos; also where they are to be turned upright."""
+    import cv2
+
+    def picture(i: int) -> np.ndarray:
+        return np.repeat(jumping_square()[i][..., None], 3, axis=2)
+
+    for turned in (0, 90):
+        path = make_video(tmp_path / f"{turned}.mp4", size=(160, 120), fps=10, duration_s=2.0, picture=picture,
+                          rotation=turned)
+        capture = cv2.VideoCapture(str(path))
+        frames = []
+        while (read := capture.read())[0]:
+            frames.append(cv2.cvtColor(read[1], cv2.COLOR_BGR2GRAY))
+        assert frames[0].shape == ((160, 120) if turned else (120, 160))
+        found = measure_flow(path)
+        np.testing.assert_allclose(found.magnitudes, flow_magnitudes(frames), atol=2e-5)
+        assert found.fps == capture.get(cv2.CAP_PROP_FPS)
+
+
 def test_what_has_no_flow(make_video, tmp_path):
     one = make_video(tmp_path / "one.mp4", times_s=[0.0])
     with pytest.raises(InputError, match="one.mp4.*at least two frames"):
@@ -181,6 +225,21 @@ def test_what_has_no_flow(make_video, tmp_path):
 
 
 # ---------------------------------------------------------------- one to one
+
+@pytest.mark.parametrize("score", [aa_align_published, aa_align_matched, av_align_matched,
+                                   lambda a, b: av_align_published(a, b, 25), lambda a, b: av_align_sta(a, b, 25)])
+def test_order_does_not_matter_and_nan_is_refused(score):
+    first, second = np.array([1.0, 0.2, 3.1, 2.0]), np.array([2.02, 1.03, 0.5])
+    assert score(first, second) == score(np.sort(first), np.sort(second)[::-1]) > 0
+    with pytest.raises(InputError, match="1 of 4 times"):
+        score(np.array([1.0, np.nan, 2, 3]), second)
+
+
+def test_windows_end_where_the_published_ones_do():
+    """0.6 − 0.1 is no less than 0.5 in binary, although |0.5 − 0.6| is less than 0.1."""
+    assert abs(0.5 - 0.6) < 0.1
+    assert aa_align_published(np.array([0.6]), np.array([0.5])) == 0
+
 
 def test_a_greedy_matching_in_time_is_the_largest():
     from scipy.sparse import csr_matrix

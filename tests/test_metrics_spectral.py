@@ -61,4 +61,6 @@ def test_no_lag_without_variation():
     steady = np.zeros(500)
     assert envelope_lag(steady, energy_envelope(music())) is None
     assert envelope_lag(np.zeros(0), np.zeros(0)) is None
+    with pytest.raises(InputError, match="no lag"):
+        envelope_lag(np.full(300, np.nan), steady)
     assert envelope_lag(energy_envelope(music()), energy_envelope(music()))[0] == 0, "of equals the smallest"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .onsets import WINDOW_S
-from .peaks import matched_iou
+from .peaks import ascending, matched_iou
 
 
 def aa_align_published(true_s: np.ndarray, generated_s: np.ndarray) -> float | None:
@@ -13,15 +13,16 @@ def aa_align_published(true_s: np.ndarray, generated_s: np.ndarray) -> float | N
     within 0.1 s (strictly), G true and R generated ones.
 
     Not one to one: five generated onsets around one true one score 5.0, one around five 0.2, so stuttering is rewarded
-    and the two sides differ. None where neither side has an onset (the published code divides by zero) or where the
-    denominator is zero.
+    and the two sides differ. None where neither side has an onset: the published code divides by zero. InputError: NaN
+    or infinity among the times.
     """
-    if not len(true_s) and not len(generated_s):
+    true, generated = ascending(true_s)[None], ascending(generated_s)[:, None]
+    if not true.size and not generated.size:
         return None
-    near = np.abs(np.asarray(generated_s)[:, None] - np.asarray(true_s)[None]) < WINDOW_S
-    hits = int(near.any(axis=1).sum()) if near.size else 0
-    union = len(true_s) + len(generated_s) - hits
-    return hits / union if union else None
+    near = (true - WINDOW_S < generated) & (generated < true + WINDOW_S)  # as published, to the last bit
+    hits = int(near.any(axis=1).sum())
+    # not zero: a hit needs a true onset, and there are no more hits than generated ones
+    return hits / (true.size + generated.size - hits)
 
 
 def aa_align_matched(true_s: np.ndarray, generated_s: np.ndarray) -> float | None:

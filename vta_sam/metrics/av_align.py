@@ -7,7 +7,7 @@ import numpy as np
 
 from .flow import FlowTrajectory
 from .onsets import WINDOW_S
-from .peaks import matched_iou
+from .peaks import ascending, matched_iou
 
 LEAST_PX = 0.1  # a peak of motion has at least so many pixels a frame
 
@@ -31,9 +31,9 @@ def av_align_published(audio_s: np.ndarray, video_s: np.ndarray, fps: float) -> 
     """
     if not len(audio_s) and not len(video_s):
         return None
-    left = list(video_s)
+    left = list(ascending(video_s))
     hits = 0
-    for peak in audio_s:
+    for peak in ascending(audio_s):
         for place, other in enumerate(left):
             if other - 1 / fps < peak < other + 1 / fps:
                 hits += 1
@@ -44,11 +44,12 @@ def av_align_published(audio_s: np.ndarray, video_s: np.ndarray, fps: float) -> 
 
 def av_align_sta(audio_s: np.ndarray, video_s: np.ndarray, fps: float) -> float | None:
     """STA-V2A's copy, in which a video peak meets any number of audio peaks: not an intersection over union, and it
-    can exceed 1. Kept to show that it is another number. None as above, or where its denominator is zero."""
-    near = np.abs(np.asarray(audio_s)[:, None] - np.asarray(video_s)[None]) < 1 / fps
-    hits = int(near.any(axis=1).sum()) if near.size else 0
-    union = len(audio_s) + len(video_s) - hits
-    return hits / union if union else None
+    can exceed 1. Kept to show that it is another number. None as above."""
+    audio, video = ascending(audio_s)[:, None], ascending(video_s)[None]
+    if not audio.size and not video.size:
+        return None
+    hits = int(((video - 1 / fps < audio) & (audio < video + 1 / fps)).any(axis=1).sum())
+    return hits / (audio.size + video.size - hits)
 
 
 def av_align_matched(audio_s: np.ndarray, video_s: np.ndarray) -> float | None:

@@ -52,8 +52,11 @@ def envelope_lag(generated: np.ndarray, true: np.ndarray) -> tuple[float, float]
     best. Positive: the generated sound is late. Of equal correlations the smallest shift counts.
 
     Each shift is judged over its own overlap, which is at least half of the shorter envelope. None where no overlap has
-    two envelopes that vary: there is no lag to speak of.
+    two envelopes that vary: there is no lag to speak of. InputError: NaN or infinity in one.
     """
+    for envelope in (generated, true):
+        if not np.isfinite(envelope).all():
+            raise InputError(f"an envelope of {len(envelope)} values holds NaN or infinity; it has no lag")
     best: tuple[float, int] | None = None
     most = round(MAX_LAG_S * FRAME_RATE_HZ)
     least = max(2, round(_LEAST_OVERLAP * min(len(generated), len(true))))

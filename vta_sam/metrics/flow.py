@@ -11,12 +11,14 @@ import numpy as np
 
 from ..errors import InputError
 from ..media.container import open_media
-from ..media.picture_reader import PictureReader
+from ..media.picture_reader import PictureReader, quarter_turns
 
 FULL = "full"
 # variant ⇒ the height in pixels that frames are brought to before; None: their own. A faster one is another figure.
 VARIANTS: dict[str, int | None] = {FULL: None, "fast": 120}
 LONGEST_S = 600.0
+MOST_FPS = 240.0  # a stream of more pictures than that for LONGEST_S claims a wrong rate
+MOST_PIXELS = 4096 * 2304  # of a picture whose flow is computed, which takes some hundred bytes a pixel
 
 
 @dataclass(frozen=True)
@@ -64,16 +66,21 @@ def measure_flow(path: str | os.PathLike, variant: str = FULL, longest_s: float 
         def grey() -> Iterator[np.ndarray]:
             nonlocal scale
             size = None
-            for time_s, _, picture in reader:
-                if time_s > longest_s:
-                    raise InputError(f"{path} lasts longer than {longest_s:g} s; cut it first")
+            for number, (time_s, _, picture) in enumerate(reader):
+                if time_s > longest_s or number > longest_s * MOST_FPS:
+                    raise InputError(f"{path} lasts longer than {longest_s:g} s, or has more than {MOST_FPS:g} "
+                                     "pictures a second; cut it first")
                 size = size or (picture.width, picture.height)  # a stream may change its size midway
-                frame = cv2.cvtColor(picture.to_ndarray(width=size[0], height=size[1], format="bgr24"),
+                stored = picture.to_ndarray(width=size[0], height=size[1], format="bgr24")
+                frame = cv2.cvtColor(np.ascontiguousarray(np.rot90(stored, quarter_turns(picture))),
                                      cv2.COLOR_BGR2GRAY)
                 if height is not None and height < frame.shape[0]:
                     scale = frame.shape[0] / height
                     frame = cv2.resize(frame, (max(16, round(frame.shape[1] / scale)), height),
                                        interpolation=cv2.INTER_AREA)
+                if frame.size > MOST_PIXELS:
+                    raise InputError(f"{path}: flow of pictures of {frame.shape[1]}x{frame.shape[0]} pixels takes too "
+                                     "much memory; scale the video down, or measure with flow=fast")
                 yield frame
 
         try:

@@ -10,8 +10,8 @@ import librosa
 import numpy as np
 from sklearn.metrics import average_precision_score
 
-from .onsets import WINDOW_S, onset_f1
-from .peaks import PUBLISHED_RATE_HZ
+from .onsets import WINDOW_S
+from .peaks import PUBLISHED_RATE_HZ, matched_pairs
 
 _DELTA = 0.3  # of librosa's envelope, which is scaled per clip
 _AROUND = int(0.05 * PUBLISHED_RATE_HZ)  # samples on either side of an onset that its confidence is the maximum of
@@ -21,7 +21,8 @@ _SUPPRESSED = 0.05 * PUBLISHED_RATE_HZ
 @dataclass(frozen=True)
 class FoleyOnsets:
     """The onsets of one sound at 22 050 Hz. samples (n,) int64, ascending; heights (n,): |waveform| there, scaled to
-    [0, 1] over the clip; confidences (n,): the maximum of that within 50 ms. Of a silent sound n is 0."""
+    [0, 1] over the clip; confidences (n,): the maximum of that within 50 ms. Of a silent sound n is 0; of one whose
+    magnitude never changes both are NaN."""
 
     samples: np.ndarray
     heights: np.ndarray
@@ -34,8 +35,8 @@ class FoleyOnsets:
     @property
     def countable(self) -> bool:
         """Whether the published code gets through: it takes the maximum of an empty stretch, and stops, where an onset
-        lies in the first 50 ms."""
-        return not np.any(self.samples < _AROUND)
+        lies in the first 50 ms, and it stops at NaN."""
+        return not np.any(self.samples < _AROUND) and not np.isnan(self.confidences).any()
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,13 @@ class FoleyScores:
 
 @dataclass(frozen=True)
 class MatchedScores:
-    """f1: of a maximum one-to-one matching within ±0.1 s. average_precision: area under precision over recall, missed
-    onsets included. Both None where neither side has an onset."""
+    """precision, recall, f1: of a maximum one-to-one matching within ±0.1 s. average_precision: area under precision
+    over recall, missed onsets included. All None where neither side has an onset."""
 
-    f1: float | None
-    average_precision: float | None
+    precision: float | None = None
+    recall: float | None = None
+    f1: float | None = None
+    average_precision: float | None = None
 
 
 def foley_onsets(at_22050_hz: np.ndarray) -> FoleyOnsets:
@@ -67,9 +70,9 @@ def weighed(at_22050_hz: np.ndarray, samples: np.ndarray | Sequence[int]) -> Fol
     """Given onsets of a sound ⇒ the same with heights and confidences."""
     magnitude = np.abs(at_22050_hz.astype(np.float64))
     span = float(np.ptp(magnitude)) if magnitude.size else 0.0
-    if span == 0:
+    if not magnitude.any():
         return FoleyOnsets(np.zeros(0, np.int64), np.zeros(0), np.zeros(0))
-    scaled = (magnitude - magnitude.min()) / span
+    scaled = (magnitude - magnitude.min()) / span if span else np.full_like(magnitude, np.nan)
     places = np.minimum(np.asarray(samples, np.int64), len(scaled) - 1)
     confidences = [scaled[max(0, o - _AROUND):o + _AROUND].max() for o in places]
     return FoleyOnsets(places, scaled[places], np.array(confidences, np.float64))
@@ -115,23 +118,22 @@ def onset_scores_published(true: FoleyOnsets, generated: FoleyOnsets) -> FoleySc
 def onset_scores_matched(true: FoleyOnsets, generated: FoleyOnsets) -> MatchedScores:
     """The same onsets, matched one to one.
 
-    For average precision, generated onsets are taken from the most confident down, each with the nearest true one
-    within 0.1 s that is free; the sum of precisions at the hits is divided by the number of true onsets, so that a miss
-    costs.
+    Average precision: for each confidence, all generated onsets at least that confident are matched with the true ones;
+    the precision of each such set is weighted by the recall that it adds, so that what is never found costs.
     """
-    f1 = onset_f1(true.times_s, generated.times_s)
-    if f1 is None:
-        return MatchedScores(None, None)
-    free = list(true.times_s)
-    hits, precisions = 0, []
-    for rank, i in enumerate(np.argsort(-generated.confidences, kind="stable"), 1):
-        time_s = generated.times_s[i]
-        near = [t for t in free if abs(t - time_s) <= WINDOW_S]
-        if near:
-            hits += 1
-            precisions.append(hits / rank)
-            free.remove(min(near, key=lambda t: abs(t - time_s)))
-    return MatchedScores(f1, sum(precisions) / len(true.samples) if len(true.samples) else 0.0)
+    if not len(true.samples) and not len(generated.samples):
+        return MatchedScores()
+    if not len(true.samples) or not len(generated.samples):
+        return MatchedScores(0.0, 0.0, 0.0, 0.0)
+    confidences = np.nan_to_num(generated.confidences)
+    average, before, hits, count = 0.0, 0, 0, 0
+    for least in np.unique(confidences)[::-1]:
+        chosen = generated.times_s[confidences >= least]
+        count, hits = len(chosen), matched_pairs(true.times_s, chosen, WINDOW_S)
+        average += (hits - before) / len(true.samples) * hits / count
+        before = hits
+    precision, recall = hits / count, hits / len(true.samples)
+    return MatchedScores(precision, recall, 2 * precision * recall / (precision + recall) if hits else 0.0, average)
 
 
 def _suppressed(onsets: FoleyOnsets) -> list[int]:

@@ -31,12 +31,21 @@ def librosa_onsets_s(at_22050_hz: np.ndarray) -> np.ndarray:
     return librosa.frames_to_time(frames, sr=PUBLISHED_RATE_HZ)
 
 
+def ascending(times_s: np.ndarray) -> np.ndarray:
+    """Times in order. InputError: NaN or infinity among them."""
+    times_s = np.asarray(times_s, np.float64)
+    if not np.isfinite(times_s).all():
+        raise InputError(f"{int((~np.isfinite(times_s)).sum())} of {times_s.size} times are NaN or infinite")
+    return np.sort(times_s)
+
+
 def matched_pairs(reference_s: np.ndarray, estimated_s: np.ndarray, window_s: float) -> int:
     """The most pairs that a one-to-one matching of two sets of times within ±window_s can have.
 
-    In time order a greedy matching is as good as any: whoever is earliest takes the earliest that is left.
+    In time order a greedy matching is as good as any: whoever is earliest takes the earliest that is left. InputError:
+    NaN or infinity among the times.
     """
-    reference, estimated = np.sort(reference_s), np.sort(estimated_s)
+    reference, estimated = ascending(reference_s), ascending(estimated_s)
     i = j = pairs = 0
     while i < len(reference) and j < len(estimated):
         if abs(reference[i] - estimated[j]) <= window_s:

@@ -206,6 +206,7 @@ def test_a_folder_of_systems_becomes_a_page(films, tmp_path):
     assert told.returncode == 0, told.stderr
     page = (tmp_path / "out" / "page" / "index.html").read_text(encoding="utf-8")
     assert "Three systems" in page and "ours" in page and "late" in page
+    assert str(films) not in page, "tells where files lie"
     assert (tmp_path / "out" / "evaluation.json").is_file() and (tmp_path / "out" / "figures.png").is_file()
     again = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert again.returncode == 0, again.stderr

@@ -23,7 +23,7 @@ def write_comparison(evaluation: Evaluation, plan: Plan, asked: Request, out: Pa
     plan, asked: what was evaluated. shards: dataset of the clips, whose object probabilities are drawn over time.
     Sounds that were skipped as bad are absent from the page as well.
     """
-    published = replace(evaluation, provenance=_without_folders(evaluation.provenance))
+    published = _without_folders(evaluation, asked)
     known = timelines(shards, evaluation.clips) if shards is not None else {}
     clips = [_page_clip(clip_id, plan, asked, known.get(clip_id)) for clip_id in evaluation.clips]
     sounds = {name: {clip_id: files[0] for clip_id, files in found.items()
@@ -31,11 +31,24 @@ def write_comparison(evaluation: Evaluation, plan: Plan, asked: Request, out: Pa
     return write_page(PageRequest(title, published, sounds, clips, plan.videos, out, note), progress)
 
 
-def _without_folders(provenance: dict[str, Any]) -> dict[str, Any]:
-    """Where files lay on one machine is nobody else's business: folders by their last name."""
-    systems = {name: Path(folder).name for name, folder in provenance["systems"].items()}
-    ceiling = provenance["ceiling"] and {**provenance["ceiling"], "model": Path(provenance["ceiling"]["model"]).name}
-    return {**provenance, "systems": systems, "reference": Path(provenance["reference"]).name, "ceiling": ceiling}
+def _without_folders(evaluation: Evaluation, asked: Request) -> Evaluation:
+    """Where files lay on one machine is nobody else's business: folders by their last name, in sentences too."""
+    known = [*asked.systems.values(), asked.reference, asked.videos, asked.weights, asked.ceiling]
+    folders = sorted({str(folder) for folder in known if folder is not None}, key=len, reverse=True)
+
+    def told(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: told(item) for key, item in value.items()}
+        if isinstance(value, str):
+            for folder in folders:
+                value = value.replace(folder, Path(folder).name)
+        return value
+
+    systems = {name: replace(system, bad=told(system.bad), figures={
+        key: replace(figure, reason=told(figure.reason)) for key, figure in system.figures.items()
+    }) for name, system in evaluation.systems.items()}
+    return replace(evaluation, systems=systems, missing=told(evaluation.missing),
+                   provenance=told(evaluation.provenance))
 
 
 def _page_clip(clip_id: str, plan: Plan, asked: Request, timeline: Timeline | None) -> PageClip:

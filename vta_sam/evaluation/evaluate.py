@@ -39,7 +39,7 @@ def evaluate(request: Request, progress: Progress = lambda done, clips, failed: 
     ears = Ears.of(request.backbones, request.weights, request.device, request.batch_size, cache)
     ceiling = Ceiling(request.ceiling, request.device, cache) if request.ceiling else None
     bank = Bank(plan, request.skip_bad)
-    for clip in _measured(request, plan, ears, ceiling is not None):
+    for done, clip in enumerate(_measured(request, plan, ears, ceiling is not None), 1):
         bank.add(clip, request.words.get(clip.id, Words()))
         if clip.id in bank.truths:
             measured = [sound for sound in clip.sounds.values() if not isinstance(sound, str)]
@@ -48,7 +48,7 @@ def evaluate(request: Request, progress: Progress = lambda done, clips, failed: 
                 bank.ceiling[clip.id] = ceiling.measure(true)
                 measured.append(bank.ceiling[clip.id])
             ears.hear([true, *measured])
-        progress(len(bank.truths) + len(bank.bad_clips), len(plan.clips), bank.failed)
+        progress(done, len(plan.clips), bank.failed)
     ears.finish()
     if not bank.truths:
         raise InputError(f"none of the {len(plan.clips)} clips of {request.reference} can be scored; the first: "

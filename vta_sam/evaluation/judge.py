@@ -30,13 +30,15 @@ class Judge:
     reference: str | None = None
     classes: tuple[str, ...] = ()  # of the embedded tagger
 
-    def evaluation(self) -> Evaluation:
-        """Everything that can be said ⇒ Evaluation (without provenance)."""
+    def __post_init__(self) -> None:
         self.clips = list(self.bank.truths)
-        self.partner = dict(zip(self.clips, (self.clips[i] for i in derangement(len(self.clips), self.seed)))) \
-            if len(self.clips) > 1 else {}
+        order: list[int] = derangement(len(self.clips), self.seed).tolist() if len(self.clips) > 1 else []
+        self.partner = {clip: self.clips[i] for clip, i in zip(self.clips, order)}
         self.scores = {name: self._scores(sounds) for name, sounds in self.bank.sounds.items()}
         self.ceiling = self._scores({clip: [sound] for clip, sound in self.bank.ceiling.items()})
+
+    def evaluation(self) -> Evaluation:
+        """Everything that can be said ⇒ Evaluation (without provenance)."""
         systems = {name: self._system(name) for name in self.bank.sounds}
         differences = self._differences()
         missing = dict(self.missing)

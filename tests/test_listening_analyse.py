@@ -78,7 +78,7 @@ def test_scores_and_shares(key):
         assert 0.2 < found.agreement[question] < 0.9
     assert (found.raters, found.complete, found.excluded, found.hasty) == (12, 12, {}, 0)
     few = make_key(raters=12, per_rater=4)
-    part = analyse(CROWD.sessions(few, 1, 12), few.systems)
+    part = analyse(CROWD.sessions(few, 1, 12), few.systems, Screening(1.0, 1.0))
     assert part.scores["quality"]["ours"].ratings + part.scores["quality"]["theirs"].ratings == 48
 
 

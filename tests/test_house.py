@@ -203,6 +203,29 @@ def test_the_parts_of_a_generation_add_up(tmp_path, make_video):
 
 
 @pytest.mark.slow
+def test_faster_flow_is_compared_with_the_published_score(tmp_path, make_video):
+    import numpy as np
+
+    sound = np.zeros(32_000)
+    sound[8000:8400] = sound[20_000:20_400] = 0.5
+    video = make_video(tmp_path / "clip.mp4", size=(320, 240), fps=10, duration_s=2.0, sound=sound)
+    told = benchmark("av_align", str(video), "--heights", "60", "--json")
+    assert told.returncode == 0, told.stderr
+    rows = {row["flow"]: row for row in json.loads(told.stdout)["rows"]}
+    assert set(rows) == {"full", "fast", "60"} and rows["full"]["worst_deviation"] == 0
+    assert all(row["speed_up"] > 0 for row in rows.values())
+
+
+@pytest.mark.slow
+def test_evaluation_is_timed():
+    told = benchmark("evaluate", "--clips", "4", "--seconds", "2", "--workers", "1", "--json")
+    assert told.returncode == 0, told.stderr
+    rows = json.loads(told.stdout)["rows"]
+    assert [(row["clips"], row["run"]) for row in rows] == [(4, "first"), (4, "cached")]
+    assert all(row["s"] > 0 and row["own_peak_mb"] >= row["imports_mb"] for row in rows)
+
+
+@pytest.mark.slow
 def test_rendering_is_timed():
     told = benchmark("render", "--clips", "2", "--workers", "1", "--json")
     assert told.returncode == 0, told.stderr

@@ -75,5 +75,6 @@ class Bank:
 
     def _refuse(self, into: dict[str, str], path: Path, sentence: str) -> None:
         if not self.skip_bad:
-            raise InputError(f"{sentence}. Mend it, or evaluate the rest with skip_bad=true")
+            end = "" if sentence.endswith((".", "?", "!")) else "."
+            raise InputError(f"{sentence}{end} Mend it, or evaluate the rest with skip_bad=true")
         into[path.name] = sentence

@@ -13,7 +13,7 @@ from ..metrics.onsets import detect_onsets
 from ..metrics.peaks import at_published_rate, librosa_onsets_s
 from .cache import Arrays
 
-FEATURES_VERSION = 1  # to be raised when what is measured changes, so that caches don't answer for it
+FEATURES_VERSION = 1  # to be raised when what is measured changes, so that no cache answers for it
 
 
 @dataclass(frozen=True)

@@ -57,9 +57,9 @@ class Judge:
             scored[clip] = _meaned([values(sound, truths[clip], self.classes) for sound in samples]), _meaned(control)
         return scored
 
-    def _column(self, scores: dict[str, tuple[Values, Values]], key: str, control: bool = False) -> list[float | None]:
-        """A value per clip of the evaluation, None where there is none."""
-        return [scores[clip][control].get(key) if clip in scores else None for clip in self.clips]
+    def _shared(self, *scores: dict[str, tuple[Values, Values]]) -> list[str]:
+        """Clips that all of them have, in order."""
+        return [clip for clip in self.clips if all(clip in scored for scored in scores)]
 
     def _system(self, name: str) -> SystemResult:
         sounds, scores = self.bank.sounds[name], self.scores[name]
@@ -84,16 +84,17 @@ class Judge:
         if column.scope == "set":
             ceiling = {clip: [sound] for clip, sound in self.bank.ceiling.items()}
             return self.sets.figure(column.key, name, self.bank.sounds[name], ceiling)
-        scores = self._column(self.scores[name], column.key)
+        scored, clips = self.scores[name], self._shared(self.scores[name])
+        scores = [scored[clip][0].get(column.key) for clip in clips]
         if all(value is None for value in scores):
             return Figure(None, reason="not defined on any of these clips")
-        control = self._column(self.scores[name], column.key, control=True) if column.control and self.partner else None
-        bound = self._column(self.ceiling, column.key) if self.ceiling else None
+        control = [scored[clip][1].get(column.key) for clip in clips] if column.control and self.partner else None
+        bound = [self.ceiling[clip][0].get(column.key) for clip in self._shared(self.ceiling)]
         return Figure(
             self._interval(scores),
             self._interval(control) if control else None,
             paired_difference(scores, control, self.seed, self.resamples) if control else None,
-            self._interval(bound) if bound and any(value is not None for value in bound) else None,
+            self._interval(bound) if any(value is not None for value in bound) else None,
         )
 
     def _interval(self, scores: Sequence[float | None]) -> Interval:
@@ -118,7 +119,8 @@ class Judge:
         if column.scope == "set":
             sounds = self.bank.sounds
             return self.sets.difference(column.key, (first, sounds[first]), (second, sounds[second]))
-        one, other = (self._column(self.scores[name], column.key) for name in (first, second))
+        clips = self._shared(self.scores[first], self.scores[second])
+        one, other = ([self.scores[name][clip][0].get(column.key) for clip in clips] for name in (first, second))
         return paired_difference(one, other, self.seed, self.resamples)
 
     def _best(self, systems: dict[str, SystemResult], differences: dict[str, dict[str, Interval]]) -> dict[str, str]:

@@ -6,8 +6,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from ..errors import InputError
@@ -18,8 +20,10 @@ from .features import FEATURES_VERSION, SoundFeatures, sound_features
 from .files import SoundFile
 from .sounds import LoadingPolicy, Sound, content_hash, read_sound
 
-FLOW_VERSION = 1
-PAIR_VERSION = 1
+# raised when what is measured changes; a library's new version may change it too
+FLOW_VERSION = f"1, OpenCV {cv2.__version__}"
+SOUND_VERSION = f"{FEATURES_VERSION}, librosa {version('librosa')}"
+PAIR_VERSION = f"1, librosa {version('librosa')}"
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,7 @@ def joined(job: ClipJob, parts: list[ClipMeasures]) -> ClipMeasures:
 
 def _measured(reader: _Reader, cache: FeatureCache, job: ClipJob, keep: bool = False) -> Measured:
     digest = reader.digest
-    key = cache_key("features", FEATURES_VERSION, job.policy, digest)
+    key = cache_key("features", SOUND_VERSION, job.policy, digest)
     arrays = cache.get(key)
     if arrays is None:
         features = sound_features(reader.sound.waveform)

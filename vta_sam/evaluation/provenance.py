@@ -8,11 +8,13 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
+import cv2
+
 from .. import __version__
 from .measure import Measured
 from .sounds import LoadingPolicy
 
-_PACKAGES = ("torch", "numpy", "scipy", "librosa", "mir_eval", "av", "opencv-python")
+_PACKAGES = ("torch", "numpy", "scipy", "librosa", "mir_eval", "av")
 
 
 def provenance(policy: LoadingPolicy, settings: dict[str, Any],
@@ -20,7 +22,7 @@ def provenance(policy: LoadingPolicy, settings: dict[str, Any],
     """⇒ JSON's types. sounds: {name: what was measured}; each set has one hash, which changes with any file in it."""
     return {
         "code_version": __version__,
-        "versions": {name: version(name) for name in _PACKAGES},
+        "versions": {**{name: version(name) for name in _PACKAGES}, "OpenCV": cv2.__version__},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "loading": {"policy": f"{policy.name} (version {policy.version})", "clip_s": policy.clip_s,
                     "lowest_rate_hz": policy.lowest_rate_hz, "shortest_s": policy.shortest_s,

@@ -28,6 +28,13 @@ CLASSES = {
     "diffusers.AutoencoderKL",
     "vta_sam.diffusion.unet.LatentUNet",
     "vta_sam.conditioners.vta_sam.VTASAMConditioner",
+    "vta_sam.conditioners.vta_ldm.VTALDMConditioner",
+    "vta_sam.conditioners.vta_ldm.FrameProjection",
+    "vta_sam.conditioners.tango.TangoConditioner",
+    "vta_sam.conditioners.diff_foley.conditioner.DiffFoleyConditioner",
+    "vta_sam.conditioners.diff_foley.contrastive.AlignedFrameEncoder",
+    "vta_sam.conditioners.foleycrafter.conditioner.FoleyCrafterConditioner",
+    "vta_sam.conditioners.foleycrafter.onsets.OnsetPredictor",
     "vta_sam.condition.encoder.TemporalSemanticEncoder",
     "vta_sam.vocoder.GriffinLim",
     "vta_sam.diffusion.sampler.Sampler",
@@ -38,7 +45,6 @@ CLASSES = {
     "vta_sam.encoders.oracle.OracleEncoder",
     "vta_sam.encoders.clip.CLIPEncoder",
 }
-PARTS = ("codec", "condition_encoder", "unet", "conditioner")  # those with weights
 
 
 @dataclass
@@ -46,6 +52,7 @@ class ModelRecipe:
     """What model.yaml says. Recipes are nested {"_target_": class, argument: value}; the ClipSpec is added on building.
 
     codec: with it alone the folder is a VAE (stage 1). condition_encoder: with it alone the folder is stage 2's.
+    pretrained: with it alone the folder is that of another stage before the third; {part: recipe of its conditioner}.
     codec, unet, conditioner: the diffusion model. latent_scale: 1 / std of latents.
     sampler, vocoder, grounder, encoder: what generation uses unless told otherwise. features: fingerprints and
     dimensions of the features that the model was trained on. about: experiment, steps, figures, code version.
@@ -54,6 +61,7 @@ class ModelRecipe:
     clip: dict[str, Any]
     codec: dict[str, Any] | None = None
     condition_encoder: dict[str, Any] | None = None
+    pretrained: dict[str, dict[str, Any]] | None = None
     latent_scale: float = 1.0
     unet: dict[str, Any] | None = None
     conditioner: dict[str, Any] | None = None

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from .clip import ClipFeatures, ClipSpec
-from .conditioners.base import Condition, Conditioner
-from .diffusion.sampler import Denoiser, Sampler, guided
+from .conditioners.base import Conditioner
+from .diffusion.sampler import Denoiser, Sampler, climbing, guided
 from .diffusion.unet import LatentUNet
 from .diffusion.windows import Windows, decode_windowed, noise_of, windowed
 from .errors import InputError
 from .features import Extractors, Words, features_of, words_of
 from .generation.inputs import check_sampling
-from .generation.parts import build_part, load_extractors
+from .generation.parts import build_denoiser, build_part, load_extractors
 from .generation.stitching import vocode
 from .model_folder import load_weights, read_recipe
 from .shards.batch import ClipBatch, collate, window_of
@@ -195,10 +195,10 @@ class Pipeline:
     def _denoiser(self, batch: ClipBatch, negative: ClipBatch | None, guidance: float) -> Denoiser:
         batch = batch.to(self.device)
         told = self.conditioner(batch)
-        if negative is None:
-            return guided(self.unet, told, self.conditioner.null(batch), guidance)
-        told, untold = _same_length(told, self.conditioner(negative.to(self.device)))
-        return guided(self.unet, told, untold, guidance)
+        untold = self.conditioner.null(batch) if negative is None else self.conditioner(negative.to(self.device))
+        denoise = guided(self.unet, told, untold, guidance)
+        guide = self.conditioner.guide(batch)
+        return denoise if guide is None else climbing(denoise, *guide)
 
 
 def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> Pipeline:
@@ -215,8 +215,11 @@ def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> Pipelin
     vocoder: Any = build_part(recipe, "vocoder", folder) if recipe.vocoder else GriffinLim()
     if isinstance(vocoder, nn.Module):
         vocoder.to(device)
+    unet, conditioner = build_denoiser(recipe, folder)
+    for part, module in (("unet", unet), ("conditioner", conditioner)):
+        load_weights(module, folder, part).to(device).requires_grad_(False)
     return Pipeline(
-        spec=recipe.spec, codec=filled("codec"), unet=filled("unet"), conditioner=filled("conditioner"),
+        spec=recipe.spec, codec=filled("codec"), unet=unet, conditioner=conditioner,
         latent_scale=recipe.latent_scale, trained_on=recipe.features,
         sampler=build_part(recipe, "sampler", folder) if recipe.sampler else Sampler(), vocoder=vocoder,
         extractors=lambda: load_extractors(recipe, folder),
@@ -256,15 +259,3 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
-
-
-def _same_length(one: Condition, other: Condition) -> tuple[Condition, Condition]:
-    """Two captions have as many tokens as they please; pad the shorter one's with masked zeros."""
-    length = max(one.tokens.shape[1], other.tokens.shape[1])
-
-    def padded(condition: Condition) -> Condition:
-        missing = length - condition.tokens.shape[1]
-        return replace(condition, tokens=nn.functional.pad(condition.tokens, (0, 0, 0, missing)),
-                       mask=nn.functional.pad(condition.mask, (0, missing)))
-
-    return padded(one), padded(other)

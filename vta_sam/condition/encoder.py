@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..shards.batch import ClipBatch
-from .semantics import frame_semantics
+from .semantics import WEIGHTS, frame_semantics, threshold
 
 
 def sinusoids(times_s: Tensor, dim: int, shortest_s: float = 0.1, longest_s: float = 20.0) -> Tensor:
@@ -53,6 +54,9 @@ class TemporalSemanticEncoder(nn.Module):
     frames (positions are seconds); use_frames, use_semantics: which of the two halves of [v ; s] to listen to;
     frame_gain, object_gain: what the two norms scale by before training (they learn from there). Where both halves
     tell what a thing is, the louder one is learned first and the other not at all: the objects' is to be that one.
+    weights: how much each object counts in a frame, a name of :data:`~vta_sam.condition.semantics.WEIGHTS`; threshold:
+    probabilities below it count as 0; mask_dim: width of mask-pooled SAM embeddings, which a linear layer adds to the
+    object's own vector frame by frame (0: not used).
     """
 
     def __init__(
@@ -68,16 +72,24 @@ class TemporalSemanticEncoder(nn.Module):
         use_semantics: bool = True,
         frame_gain: float = 1.0,
         object_gain: float = 1.0,
+        weights: str = "as_seen",
+        threshold: float = 0.0,
+        mask_dim: int = 0,
     ):
         super().__init__()
         if not (use_frames or use_semantics):
             raise ValueError("an encoder needs frames, semantics or both")
-        self.width, self.fps = width, fps
+        if weights not in WEIGHTS:
+            raise ValueError(f"weights is one of {', '.join(WEIGHTS)}, got {weights!r}")
+        self.width, self.fps, self.weights, self.threshold = width, fps, weights, threshold
         self.use_frames, self.use_semantics = use_frames, use_semantics
         self.frame_norm = nn.LayerNorm(frame_dim)
         self.object_norm = nn.LayerNorm(object_dim)
         nn.init.constant_(self.frame_norm.weight, frame_gain)
         nn.init.constant_(self.object_norm.weight, object_gain)
+        if mask_dim:
+            self.mask_norm, self.project_mask = nn.LayerNorm(mask_dim), nn.Linear(mask_dim, object_dim)
+        self.mask_dim = mask_dim
         self.project = nn.Linear(frame_dim + object_dim, width)
         self.blocks = nn.ModuleList([TemporalBlock(width, heads, kernel_frames) for _ in range(layers)])
         self.final_norm = nn.LayerNorm(width)
@@ -85,11 +97,21 @@ class TemporalSemanticEncoder(nn.Module):
     def forward(self, batch: ClipBatch) -> Tensor:
         """⇒ (B, T, width); rows of ``batch.frame_mask`` that are False hold no meaning."""
         v = self.frame_norm(batch.frame_embedding) * float(self.use_frames)
-        e = self.object_norm(batch.object_embedding) * batch.object_mask[..., None]
-        s = frame_semantics(batch.probs, e) * float(self.use_semantics)
+        s = self._semantics(batch) * float(self.use_semantics)
         x = self.project(torch.cat([v, s], dim=-1))
         times_s = (torch.arange(x.shape[1], device=x.device) + 0.5) / self.fps
         x = x + sinusoids(times_s, self.width).to(x.dtype)
         for block in self.blocks:
             x = block(x, batch.frame_mask)
         return self.final_norm(x)
+
+    def _semantics(self, batch: ClipBatch) -> Tensor:
+        """⇒ s (B, T, De)."""
+        e = self.object_norm(batch.object_embedding) * batch.object_mask[..., None]
+        if self.mask_dim:
+            if batch.mask_embedding is None:
+                raise InputError("this model reads mask-pooled SAM embeddings, and the features have none; extract "
+                                 "them with grounder=grounded_sam grounder.sam=vit_h")
+            looks = self.project_mask(self.mask_norm(batch.mask_embedding)) * batch.object_mask[:, None, :, None]
+            e = e[:, None] + looks
+        return frame_semantics(threshold(WEIGHTS[self.weights](batch), self.threshold), e)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..clip import ClipSpec
 from ..condition.encoder import TemporalSemanticEncoder, sinusoids
 from ..shards.batch import ClipBatch
-from .base import Condition, Conditioner
+from .base import Condition, Conditioner, Pretrained
 
 
 class VTASAMConditioner(Conditioner):
@@ -18,6 +18,8 @@ class VTASAMConditioner(Conditioner):
     cross-attention width; positions, add the frame's time to its token; map_channels, channels of the tokens
     interpolated to the latent's columns, centre to centre (0: cross-attention only).
     """
+
+    pretrained = {"condition": Pretrained("encoder", "condition_encoder", rate=0.1, required=False)}
 
     def __init__(
         self,

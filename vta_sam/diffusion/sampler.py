@@ -9,7 +9,7 @@ import torch
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
-from ..conditioners.base import Condition
+from ..conditioners.base import Condition, LogLikelihood
 from .objective import SCHEDULE
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]  # noisy latent, timestep (B,) ⇒ v
@@ -24,16 +24,28 @@ def guided(model: Callable, condition: Condition, null: Condition, scale: float)
     def denoise(latent: Tensor, timestep: Tensor) -> Tensor:
         if scale == 1.0:
             return model(latent, timestep, condition)
-        both = Condition(
-            torch.cat([null.tokens, condition.tokens]),
-            torch.cat([null.mask, condition.mask]),
-            None if condition.column_map is None or null.column_map is None
-            else torch.cat([null.column_map, condition.column_map]),
-        )
+        both = null.followed_by(condition)
         without, told = model(torch.cat([latent, latent]), torch.cat([timestep, timestep]), both).chunk(2)
         return without + scale * (told - without)
 
     return denoise
+
+
+def climbing(denoise: Denoiser, log_likelihood: LogLikelihood, scale: float) -> Denoiser:
+    """v' = v − s·(σ/α)·∇_z log p: guidance by a classifier beside that of ``denoise`` (Diff-Foley's double guidance).
+
+    From ε' = ε − s·σ·∇ log p (Dhariwal & Nichol, 2021) with v = ε/α − σz/α. α = √ᾱ and σ = √(1 − ᾱ) at the timestep.
+    """
+    alphas = DDPMScheduler(**SCHEDULE).alphas_cumprod
+
+    def denoise_and_climb(latent: Tensor, timestep: Tensor) -> Tensor:
+        with torch.enable_grad():
+            leaf = latent.detach().float().requires_grad_()
+            gradient = torch.autograd.grad(log_likelihood(leaf, timestep).sum(), leaf)[0]
+        alpha = alphas.to(latent.device)[timestep][:, None, None, None]
+        return denoise(latent, timestep) - scale * ((1 - alpha) / alpha).sqrt().to(latent.dtype) * gradient
+
+    return denoise_and_climb
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
 
 from ..clip import ClipSpec
@@ -34,9 +37,16 @@ class LatentUNet(nn.Module):
         if beside:
             with torch.no_grad():
                 self.unet.conv_in.weight[:, self.latent_channels:].zero_()
+        self.control: nn.Module | None = None  # a conditioner's adapt() may set it
         if timed_attention:
             _, freq = self.unet.config["sample_size"]
             add_time_to_cross_attention(self.unet, spec.duration_s, freq, timed_attention)
+
+    def forget_token_times(self) -> None:
+        """Plain cross-attention: tokens that are words have no time to be found by."""
+        for name, module in self.unet.named_modules():
+            if name.endswith("attn2") and isinstance(module, Attention):
+                module.set_processor(AttnProcessor2_0())
 
     @property
     def token_dim(self) -> int:
@@ -54,6 +64,13 @@ class LatentUNet(nn.Module):
             wave = sinusoids(times_s, self.coordinate_channels).T[None, :, :, None]
             parts.append(wave.expand(len(latent), -1, -1, freq))
         sample = torch.cat([part.to(latent.dtype) for part in parts], dim=1)
-        return self.unet(
-            sample, timestep, encoder_hidden_states=condition.tokens, encoder_attention_mask=condition.mask
-        ).sample
+        tokens, mask = condition.tokens, condition.mask
+        added: dict[str, Any] = {}
+        if self.control is not None:
+            assert condition.control is not None, "this UNet has a control branch, and a track to feed it"
+            skips, middle = self.control(sample, timestep, tokens, mask, condition.control)
+            added = {"down_block_additional_residuals": skips, "mid_block_additional_residual": middle}
+        if condition.image_tokens is not None:
+            tokens = torch.cat([tokens, condition.image_tokens], dim=1)
+            mask = nn.functional.pad(mask, (0, condition.image_tokens.shape[1]), value=True)
+        return self.unet(sample, timestep, encoder_hidden_states=tokens, encoder_attention_mask=mask, **added).sample

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..conditioners.base import Conditioner
+from ..diffusion.unet import LatentUNet
 from ..errors import InputError
 from ..features import Extractors
 from ..model_folder import YAML_NAME, ModelRecipe
@@ -35,3 +37,10 @@ def build_part(recipe: ModelRecipe, part: str, folder: Path) -> Any:
             raise
         reason = str(error.__cause__ or error).strip().split("\n")[0]
         raise InputError(f"{folder / YAML_NAME} describes a {part} that can't be built: {reason}") from error
+
+
+def build_denoiser(recipe: ModelRecipe, folder: Path) -> tuple[LatentUNet, Conditioner]:
+    """The UNet as its conditioner changes it, and the conditioner, both without their weights."""
+    unet, conditioner = build_part(recipe, "unet", folder), build_part(recipe, "conditioner", folder)
+    conditioner.adapt(unet)
+    return unet, conditioner

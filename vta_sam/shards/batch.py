@@ -17,9 +17,10 @@ from ..clip import MAX_OBJECTS, ClipFeatures, ClipSpec
 class ClipBatch:
     """B clips of one :class:`ClipSpec`, padded; masks are True where something is real.
 
-    frame_embedding (B, T, Dv), frame_mask (B, T); probs (B, T, K), object_embedding (B, K, De), object_mask (B, K) with
-    K = 8; caption_tokens (B, L, Dc), caption_mask (B, L); column_mask (B, columns): columns that hold sound of the
-    clip. Where loaded: waveform (B, samples); moments (B, 2 · 8, columns, freq): mean and log-variance of the VAE.
+    frame_embedding (B, T, Dv), frame_mask (B, T); probs and areas (B, T, K), object_embedding (B, K, De), object_mask
+    (B, K) with K = 8; caption_tokens (B, L, Dc), caption_mask (B, L); column_mask (B, columns): columns that hold sound of the
+    clip. Where loaded: waveform (B, samples); moments (B, 2 · 8, columns, freq): mean and log-variance of the VAE;
+    mask_embedding (B, T, K, 256), mask-pooled SAM embeddings.
     seeds (B,): every random draw for a row comes from its own seed.
     """
 
@@ -30,6 +31,7 @@ class ClipBatch:
     frame_embedding: Tensor
     frame_mask: Tensor
     probs: Tensor
+    areas: Tensor
     object_embedding: Tensor
     object_mask: Tensor
     caption_tokens: Tensor
@@ -37,6 +39,7 @@ class ClipBatch:
     column_mask: Tensor
     waveform: Tensor | None = None
     moments: Tensor | None = None
+    mask_embedding: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -116,7 +119,8 @@ def window_of(
         probs=_fit(features.probs[first_frame:first_frame + valid_frames], spec.frames),
         boxes=_fit(features.boxes[first_frame:first_frame + valid_frames], spec.frames),
         areas=_fit(features.areas[first_frame:first_frame + valid_frames], spec.frames),
-        mask_embedding=None,
+        mask_embedding=None if features.mask_embedding is None else _fit(
+            features.mask_embedding[first_frame:first_frame + valid_frames], spec.frames),
         start_s=features.start_s + start_s,
         duration_s=spec.duration_s,
     )
@@ -131,6 +135,7 @@ def collate(windows: Sequence[ClipWindow], spec: ClipSpec) -> ClipBatch:
     records = [w.features for w in windows]
     longest = max(r.caption_tokens.shape[0] for r in records)
     moments = [w.moments for w in windows if w.moments is not None]
+    masks = [r.mask_embedding for r in records if r.mask_embedding is not None]
     return ClipBatch(
         keys=[r.key for r in records],
         captions=[r.caption for r in records],
@@ -139,6 +144,7 @@ def collate(windows: Sequence[ClipWindow], spec: ClipSpec) -> ClipBatch:
         frame_embedding=_stack([r.frame_embedding for r in records]),
         frame_mask=_mask([w.valid_frames for w in windows], spec.frames),
         probs=_stack([_fit(r.probs.T, MAX_OBJECTS).T for r in records]),
+        areas=_stack([_fit(r.areas.T, MAX_OBJECTS).T for r in records]),
         object_embedding=_stack([_fit(r.object_embedding, MAX_OBJECTS) for r in records]),
         object_mask=_mask([len(r.objects) for r in records], MAX_OBJECTS),
         caption_tokens=_stack([_fit(r.caption_tokens, longest) for r in records]),
@@ -146,6 +152,8 @@ def collate(windows: Sequence[ClipWindow], spec: ClipSpec) -> ClipBatch:
         column_mask=_mask([w.valid_columns for w in windows], spec.columns),
         waveform=_stack([r.waveform for r in records]),
         moments=_stack(moments) if len(moments) == len(windows) else None,
+        mask_embedding=_stack([np.swapaxes(_fit(np.swapaxes(m, 0, 1), MAX_OBJECTS), 0, 1) for m in masks])
+        if len(masks) == len(windows) else None,
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -26,13 +26,14 @@ from ..pipeline import load
 from ..shards.schema import read_dataset
 from .data import DataSource
 from .figures import held_out, measure
+from .pretraining import PRETRAINING
 from .run_folder import StageFolder, locked
 from .showcase import figures_table, show
 from .stages import (
-    DiffusionParts, StageSettings, Workshop, train_condition, train_diffusion, train_vae, true_onsets,
+    DiffusionParts, Starts, StageSettings, Workshop, train_diffusion, train_part, train_vae, true_onsets,
 )
 
-STAGES = ("vae", "condition", "diffusion", "figures")
+STAGES = ("vae", *PRETRAINING, "diffusion", "figures")
 
 
 @dataclass
@@ -64,6 +65,9 @@ class TrainingJob:
     threads: int | None
     vae: str | None
     condition: str | None
+    contrastive: str | None
+    classifier: str | None
+    onsets: str | None
     init: str | None
     model: str | None
     launcher: str | None
@@ -113,14 +117,16 @@ class TrainingJob:
         told: dict[str, Any] = {"seed": self.seed, "clip": self.clip, "data": self.data}
         if stage == "vae":
             told |= {"codec": self.networks["codec"], "fit": self.fit["vae"]}
-        if stage in ("condition", "diffusion"):
+        if stage in PRETRAINING or stage == "diffusion":
             told |= {"grounder": self.grounder, "encoder": self.encoder, "dropout": self.dropout,
                      "augment": self.augment, "conditioner": self.conditioner}
-        if stage == "condition":
-            told |= {"fit": self.fit["condition"]}
+            told |= {f"start_{key}": folder for key in PRETRAINING
+                     if key != "condition" and (folder := getattr(self, key))}
+        if stage in PRETRAINING:
+            told |= {"fit": self.fit[stage]} | ({"vae": self.vae} if PRETRAINING[stage].on_latents else {})
         if stage == "diffusion":
             told |= {"fit": self.fit["diffusion"], "unet": self.networks["unet"], "objective": self.objective,
-                     "validation": self.validation, "freeze": self.freeze, "pretrained": self._pretrained is not None,
+                     "validation": self.validation, "freeze": self.freeze, "pretrained": bool(self._pretrained),
                      "sampler": self.sampler, "vocoder": self.vocoder,
                      "vae": self.vae, "condition": self.condition, "init": self.init}
         if stage == "figures":
@@ -132,27 +138,38 @@ class TrainingJob:
         return Path(self.vae) if self.vae else self.stage_folder("vae").model
 
     @property
-    def _pretrained(self) -> Path | None:
-        if self.condition:
-            return Path(self.condition)
-        return self.stage_folder("condition").model if "condition" in self.stages else None
+    def _pretrained(self) -> dict[str, Path]:
+        """Stages whose part is trained already, or will be by this run ⇒ their model folders."""
+        return {stage: Path(getattr(self, stage) or self.stage_folder(stage).model) for stage in PRETRAINING
+                if getattr(self, stage) or stage in self.stages}
 
     def _check_settings(self) -> None:
         """Refuse a config that would only fail after hours."""
         if "diffusion" in self.stages and "vae" not in self.stages and not self.vae:
             raise InputError("stage diffusion needs a VAE: add vae to stages=, or give vae=FOLDER of a trained one")
-        for key in ("vae", "condition", "init"):
+        if "classifier" in self.stages and "vae" not in self.stages and not self.vae:
+            raise InputError("stage classifier listens to latents: add vae to stages=, or give vae=FOLDER of a trained "
+                             "one")
+        for key in ("vae", *PRETRAINING, "init"):
             if folder := getattr(self, key):
                 read_recipe(folder)
+        kind: Any = get_class(self.conditioner["_target_"])
+        for stage in self._pretrained:
+            if stage not in kind.pretrained:
+                raise InputError(f"{kind.__name__} has nothing that stage {stage} could train; leave it out of stages= "
+                                 f"and {stage}=")
+        lacking = [stage for stage, part in kind.pretrained.items() if part.required and stage not in self._pretrained]
+        if "diffusion" in self.stages and lacking and not self.init:
+            raise InputError(f"{kind.__name__} needs what stage {lacking[0]} trains: add {lacking[0]} to stages=, or "
+                             f"give {lacking[0]}=FOLDER of a trained one")
 
     def _recipes(self, shop: Workshop) -> tuple[dict[str, Any], dict[str, Any]]:
         """The conditioner's and UNet's recipes, with the dimensions that data and each other give them."""
-        unet = dict(self.networks["unet"])
-        encoder = {**self.conditioner["encoder"], "frame_dim": shop.info.frame_dim, "object_dim": shop.info.object_dim,
-                   "fps": shop.info.fps}
-        conditioner = {**self.conditioner, "encoder": encoder,
-                       "token_dim": unet["config"]["cross_attention_dim"]}
-        unet["map_channels"] = conditioner.get("map_channels", 0)
+        info = shop.info
+        known = {"frame_dim": info.frame_dim, "object_dim": info.object_dim, "caption_dim": info.caption_dim,
+                 "fps": info.fps}
+        conditioner = _with_dimensions(self.conditioner, known)
+        unet = {**self.networks["unet"], "map_channels": conditioner.get("map_channels", 0)}
         return conditioner, unet
 
     # ------------------------------------------------------------------ running
@@ -167,17 +184,16 @@ class TrainingJob:
             return None
         settings = StageSettings.of(self.fit[stage])
         conditioner, unet = self._recipes(shop)
+        before = {s: f for s, f in self._pretrained.items() if stage == "diffusion" or _comes_before(s, stage)}
+        starts = Starts(self._vae, before, Path(self.init) if self.init else None)
         if stage == "vae":
             self._timed(stage, lambda: train_vae(shop, folder, settings, self.networks["codec"]))
-        elif stage == "condition":
-            self._timed(stage, lambda: train_condition(shop, folder, settings, conditioner["encoder"],
-                                                       self.augment))
+        elif stage in PRETRAINING:
+            self._timed(stage, lambda: train_part(shop, folder, settings, stage, conditioner, self.augment, starts))
         else:
             parts = DiffusionParts(
                 unet=unet, conditioner=conditioner, objective=self.objective, dropout=self.dropout,
-                augment=self.augment, encoder_rate=0.0 if self.freeze else 0.1, vae=self._vae,
-                condition=self._pretrained, init=Path(self.init) if self.init else None, sampler=self.sampler,
-                vocoder=self.vocoder,
+                augment=self.augment, freeze=self.freeze, starts=starts, sampler=self.sampler, vocoder=self.vocoder,
                 validation=self.validation, grounder=self.grounder, encoder=self.encoder,
             )
             self._timed(stage, lambda: train_diffusion(shop, folder, settings, parts))
@@ -255,11 +271,28 @@ class TrainingJob:
         self.console.print(table)
 
 
+def _comes_before(stage: str, other: str) -> bool:
+    return STAGES.index(stage) < STAGES.index(other)
+
+
 def _decisive(told: Any) -> Any:
     """A config without what changes no result: how many processes, how long it took elsewhere."""
     if isinstance(told, dict):
         return {key: _decisive(value) for key, value in told.items() if key not in ("workers", "expected_s")}
     return told
+
+
+FROM_DATA = "from_data"  # in a conditioner's config: a dimension that the dataset knows
+
+
+def _with_dimensions(recipe: Any, known: dict[str, Any]) -> Any:
+    """A conditioner's recipe with the dataset's dimensions where it says ``from_data``."""
+    if not isinstance(recipe, dict):
+        return recipe
+    unknown = [key for key, value in recipe.items() if value == FROM_DATA and key not in known]
+    if unknown:
+        raise InputError(f"{unknown[0]}: {FROM_DATA} can't be filled in; a dataset knows {', '.join(known)}")
+    return {key: known[key] if value == FROM_DATA else _with_dimensions(value, known) for key, value in recipe.items()}
 
 
 def _parameters(model: Path, part: str) -> int:

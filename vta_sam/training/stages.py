@@ -1,4 +1,4 @@
-"""The three stages in order: each reads what the one before it wrote, and writes a model folder."""
+"""The stages in order: each reads what the one before it wrote, and writes a model folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rich.progress import Progress
 from .. import __version__
 from ..clip import ClipFeatures, ClipSpec
 from ..condition.augment import Augmentation
-from ..condition.lit import ConditionPretraining
+from ..conditioners.base import Conditioner
 from ..diffusion.lit import LatentDiffusion
 from ..diffusion.objective import VPrediction
 from ..errors import InputError
@@ -37,6 +37,7 @@ from .callbacks import Reference, ValidationSamples
 from .data import DataSource
 from .fit import FitSettings, LoggerFactory, fit
 from .optimise import AdamWithWarmup
+from .pretraining import PRETRAINING
 from .run_folder import StageFolder
 
 MEL_STATISTICS_CLIPS = 256
@@ -157,26 +158,62 @@ def encode_latents(shop: Workshop, codec: MelCodec) -> Path:
     return out
 
 
-def train_condition(shop: Workshop, folder: StageFolder, settings: StageSettings, recipe: dict[str, Any],
-                    augment: dict[str, float]) -> None:
-    """Stage 2 ⇒ ``folder.model`` with the temporal-semantic encoder. recipe: of the encoder."""
-    data = shop.datamodule("condition", settings)
-    with shop.seeded("condition"):
-        module = ConditionPretraining(instantiate(recipe, _convert_="all"), settings.weights,
-                                      Augmentation(**augment), settings.optimise())
-    fit(module, data, folder, settings.fit, "2 condition encoder", ("val/loss", "min"), shop.loggers)
-    model = ModelRecipe(clip=clip_dict(shop.spec), condition_encoder=recipe, about=shop.about("condition", settings))
-    save_model(folder.model, model, {"condition_encoder": module.encoder})
+@dataclass(frozen=True)
+class Starts:
+    """What is trained already. vae: model folder; pretrained: {stage: model folder}; init: model folder of a UNet and
+    conditioner to start stage 3 from, or None."""
+
+    vae: Path
+    pretrained: dict[str, Path] = field(default_factory=dict)
+    init: Path | None = None
+
+
+def build_conditioner(shop: Workshop, recipe: dict[str, Any]) -> Conditioner:
+    """The time base is handed over afterwards: Hydra would turn it into a dict."""
+    return instantiate(recipe, _partial_=True, _convert_="all")(spec=shop.spec)
+
+
+def load_pretrained(conditioner: Conditioner, folders: dict[str, Path]) -> None:
+    """Fill the parts of a conditioner that stages of their own have trained."""
+    for stage, folder in folders.items():
+        wanted = conditioner.pretrained[stage]
+        load_weights(getattr(conditioner, wanted.attribute), folder, wanted.part)
+
+
+def train_part(shop: Workshop, folder: StageFolder, settings: StageSettings, stage: str, recipe: dict[str, Any],
+               augment: dict[str, float], starts: Starts) -> None:
+    """A stage between the VAE and the diffusion ⇒ ``folder.model`` with the conditioner's part that it trains.
+
+    recipe: of the whole conditioner.
+    """
+    kind = PRETRAINING[stage]
+    latents, scale = None, 1.0
+    if kind.on_latents:
+        codec, _ = load_codec(starts.vae, shop.spec)
+        latents = encode_latents(shop, codec)
+        scale = 1.0 / read_std(latents)
+    data = shop.datamodule(stage, settings, latents)
+    with shop.seeded(stage):
+        conditioner = build_conditioner(shop, recipe)
+        load_pretrained(conditioner, {s: f for s, f in starts.pretrained.items() if s != stage})
+        module = kind.module(conditioner, settings.weights, Augmentation(**augment), settings.optimise(), scale)
+    fit(module, data, folder, settings.fit, kind.label, kind.monitor, shop.loggers)
+    part = conditioner.pretrained[stage]
+    model = ModelRecipe(clip=clip_dict(shop.spec), about=shop.about(stage, settings))
+    if stage == "condition":
+        model.condition_encoder = recipe[part.attribute]
+    else:
+        model.pretrained = {part.part: recipe}
+    save_model(folder.model, model, {part.part: getattr(conditioner, part.attribute)})
 
 
 @dataclass(frozen=True)
 class DiffusionParts:
     """What stage 3 is built from.
 
-    unet, conditioner, objective: recipes. dropout, augment: see LatentDiffusion. encoder_rate: factor on the rate of
-    the pretrained encoder (0: frozen). vae, condition, init: model folders, of which the last two may be None.
-    sampler, vocoder: recipes of what the finished model uses. validation: {clips, steps} of sampling while training.
-    grounder, encoder: recipes that the model folder names for generation.
+    unet, conditioner, objective: recipes. dropout, augment: see LatentDiffusion. freeze: keep all that was pretrained
+    as it is. starts: what is trained already. sampler, vocoder: recipes of what the finished model uses. validation:
+    {clips, steps} of sampling while training. grounder, encoder: recipes that the model folder names for generation.
     """
 
     unet: dict[str, Any]
@@ -184,10 +221,8 @@ class DiffusionParts:
     objective: dict[str, Any]
     dropout: float
     augment: dict[str, float]
-    encoder_rate: float
-    vae: Path
-    condition: Path | None
-    init: Path | None
+    freeze: bool
+    starts: Starts
     sampler: dict[str, Any]
     vocoder: dict[str, Any]
     validation: dict[str, int]
@@ -197,20 +232,20 @@ class DiffusionParts:
 
 def train_diffusion(shop: Workshop, folder: StageFolder, settings: StageSettings, parts: DiffusionParts) -> None:
     """Stage 3 ⇒ ``folder.model``: everything that generation needs."""
-    codec, vae_recipe = load_codec(parts.vae, shop.spec)
+    codec, vae_recipe = load_codec(parts.starts.vae, shop.spec)
     latents = encode_latents(shop, codec)
     scale = 1.0 / read_std(latents)
     data = shop.datamodule("diffusion", settings, latents)
-    with shop.seeded("diffusion"):  # the time base is handed over afterwards: Hydra would turn it into a dict
+    with shop.seeded("diffusion"):
         unet = instantiate(parts.unet, _partial_=True, _convert_="all")(spec=shop.spec)
-        conditioner = instantiate(parts.conditioner, _partial_=True, _convert_="all")(spec=shop.spec)
-    slower = {}
-    if parts.condition is not None:
-        load_weights(conditioner.encoder, parts.condition, "condition_encoder")
-        slower = {"conditioner.encoder.": parts.encoder_rate}
-    if parts.init is not None:
-        load_weights(unet, parts.init, "unet")
-        load_weights(conditioner, parts.init, "conditioner")
+        conditioner = build_conditioner(shop, parts.conditioner)
+        conditioner.adapt(unet)
+    load_pretrained(conditioner, parts.starts.pretrained)
+    slower = {f"conditioner.{conditioner.pretrained[stage].attribute}.":
+              0.0 if parts.freeze else conditioner.pretrained[stage].rate for stage in parts.starts.pretrained}
+    if parts.starts.init is not None:
+        load_weights(unet, parts.starts.init, "unet")
+        load_weights(conditioner, parts.starts.init, "conditioner")
     objective: VPrediction = instantiate(parts.objective)
     module = LatentDiffusion(unet, conditioner, objective, scale, parts.dropout, Augmentation(**parts.augment),
                              settings.optimise(slower))

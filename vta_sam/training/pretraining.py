@@ -1,0 +1,62 @@
+"""Stages between the VAE and the diffusion: each trains one part of a conditioner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+
+from ..condition.augment import Augmentation
+from ..condition.lit import ConditionPretraining
+from ..conditioners.base import Conditioner
+from ..conditioners.diff_foley.classifier import ClassifierTraining
+from ..conditioners.diff_foley.contrastive import ContrastivePretraining
+from ..conditioners.foleycrafter.onsets import OnsetTraining
+from .optimise import AdamWithWarmup
+
+Make = Callable[[Any, dict[str, float], Augmentation, AdamWithWarmup, float], L.LightningModule]
+
+
+@dataclass(frozen=True)
+class PartTraining:
+    """label: what the progress bar says. monitor: the figure that chooses the checkpoint, and "min" or "max".
+    module: (conditioner, loss weights, augmentation, optimiser, latent scale) ⇒ what is fitted. on_latents: reads
+    latent shards, so a VAE comes first. learns_from: what its targets are, for the comparison's table.
+    """
+
+    label: str
+    monitor: tuple[str, str]
+    module: Make
+    on_latents: bool = False
+    learns_from: str = "sound"
+
+
+def _condition(conditioner: Any, weights, augment, optimise, scale) -> L.LightningModule:
+    return ConditionPretraining(conditioner.encoder, weights, augment, optimise)
+
+
+def _contrastive(conditioner: Any, weights, augment, optimise, scale) -> L.LightningModule:
+    return ContrastivePretraining(conditioner.encoder, weights, optimise)
+
+
+def _classifier(conditioner: Any, weights, augment, optimise, scale) -> L.LightningModule:
+    return ClassifierTraining(conditioner.classifier, conditioner.encoder, scale, optimise)
+
+
+def _onsets(conditioner: Any, weights, augment, optimise, scale) -> L.LightningModule:
+    return OnsetTraining(conditioner.onsets, weights["onset"], optimise)
+
+
+PRETRAINING = {
+    "condition": PartTraining("2 condition encoder", ("val/loss", "min"), _condition),
+    "contrastive": PartTraining("2 contrastive encoder", ("val/loss", "min"), _contrastive),
+    "classifier": PartTraining("2 alignment classifier", ("val/loss", "min"), _classifier, on_latents=True),
+    "onsets": PartTraining("2 onset predictor", ("val/loss", "min"), _onsets),
+}
+
+
+def stages_of(conditioner: type[Conditioner]) -> tuple[str, ...]:
+    """The stages that train parts of a kind of conditioner, in order."""
+    return tuple(stage for stage in PRETRAINING if stage in conditioner.pretrained)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from vta_sam.clip import ClipFeatures, ClipSpec
-from vta_sam.generation.parts import build_part
+from vta_sam.generation.parts import build_denoiser, build_part
 from vta_sam.model_folder import ModelRecipe, save_model
 from vta_sam.shards.batch import ClipBatch, collate, window_of
 
@@ -59,7 +59,8 @@ def make_model_folder(tmp_path: Path, aligned: bool = False, seed: int = 0, **mo
     folder = tmp_path / "model"
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
-        parts = {part: build_part(recipe, part, folder) for part in ("codec", "unet", "conditioner")}
+        parts = {"codec": build_part(recipe, "codec", folder)}
+        parts["unet"], parts["conditioner"] = build_denoiser(recipe, folder)
         for part in (parts["unet"], parts["conditioner"]):
             for parameter in part.parameters():
                 if not parameter.any():

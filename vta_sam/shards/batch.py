@@ -18,10 +18,10 @@ class ClipBatch:
     """B clips of one :class:`ClipSpec`, padded; masks are True where something is real.
 
     frame_embedding (B, T, Dv), frame_mask (B, T); probs and areas (B, T, K), object_embedding (B, K, De), object_mask
-    (B, K) with K = 8; caption_tokens (B, L, Dc), caption_mask (B, L); column_mask (B, columns): columns that hold sound of the
-    clip. Where loaded: waveform (B, samples); moments (B, 2 · 8, columns, freq): mean and log-variance of the VAE;
-    mask_embedding (B, T, K, 256), mask-pooled SAM embeddings.
-    seeds (B,): every random draw for a row comes from its own seed.
+    (B, K) with K = 8; caption_tokens (B, L, Dc), caption_mask (B, L); column_mask (B, columns): columns that hold sound
+    of the clip. Where loaded: waveform (B, samples); moments (B, 2 · 8, columns, freq): mean and log-variance of the
+    VAE; mask_embedding (B, T, K, 256), mask-pooled SAM embeddings. seeds (B,): every random draw for a row comes from
+    its own seed.
     """
 
     keys: list[str]

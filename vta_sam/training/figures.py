@@ -86,7 +86,8 @@ def through_codec(pipeline: Pipeline, waveforms: torch.Tensor, batch_size: int,
 
 
 def swap_objects(clips: HeldOut, seed: int) -> tuple[ClipBatch, list[int], list[str]]:
-    """Single-object clips with another class's word in place of their own: same pictures, same probabilities.
+    """Single-object clips with another class's word in place of their own, among the objects and in the caption: same
+    pictures, same probabilities.
 
     ⇒ (batch, the rows of ``clips`` it was made from, the classes now named).
     """
@@ -96,12 +97,15 @@ def swap_objects(clips: HeldOut, seed: int) -> tuple[ClipBatch, list[int], list[
     batch = clips.batch.select(rows)
     random = np.random.default_rng(seed)
     swapped = []
-    embedding = batch.object_embedding.clone()
+    embedding, caption = batch.object_embedding.clone(), batch.caption_tokens.clone()
     for row, i in enumerate(rows):
         others = [name for name in names if name != clips.records[i].label]
         swapped.append(str(random.choice(others)))
-        embedding[row, 0] = embeddings[swapped[-1]]
-    return dataclasses.replace(batch, object_embedding=embedding), rows, swapped
+        own, embedding[row, 0] = embedding[row, 0].clone(), embeddings[swapped[-1]]
+        if caption.shape[2] == len(own):  # the tiny encoder says a thing by one vector, in captions as among objects
+            said = (caption[row] - own).abs().amax(dim=1) < 1e-3
+            caption[row, said] = embedding[row, 0]
+    return dataclasses.replace(batch, object_embedding=embedding, caption_tokens=caption), rows, swapped
 
 
 def timing(generated: np.ndarray, true: np.ndarray, onsets_s: Sequence[np.ndarray], seed: int) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from ..pipeline import load
 from ..shards.schema import read_dataset
 from .data import DataSource
 from .figures import held_out, measure
+from .loggers import close
 from .pretraining import PRETRAINING
 from .run_folder import StageFolder, locked
 from .showcase import figures_table, show
@@ -206,6 +207,7 @@ class TrainingJob:
         model = Path(self.model) if self.model else self.stage_folder("diffusion").model
         if not folder.done:
             pipeline = load(model, device="cuda" if torch.cuda.is_available() else "cpu")
+            pipeline.sampler = instantiate(self.sampler)  # with model=…, of a model trained with another one
             data = shop.datamodule("figures", StageSettings.of(self.fit["diffusion"]))
             clips = held_out(data.reader(self.source.test_split), data.reader(self.source.train_split), pipeline,
                              self.figures["clips"], lambda record, wave: true_onsets(self.source, record, wave))
@@ -225,10 +227,21 @@ class TrainingJob:
             folder.finish()
         figures = json.loads((folder.path / "measured.json").read_text()) | self._provenance(model)
         write_text(self.folder / "figures.json", json.dumps(figures, indent=1) + "\n")
+        self._log_figures(folder.path, figures)
         self.console.print(figures_table(figures))
         for path in sorted((folder.path / "samples").glob("*.mp4")):
             self.console.print(f"  {path}", highlight=False)
         self.console.print(f"figures: {self.folder / 'figures.json'}", highlight=False)
+
+    def _log_figures(self, folder: Path, figures: dict[str, Any]) -> None:
+        """To the loggers, under the names that evaluate.py uses, so that tables of runs and of evaluations agree."""
+        found = {name: content["score"]["mean"] for name, content in
+                 {**figures["timing"], "sound_class": figures.get("sound_class")}.items() if content}
+        loggers = [instantiate(logger, _partial_=True)(save_dir=str(folder), name="logs") for logger in self.logger]
+        for logger in loggers:
+            logger.log_metrics({name: mean for name, mean in found.items() if mean is not None}, step=0)
+            logger.save()
+        close(loggers)
 
     def _timed(self, name: str, work) -> Any:
         """Run, and add the seconds to the run's account, which survives a restart."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import netrc
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
+import yaml
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 
@@ -20,15 +22,22 @@ def has_wandb_account() -> bool:
         return False
 
 
-def wandb_logger(save_dir: str, name: str, project: str) -> WandbLogger:
+def wandb_logger(save_dir: str, name: str, project: str, tags: Sequence[str] = ()) -> WandbLogger:
     """A run of its own per stage, grouped by the job's folder; offline unless there is an account.
 
-    save_dir: the stage's folder, <runs>/<run>/<stage>.
+    Its config is what the stage was told, so that a table of runs shows what differs. In a sweep the agent has named
+    one run for the whole job: all stages go into that one. save_dir: the stage's folder, <runs>/<run>/<stage>.
     """
     stage = Path(save_dir)
     offline = not has_wandb_account() or os.environ.get("WANDB_MODE") == "offline"
-    return WandbLogger(name=f"{stage.parent.name}/{stage.name}", project=project, save_dir=save_dir, offline=offline,
-                       group=stage.parent.name, job_type=stage.name)
+    told: dict[str, Any] = {"name": f"{stage.parent.name}/{stage.name}", "group": stage.parent.name,
+                            "job_type": stage.name}
+    if os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"):
+        told = {"name": stage.parent.name, "id": os.environ["WANDB_RUN_ID"], "resume": "allow"}
+    config = stage / "config.yaml"
+    if config.exists():
+        told["config"] = {stage.name: yaml.safe_load(config.read_text())}
+    return WandbLogger(project=project, save_dir=save_dir, offline=offline, tags=list(tags), **told)
 
 
 def close(loggers: Iterable[Logger]) -> None:

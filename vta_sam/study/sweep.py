@@ -1,0 +1,119 @@
+"""Sweeps: a wandb sweep file as a Hydra multirun, and finished runs as one table and picture."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..atomic import atomic_path
+from ..errors import InputError
+from ..metrics.statistics import Interval
+
+SWEEPS = Path(__file__).resolve().parents[2] / "conf" / "sweep"
+FIGURES = ("envelope_correlation", "onset_f1", "sound_class")
+_OF_WANDB = ("${", "logger=", "name=")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A file of conf/sweep. parameters: {override's key: its values}. fixed: overrides of every combination."""
+
+    name: str
+    parameters: dict[str, list[Any]]
+    fixed: tuple[str, ...]
+
+    def combinations(self) -> list[list[str]]:
+        """Overrides of each combination, as the command line takes them."""
+        keys = list(self.parameters)
+        return [[*self.fixed, *(f"{key}={_text(value)}" for key, value in zip(keys, values))]
+                for values in product(*self.parameters.values())]
+
+    def multirun(self, runs: str) -> list[str]:
+        """Arguments of train.py for the whole grid, without wandb; each run is named after what it varies."""
+        swept = [f"{key}={','.join(_text(value) for value in values)}" for key, values in self.parameters.items()]
+        return ["--multirun", f"runs={runs}", *self.fixed, *swept, "name=${hydra:job.override_dirname}"]
+
+
+def read_sweep(name: str, folder: Path = SWEEPS) -> Sweep:
+    """Raises InputError where there is no such sweep, or a parameter has no list of values."""
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        raise InputError(f"there is no sweep {name!r}; there are {', '.join(p.stem for p in sorted(folder.glob('*')))}")
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    without = [key for key, told in content["parameters"].items() if not told.get("values")]
+    if without:
+        raise InputError(f"{path}: {without[0]} has no values; a sweep of this project lists them")
+    fixed = tuple(word for word in content["command"] if not word.startswith(_OF_WANDB))
+    return Sweep(name, {key: told["values"] for key, told in content["parameters"].items()}, fixed)
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+# ---------------------------------------------------------------------- what came out
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run. varied: {setting: value} of those that differ between runs; figures {name: Interval}."""
+
+    name: str
+    varied: dict[str, Any]
+    figures: dict[str, Interval]
+
+
+def finished_runs(runs: Path) -> list[Finished]:
+    """Every run under a folder that has its figures, best envelope correlation first. InputError: there is none."""
+    told, figures = {}, {}
+    for path in sorted(runs.glob("*/figures.json")):
+        content = json.loads(path.read_text())
+        told[path.parent.name] = {"exp": content["exp"], "seed": content["seed"], **_settings(path.parent)}
+        figures[path.parent.name] = {name: Interval(**score) for name, score in _scores(content).items()
+                                     if score["mean"] is not None}
+    if not told:
+        raise InputError(f"{runs} holds no finished run; a run ends with {runs}/<run>/figures.json")
+    keys = dict.fromkeys(key for settings in told.values() for key in settings)
+    varied = [key for key in keys if len({json.dumps(settings.get(key)) for settings in told.values()}) > 1]
+    found = [Finished(name, {key: told[name].get(key) for key in varied}, figures[name]) for name in told]
+    return sorted(found, key=lambda run: -getattr(run.figures.get(FIGURES[0]), "mean", float("-inf")))
+
+
+def _scores(figures: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    of = {**figures["timing"], "sound_class": figures.get("sound_class")}
+    return {name: of[name]["score"] for name in FIGURES if of.get(name)}
+
+
+def _settings(run: Path) -> dict[str, Any]:
+    """What the stages of a run were told, as {a.b.c: value}; of two stages' the later one's."""
+    flat: dict[str, Any] = {}
+
+    def walk(value: Any, key: str) -> None:
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                walk(inner, f"{key}.{name}" if key else str(name))
+        else:
+            flat[key] = value
+
+    for stage in ("diffusion", "figures"):
+        path = run / stage / "config.yaml"
+        if path.exists():
+            walk(yaml.safe_load(path.read_text()), "")
+    return flat
+
+
+def write_table(path: Path, runs: list[Finished]) -> None:
+    """One row a run: what varied, then each figure with its interval."""
+    varied = list(runs[0].varied)
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["run", *varied, *(f"{name}{end}" for name in FIGURES for end in ("", "_low", "_high"))])
+        for run in runs:
+            cells = [(f"{i.mean:.4f}", f"{i.low:.4f}", f"{i.high:.4f}") if (i := run.figures.get(name)) else ("",) * 3
+                     for name in FIGURES]
+            writer.writerow([run.name, *(run.varied[key] for key in varied), *(c for cell in cells for c in cell)])

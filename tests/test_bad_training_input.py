@@ -2,12 +2,14 @@
 
 import dataclasses
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
-from tiny_data import CODEC, ENCODER, SPEC, build, stage_folder, stage_settings, workshop, write_dataset
+from tiny_data import CODEC, CONDITIONER, ENCODER, SPEC, build, stage_folder, stage_settings, workshop, write_dataset
 
 from vta_sam.clip import ClipSpec
+from vta_sam.condition.lit import ConditionPretraining
 from vta_sam.errors import InputError
 from vta_sam.model_folder import ModelRecipe, save_model
 from vta_sam.shards.datamodule import ShardDataModule
@@ -47,7 +49,7 @@ def train(root, tmp_path, stage="condition", spec=SPEC, **parts):
     if stage == "vae":
         stages.train_vae(shop, folder, settings, parts.get("codec", KNOWN_CODEC))
     elif stage == "condition":
-        stages.train_condition(shop, folder, settings, ENCODER, {})
+        stages.train_part(shop, folder, settings, "condition", CONDITIONER, {}, stages.Starts(Path()))
     else:
         stages.train_diffusion(shop, folder, settings, diffusion_parts(**parts))
 
@@ -121,7 +123,7 @@ def test_a_damaged_validation_split_is_found_before_the_first_step(root, tmp_pat
     def never(*args):
         raise AssertionError("a step was trained before the validation clips were read")
 
-    monkeypatch.setattr(stages.ConditionPretraining, "training_step", never)
+    monkeypatch.setattr(ConditionPretraining, "training_step", never)
     with pytest.raises(InputError, match=r"val-000000\.tar is cut short"):
         train(root, tmp_path)
 

@@ -5,13 +5,15 @@ import math
 import numpy as np
 import pytest
 import torch
+from models import FRAME_DIM as MODEL_FRAME_DIM, OBJECT_DIM as MODEL_OBJECT_DIM, SPEC as MODEL_SPEC, make_batch
 from tiny_data import ENCODER, FRAME_DIM, OBJECT_DIM, SPEC, a_clip, build
 
 from vta_sam.condition.augment import Augmentation
 from vta_sam.condition.encoder import TemporalSemanticEncoder, sinusoids
 from vta_sam.condition.lit import ConditionPretraining
 from vta_sam.condition.objective import contrastive_loss, energy_targets, onset_targets, retrieval_accuracy
-from vta_sam.condition.semantics import frame_semantics, threshold
+from vta_sam.condition.semantics import WEIGHTS, frame_semantics, threshold
+from vta_sam.errors import InputError
 from vta_sam.mel import LOG_FLOOR, LogMel
 from vta_sam.shards.batch import collate, window_of
 from vta_sam.training.optimise import AdamWithWarmup
@@ -250,3 +252,60 @@ def test_objects_are_dropped_by_the_samples_own_draws():
         module.training_step(rows, 0)
     assert seen[0].all() and not seen[1].any()
     assert torch.equal(seen[3], seen[2][[2, 0, 1]])
+
+
+def varied_batch():
+    """Two clips of two objects, of known probabilities and areas."""
+    batch = make_batch("a", "b")
+    batch.areas = batch.areas * torch.linspace(0.1, 1, batch.areas.shape[1])[None, :, None]
+    return batch
+
+
+def test_uniform_probabilities_keep_who_and_forget_when():
+    batch = varied_batch()
+    batch.frame_mask[1, 10:] = False
+    found = WEIGHTS["uniform"](batch)
+    assert torch.equal(found, found[:, :1].expand_as(found)) and found.shape == batch.probs.shape
+    assert torch.allclose(found[0, 0], batch.probs[0].mean(dim=0))
+    assert torch.allclose(found[1, 0], batch.probs[1, :10].mean(dim=0))
+
+
+def test_areas_weigh_near_things_more():
+    batch = varied_batch()
+    found = WEIGHTS["by_area"](batch)
+    last = batch.areas.shape[1] - 1
+    assert torch.allclose(found[:, last], batch.probs[:, last])
+    assert torch.allclose(found[:, 0], batch.probs[:, 0] * 0.1, atol=1e-6)
+
+
+@torch.no_grad()
+def test_encoder_options_reach_the_semantics():
+    """Each option changes the tokens exactly where it changes what objects weigh."""
+    def tokens(batch, **options):
+        torch.manual_seed(0)
+        return TemporalSemanticEncoder(MODEL_FRAME_DIM, MODEL_OBJECT_DIM, MODEL_SPEC.fps, 16, 1, 2, **options)(batch)
+
+    batch = varied_batch()
+    assert not torch.allclose(tokens(batch), tokens(batch, weights="uniform"), atol=1e-4)
+    assert not torch.allclose(tokens(batch), tokens(batch, threshold=0.5), atol=1e-4)
+    batch.probs[:] = batch.probs[:, :1]
+    assert torch.allclose(tokens(batch), tokens(batch, weights="uniform"), atol=1e-5)
+    batch.probs[:] = 0.7
+    assert torch.allclose(tokens(batch), tokens(batch, threshold=0.5), atol=1e-6)
+    with pytest.raises(ValueError, match="weights is one of as_seen, uniform, by_area"):
+        tokens(batch, weights="loudest")
+
+
+@torch.no_grad()
+def test_mask_pooled_embeddings_join_their_objects():
+    torch.manual_seed(0)
+    encoder = TemporalSemanticEncoder(MODEL_FRAME_DIM, MODEL_OBJECT_DIM, MODEL_SPEC.fps, 16, 1, 2, mask_dim=6)
+    batch = varied_batch()
+    with pytest.raises(InputError, match="the features have none; extract them with"):
+        encoder(batch)
+    batch.mask_embedding = torch.randn(2, *batch.probs.shape[1:], 6)
+    before = encoder(batch)
+    batch.mask_embedding[:, :, 2:] = 50.0  # objects that the clips don't have
+    assert torch.allclose(encoder(batch), before, atol=1e-6)
+    batch.mask_embedding[:, :, 0] = -batch.mask_embedding[:, :, 0]
+    assert not torch.allclose(encoder(batch), before, atol=1e-3)

@@ -68,6 +68,7 @@ def built(job: TrainingJob) -> Parts:
         networks = (instantiate(codec, _convert_="all"),
                     instantiate(unet, _partial_=True, _convert_="all")(spec=job.spec),
                     instantiate(conditioner, _partial_=True, _convert_="all")(spec=job.spec))
+        networks[2].adapt(networks[1])
     return Parts(job.spec, *(network.to("meta").eval() for network in networks))  # buffers from numpy move as well
 
 

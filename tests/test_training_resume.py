@@ -14,6 +14,7 @@ from tiny_data import (CODEC, CONDITIONER, ENCODER, UNET, build, stage_folder, s
                        write_dataset)
 
 from vta_sam.condition.augment import Augmentation
+from vta_sam.condition.lit import ConditionPretraining
 from vta_sam.errors import InputError
 from vta_sam.shards.schema import read_dataset
 from vta_sam.training import stages
@@ -65,7 +66,7 @@ def run_stage(stage, root, out, vae=None, **recorder):
         if stage == "vae":
             stages.train_vae(shop, folder, settings, CODEC)
         elif stage == "condition":
-            stages.train_condition(shop, folder, settings, ENCODER, AUGMENT)
+            stages.train_part(shop, folder, settings, "condition", CONDITIONER, AUGMENT, stages.Starts(Path()))
         else:
             stages.train_diffusion(shop, folder, settings, diffusion_parts(vae))
     finally:
@@ -73,10 +74,11 @@ def run_stage(stage, root, out, vae=None, **recorder):
     return record
 
 
-def diffusion_parts(vae, **more):
+def diffusion_parts(vae, condition=None, init=None, **more):
     return stages.DiffusionParts(**{
         "unet": UNET, "conditioner": CONDITIONER, "objective": {"_target_": "vta_sam.diffusion.objective.VPrediction"},
-        "dropout": 0.3, "augment": AUGMENT, "encoder_rate": 0.1, "vae": vae, "condition": None, "init": None,
+        "dropout": 0.3, "augment": AUGMENT, "freeze": False,
+        "starts": stages.Starts(vae, {"condition": condition} if condition else {}, init),
         "sampler": {"_target_": "vta_sam.diffusion.sampler.Sampler", "steps": 2},
         "vocoder": {"_target_": "vta_sam.vocoder.GriffinLim", "iterations": 1, "inversion_steps": 1},
         "validation": {"clips": 2, "steps": 2}, "grounder": {}, "encoder": {}, **more})
@@ -156,8 +158,8 @@ class Figure(Recorder):
 
 
 def pretraining(settings, encoder=None):
-    return stages.ConditionPretraining((encoder or build(ENCODER)).train(), settings.weights, Augmentation(),
-                                       settings.optimise())
+    return ConditionPretraining((encoder or build(ENCODER)).train(), settings.weights, Augmentation(),
+                                settings.optimise())
 
 
 def fit_with_scores(root, path, scores, **recorder):
@@ -257,7 +259,7 @@ def test_pretraining_starts_stage_3_and_goes_slower(root, whole, tmp_path):
     pretrained = load_file(condition / "condition_encoder.safetensors")
     moved = {}
     for rate in (0.1, 0.0):
-        parts = diffusion_parts(vae, condition=condition, encoder_rate=rate)
+        parts = diffusion_parts(vae, condition=condition, freeze=not rate)
         stages.train_diffusion(shop, stage_folder(tmp_path / str(rate)), settings, parts)
         trained = load_file(tmp_path / str(rate) / "model" / "conditioner.safetensors")
         moved[rate] = max((trained[f"encoder.{k}"] - v).abs().max().item() for k, v in pretrained.items())

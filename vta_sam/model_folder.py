@@ -22,7 +22,7 @@ from .errors import InputError
 FORMAT_VERSION = 1
 YAML_NAME = "model.yaml"
 
-# `_target_` in a model.yaml ⇒ what it may be. A conditioner of one's own is added here by whoever trusts it.
+# `_target_` in a model.yaml ⇒ what it may be. A class of one's own is added by :func:`trust`.
 CLASSES = {
     "vta_sam.vae.codec.MelCodec",
     "diffusers.AutoencoderKL",
@@ -45,6 +45,12 @@ CLASSES = {
     "vta_sam.encoders.oracle.OracleEncoder",
     "vta_sam.encoders.clip.CLIPEncoder",
 }
+
+
+def trust(target: str) -> None:
+    """Let model folders name a class of one's own, such as ``"mine.LoudnessConditioner"``. Call it before training or
+    loading; importing the class is then up to Python's path."""
+    CLASSES.add(target)
 
 
 @dataclass

@@ -54,9 +54,10 @@ def results_page(studies: Sequence[Study], records: Records) -> str:
         "# Results", "",
         "Written by `python experiments/study.py` from the records in `docs/results/` (one per row and seed), not by "
         "hand. Rows of a table share clips, VAE, UNet, schedule, steps and vocoder, and differ in what the UNet "
-        "listens to. Figures are means over the held-out clips of the embedded world with 95 % bootstrap intervals over "
-        "clips; with several seeds a clip's value is its mean over them. *Control* is a row's own sound against other clips' "
-        "truth, *ceiling* the true sound through VAE and vocoder. [evaluation.md](evaluation.md) defines each figure.",
+        "listens to. Figures are means over the held-out clips of the embedded world with 95 % bootstrap intervals "
+        "over clips; with several seeds a clip's value is its mean over them. *Control* is a row's own sound against "
+        "other clips' truth, *ceiling* the true sound through VAE and vocoder. [evaluation.md](evaluation.md) defines "
+        "each figure.",
         "",
     ]
     for study in studies:

@@ -1,0 +1,181 @@
+"""Studies: every row is a valid job of its own folder, what is done is kept, and the page says what the records say."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from test_configs import composed
+
+from vta_sam.errors import InputError
+from vta_sam.study import run as running
+from vta_sam.study.plan import Study, study_of
+from vta_sam.study.record import KEYS, PER_CLIP, Record, read_record
+from vta_sam.study.results import NOT_RUN, between, load_records, load_studies, results_page, score
+from vta_sam.training import job as jobs
+from vta_sam.training.job import TrainingJob
+
+ROOT = Path(__file__).resolve().parents[1]
+STUDIES = load_studies()
+
+
+def job_of(overrides: list[str], monkeypatch) -> TrainingJob:
+    """The job that a command line describes, checked as it is before anything runs."""
+    monkeypatch.setattr(jobs, "read_recipe", lambda folder: None)  # folders that other rows will have written
+    settings = composed(*overrides)
+    job = TrainingJob(**{k: v for k, v in settings.items() if k in TrainingJob.__dataclass_fields__})
+    if job.model is None:
+        job._check_settings()
+    return job
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
+def test_every_row_is_a_valid_job_in_a_folder_of_its_own(study, monkeypatch):
+    folders = {job_of(study.shared_command()[2:], monkeypatch).folder}
+    assert folders == {study.shared_folder}
+    for row, seed in study.order():
+        job = job_of(study.command(row, seed)[2:], monkeypatch)
+        assert job.folder == study.folder(row, seed) not in folders
+        assert job.exp == row.exp and tuple(job.stages) == row.stages
+        folders.add(job.folder)
+        if "diffusion" in row.stages:
+            assert job.vae == str(study.shared_folder / "vae" / "model")
+            common = job.fit["diffusion"]["fit"]["steps"]
+            assert f"fit.diffusion.fit.steps={common}" in study.common, "equal steps"
+        if job.model:
+            assert Path(job.model).parts[-2:] == ("diffusion", "model")
+            assert "{" not in job.model
+
+
+def test_the_comparison_differs_in_what_the_unet_listens_to_alone(monkeypatch):
+    study = STUDIES[0]
+    told = []
+    for row in study.rows:
+        job = job_of(study.command(row, 0)[2:], monkeypatch)
+        told.append((job.data, job.clip, job.networks, job.objective, job.dropout, job.fit["diffusion"], job.sampler,
+                     job.vocoder, job.vae))
+    assert all(settings == told[0] for settings in told)
+
+
+def test_seeds_come_one_after_the_other_and_only_picks():
+    study = STUDIES[0]
+    order = study.order()
+    assert [seed for _, seed in order] == sorted(seed for _, seed in order)
+    assert {row.table for row, _ in study.order(["vta_sam"])} == {"unpretrained", "pretrained"}
+    assert len(study.order(["unpretrained/tango"])) == len(study.seeds)
+    with pytest.raises(InputError, match="only= names 'tanga'"):
+        study.order(["tanga"])
+
+
+def a_study(**more) -> Study:
+    return study_of({"name": "s", "title": "A study", "runs": "runs/s", "seeds": [0, 1], "common": ["size=smoke"],
+                     "shared": {"exp": "vta_sam", "stages": ["vae"]},
+                     "tables": {"t": {"title": "Rows", "defaults": {"stages": ["diffusion"]},
+                                      "rows": {"one": {"exp": "tango"}, "two": {"exp": "vta_ldm", "aligned": True}}}},
+                     "differences": [{"table": "t", "first": "two", "second": "one", "question": "why"}], **more})
+
+
+def a_record(row: str, seed: int, shift: float, **more) -> Record:
+    values = {key: {f"c{i}": None if key == "sound_class" and i % 2 else 0.5 + shift + 0.01 * (i % 5)
+                    for i in range(20)} for key in PER_CLIP}
+    interval = {"mean": 0.52 + shift, "low": 0.5 + shift, "high": 0.55 + shift, "n": 20, "undefined": 0}
+    figures = {key: {"score": interval, "control": {**interval, "mean": 0.1, "low": 0.05, "high": 0.15}}
+               for key in KEYS}
+    return Record("s", "t", row, seed, figures, values, {"unet": 10_000_000, "conditioner": 500_000},
+                  {"diffusion": 300.0, "figures": 80.0}, 0.25, **more)
+
+
+def test_a_study_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+    trained: list[str] = []
+
+    def train(command, what):
+        trained.append(what)
+        if what == "t/one, seed 1" and trained.count(what) == 1:
+            raise KeyboardInterrupt
+
+    def measure(row, seed, folder, told, cache, ceiling):
+        return a_record(row.name, seed, 0.0, told=told)
+
+    monkeypatch.setattr(running, "_train", train)
+    monkeypatch.setattr(running, "measure_row", measure)
+    study, said = a_study(runs=str(tmp_path / "runs")), []
+    with pytest.raises(KeyboardInterrupt):
+        running.run_study(study, tmp_path / "records", [], None, said.append)
+    assert len(list((tmp_path / "records").glob("*.json"))) == 2
+    assert running.run_study(study, tmp_path / "records", [], None, said.append) == 2
+    assert trained[-2:] == ["t/one, seed 1", "t/two, seed 1"]
+    before = len(trained)
+    assert running.run_study(study, tmp_path / "records", [], None, said.append) == 0 and len(trained) == before
+
+
+def test_a_row_that_fails_stops_the_study_with_a_sentence(monkeypatch):
+    monkeypatch.setattr(subprocess, "run", lambda command: SimpleNamespace(returncode=2))
+    with pytest.raises(InputError, match="t/one, seed 0: training ended with status 2"):
+        running._train(["train"], "t/one, seed 0")
+
+
+def test_the_page_says_what_the_records_say(tmp_path):
+    study = a_study()
+    empty = results_page([study], {})
+    assert empty.count(NOT_RUN) >= 2 * 4 and "0.5" not in empty.split("## A study")[1]
+    for seed in (0, 1):
+        a_record("one", seed, 0.0).write(tmp_path / f"one-{seed}.json")
+    a_record("two", 0, 0.2).write(tmp_path / "two-0.json")
+    page = results_page([study], load_records(tmp_path))
+    table = [line for line in page.splitlines() if line.startswith("|")]
+    assert any(line.startswith("| one | 0, 1 | 0.520 [") for line in table)
+    assert any(line.startswith("| two | 0 | 0.720 [0.700, 0.750]") for line in table)
+    assert "**+0.200 [+0.200, +0.200]**" in page and "10.50 M | 5.0 | 0.25" in page
+    assert any("control" in line and "0.100 [0.050, 0.150]" in line for line in table)
+
+
+def test_seeds_are_meaned_per_clip_and_compared_where_both_have_them():
+    one = [a_record("one", 0, 0.0), a_record("one", 1, 0.4)]
+    two = [a_record("two", 1, 0.5)]
+    assert score(one, "envelope_correlation").mean == pytest.approx(0.52 + 0.2)
+    assert score(one, "sound_class").n == 10
+    assert between(one, two, "onset_f1").mean == pytest.approx(-0.1)  # seed 1 alone
+    with pytest.raises(InputError, match="without a seed in common"):
+        between([a_record("one", 0, 0.0)], two, "onset_f1")
+
+
+def test_a_damaged_record_is_refused(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"format": 1, "study": "s"}))
+    with pytest.raises(InputError, match="is no record of a study's row"):
+        read_record(path)
+
+
+def test_the_committed_page_is_what_the_committed_records_give():
+    page = ROOT / "docs" / "results.md"
+    assert page.read_text(encoding="utf-8") == results_page(STUDIES, load_records(ROOT / "docs" / "results"))
+
+
+@pytest.mark.slow
+def test_a_study_from_scenes_to_its_page(tmp_path):
+    """Two rows at the smallest size by the command that a user types; then the same again, which finds them done."""
+    def study(*more: str) -> str:
+        command = [sys.executable, "experiments/study.py", "study=smoke", f"study.runs={tmp_path}/runs",
+                   f"study.common=[size=smoke,data.root={tmp_path}/world]", f"records={tmp_path}/results",
+                   f"cache={tmp_path}/cache", *more]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        return done.stdout
+
+    study("only=[tango]")
+    first = tmp_path / "results" / "smoke-unpretrained-tango-0.json"
+    made = first.stat().st_mtime_ns
+    study()
+    assert first.stat().st_mtime_ns == made
+    records = load_records(tmp_path / "results")
+    other = records["smoke", "unpretrained", "diff_foley"][0]
+    assert set(other.controls) == {"another_clip", "untrained"} and other.sampling_s
+    assert {"contrastive", "classifier", "diffusion"} <= set(other.seconds)
+    assert set(other.values["envelope_correlation"]) == {f"test-{i:06d}" for i in range(8)} & set(
+        other.values["envelope_correlation"]) and len(other.values["envelope_correlation"]) == 6
+    assert "ceiling" in records["smoke", "unpretrained", "tango"][0].figures["envelope_correlation"]
+    assert "every row has its record" in study()

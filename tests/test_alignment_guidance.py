@@ -147,11 +147,11 @@ def test_classifier_learns_whose_latent_it_is():
     accuracies = []
     for step in range(150):
         batch.seeds = torch.randint(1 << 40, (24,), generator=draws)
-        loss, accuracy = module._forward(batch)
+        loss, figures = module.measure(batch)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        accuracies.append(accuracy.item())
+        accuracies.append(figures["accuracy"].item())
     assert np.mean(accuracies[:10]) < 0.62 and np.mean(accuracies[-20:]) > 0.7
 
 
@@ -160,17 +160,16 @@ def test_onset_stage_learns_onsets_and_ignores_padding():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = OnsetTraining(OnsetPredictor(FRAME_DIM, 16, 1), 2.0, lambda m: None)
-    logged: dict[str, torch.Tensor] = {}
-    module.log_dict = lambda values, **ignored: logged.update(values)  # type: ignore[method-assign]
     optimiser = adam(module)
     for _ in range(80):
         optimiser.zero_grad()
-        module._step(batch, "train").backward()
+        loss, figures = module.measure(batch)
+        loss.backward()
         optimiser.step()
-    assert logged["train/frame_f1"] > 0.8
+    assert figures["frame_f1"] > 0.8
     true = onset_targets(LogMel()(normalise(batch.waveform))[:, :-1], SPEC.frames)
     assert 0 < (true > 0.5).float().mean() < 0.5
     batch.frame_mask[:, 12:] = False
-    whole = module._step(batch, "val")
+    whole = module.measure(batch)[0]
     batch.frame_embedding[:, 12:] = 9.0
-    assert torch.allclose(module._step(batch, "val"), whole)
+    assert torch.allclose(module.measure(batch)[0], whole)

@@ -75,7 +75,8 @@ def a_study(**more) -> Study:
     return study_of({"name": "s", "title": "A study", "runs": "runs/s", "seeds": [0, 1], "common": ["size=smoke"],
                      "shared": {"exp": "vta_sam", "stages": ["vae"]},
                      "tables": {"t": {"title": "Rows", "defaults": {"stages": ["diffusion"]},
-                                      "rows": {"one": {"exp": "tango"}, "two": {"exp": "vta_ldm", "aligned": True}}}},
+                                      "rows": {"one": {"exp": "tango", "sees": "words"},
+                                               "two": {"exp": "vta_ldm", "aligned": True}}}},
                      "differences": [{"table": "t", "first": "two", "second": "one", "question": "why"}], **more})
 
 

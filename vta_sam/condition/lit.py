@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import lightning as L
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..mel import LogMel
 from ..shards.batch import ClipBatch
+from ..stage_module import StageModule
 from ..vae.codec import normalise
 from .augment import Augmentation
 from .encoder import TemporalSemanticEncoder
@@ -19,7 +19,7 @@ from .objective import (
 )
 
 
-class ConditionPretraining(L.LightningModule):
+class ConditionPretraining(StageModule):
     """Predict the sound's energy and onsets per frame, and tell the clip's own sound from the batch's others.
 
     Args: encoder; weights of the loss terms, under the names they are logged by: energy, onset, contrastive;
@@ -28,8 +28,8 @@ class ConditionPretraining(L.LightningModule):
 
     def __init__(self, encoder: TemporalSemanticEncoder, weights: dict[str, float], augment: Augmentation,
                  optimise: Callable):
-        super().__init__()
-        self.encoder, self.weights, self.optimise = encoder, weights, optimise
+        super().__init__(optimise)
+        self.encoder, self.weights = encoder, weights
         self.augment = augment
         self.heads, self.tower, self.log_mel = HearingHeads(encoder.width), SoundTower(dim=128), LogMel()
 
@@ -54,22 +54,12 @@ class ConditionPretraining(L.LightningModule):
         }
         return losses, figures
 
-    def _step(self, batch: ClipBatch, prefix: str) -> Tensor:
+    def measure(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
         losses, figures = self._forward(batch)
-        total = torch.stack([self.weights[name] * value for name, value in losses.items()]).sum()
-        values = {f"{prefix}/{name}": value.detach() for name, value in {**losses, **figures}.items()}
-        self.log_dict(values, batch_size=len(batch))
-        self.log(f"{prefix}/loss", total, prog_bar=True, batch_size=len(batch))
-        return total
+        return torch.stack([self.weights[name] * value for name, value in losses.items()]).sum(), {**losses, **figures}
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
-        return self._step(self.augment(batch, "condition"), "train")
-
-    def validation_step(self, batch: ClipBatch, batch_idx: int) -> None:
-        self._step(batch, "val")
-
-    def configure_optimizers(self):
-        return self.optimise(self)
+        return self.step(self.augment(batch, "condition"), "train")
 
 
 def _correlation(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:

@@ -105,7 +105,9 @@ def _table(study: Study, rows: Sequence[Row], records: Records) -> list[str]:
 
 
 def _details(rows: Sequence[Row], records: Records) -> list[str]:
-    """What each row hears through, and what it costs."""
+    """What each row hears through, and what it costs; nothing for a study whose rows hear alike."""
+    if not any(row.sees for row in rows):
+        return []
     lines = ["| system | sees | labels it learned from | time-aligned | parameters, UNet + conditioner | training, "
              "minutes | sampling, seconds a clip |", "|---|---|---|---|---|---|---|"]
     for row in rows:

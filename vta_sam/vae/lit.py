@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import lightning as L
 from torch import Tensor
 
 from ..randomness import SampleDraws
 from ..shards.batch import ClipBatch
+from ..stage_module import StageModule
 from .codec import MelCodec, kl_to_standard_normal, sample_posterior
 
 
-class MelVAE(L.LightningModule):
+class MelVAE(StageModule):
     """Reconstruct log-mels through a narrow latent.
 
     Args: codec; weights of the loss terms, under the names they are logged by: l1 and mse of the normalised log-mel,
@@ -20,8 +20,8 @@ class MelVAE(L.LightningModule):
     """
 
     def __init__(self, codec: MelCodec, weights: dict[str, float], optimise: Callable):
-        super().__init__()
-        self.codec, self.weights, self.optimise = codec, weights, optimise
+        super().__init__(optimise)
+        self.codec, self.weights = codec, weights
 
     def losses(self, batch: ClipBatch) -> dict[str, Tensor]:
         """⇒ each term, unweighted."""
@@ -35,18 +35,6 @@ class MelVAE(L.LightningModule):
         return {"l1": (error.abs() * real).mean() / share, "mse": (error ** 2 * real).mean() / share,
                 "kl": kl_to_standard_normal(moments)}
 
-    def _step(self, batch: ClipBatch, prefix: str) -> Tensor:
+    def measure(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
         losses = self.losses(batch)
-        total = sum((self.weights[name] * value for name, value in losses.items()), start=losses["l1"] * 0)
-        self.log_dict({f"{prefix}/{name}": value for name, value in losses.items()}, batch_size=len(batch))
-        self.log(f"{prefix}/loss", total, prog_bar=True, batch_size=len(batch))
-        return total
-
-    def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
-        return self._step(batch, "train")
-
-    def validation_step(self, batch: ClipBatch, batch_idx: int) -> None:
-        self._step(batch, "val")
-
-    def configure_optimizers(self):
-        return self.optimise(self)
+        return sum((self.weights[name] * value for name, value in losses.items()), start=losses["l1"] * 0), losses

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,6 +13,7 @@ from ...condition.encoder import sinusoids
 from ...diffusion.objective import TRAIN_TIMESTEPS, VPrediction
 from ...randomness import SampleDraws
 from ...shards.batch import ClipBatch
+from ...stage_module import StageModule
 from ...vae.codec import sample_posterior
 from .contrastive import AlignedFrameEncoder
 
@@ -58,7 +58,7 @@ class AlignmentClassifier(nn.Module):
         return F.logsigmoid(self.logit(latent, timestep, features))
 
 
-class ClassifierTraining(L.LightningModule):
+class ClassifierTraining(StageModule):
     """Own pictures against another clip's, and against its own displaced in time, at every level of noise.
 
     Args: classifier; encoder, frozen; latent_scale, 1 / std of the latents; optimise, (module) ⇒ Lightning's optimiser
@@ -67,11 +67,11 @@ class ClassifierTraining(L.LightningModule):
 
     def __init__(self, classifier: AlignmentClassifier, encoder: AlignedFrameEncoder, latent_scale: float,
                  optimise: Callable):
-        super().__init__()
-        self.classifier, self.encoder = classifier, encoder.requires_grad_(False).eval()
-        self.latent_scale, self.optimise, self.objective = latent_scale, optimise, VPrediction()
+        super().__init__(optimise)
+        self.classifier, self.encoder = classifier, encoder.requires_grad_(False)
+        self.latent_scale, self.objective = latent_scale, VPrediction()
 
-    def _forward(self, batch: ClipBatch) -> tuple[Tensor, Tensor]:
+    def measure(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """⇒ (loss, accuracy). A third each: its own, another clip's, its own displaced; own ones weigh as much as the
         other two together."""
         assert batch.moments is not None, "the classifier is trained on latent shards"
@@ -89,18 +89,4 @@ class ClassifierTraining(L.LightningModule):
         wrong = torch.cat(logits[1:])
         loss = (F.softplus(-logits[0]).mean() + F.softplus(wrong).mean()) / 2
         accuracy = ((logits[0] > 0).float().mean() + (wrong <= 0).float().mean()) / 2
-        return loss, accuracy
-
-    def _step(self, batch: ClipBatch, prefix: str) -> Tensor:
-        loss, accuracy = self._forward(batch)
-        self.log_dict({f"{prefix}/loss": loss, f"{prefix}/accuracy": accuracy}, prog_bar=True, batch_size=len(batch))
-        return loss
-
-    def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
-        return self._step(batch, "train")
-
-    def validation_step(self, batch: ClipBatch, batch_idx: int) -> None:
-        self._step(batch, "val")
-
-    def configure_optimizers(self):
-        return self.optimise(self)
+        return loss, {"accuracy": accuracy}

@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,6 +13,7 @@ from torch.nn import functional as F
 from ...mel import LOG_FLOOR, N_MELS, LogMel
 from ...randomness import SampleDraws
 from ...shards.batch import ClipBatch
+from ...stage_module import StageModule
 from ...vae.codec import normalise
 
 FURTHEST_SCALE = math.log(100)
@@ -111,7 +111,7 @@ def _both_ways(logits: Tensor, labels: Tensor) -> Tensor:
             + F.cross_entropy(logits.transpose(1, 2).flatten(0, 1), labels.flatten())) / 2
 
 
-class ContrastivePretraining(L.LightningModule):
+class ContrastivePretraining(StageModule):
     """Tell sounds apart between clips, within a clip, and from themselves displaced in time.
 
     Args: encoder, the one that is kept; weights of the loss terms, under the names they are logged by: between, within;
@@ -121,8 +121,8 @@ class ContrastivePretraining(L.LightningModule):
 
     def __init__(self, encoder: AlignedFrameEncoder, weights: dict[str, float], optimise: Callable,
                  window_frames: int = 8, shortest_shift_frames: int = 4):
-        super().__init__()
-        self.encoder, self.weights, self.optimise = encoder, weights, optimise
+        super().__init__(optimise)
+        self.encoder, self.weights = encoder, weights
         self.window_frames, self.shortest_shift_frames = window_frames, shortest_shift_frames
         self.hearing, self.log_mel = HeardFrameEncoder(dim=encoder.dim), LogMel()
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
@@ -148,19 +148,6 @@ class ContrastivePretraining(L.LightningModule):
         places = (torch.arange(frames) + shift[:, None]) % frames
         return heard.gather(1, places.to(heard.device)[..., None].expand_as(heard))
 
-    def _step(self, batch: ClipBatch, prefix: str) -> Tensor:
+    def measure(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
         losses, figures = self._forward(batch)
-        total = torch.stack([self.weights[name] * value for name, value in losses.items()]).sum()
-        self.log_dict({f"{prefix}/{name}": value.detach() for name, value in {**losses, **figures}.items()},
-                      batch_size=len(batch))
-        self.log(f"{prefix}/loss", total, prog_bar=True, batch_size=len(batch))
-        return total
-
-    def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
-        return self._step(batch, "train")
-
-    def validation_step(self, batch: ClipBatch, batch_idx: int) -> None:
-        self._step(batch, "val")
-
-    def configure_optimizers(self):
-        return self.optimise(self)
+        return torch.stack([self.weights[name] * value for name, value in losses.items()]).sum(), {**losses, **figures}

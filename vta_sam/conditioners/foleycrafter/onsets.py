@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 from ...condition.objective import onset_targets
 from ...mel import LogMel
 from ...shards.batch import ClipBatch
+from ...stage_module import StageModule
 from ...vae.codec import normalise
 
 ONSET_LEVEL = 0.5  # targets from here on count as onsets in the figures
@@ -42,7 +42,7 @@ class OnsetPredictor(nn.Module):
         return self.leave(x.transpose(1, 2))[..., 0]
 
 
-class OnsetTraining(L.LightningModule):
+class OnsetTraining(StageModule):
     """Learn where the sound's onsets are, from sound alone: no labels of events are used.
 
     Args: predictor; onset_weight, how much more a frame with an onset counts than one without; optimise, (module) ⇒
@@ -50,12 +50,12 @@ class OnsetTraining(L.LightningModule):
     """
 
     def __init__(self, predictor: OnsetPredictor, onset_weight: float, optimise: Callable):
-        super().__init__()
+        super().__init__(optimise)
         self.onset_weight: Tensor
-        self.predictor, self.optimise, self.log_mel = predictor, optimise, LogMel()
+        self.predictor, self.log_mel = predictor, LogMel()
         self.register_buffer("onset_weight", torch.tensor(float(onset_weight)), persistent=False)
 
-    def _step(self, batch: ClipBatch, prefix: str) -> Tensor:
+    def measure(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.waveform is not None, "this stage hears the sound itself"
         logits = self.predictor(batch)
         true = onset_targets(self.log_mel(normalise(batch.waveform))[:, :-1], logits.shape[1])
@@ -65,14 +65,4 @@ class OnsetTraining(L.LightningModule):
         said, is_onset = (logits > 0) & real, (true >= ONSET_LEVEL) & real
         hits = (said & is_onset).sum()
         f1 = 2 * hits / (said.sum() + is_onset.sum()).clamp(min=1)
-        self.log_dict({f"{prefix}/loss": loss, f"{prefix}/frame_f1": f1}, prog_bar=True, batch_size=len(batch))
-        return loss
-
-    def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
-        return self._step(batch, "train")
-
-    def validation_step(self, batch: ClipBatch, batch_idx: int) -> None:
-        self._step(batch, "val")
-
-    def configure_optimizers(self):
-        return self.optimise(self)
+        return loss, {"frame_f1": f1}

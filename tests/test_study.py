@@ -161,7 +161,7 @@ def test_a_study_from_scenes_to_its_page(tmp_path):
     """Two rows at the smallest size by the command that a user types; then the same again, which finds them done."""
     def study(*more: str) -> str:
         command = [sys.executable, "experiments/study.py", "study=smoke", f"study.runs={tmp_path}/runs",
-                   f"study.common=[size=smoke,data.root={tmp_path}/world]", f"records={tmp_path}/results",
+                   f'study.common=["size=smoke","data.root={tmp_path}/world"]', f"records={tmp_path}/results",
                    f"cache={tmp_path}/cache", *more]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

@@ -1,4 +1,5 @@
-"""Seconds of a training step of each stage, in fp32 and in bf16, at any size of conf/size.
+"""Seconds of a training step of each stage, in fp32 and in bf16, at any size of conf/size; beside the attention kernel
+that training uses, torch's own choice of one.
 
     python benchmarks/step.py --size embedded --exp vta_sam
     python benchmarks/step.py --size base --stages diffusion --batch-size 4 --frame-dim 768 --object-dim 768
@@ -123,6 +124,8 @@ def main() -> None:
     options = arguments.parse_args()
     import torch
 
+    from vta_sam.training.kernels import attention_kernels
+
     job = job_of(options.exp, options.size)
     dims = {"frame_dim": options.frame_dim, "object_dim": options.object_dim, "caption_dim": options.caption_dim}
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -132,10 +135,13 @@ def main() -> None:
         batch, spent = batch_of(job, size, dims).to(device), {}
         module = module_of(job, stage, dims).to(device)
         for name in ("fp32", "bf16"):
-            spent[name] = seconds_a_step(module, batch, device, name == "bf16", options.repeat)
+            with attention_kernels(device):
+                spent[name] = seconds_a_step(module, batch, device, name == "bf16", options.repeat)
+        torch_own = seconds_a_step(module, batch, device, True, options.repeat)
         parameters = sum(p.numel() for p in module.parameters())
         rows.append({"stage": stage, "parameters": parameters, "clips": size, "fp32_s": spent["fp32"],
                      "bf16_s": spent["bf16"], "bf16_over_fp32": round(spent["bf16"] / spent["fp32"], 2),
+                     "bf16_torch_own_kernel_s": torch_own,
                      "clips_per_s": round(size / min(spent.values()), 1)})
     name = torch.cuda.get_device_name() if device == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     facts: dict[str, Any] = {"device": name, "peak_memory_gb": peak_memory_gb(), "repeat": options.repeat}

@@ -1,5 +1,6 @@
 """Train and measure the rows of a study on equal terms: see conf/study.yaml and conf/study/*.yaml."""
 
+import sys
 from pathlib import Path
 
 import hydra
@@ -14,14 +15,20 @@ def main(config):
 
     from vta_sam.study.plan import study_of
     from vta_sam.study.results import write_results
-    from vta_sam.study.run import run_study
+    from vta_sam.study.run import run_side_by_side, run_study
 
     settings = OmegaConf.to_container(config.study, resolve=True)
     if config.seeds is not None:
         settings["seeds"] = list(config.seeds)
-    records = Path(config.records)
-    run_study(study_of(settings), records, list(config.only), config.cache and Path(config.cache),
-              lambda line: print(f"== {line}", flush=True))
+    study, records, only = study_of(settings), Path(config.records), list(config.only)
+
+    def say(line):
+        print(f"== {line}", flush=True)
+
+    if config.jobs > 1:
+        run_side_by_side(study, records, only, config.jobs, [sys.executable, *sys.argv], say)
+    else:
+        run_study(study, records, only, config.cache and Path(config.cache), say, config.beside)
     print(write_results(records))
 
 

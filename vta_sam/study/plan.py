@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import InputError
 
+_NAMED_ROW = re.compile(r"\{(\w+/\w+)\}")
 TRAIN = Path(__file__).resolve().parents[2] / "experiments" / "train.py"
 
 
@@ -99,12 +100,16 @@ class Study:
         return self._command(row.exp, seed, row.run_name, row.stages,
                              (*start, *(self._filled(override, seed) for override in row.overrides)))
 
-    def _filled(self, override: str, seed: int) -> str:
-        """``{table/row}`` in an override stands for that row's finished model."""
-        def model(match: re.Match) -> str:
-            return str(self.folder(self.row(*match.group(1).split("/")), seed) / "diffusion" / "model")
+    def model(self, row: Row, seed: int) -> Path:
+        """The finished model of a row that trains one."""
+        return self.folder(row, seed) / "diffusion" / "model"
 
-        return re.sub(r"\{(\w+/\w+)\}", model, override)
+    def needs(self, row: Row) -> list[Row]:
+        """Rows whose finished models a row is told to use: those that its overrides name as ``{table/row}``."""
+        return [self.row(*name.split("/")) for override in row.overrides for name in _NAMED_ROW.findall(override)]
+
+    def _filled(self, override: str, seed: int) -> str:
+        return _NAMED_ROW.sub(lambda name: str(self.model(self.row(*name.group(1).split("/")), seed)), override)
 
     def _command(self, exp: str, seed: int, name: str, stages: Sequence[str], more: Sequence[str]) -> list[str]:
         return [sys.executable, str(TRAIN), f"+exp={exp}", f"seed={seed}", f"name={name}", f"runs={self.runs}",

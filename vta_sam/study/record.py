@@ -40,7 +40,8 @@ class Record:
     """figures: {key: {score, control, ceiling, …}} of evaluate.py, intervals as dictionaries. values: {key: {clip:
     value}}, for paired differences between rows. parameters: of the finished model's parts. seconds: {stage: s}.
     sampling_s: seconds a clip. controls: {name: envelope correlation} of what
-    must fail (controls.py). told: what train.py was told. made_by: code, torch, processor."""
+    must fail (controls.py). told: what train.py was told. made_by: code, torch, processor, beside: other rows that ran
+    at the same time."""
 
     study: str
     table: str
@@ -72,10 +73,12 @@ def read_record(path: Path) -> Record:
             from error
 
 
-def measure_row(row: Row, seed: int, run: Path, told: list[str], cache: Path | None, ceiling: bool) -> Record:
+def measure_row(row: Row, seed: int, run: Path, told: list[str], cache: Path | None, ceiling: bool,
+                beside: int = 0) -> Record:
     """Evaluate a finished run's generated sound against the embedded world's test split ⇒ Record.
 
     ceiling: also send the true sound through the run's VAE and vocoder; the same for all rows, so once is enough.
+    beside: how many other rows ran at the same time: their times say little about a row that has the machine to itself.
     """
     figures = json.loads((run / "figures.json").read_text())
     model = Path(figures["model"])
@@ -83,7 +86,8 @@ def measure_row(row: Row, seed: int, run: Path, told: list[str], cache: Path | N
     sounds = run / "figures" / "generated"
     request = Request(
         {row.name: sounds}, truth, words=read_words(truth.parent / "captions.csv"), backbones=("tiny",),
-        flows=("full",), ceiling=model if ceiling else None, cache=cache, workers=2,
+        flows=("full",), ceiling=model if ceiling else None, cache=cache,
+        workers=max(1, 2 // (1 + beside)),
         ids=sorted(path.stem for path in sounds.glob("*.wav")))
     evaluation, _ = evaluate(request)
     result = evaluation.systems[row.name]
@@ -97,7 +101,7 @@ def measure_row(row: Row, seed: int, run: Path, told: list[str], cache: Path | N
         round(sampling_seconds(model, shards), 4), measure_controls(model, shards, seed) if row.controls else {}, told,
         {"code_version": __version__, "torch": torch.__version__, "device": figures["device"],
          "processor": _processor(), "cores": os.cpu_count(), "clips": figures["clips"],
-         "peak_memory_gb": figures["peak_memory_gb"]},
+         "peak_memory_gb": figures["peak_memory_gb"], "beside": beside},
     )
 
 

@@ -108,17 +108,20 @@ def _details(rows: Sequence[Row], records: Records) -> list[str]:
     """What each row hears through, and what it costs; nothing for a study whose rows hear alike."""
     if not any(row.sees for row in rows):
         return []
-    lines = ["| system | sees | labels it learned from | time-aligned | parameters, UNet + conditioner | training, "
+    lines = ["Times are of rows that had the machine to themselves.", "",
+             "| system | sees | labels it learned from | time-aligned | parameters, UNet + conditioner | training, "
              "minutes | sampling, seconds a clip |", "|---|---|---|---|---|---|---|"]
     for row in rows:
         group = _group(records, row)
         cost = [NOT_RUN] * 3
         if group:
             trained = group[0].parameters
-            minutes = np.mean([sum(s for stage, s in r.seconds.items() if stage not in ("data", "figures", "vae"))
-                               for r in group]) / 60
-            sampling = [r.sampling_s for r in group if r.sampling_s is not None]
-            cost = [f"{(trained['unet'] + trained['conditioner']) / 1e6:.2f} M", f"{minutes:.1f}",
+            alone = [r for r in group if not r.made_by.get("beside")]
+            minutes = [sum(s for stage, s in r.seconds.items() if stage not in ("data", "figures", "vae")) / 60
+                       for r in alone]
+            sampling = [r.sampling_s for r in alone if r.sampling_s is not None]
+            cost = [f"{(trained['unet'] + trained['conditioner']) / 1e6:.2f} M",
+                    f"{np.mean(minutes):.1f}" if minutes else "not measured",
                     f"{np.mean(sampling):.2f}" if sampling else "not measured"]
         lines.append(f"| {row.title} | {row.sees} | {row.labels} | {'yes' if row.aligned else 'no'} | "
                      + " | ".join(cost) + " |")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from ..errors import InputError
@@ -14,30 +16,83 @@ from .record import measure_row
 Say = Callable[[str], None]
 
 
-def run_study(study: Study, records: Path, only: Sequence[str], cache: Path | None, say: Say) -> int:
+def run_study(study: Study, records: Path, only: Sequence[str], cache: Path | None, say: Say,
+              beside: int = 0) -> int:
     """Train and measure every row that has no record yet ⇒ how many were made.
 
     A killed study goes on by the same command: train.py resumes from its checkpoints, and a row is done when its record
-    is written, which is the last thing that happens. Raises InputError when a row's training fails.
+    is written, which is the last thing that happens. beside: how many other rows run at the same time, for the record.
+    Raises InputError when a row's training fails.
     """
-    waiting = [(row, seed) for row, seed in study.order(only) if not (records / row.record_name(seed)).exists()]
-    if not waiting:
-        say(f"{study.name}: every row has its record in {records}")
-        return 0
-    say(f"{study.name}: {len(waiting)} rows to run")
-    if not (study.shared_folder / "vae" / "done").exists():
-        _train(study.shared_command(), "the VAE that all rows share")
+    waiting = _waiting(study, records, only, say)
     for row, seed in waiting:
         began = time.monotonic()
         say(f"{row.table}/{row.name}, seed {seed}")
         command = study.command(row, seed)
         _train(command, f"{row.table}/{row.name}, seed {seed}")
         first = not list(records.glob(f"{study.name}-*.json"))
-        record = measure_row(row, seed, study.folder(row, seed), command[2:], cache, ceiling=first)
+        record = measure_row(row, seed, study.folder(row, seed), command[2:], cache, ceiling=first, beside=beside)
         record.write(records / row.record_name(seed))
         say(f"{row.table}/{row.name}, seed {seed}: {_summary(row, record.figures)}; "
             f"{(time.monotonic() - began) / 60:.1f} minutes")
     return len(waiting)
+
+
+def run_side_by_side(study: Study, records: Path, only: Sequence[str], jobs: int, command: Sequence[str],
+                     say: Say) -> int:
+    """The same with ``jobs`` rows at a time, which share the processor's cores evenly ⇒ how many were made.
+
+    A small network doesn't keep two cores busy, two of them do. command: of this study's program with its settings; each
+    row is that program told ``only`` that row, its output in a log beside the runs. A row that is sampled from another
+    one's model waits for it. The first row that fails ends the study, after those that run already.
+    """
+    waiting = _waiting(study, records, only, say)
+    logs = study.runs / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    running: dict[tuple[Row, int], Future] = {}
+
+    def run(row: Row, seed: int, before: Sequence[Future]) -> None:
+        for other in before:
+            other.result()
+        began, log = time.monotonic(), logs / f"{row.table}-{row.name}-{seed}.log"
+        say(f"{row.table}/{row.name}, seed {seed}: {log}")
+        told = [f"only=[{row.table}/{row.name}]", f"seeds=[{seed}]", "jobs=1", f"beside={jobs - 1}"]
+        with open(log, "ab") as file:
+            status = subprocess.run([*command, *told], stdout=file, stderr=subprocess.STDOUT,
+                                    env={**os.environ, "OMP_NUM_THREADS": threads}).returncode
+        if status:
+            raise InputError(f"{row.table}/{row.name}, seed {seed} ended with status {status}; {log} says why. The same "
+                             "command goes on from there")
+        say(f"{row.table}/{row.name}, seed {seed}: {(time.monotonic() - began) / 60:.1f} minutes")
+
+    with ThreadPoolExecutor(jobs) as pool:
+        for row, seed in waiting:
+            before = [running[key] for other in study.needs(row) if (key := (other, seed)) in running]
+            running[row, seed] = pool.submit(run, row, seed, before)
+        try:
+            for done in running.values():
+                done.result()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    return len(waiting)
+
+
+def _waiting(study: Study, records: Path, only: Sequence[str], say: Say) -> list[tuple[Row, int]]:
+    """Rows and seeds without a record; the VAE that all share is trained, and so are models that they are sampled from
+    whose record is here and whose run was on another machine."""
+    waiting = [(row, seed) for row, seed in study.order(only) if not (records / row.record_name(seed)).exists()]
+    if not waiting:
+        say(f"{study.name}: every row has its record in {records}")
+        return []
+    say(f"{study.name}: {len(waiting)} rows to run")
+    if not (study.shared_folder / "vae" / "done").exists():
+        _train(study.shared_command(), "the VAE that all rows share")
+    for needed, seed in dict.fromkeys((other, seed) for row, seed in waiting for other in study.needs(row)):
+        if (needed, seed) not in waiting and not study.model(needed, seed).is_dir():
+            _train(study.command(needed, seed), f"{needed.table}/{needed.name}, seed {seed}")
+    return waiting
 
 
 def _train(command: list[str], what: str) -> None:

@@ -17,8 +17,9 @@ from ..errors import InputError
 from ..shards.datamodule import ShardDataModule
 from .callbacks import StepProgress
 from .checkpoints import AtomicCheckpointIO, LastCheckpoint
+from .kernels import attention_kernels
 from .loggers import close
-from .precision import choose_precision
+from .precision import choose_precision, training_device
 from .run_folder import StageFolder
 
 LoggerFactory = Callable[..., Logger]  # (save_dir=…, name=…) ⇒ Logger
@@ -67,7 +68,8 @@ def fit(
     """
     _quiet()
     figure, mode = monitor
-    precision = choose_precision(settings.precision, module, next(iter(data.train_dataloader())), folder.path)
+    with attention_kernels(training_device()):
+        precision = choose_precision(settings.precision, module, next(iter(data.train_dataloader())), folder.path)
     trainer = L.Trainer(
         default_root_dir=folder.path,
         max_steps=settings.steps,
@@ -90,7 +92,8 @@ def fit(
     if resume:
         read_checkpoint(resume, module)  # refuses in words what Lightning would refuse with a traceback
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+        with attention_kernels(trainer.strategy.root_device.type):
+            trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     except SystemExit:
         if trainer.interrupted:  # Lightning ends the program with status 1 on Ctrl-C
             raise KeyboardInterrupt from None

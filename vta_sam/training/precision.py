@@ -19,6 +19,10 @@ Precision = Literal["32-true", "bf16-mixed"]
 WORTH_IT = 0.9  # bf16 must take less than this share of fp32's time
 
 
+def training_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def choose_precision(wanted: str, module: L.LightningModule, batch: ClipBatch, folder: Path) -> Precision:
     """"auto", "fp32" or "bf16" ⇒ Lightning's name of it.
 
@@ -32,7 +36,7 @@ def choose_precision(wanted: str, module: L.LightningModule, batch: ClipBatch, f
         return names[wanted]
     kept = folder / "precision.json"
     if not kept.exists():
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = training_device()
         seconds = {name: _seconds_a_step(module, batch, device, name == "bf16") for name in names}
         chosen = "bf16" if seconds["bf16"] < WORTH_IT * seconds["fp32"] else "fp32"
         write_text(kept, json.dumps({"chosen": chosen, "seconds_a_step": seconds, "device": device}) + "\n")

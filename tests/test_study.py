@@ -98,7 +98,7 @@ def test_a_study_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
         if what == "t/one, seed 1" and trained.count(what) == 1:
             raise KeyboardInterrupt
 
-    def measure(row, seed, folder, told, cache, ceiling):
+    def measure(row, seed, folder, told, cache, ceiling, beside):
         return a_record(row.name, seed, 0.0, told=told)
 
     monkeypatch.setattr(running, "_train", train)
@@ -111,6 +111,83 @@ def test_a_study_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     assert trained[-2:] == ["t/one, seed 1", "t/two, seed 1"]
     before = len(trained)
     assert running.run_study(study, tmp_path / "records", [], None, said.append) == 0 and len(trained) == before
+
+
+def side_by_side(tmp_path, monkeypatch, program, **more) -> tuple[Study, list[str]]:
+    """A study two rows at a time, whose program writes a row's record, says how it was called, or fails."""
+    (tmp_path / "program.py").write_text(program)
+    monkeypatch.setattr(running, "_train", lambda command, what: None)
+    study, said = a_study(runs=str(tmp_path / "runs"), **more), []
+    command = [sys.executable, str(tmp_path / "program.py"), str(tmp_path)]
+    assert running.run_side_by_side(study, tmp_path / "records", [], 2, command, said.append) == len(study.order())
+    return study, said
+
+
+def test_rows_side_by_side_are_told_apart_and_share_the_cores(tmp_path, monkeypatch):
+    program = """
+import os, sys, time
+from pathlib import Path
+folder = Path(sys.argv[1])
+with open(folder / "calls", "a") as file:
+    file.write(f"{time.time()} {os.environ['OMP_NUM_THREADS']} {' '.join(sys.argv[2:])}\\n")
+time.sleep(0.5)
+print("what the row says")
+"""
+    monkeypatch.setattr(running.os, "cpu_count", lambda: 8)
+    study, said = side_by_side(tmp_path, monkeypatch, program)
+    calls = [line.split(" ", 2) for line in (tmp_path / "calls").read_text().splitlines()]
+    assert sorted(told for _, _, told in calls) == sorted(
+        f"only=[t/{row}] seeds=[{seed}] jobs=1 beside=1" for row in ("one", "two") for seed in (0, 1))
+    assert {threads for _, threads, _ in calls} == {"4"}
+    assert float(calls[1][0]) - float(calls[0][0]) < 0.5, "two at a time"
+    assert float(calls[2][0]) - float(calls[0][0]) >= 0.5, "not three"
+    assert "what the row says" in (tmp_path / "runs" / "logs" / "t-one-0.log").read_text()
+
+
+def test_a_row_waits_for_the_row_whose_model_it_samples(tmp_path, monkeypatch):
+    program = """
+import sys, time
+from pathlib import Path
+folder = Path(sys.argv[1])
+with open(folder / "calls", "a") as file:
+    file.write(f"begin {sys.argv[2]}\\n")
+time.sleep(0.3)
+with open(folder / "calls", "a") as file:
+    file.write(f"end {sys.argv[2]}\\n")
+"""
+    rows = {"one": {"exp": "tango"}, "two": {"exp": "tango", "stages": ["figures"], "overrides": ["model={t/one}"]}}
+    tables = {"t": {"title": "Rows", "defaults": {"stages": ["diffusion"]}, "rows": rows}}
+    side_by_side(tmp_path, monkeypatch, program, tables=tables, seeds=[0], differences=[])
+    assert (tmp_path / "calls").read_text().split("\n")[:-1] == [
+        "begin only=[t/one]", "end only=[t/one]", "begin only=[t/two]", "end only=[t/two]"]
+
+
+def test_a_row_that_fails_beside_another_names_its_log(tmp_path, monkeypatch):
+    program = "import sys; print('why'); sys.exit(3 if 'only=[t/one]' in sys.argv else 0)"
+    with pytest.raises(InputError, match=r"t/one, seed 0 ended with status 3; .*t-one-0.log says why"):
+        side_by_side(tmp_path, monkeypatch, program)
+    assert (tmp_path / "runs" / "logs" / "t-one-0.log").read_text() == "why\n"
+
+
+def test_a_model_whose_run_was_elsewhere_is_trained_before_what_is_sampled_from_it(tmp_path, monkeypatch):
+    trained: list[str] = []
+    monkeypatch.setattr(running, "_train", lambda command, what: trained.append(what))
+    monkeypatch.setattr(running, "measure_row", lambda row, seed, *rest, **more: a_record(row.name, seed, 0.0))
+    rows = {"one": {"exp": "tango"}, "two": {"exp": "tango", "stages": ["figures"], "overrides": ["model={t/one}"]}}
+    study = a_study(runs=str(tmp_path / "runs"), seeds=[0], differences=[],
+                    tables={"t": {"title": "Rows", "defaults": {"stages": ["diffusion"]}, "rows": rows}})
+    a_record("one", 0, 0.0).write(tmp_path / "records" / "s-t-one-0.json")
+    assert running.run_study(study, tmp_path / "records", [], None, lambda line: None) == 1
+    assert trained == ["the VAE that all rows share", "t/one, seed 0", "t/two, seed 0"]
+
+
+def test_times_of_rows_that_shared_the_machine_are_not_shown(tmp_path):
+    study = a_study()
+    beside = a_record("one", 0, 0.0, made_by={"beside": 1})
+    page = results_page([study], {("s", "t", "one"): [beside]})
+    assert "| 10.50 M | not measured | not measured |" in page
+    page = results_page([study], {("s", "t", "one"): [beside, a_record("one", 1, 0.0)]})
+    assert "| 10.50 M | 5.0 | 0.25 |" in page
 
 
 def test_a_row_that_fails_stops_the_study_with_a_sentence(monkeypatch):

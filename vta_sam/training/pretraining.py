@@ -10,7 +10,6 @@ import lightning as L
 
 from ..condition.augment import Augmentation
 from ..condition.lit import ConditionPretraining
-from ..conditioners.base import Conditioner
 from ..conditioners.diff_foley.classifier import ClassifierTraining
 from ..conditioners.diff_foley.contrastive import ContrastivePretraining
 from ..conditioners.foleycrafter.onsets import OnsetTraining
@@ -23,14 +22,13 @@ Make = Callable[[Any, dict[str, float], Augmentation, AdamWithWarmup, float], L.
 class PartTraining:
     """label: what the progress bar says. monitor: the figure that chooses the checkpoint, and "min" or "max".
     module: (conditioner, loss weights, augmentation, optimiser, latent scale) ⇒ what is fitted. on_latents: reads
-    latent shards, so a VAE comes first. learns_from: what its targets are, for the comparison's table.
+    latent shards, so a VAE comes first.
     """
 
     label: str
     monitor: tuple[str, str]
     module: Make
     on_latents: bool = False
-    learns_from: str = "sound"
 
 
 def _condition(conditioner: Any, weights, augment, optimise, scale) -> L.LightningModule:
@@ -55,8 +53,3 @@ PRETRAINING = {
     "classifier": PartTraining("2 alignment classifier", ("val/loss", "min"), _classifier, on_latents=True),
     "onsets": PartTraining("2 onset predictor", ("val/loss", "min"), _onsets),
 }
-
-
-def stages_of(conditioner: type[Conditioner]) -> tuple[str, ...]:
-    """The stages that train parts of a kind of conditioner, in order."""
-    return tuple(stage for stage in PRETRAINING if stage in conditioner.pretrained)

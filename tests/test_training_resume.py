@@ -59,7 +59,7 @@ def run_stage(stage, root, out, vae=None, **recorder):
     """Train one tiny stage in ``out`` ⇒ what was recorded."""
     record = Recorder(**recorder)
     original = stages.fit
-    stages.fit = lambda *args: original(*args[:7], callbacks=[*(args[7] if len(args) > 7 else ()), record])
+    stages.fit = lambda *args: original(*args[:7], callbacks=[*args[7], record], preemption=args[8])
     shop, folder = workshop(root, read_dataset(root)), stage_folder(Path(out))
     settings = stage_settings(STEPS)
     try:

@@ -93,9 +93,9 @@ def write_dataset(folder: Path, counts: dict[str, int] = COUNTS, shard_records: 
     return info
 
 
-def workshop(root: Path, info: DatasetInfo, seed: int = 0, spec: ClipSpec = SPEC) -> Workshop:
+def workshop(root: Path, info: DatasetInfo, seed: int = 0, spec: ClipSpec = SPEC, **more: Any) -> Workshop:
     """What the three stages share, on shards at ``root``."""
-    return Workshop(seed, spec, root, info, ShardData(str(root)), [], Console(quiet=True))
+    return Workshop(seed, spec, root, info, ShardData(str(root)), [], Console(quiet=True), **more)
 
 
 def stage_folder(path: Path) -> StageFolder:

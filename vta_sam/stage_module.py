@@ -25,7 +25,7 @@ class StageModule(L.LightningModule):
     def step(self, batch: ClipBatch, prefix: str) -> Tensor:
         loss, figures = self.measure(batch)
         self.log_dict({f"{prefix}/{name}": value.detach() for name, value in figures.items()}, batch_size=len(batch))
-        self.log(f"{prefix}/loss", loss, prog_bar=True, batch_size=len(batch))
+        self.log(f"{prefix}/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
         return loss
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:

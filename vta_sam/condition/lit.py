@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..mel import LogMel
+from ..processes import gathered
 from ..shards.batch import ClipBatch
 from ..stage_module import StageModule
 from ..vae.codec import normalise
@@ -46,7 +47,7 @@ class ConditionPretraining(StageModule):
         losses = {
             "energy": (F.mse_loss(energy, energy_true, reduction="none") * real).mean(),
             "onset": (F.binary_cross_entropy_with_logits(onset, onset_true, reduction="none") * real).mean(),
-            "contrastive": contrastive_loss(clip, sound, self.heads.log_scale),
+            "contrastive": contrastive_loss(gathered(clip), gathered(sound), self.heads.log_scale),
         }
         figures = {
             "energy_correlation": _correlation(energy, energy_true, batch.frame_mask),

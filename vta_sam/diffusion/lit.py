@@ -51,7 +51,7 @@ class LatentDiffusion(L.LightningModule):
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
         loss, errors, timestep = self.errors(batch)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
         self._log_bins("train", errors.detach(), timestep)
         return loss
 

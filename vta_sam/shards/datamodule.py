@@ -113,17 +113,20 @@ class _FixedBatches:
 class ShardDataModule(L.LightningDataModule):
     """Batches of one stage.
 
-    Args: root, a dataset folder (dataset.json and tars); spec, the clip; batch_size, per process; seed and stage, which
-    with epoch and key decide every random draw; streams, see order.py (a multiple of processes × workers); workers,
+    Args: root, a dataset folder (dataset.json and tars); spec, the clip; batch_size, per process; val_batch_size, of
+    validation, where every process sees every clip (None: as in training); seed and stage, which with epoch and key
+    decide every random draw; streams, see order.py (a multiple of processes × workers); workers,
     loader processes (0: in the main process); latents, a folder of latent shards; val_clips, how many clips of the
     validation split to use; expect, fields of dataset.json that the model relies on.
     """
 
     def __init__(self, root: Path, spec: ClipSpec, batch_size: int, seed: int, stage: str, streams: int = 8,
                  workers: int = 0, cached_shards: int = 64, latents: Path | None = None, val_clips: int = 64,
-                 train_split: str = "train", val_split: str = "val", expect: dict[str, object] | None = None):
+                 train_split: str = "train", val_split: str = "val", expect: dict[str, object] | None = None,
+                 val_batch_size: int | None = None):
         super().__init__()
         self.root, self.spec, self.batch_size = Path(root), spec, batch_size
+        self.val_batch_size = val_batch_size or batch_size
         self.seed, self.stage, self.streams, self.workers = seed, stage, streams, workers
         self.cached_shards, self.latents, self.val_clips = cached_shards, latents, val_clips
         self.train_split, self.val_split = train_split, val_split
@@ -149,7 +152,7 @@ class ShardDataModule(L.LightningDataModule):
         """Clips of a split in stored order, from their beginning, the last batch short."""
         reader = self.reader(split)
         windows = (self._stored(reader, shard, index) for shard, index in islice(consecutive(reader.counts), limit))
-        while chunk := list(islice(windows, self.batch_size)):
+        while chunk := list(islice(windows, self.val_batch_size)):
             yield collate(chunk, self.spec)
 
     def _stored(self, reader: ShardReader, shard: int, index: int) -> ClipWindow:

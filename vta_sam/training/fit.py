@@ -1,4 +1,5 @@
-"""One stage's training: a Trainer with checkpoints to resume from, averaged weights, and a choice by figure."""
+"""One stage's training: a Trainer with checkpoints to resume from, averaged weights, and a choice by figure; on one
+device, or on several by DDP."""
 
 from __future__ import annotations
 
@@ -7,19 +8,25 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy
 
 from ..errors import InputError
+from ..processes import Processes
 from ..shards.datamodule import ShardDataModule
 from .callbacks import StepProgress
 from .checkpoints import AtomicCheckpointIO, LastCheckpoint
+from .guard import FiniteGuard
 from .kernels import attention_kernels
 from .loggers import close
 from .precision import choose_precision, training_device
+from .preemption import Preemption
 from .run_folder import StageFolder
 
 LoggerFactory = Callable[..., Logger]  # (save_dir=…, name=…) ⇒ Logger
@@ -27,9 +34,9 @@ LoggerFactory = Callable[..., Logger]  # (save_dir=…, name=…) ⇒ Logger
 
 @dataclass(frozen=True)
 class FitSettings:
-    """steps: optimiser steps. validate_every, checkpoint_every: in steps. accumulate: batches per step. clip_norm: of
-    the gradient. ema_decay: of the averaged weights, which are what is validated and kept. precision: auto, fp32 or
-    bf16. accelerator, devices, strategy: Lightning's."""
+    """steps: optimiser steps. validate_every, checkpoint_every: in steps. accumulate: batches per step, of one process;
+    see StageSettings.parted for several. clip_norm: of the gradient. ema_decay: of the averaged weights, which are what
+    is validated and kept. precision: auto, fp32 or bf16. accelerator: Lightning's."""
 
     steps: int
     validate_every: int
@@ -40,8 +47,6 @@ class FitSettings:
     ema_start: int = 0
     precision: str = "auto"
     accelerator: str = "auto"
-    devices: int = 1
-    strategy: str = "auto"
 
     def __post_init__(self):
         if not 0 < self.validate_every <= self.steps:
@@ -61,19 +66,24 @@ def fit(
     monitor: tuple[str, str],
     loggers: Sequence[LoggerFactory] = (),
     callbacks: Sequence[L.Callback] = (),
+    preemption: Preemption | None = None,
 ) -> None:
     """Train ``module`` from where its folder left off, then fill it with the chosen checkpoint's averaged weights.
 
-    monitor: (figure, "min" or "max") that chooses the checkpoint.
+    monitor: (figure, "min" or "max") that chooses the checkpoint. preemption: who asks to stop, and the processes that
+    train together; None: nobody, and this one. Raises Preempted when asked, InputError where a step is not finite.
     """
     _quiet()
+    preemption = preemption or Preemption(Processes())
+    processes = preemption.processes
     figure, mode = monitor
     with attention_kernels(training_device()):
-        precision = choose_precision(settings.precision, module, next(iter(data.train_dataloader())), folder.path)
+        precision = processes.alone(lambda: choose_precision(
+            settings.precision, module, next(iter(data.train_dataloader())), folder.path))
     trainer = L.Trainer(
         default_root_dir=folder.path,
         max_steps=settings.steps,
-        accelerator=settings.accelerator, devices=settings.devices, strategy=settings.strategy, precision=precision,
+        accelerator=settings.accelerator, precision=precision, **_together(processes),
         gradient_clip_val=settings.clip_norm, accumulate_grad_batches=settings.accumulate,
         val_check_interval=settings.validate_every * settings.accumulate, check_val_every_n_epoch=None,
         num_sanity_val_steps=0, log_every_n_steps=10, enable_progress_bar=False, enable_model_summary=False,
@@ -81,18 +91,18 @@ def fit(
         callbacks=[
             *callbacks,  # before the average, which puts the raw weights back when validation ends
             EMAWeightAveraging(decay=settings.ema_decay, update_starting_at_step=settings.ema_start),
+            FiniteGuard(folder.path),
             StepProgress(label, settings.steps),
             ModelCheckpoint(folder.best_checkpoint.parent, filename="best", monitor=figure, mode=mode,
                             enable_version_counter=False),
-            LastCheckpoint(folder.last_checkpoint, settings.checkpoint_every, settings.validate_every),
+            LastCheckpoint(folder.last_checkpoint, settings.checkpoint_every, settings.validate_every, preemption),
         ],
-        plugins=[AtomicCheckpointIO()],
     )
     resume = folder.last_checkpoint if folder.last_checkpoint.exists() else None
     if resume:
         read_checkpoint(resume, module)  # refuses in words what Lightning would refuse with a traceback
     try:
-        with attention_kernels(trainer.strategy.root_device.type):
+        with attention_kernels(trainer.strategy.root_device.type), preemption.training():
             trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     except SystemExit:
         if trainer.interrupted:  # Lightning ends the program with status 1 on Ctrl-C
@@ -102,6 +112,19 @@ def fit(
         close(trainer.loggers)
     module.load_state_dict(read_checkpoint(folder.best_checkpoint, module)["state_dict"])
     module.eval()
+
+
+def _together(processes: Processes) -> dict[str, Any]:
+    """What the trainer is told of the processes. Lightning's own reading of SLURM's variables is kept out: its handler
+    would save in the middle of a step, and its checkpoint would be loaded by whichever stage comes next."""
+    if processes.world == 1:
+        return {"devices": 1, "plugins": [AtomicCheckpointIO(), LightningEnvironment()]}
+    return {
+        "devices": processes.local_world, "num_nodes": processes.machines, "use_distributed_sampler": False,
+        # parts of a conditioner may be switched off by its settings, and get no gradient
+        "strategy": DDPStrategy(find_unused_parameters=True),
+        "plugins": [AtomicCheckpointIO(), TorchElasticEnvironment()],
+    }
 
 
 def read_checkpoint(path: Path, module: L.LightningModule) -> dict:

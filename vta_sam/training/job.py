@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
+import sys
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,10 +26,12 @@ from ..clip import ClipSpec
 from ..errors import InputError
 from ..model_folder import read_recipe
 from ..pipeline import load
+from ..processes import Processes
 from ..shards.schema import read_dataset
 from .data import DataSource
 from .figures import held_out, measure
 from .loggers import close
+from .preemption import EXIT_STATUS, Preempted, Preemption, requeue
 from .pretraining import PRETRAINING
 from .run_folder import StageFolder, locked
 from .showcase import figures_table, show
@@ -81,7 +86,7 @@ class TrainingJob:
             raise InputError(f"launcher={self.launcher} is not known; leave it out to run here")
         if self.model is not None and list(self.stages) != ["figures"]:
             raise InputError("model=… is for measuring a finished model; give stages=[figures] with it")
-        self.spec = ClipSpec(**self.clip)
+        self.spec, self.processes = ClipSpec(**self.clip), Processes.of_environment()
         self.console = Console()
         self._seconds: dict[str, float] = {}
 
@@ -94,22 +99,40 @@ class TrainingJob:
         return instantiate(self.data)
 
     def run(self) -> Path:
-        """Train what isn't trained yet ⇒ the run's folder."""
+        """Train what isn't trained yet ⇒ the run's folder. Several processes, by torchrun or srun, train together.
+
+        Asked to stop, it saves, goes back into SLURM's queue where that is asked for, and ends with status 75.
+        """
         if self.threads:
             torch.set_num_threads(self.threads)
-        with locked(self.folder):
-            self._say_plan()
-            if self.model is None:
-                self._check_settings()
-            root = self._timed("data", lambda: self.source.prepare(self.spec, self.grounder, self.encoder,
-                                                                   self.console))
-            shop = Workshop(self.seed, self.spec, root, read_dataset(root), self.source,
-                            [instantiate(logger, _partial_=True) for logger in self.logger], self.console)
-            shop.info.require(str(root), fps=self.spec.fps, sample_rate_hz=self.spec.sample_rate_hz)
-            for stage in self.stages:
-                self._stage(stage, shop)
+        self.console.quiet = not self.processes.first
+        preemption = Preemption(self.processes)
+        try:
+            with self.processes.connected(), preemption.watching(), self._locked():
+                self._run_stages(preemption)
+        except Preempted as asked:
+            if self.processes.first:
+                came = requeue() if asked.requeue else "the same command goes on from there"
+                print(f"asked to stop; {self.folder} is saved, {came}", file=sys.stderr, flush=True)
+            sys.stdout.flush()
+            os._exit(EXIT_STATUS)  # processes that wait for this one would keep an ordinary end from happening
         self.console.print(f"\n[bold]{self.folder}[/bold] holds everything of this run.", highlight=False)
         return self.folder
+
+    def _run_stages(self, preemption: Preemption) -> None:
+        self._say_plan()
+        if self.model is None:
+            self._check_settings()
+        root = self._timed("data", lambda: self.processes.alone(
+            lambda: self.source.prepare(self.spec, self.grounder, self.encoder, self.console)))
+        shop = Workshop(self.seed, self.spec, root, read_dataset(root), self.source,
+                        [instantiate(logger, _partial_=True) for logger in self.logger], self.console, preemption)
+        shop.info.require(str(root), fps=self.spec.fps, sample_rate_hz=self.spec.sample_rate_hz)
+        for stage in self.stages:
+            self._stage(stage, shop)
+
+    def _locked(self) -> AbstractContextManager:
+        return locked(self.folder) if self.processes.first else nullcontext()
 
     # ------------------------------------------------------------------ what each stage is told
 
@@ -177,9 +200,9 @@ class TrainingJob:
 
     def _stage(self, stage: str, shop: Workshop) -> None:
         if stage == "figures":
-            return self._figures(shop)
+            return self.processes.alone(lambda: self._figures(shop))
         folder = self.stage_folder(stage)
-        folder.claim(self.overwrite)
+        self.processes.alone(lambda: folder.claim(self.overwrite))
         if folder.done:
             self.console.print(f"{stage}: done before, {folder.model}", highlight=False)
             return None
@@ -198,7 +221,7 @@ class TrainingJob:
                 validation=self.validation, grounder=self.grounder, encoder=self.encoder,
             )
             self._timed(stage, lambda: train_diffusion(shop, folder, settings, parts))
-        folder.finish()
+        self.processes.alone(folder.finish)
         return None
 
     def _figures(self, shop: Workshop) -> None:
@@ -247,6 +270,8 @@ class TrainingJob:
         """Run, and add the seconds to the run's account, which survives a restart."""
         start = time.perf_counter()
         result = work()
+        if not self.processes.first:
+            return result
         account = self.folder / "seconds.json"
         kept = json.loads(account.read_text()) if account.exists() else {}
         kept[name] = round(kept.get(name, 0.0) + time.perf_counter() - start, 1)
@@ -265,6 +290,8 @@ class TrainingJob:
     def _say_plan(self) -> None:
         table = Table(title=f"{self.exp}, seed {self.seed}", title_justify="left", show_header=False, box=None)
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+        if self.processes.world > 1:
+            device = f"{self.processes.world} processes on {self.processes.machines} machines, each {device}"
         expected = 0.0
         table.add_row("data", self.source.describe())
         for stage in self.stages:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import torch
 from hydra.utils import instantiate
@@ -26,6 +27,7 @@ from ..generation.parts import build_part
 from ..mel import log_mel
 from ..model_folder import ModelRecipe, load_weights, read_recipe, save_model
 from ..pipeline import Pipeline
+from ..processes import Processes
 from ..randomness import seed_of
 from ..shards.datamodule import ShardDataModule, ShardReader
 from ..shards.latents import is_complete, read_std, weights_hash, write_latents
@@ -37,6 +39,7 @@ from .callbacks import Reference, ValidationSamples
 from .data import DataSource
 from .fit import FitSettings, LoggerFactory, fit
 from .optimise import AdamWithWarmup
+from .preemption import Preemption
 from .pretraining import PRETRAINING
 from .run_folder import StageFolder
 
@@ -45,9 +48,10 @@ MEL_STATISTICS_CLIPS = 256
 
 @dataclass(frozen=True)
 class StageSettings:
-    """A stage's numbers. fit: see FitSettings. batch_size: clips per process and batch. learning_rate, warmup_steps,
-    weight_decay: AdamW's. weights: of the loss terms. workers: loader processes. expected_s: how long it took where it
-    was measured (the config says where), for the plan."""
+    """A stage's numbers. fit: see FitSettings. batch_size: clips a batch, of one process; times fit.accumulate, clips a
+    step, of all. learning_rate, warmup_steps, weight_decay: AdamW's. weights: of the loss terms. workers: loader
+    processes. streams: of the order of samples (shards/order.py), a multiple of any number of processes times workers.
+    expected_s: how long it took where it was measured (the config says where), for the plan."""
 
     fit: FitSettings
     batch_size: int
@@ -56,7 +60,20 @@ class StageSettings:
     weight_decay: float = 0.01
     weights: dict[str, float] = field(default_factory=dict)
     workers: int = 0
+    streams: int = 8
     expected_s: float = 0.0
+
+    def parted(self, world: int) -> "StageSettings":
+        """The same steps for each of ``world`` processes: as many clips a step over all of them, in batches no larger
+        than one process takes. InputError where the clips don't part evenly."""
+        clips = self.batch_size * self.fit.accumulate
+        batch_size = min(self.batch_size, clips // world)
+        if clips % world or not batch_size or (clips // world) % batch_size:
+            raise InputError(f"{clips} clips a step (batch_size={self.batch_size} times accumulate="
+                             f"{self.fit.accumulate}) don't part evenly among {world} processes; change batch_size, "
+                             "accumulate or the number of processes")
+        accumulate = clips // world // batch_size
+        return replace(self, batch_size=batch_size, fit=replace(self.fit, accumulate=accumulate))
 
     @classmethod
     def of(cls, settings: dict[str, Any]) -> "StageSettings":
@@ -69,7 +86,8 @@ class StageSettings:
 
 @dataclass(frozen=True)
 class Workshop:
-    """What all stages share: the seed, the clip, the data and who listens to the log."""
+    """What all stages share: the seed, the clip, the data, who listens to the log, and who may ask to stop (with the
+    processes that train together)."""
 
     seed: int
     spec: ClipSpec
@@ -78,12 +96,28 @@ class Workshop:
     source: DataSource
     loggers: list[LoggerFactory]
     console: Console
+    preemption: Preemption = field(default_factory=lambda: Preemption(Processes()))
+
+    @property
+    def processes(self) -> Processes:
+        return self.preemption.processes
 
     def datamodule(self, stage: str, settings: StageSettings, latents: Path | None = None) -> ShardDataModule:
         return ShardDataModule(
-            self.root, self.spec, settings.batch_size, self.seed, stage, workers=settings.workers, latents=latents,
-            train_split=self.source.train_split, val_split=self.source.val_split,
+            self.root, self.spec, settings.parted(self.processes.world).batch_size, self.seed, stage,
+            streams=settings.streams, workers=settings.workers, latents=latents,
+            train_split=self.source.train_split, val_split=self.source.val_split, val_batch_size=settings.batch_size,
         )
+
+    def fit(self, module: L.LightningModule, data: ShardDataModule, folder: StageFolder, settings: StageSettings,
+            label: str, monitor: tuple[str, str], callbacks: Sequence[L.Callback] = ()) -> None:
+        """See fit(); each process with its part of a step."""
+        fit(module, data, folder, settings.parted(self.processes.world).fit, label, monitor, self.loggers, callbacks,
+            self.preemption)
+
+    def save(self, folder: StageFolder, recipe: ModelRecipe, parts: dict[str, torch.nn.Module]) -> None:
+        """The stage's model folder, written once."""
+        self.processes.alone(lambda: save_model(folder.model, recipe, parts))
 
     def about(self, stage: str, settings: StageSettings) -> dict[str, Any]:
         return {"stage": stage, "steps": settings.fit.steps, "seed": self.seed, "code_version": __version__}
@@ -125,9 +159,9 @@ def train_vae(shop: Workshop, folder: StageFolder, settings: StageSettings, reci
         raise InputError(f"the VAE's stride is {codec.stride} mel frames, clip.latent_stride_frames says "
                          f"{shop.spec.latent_stride_frames}; make them agree")
     module = MelVAE(codec, settings.weights, settings.optimise())
-    fit(module, data, folder, settings.fit, "1 mel VAE", ("val/mse", "min"), shop.loggers)
+    shop.fit(module, data, folder, settings, "1 mel VAE", ("val/mse", "min"))
     model = ModelRecipe(clip=clip_dict(shop.spec), codec=recipe, about=shop.about("vae", settings))
-    save_model(folder.model, model, {"codec": module.codec})
+    shop.save(folder, model, {"codec": module.codec})
 
 
 def _mel_statistics(reader: ShardReader) -> dict[str, float]:
@@ -150,11 +184,15 @@ def encode_latents(shop: Workshop, codec: MelCodec) -> Path:
     out = shop.root / f"latents-{weights_hash(codec.state_dict())}-{made_of % 16**6:06x}"
     splits = list(shop.info.splits)
     shards = [shard for split in splits for shard in shop.info.shards(split)]
-    if not is_complete(out, shop.info, splits):
-        with Progress(console=shop.console) as progress:
-            task = progress.add_task("latent shards", total=sum(s.records for s in shards))
-            write_latents(shards, lambda s: read_shard(shop.root / s.name), codec, out,
-                          lambda n: progress.advance(task, n))
+
+    def encode() -> None:
+        if not is_complete(out, shop.info, splits):
+            with Progress(console=shop.console) as progress:
+                task = progress.add_task("latent shards", total=sum(s.records for s in shards))
+                write_latents(shards, lambda s: read_shard(shop.root / s.name), codec, out,
+                              lambda n: progress.advance(task, n))
+
+    shop.processes.alone(encode)
     return out
 
 
@@ -197,14 +235,14 @@ def train_part(shop: Workshop, folder: StageFolder, settings: StageSettings, sta
         conditioner = build_conditioner(shop, recipe)
         load_pretrained(conditioner, {s: f for s, f in starts.pretrained.items() if s != stage})
         module = kind.module(conditioner, settings.weights, Augmentation(**augment), settings.optimise(), scale)
-    fit(module, data, folder, settings.fit, kind.label, kind.monitor, shop.loggers)
+    shop.fit(module, data, folder, settings, kind.label, kind.monitor)
     part = conditioner.pretrained[stage]
     model = ModelRecipe(clip=clip_dict(shop.spec), about=shop.about(stage, settings))
     if stage == "condition":
         model.condition_encoder = recipe[part.attribute]
     else:
         model.pretrained = {part.part: recipe}
-    save_model(folder.model, model, {part.part: getattr(conditioner, part.attribute)})
+    shop.save(folder, model, {part.part: getattr(conditioner, part.attribute)})
 
 
 @dataclass(frozen=True)
@@ -257,8 +295,7 @@ def train_diffusion(shop: Workshop, folder: StageFolder, settings: StageSettings
 
     samples = ValidationSamples(make, reference_of(shop, data, parts.validation["clips"]), parts.validation["steps"],
                                 shop.seed)
-    fit(module, data, folder, settings.fit, "3 latent diffusion", ("val/envelope_correlation", "max"), shop.loggers,
-        [samples])
+    shop.fit(module, data, folder, settings, "3 latent diffusion", ("val/envelope_correlation", "max"), [samples])
     info = shop.info
     model = ModelRecipe(
         clip=clip_dict(shop.spec), codec=vae_recipe.codec, latent_scale=scale, unet=parts.unet,
@@ -267,7 +304,7 @@ def train_diffusion(shop: Workshop, folder: StageFolder, settings: StageSettings
         features={"grounder": info.grounder, "encoder": info.encoder, "fps": info.fps, "frame_dim": info.frame_dim,
                   "object_dim": info.object_dim, "caption_dim": info.caption_dim},
     )
-    save_model(folder.model, model, {"codec": codec, "unet": module.unet, "conditioner": module.conditioner})
+    shop.save(folder, model, {"codec": codec, "unet": module.unet, "conditioner": module.conditioner})
 
 
 def reference_of(shop: Workshop, data: ShardDataModule, clips: int) -> Reference:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...mel import LOG_FLOOR, N_MELS, LogMel
+from ...processes import gathered
 from ...randomness import SampleDraws
 from ...shards.batch import ClipBatch
 from ...stage_module import StageModule
@@ -135,7 +136,7 @@ class ContrastivePretraining(StageModule):
         scale = self.log_scale.clamp(max=FURTHEST_SCALE).exp()
         displaced = windows_of(self._displaced(heard, batch.seeds), self.window_frames)
         seen, heard = windows_of(seen, self.window_frames), windows_of(heard, self.window_frames)
-        between, told_clips = between_clips(seen, heard, scale)
+        between, told_clips = between_clips(gathered(seen), gathered(heard), scale)
         within, told_moments = within_clip(seen, heard, displaced, scale)
         return ({"between": between, "within": within}, {"between_accuracy": told_clips,
                                                          "within_accuracy": told_moments})

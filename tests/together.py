@@ -1,0 +1,112 @@
+"""Several processes that train together, as torchrun starts them; and what they run."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from test_training_resume import diffusion_parts
+from tiny_data import CODEC, CONDITIONER, stage_folder, stage_settings, workshop
+
+from vta_sam.processes import Processes
+from vta_sam.shards.schema import read_dataset
+from vta_sam.training import stages
+from vta_sam.training.preemption import EXIT_STATUS, Preempted, Preemption
+
+TESTS = Path(__file__).parent
+STEPS, CLIPS_A_STEP = 6, 4
+
+
+def start(world: int, *arguments: object) -> list[subprocess.Popen]:
+    """``world`` processes of this file's main."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    told = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]), "OMP_NUM_THREADS": "1",
+            "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port)}
+    return [subprocess.Popen([sys.executable, str(TESTS / "together.py"), *map(str, arguments)], text=True,
+                             env={**told, "RANK": str(rank), "LOCAL_RANK": str(rank)}, cwd=TESTS.parent,
+                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for rank in range(world)]
+
+
+def finish(processes: list[subprocess.Popen], timeout_s: float = 240) -> list[tuple[int, str]]:
+    """⇒ (exit status, what it printed) of each."""
+    try:
+        return [(process.wait(timeout_s), process.stdout.read()) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.stdout.close()
+
+
+class Losses(L.Callback):
+    """The loss of every step, mean over processes, and whose clips it was. act: called with the step at its end."""
+
+    def __init__(self, act=lambda step: None):
+        self.found: dict[int, tuple[float, list[str]]] = {}
+        self.act = act
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        loss, keys = outputs["loss"].detach().clone(), list(batch.keys)
+        if trainer.world_size > 1:
+            dist.all_reduce(loss)
+            everyone = [[] for _ in range(trainer.world_size)]
+            dist.all_gather_object(everyone, keys)
+            keys = sorted(key for part in everyone for key in part)
+        self.found[trainer.global_step] = loss.item() / trainer.world_size, sorted(keys)
+        self.act(trainer.global_step)
+
+
+def train(stage: str, root: Path, out: Path, vae: Path | None = None, act=lambda step: None,
+          processes: Processes = Processes(), **settings) -> dict[int, tuple[float, list[str]]]:
+    """One tiny stage in ``out`` ⇒ losses by step. A process asked to stop ends with EXIT_STATUS."""
+    losses, original, preemption = Losses(act), stages.fit, Preemption(processes)
+    stages.fit = lambda *args: original(*args[:7], callbacks=[*args[7], losses], preemption=args[8])
+    shop = workshop(root, read_dataset(root), preemption=preemption)
+    folder = processes.alone(lambda: stage_folder(out))
+    told = stage_settings(STEPS, CLIPS_A_STEP, **settings)
+    try:
+        with preemption.watching():
+            if stage == "vae":
+                stages.train_vae(shop, folder, told, CODEC)
+            elif stage == "condition":
+                stages.train_part(shop, folder, told, "condition", CONDITIONER, {}, stages.Starts(Path()))
+            else:
+                stages.train_diffusion(shop, folder, told, diffusion_parts(vae))
+    finally:
+        stages.fit = original
+    return losses.found
+
+
+def main(root: str, out: str, vae: str, wanted: str, act: str = "") -> None:
+    """wanted: stages, comma-separated, each to a folder of its name under ``out``; losses to ``out``/losses.json.
+    act: "RANK:STEP:SIGNAL" sends a process a signal at the end of a step."""
+    processes = Processes.of_environment()
+    rank, step, number = (int(part) for part in act.split(":")) if act else (-1, -1, 0)
+
+    def at(now: int) -> None:
+        if (processes.rank, now) == (rank, step):
+            os.kill(os.getpid(), number)
+
+    try:
+        with processes.connected():
+            found = {stage: train(stage, Path(root), Path(out) / stage, Path(vae), at, processes)
+                     for stage in wanted.split(",")}
+    except Preempted as asked:
+        print(f"stopped, requeue {asked.requeue}", flush=True)
+        os._exit(EXIT_STATUS)
+    if processes.first:
+        (Path(out) / "losses.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(*sys.argv[1:])

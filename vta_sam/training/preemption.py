@@ -1,0 +1,82 @@
+"""A job that is asked to stop: it ends the step, saves, and where SLURM asked goes back into the queue."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from ..processes import Processes
+
+STOP, REQUEUE = 1, 2  # what is asked for; the larger wins where processes were asked different things
+_ASKED = {signal.SIGTERM: STOP, signal.SIGUSR1: REQUEUE}
+EXIT_STATUS = 75  # EX_TEMPFAIL: not done, to be tried again
+_PATIENCE_S = 60
+
+
+class Preempted(Exception):
+    """The job was asked to stop, and has saved what it had. requeue: SLURM is to start it again."""
+
+    def __init__(self, requeue: bool):
+        super().__init__("asked to stop")
+        self.requeue = requeue
+
+
+class Preemption:
+    """Signals ⇒ a flag that all processes read at the same place.
+
+    SIGUSR1 is what ``--signal`` of a batch script sends ahead of its time limit, and what SLURM may send ahead of a
+    preemption: the job goes back into the queue. SIGTERM is how scancel ends a job, and how SLURM preempts one that it
+    requeues itself: the job saves, and stays where it is put.
+    """
+
+    def __init__(self, processes: Processes):
+        self.processes = processes
+        self._asked, self._training = 0, False
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Inside, signals are taken for the job."""
+        before = {number: signal.signal(number, self._hear) for number in _ASKED}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Inside, a signal waits until :meth:`asked` is called. Outside, it ends the work at once: what is written
+        there is written whole or not at all, and goes on from there."""
+        self._training = True
+        try:
+            yield
+        finally:
+            self._training = False
+
+    def asked(self) -> int:
+        """⇒ STOP, REQUEUE or 0, the same in all processes. Every process has to call it at the same step."""
+        return self.processes.highest(self._asked)
+
+    def _hear(self, number: int, frame: object) -> None:
+        self._asked = max(self._asked, _ASKED[signal.Signals(number)])
+        if not self._training:
+            raise Preempted(self._asked == REQUEUE)
+
+
+def requeue(environ: Mapping[str, str] = os.environ) -> str:
+    """Put this SLURM job, or this task of an array, back into the queue ⇒ what came of it, in words."""
+    if "SLURM_JOB_ID" not in environ:
+        return "the same command goes on from there"
+    job = environ["SLURM_JOB_ID"]
+    if "SLURM_ARRAY_JOB_ID" in environ:
+        job = f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}"
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=_PATIENCE_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"job {job} could not be put back into the queue ({error}); submit it again"
+    if done.returncode:
+        return f"job {job} could not be put back into the queue ({done.stderr.strip()}); submit it again"
+    return f"job {job} is back in the queue"

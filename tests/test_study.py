@@ -61,6 +61,12 @@ def test_the_comparison_differs_in_what_the_unet_listens_to_alone(monkeypatch):
     assert all(settings == told[0] for settings in told)
 
 
+def test_every_seed_takes_the_same_vae(monkeypatch):
+    both, second = a_study(), a_study(seeds=[1])
+    assert both.shared_folder == second.shared_folder and both.shared_command() == second.shared_command()
+    assert second.command(second.rows[0], 1)[-1] == f"vae={both.shared_folder}/vae/model"
+
+
 def test_seeds_come_one_after_the_other_and_only_picks():
     study = STUDIES[0]
     order = study.order()
@@ -73,7 +79,7 @@ def test_seeds_come_one_after_the_other_and_only_picks():
 
 def a_study(**more) -> Study:
     return study_of({"name": "s", "title": "A study", "runs": "runs/s", "seeds": [0, 1], "common": ["size=smoke"],
-                     "shared": {"exp": "vta_sam", "stages": ["vae"]},
+                     "shared": {"exp": "vta_sam", "seed": 0, "stages": ["vae"]},
                      "tables": {"t": {"title": "Rows", "defaults": {"stages": ["diffusion"]},
                                       "rows": {"one": {"exp": "tango", "sees": "words"},
                                                "two": {"exp": "vta_ldm", "aligned": True}}}},

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-import librosa
 import numpy as np
 import torch
 from torch import nn
 
+from .compiled import librosa
 from .errors import InputError
 
 SAMPLE_RATE_HZ = 16_000

@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import librosa
 import matplotlib
 import numpy as np
 from PIL import Image
 
 from ..atomic import atomic_path
+from ..compiled import librosa
 from ..errors import InputError
 from ..media.fit import Within
 from ..media.video import read_clip

@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import librosa
 import numpy as np
 from sklearn.metrics import average_precision_score
 
+from ..compiled import librosa
 from .onsets import WINDOW_S
 from .peaks import PUBLISHED_RATE_HZ, matched_pairs
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import librosa
 import mir_eval
 import numpy as np
 
+from ..compiled import librosa
 from ..errors import InputError
 from ..mel import HOP_SAMPLES, SAMPLE_RATE_HZ, log_mel
 from .envelope import NATS_PER_DB

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import librosa
 import numpy as np
 
+from ..compiled import librosa
 from ..errors import InputError
 from ..mel import SAMPLE_RATE_HZ
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import textwrap
 from typing import Any, Sequence
 
-import librosa
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 
+from ..compiled import librosa
 from ..errors import InputError
 from ..mel import FFT_SAMPLES, FRAME_RATE_HZ, HOP_SAMPLES, LOG_FLOOR, MAX_HZ, MIN_HZ, N_MELS, log_mel
 from ..metrics.envelope import NATS_PER_DB

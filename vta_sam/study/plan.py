@@ -87,10 +87,10 @@ class Study:
 
     @property
     def shared_folder(self) -> Path:
-        return self.runs / f"{self.shared['exp']}-{self.seeds[0]}-shared"
+        return self.runs / f"{self.shared['exp']}-{self.shared['seed']}-shared"
 
     def shared_command(self) -> list[str]:
-        return self._command(self.shared["exp"], self.seeds[0], "shared", self.shared["stages"], ())
+        return self._command(self.shared["exp"], self.shared["seed"], "shared", self.shared["stages"], ())
 
     def folder(self, row: Row, seed: int) -> Path:
         return self.runs / f"{row.exp}-{seed}-{row.run_name}"

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import librosa
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...checkpoint_file import digest, read_state
+from ...compiled import librosa
 from ...errors import InputError
 from ...released.registry import require
 from .base import Heard, by_length

@@ -1,0 +1,45 @@
+"""Many processes that want librosa's compiled functions at once, none of them compiled yet."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vta_sam.compiled import librosa
+
+CODE = "import numpy as np; from vta_sam.compiled import librosa; " \
+       "print(librosa.util.peak_pick(np.sin(np.arange(200) / 5), pre_max=3, post_max=3, pre_avg=3, post_avg=3, " \
+       "delta=0.1, wait=5).tolist())"
+
+
+def expected() -> list[int]:
+    return librosa.util.peak_pick(np.sin(np.arange(200) / 5), pre_max=3, post_max=3, pre_avg=3, post_avg=3, delta=0.1,
+                                  wait=5).tolist()
+
+
+def start(cache: Path) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", CODE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            env={**os.environ, "XDG_CACHE_HOME": str(cache)}, cwd=Path(__file__).parents[1])
+
+
+@pytest.mark.slow
+def test_processes_compile_one_after_the_other(tmp_path):
+    """At once they left files behind that ended every later process with a segmentation fault."""
+    for processes in ([start(tmp_path) for _ in range(3)], [start(tmp_path)]):
+        for process in processes:
+            said, complaint = process.communicate(timeout=300)
+            assert process.returncode == 0, complaint
+            assert said.strip() == str(expected()) != "[]"
+    kept = list(tmp_path.glob("vta_sam/numba/*/guf-utils.__peak_pick*.nbc"))
+    assert len(kept) == 4, "each type compiled once, by the first process"
+
+
+@pytest.mark.slow
+def test_without_a_place_for_files_it_compiles_all_the_same(tmp_path):
+    (tmp_path / "vta_sam").write_text("a file where the folder should be")
+    process = start(tmp_path)
+    said, complaint = process.communicate(timeout=300)
+    assert process.returncode == 0 and said.strip() == str(expected()), complaint

@@ -30,6 +30,8 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._ended_step = trainer.global_step
+        if self.preemption.watched:
+            self.preemption.listen()  # again: the trainer has set handlers of its own by now
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs, batch, batch_idx) -> None:
         step = trainer.global_step

@@ -25,7 +25,7 @@ class Preempted(Exception):
 
 
 class Preemption:
-    """Signals ⇒ a flag that all processes read at the same place.
+    """Signals ⇒ a flag that all processes read at the same place. watched: whether somebody is to be listened to.
 
     SIGUSR1 is what ``--signal`` of a batch script sends ahead of its time limit, and what SLURM may send ahead of a
     preemption: the job goes back into the queue. SIGTERM is how scancel ends a job, and how SLURM preempts one that it
@@ -35,16 +35,26 @@ class Preemption:
     def __init__(self, processes: Processes):
         self.processes = processes
         self._asked, self._training = 0, False
+        self.watched = False
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Inside, signals are taken for the job."""
-        before = {number: signal.signal(number, self._hear) for number in _ASKED}
+        before = {number: signal.getsignal(number) for number in _ASKED}
+        self.watched = True
+        self.listen()
         try:
             yield
         finally:
+            self.watched = False
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def listen(self) -> None:
+        """Be the one who hears signals. Lightning's own handler of SIGTERM would end the fit of one process while the
+        others wait for it."""
+        for number in _ASKED:
+            signal.signal(number, self._hear)
 
     @contextmanager
     def training(self) -> Iterator[None]:

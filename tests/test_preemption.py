@@ -1,0 +1,164 @@
+"""What a job does when it is asked to stop, and where a step would spoil its weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import lightning as L
+import pytest
+import torch
+from test_training_resume import pretraining, run_stage
+from tiny_data import stage_folder, stage_settings, workshop, write_dataset
+
+from vta_sam.errors import InputError
+from vta_sam.processes import Processes
+from vta_sam.shards.schema import read_dataset
+from vta_sam.training.preemption import REQUEUE, STOP, Preempted, Preemption, requeue
+
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    write_dataset(folder)
+    return folder
+
+
+class Act(L.Callback):
+    """Does something to the module or this process at the end of a step."""
+
+    def __init__(self, step, act):
+        self.step, self.act, self.keys = step, act, {}
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.keys.setdefault(trainer.global_step, []).extend(batch.keys)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == self.step:
+            self.step = -1  # with accumulated gradients a step ends once
+            self.act(pl_module)
+
+
+def train(root, path, step, act, preemption=None, **settings):
+    """Eight steps of stage 2 ⇒ (module, folder, the callback)."""
+    told, folder = stage_settings(STEPS, **settings), stage_folder(path)
+    shop = workshop(root, read_dataset(root), preemption=preemption or Preemption(Processes()))
+    with shop.seeded("condition"):
+        module = pretraining(told)
+    callback = Act(step, lambda pl_module: act(pl_module))
+    try:
+        shop.fit(module, shop.datamodule("condition", told), folder, told, "a test", ("val/loss", "min"), [callback])
+    finally:
+        module.acted = callback
+    return module, folder, callback
+
+
+def steps_of(folder):
+    return torch.load(folder.last_checkpoint, weights_only=True)["global_step"]
+
+
+@pytest.mark.parametrize("number, asked", [(signal.SIGTERM, False), (signal.SIGUSR1, True)])
+@pytest.mark.parametrize("step, accumulate", [(3, 1), (4, 1), (3, 2)])
+def test_asked_in_a_step_it_saves_at_the_steps_end(root, tmp_path, number, asked, step, accumulate):
+    """Step 3 has no checkpoint of its own; at step 4 a validation comes first. Then it goes on to the same weights."""
+    preemption = Preemption(Processes())
+    with preemption.watching(), pytest.raises(Preempted) as stopped:
+        train(root, tmp_path / "one", step, lambda module: os.kill(os.getpid(), number), preemption,
+              accumulate=accumulate)
+    assert stopped.value.requeue is asked
+    folder = stage_folder(tmp_path / "one")
+    assert steps_of(folder) == step
+    assert (folder.best_checkpoint.exists()) == (step == 4), "validated before it was saved"
+    resumed, _, _ = train(root, tmp_path / "one", -1, None, accumulate=accumulate)
+    whole, _, _ = train(root, tmp_path / "two", -1, None, accumulate=accumulate)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_asked_outside_of_training_it_stops_at_once_and_handlers_come_back():
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    preemption = Preemption(Processes())
+    with pytest.raises(Preempted), preemption.watching():
+        os.kill(os.getpid(), signal.SIGUSR1)
+        signal.pause()
+    assert {number: signal.getsignal(number) for number in before} == before
+
+
+def test_going_back_into_the_queue_is_the_larger_wish():
+    preemption = Preemption(Processes())
+    with preemption.watching(), preemption.training():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert preemption.asked() == STOP
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert preemption.asked() == REQUEUE
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert preemption.asked() == REQUEUE
+
+
+@pytest.fixture
+def scontrol(tmp_path, monkeypatch):
+    """A scontrol that notes what it is told, and ends as it is told."""
+    def put(status: int) -> None:
+        program = tmp_path / "scontrol"
+        program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/told\necho "Invalid job id" >&2\nexit {status}\n')
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    return put
+
+
+@pytest.mark.parametrize("environ, job", [
+    ({"SLURM_JOB_ID": "17"}, "17"),
+    ({"SLURM_JOB_ID": "18", "SLURM_ARRAY_JOB_ID": "17", "SLURM_ARRAY_TASK_ID": "3"}, "17_3"),
+])
+def test_a_job_goes_back_into_the_queue(environ, job, scontrol, tmp_path):
+    scontrol(0)
+    assert requeue(environ) == f"job {job} is back in the queue"
+    assert (tmp_path / "told").read_text() == f"requeue {job}\n"
+    scontrol(1)
+    assert requeue(environ) == f"job {job} could not be put back into the queue (Invalid job id); submit it again"
+
+
+def test_without_slurm_there_is_no_queue(monkeypatch, tmp_path):
+    assert requeue({}) == "the same command goes on from there"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "could not be put back into the queue" in requeue({"SLURM_JOB_ID": "17"})
+
+
+def spoil_loss(module):
+    forward = module.measure
+    module.measure = lambda batch: (lambda loss, figures: (loss * float("nan"), figures))(*forward(batch))
+
+
+def spoil_gradient(module):
+    """The loss stays what it is; one gradient becomes infinite."""
+    module.encoder.project.weight.register_hook(lambda gradient: gradient + float("inf"))
+
+
+@pytest.mark.parametrize("spoil", [spoil_loss, spoil_gradient])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_step_that_is_not_finite_is_not_taken(root, tmp_path, spoil, accumulate):
+    with pytest.raises(InputError, match=r"step 5: the loss is .*its clips stand in .*nonfinite-0\.json"):
+        train(root, tmp_path, 5, spoil, accumulate=accumulate)
+    folder = stage_folder(tmp_path)
+    assert steps_of(folder) == 4
+    noted = json.loads((tmp_path / "nonfinite-0.json").read_text())
+    assert noted["step"] == 5 and len(noted["clips"]) == 2 * accumulate == 2 * len(noted["losses"])
+    assert ("nan" in noted["losses"]) == (spoil is spoil_loss)
+    clean, _, acted = train(root, tmp_path / "clean", -1, None, accumulate=accumulate)
+    assert noted["clips"] == acted.keys[5], "the clips of the step that was refused"
+    assert all(torch.isfinite(value).all() for value in torch.load(folder.last_checkpoint, weights_only=True)[
+        "state_dict"].values())
+
+
+@pytest.mark.parametrize("stage", ["vae", "condition"])
+def test_state_that_a_stage_goes_on_from(stage, root, tmp_path):
+    """Model, average, optimiser, schedule and place in the data; noise needs none, it belongs to its clip."""
+    run_stage(stage, root, tmp_path / stage)
+    content = torch.load(tmp_path / stage / "checkpoints" / "last.ckpt", weights_only=True)
+    assert content["ShardDataModule"] == {"samples": 2 * STEPS}
+    assert content["optimizer_states"][0]["state"][0]["step"] == STEPS
+    assert content["lr_schedulers"][0]["last_epoch"] == STEPS
+    assert set(content["state_dict"]) == set(content["current_model_state"]) and content["averaging_state"]

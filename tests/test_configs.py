@@ -151,7 +151,7 @@ def test_every_size_sets_the_same_numbers():
         return set().union(*(keys(item, f"{path}.{key}") for key, item in value.items())) if value else {path}
 
     groups = ("clip", "fit", "validation", "figures", "embedded_clips", "embedded_expected_s")
-    optional = {"workers", "precision", "accumulate"}  # have a default in StageSettings or FitSettings
+    optional = {"workers", "streams", "precision", "accumulate"}  # have a default in StageSettings or FitSettings
     found = {}
     for size in SIZES:
         settings = composed("+exp=vta_sam", f"size={size}")

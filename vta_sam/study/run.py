@@ -42,9 +42,9 @@ def run_side_by_side(study: Study, records: Path, only: Sequence[str], jobs: int
                      say: Say) -> int:
     """The same with ``jobs`` rows at a time, which share the processor's cores evenly ⇒ how many were made.
 
-    A small network doesn't keep two cores busy, two of them do. command: of this study's program with its settings; each
-    row is that program told ``only`` that row, its output in a log beside the runs. A row that is sampled from another
-    one's model waits for it. The first row that fails ends the study, after those that run already.
+    A small network doesn't keep two cores busy, two of them do. command: of this study's program with its settings;
+    each row is that program told ``only`` that row, its output in a log beside the runs. A row that is sampled from
+    another one's model waits for it. The first row that fails ends the study, after those that run already.
     """
     waiting = _waiting(study, records, only, say)
     logs = study.runs / "logs"
@@ -62,8 +62,8 @@ def run_side_by_side(study: Study, records: Path, only: Sequence[str], jobs: int
             status = subprocess.run([*command, *told], stdout=file, stderr=subprocess.STDOUT,
                                     env={**os.environ, "OMP_NUM_THREADS": threads}).returncode
         if status:
-            raise InputError(f"{row.table}/{row.name}, seed {seed} ended with status {status}; {log} says why. The same "
-                             "command goes on from there")
+            raise InputError(f"{row.table}/{row.name}, seed {seed} ended with status {status}; {log} says why. The "
+                             "same command goes on from there")
         say(f"{row.table}/{row.name}, seed {seed}: {(time.monotonic() - began) / 60:.1f} minutes")
 
     with ThreadPoolExecutor(jobs) as pool:

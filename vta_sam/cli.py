@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import sys
 import warnings
+from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Iterator, NoReturn, ParamSpec, TypeVar
@@ -31,9 +32,7 @@ def program(config_name: str) -> Callable[[Callable[[Any], object]], Callable[[]
 
         @functools.wraps(work)
         def here(config: Any) -> object:
-            if config.get("launcher") is not None:
-                raise InputError("a config file chooses the launcher, so that each job would submit another one: choose "
-                                 "it on the command line alone")
+            refuse_launcher_of_a_file(config)
             return work(config)
 
         started = hydra.main(version_base="1.3", config_path="../conf", config_name=config_name)(run(here))
@@ -52,6 +51,13 @@ def program(config_name: str) -> Callable[[Callable[[Any], object]], Callable[[]
         return main
 
     return decorate
+
+
+def refuse_launcher_of_a_file(config: Mapping) -> None:
+    """A config whose command line chose no launcher must have none. Raises InputError."""
+    if config.get("launcher") is not None:
+        raise InputError("a config file chooses the launcher, and each job would submit another one: choose it on the "
+                         "command line alone")
 
 
 def run(main: Callable[P, R]) -> Callable[P, R]:

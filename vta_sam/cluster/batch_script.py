@@ -90,15 +90,15 @@ def batch_script(slurm: Slurm, job: Job) -> str:
     return "\n".join([
         "#!/usr/bin/env bash",
         *_directives(slurm, job),
-        "# SLURM makes no folder for its log: the folder of --output has to be there when this file is submitted by hand.",
+        "# Submitted by hand, this file needs the folder of --output to be there: SLURM doesn't make it.",
         "set -euo pipefail",
         f"cd {shlex.quote(str(job.folder))}",
         *_environment(slurm, job),
         "",
         *_choice(job),
         "",
-        "# A step even for one process: SLURM sends the signal before the time limit to steps alone. exec leaves no shell",
-        "# between SLURM and srun, which passes signals on; one process that fails ends the others.",
+        "# A step even for one process: SLURM sends the signal before the time limit to steps alone. exec: no shell",
+        "# stands between SLURM and srun, which passes signals on. One process that fails ends the others.",
         f"exec {_step(slurm)} \"${{command[@]}}\"",
         "",
     ])
@@ -137,7 +137,7 @@ def _sbatch_word(option: str, value: str) -> str:
 
 
 def _environment(slurm: Slurm, job: Job) -> list[str]:
-    lines = []
+    lines = ["export PYTHONUNBUFFERED=1  # what is printed is in the log at once"]
     if slurm.container is None:
         lines += ["# the Python that submitted, unless the setup below brings another",
                   f"export PATH={shlex.quote(str(job.interpreter.parent))}:\"$PATH\""]

@@ -16,7 +16,7 @@ _SWEEPS = {"--multirun", "-m"}
 
 
 def asks_for_launcher(arguments: Sequence[str]) -> bool:
-    """Whether a command line chooses a launcher; what Hydra answers at once (``--help``, ``--cfg job``) is left to it."""
+    """Whether a command line chooses a launcher; ``--help`` and what else Hydra answers at once is left to it."""
     if any(argument.partition("=")[0] in _ANSWERS for argument in arguments):
         return False
     chosen = [value for key, _, value in (argument.partition("=") for argument in arguments) if key == GROUP]
@@ -24,8 +24,8 @@ def asks_for_launcher(arguments: Sequence[str]) -> bool:
 
 
 def launch(program: Program, arguments: Sequence[str]) -> None:
-    """Submit a program with its arguments, ``launcher=…`` among them. Comma lists make an array, in the order of Hydra's
-    multirun. Raises InputError where a config can't be composed, or sbatch refuses."""
+    """Submit a program with its arguments, ``launcher=…`` among them. Comma lists make an array, in the order of
+    Hydra's multirun. Raises InputError where a config can't be composed, or sbatch refuses."""
     overrides = [argument for argument in arguments if argument not in _SWEEPS]
     flags = [argument for argument in overrides if argument.startswith("-")]
     if flags:

@@ -15,8 +15,8 @@ from .batch_script import Job, Slurm, batch_script, log_pattern
 def submit(slurm: Slurm, job: Job) -> None:
     """Submit a job and print its id and its log; with dry_run print its script alone.
 
-    The script stays beside the log, named by the job's id. Raises InputError where sbatch is missing or refuses: nothing
-    is written then.
+    The script stays beside the log, named by the job's id. Raises InputError where sbatch is missing or refuses;
+    nothing is written then.
     """
     script = batch_script(slurm, job)
     if slurm.dry_run:
@@ -50,8 +50,8 @@ def _sbatch(script: str, folder: Path) -> str:
         raise InputError(f"sbatch refused the job with status {ended.returncode}: {words or 'it gave no reason'}")
     number = said[0].splitlines()[-1].partition(";")[0] if said[0] else ""  # "number" or "number;cluster"
     if not number.isdecimal():
-        raise InputError(f"sbatch answered {said[0]!r}, expected the job's number; squeue --me shows whether there is a "
-                         "job")
+        raise InputError(f"sbatch answered {said[0]!r}, expected the job's number; squeue --me shows whether there "
+                         "is a job")
     return number
 
 

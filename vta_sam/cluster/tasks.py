@@ -14,11 +14,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
+from ..cli import refuse_launcher_of_a_file
 from ..errors import InputError
 from .batch_script import Slurm
 from .shares import shares
@@ -59,10 +60,18 @@ def _hydra(program: Program) -> Iterator[None]:
     except (HydraException, OmegaConfBaseException) as error:
         if isinstance(error.__cause__, InputError):  # of a setting of the launcher, wrapped by instantiate
             raise error.__cause__ from error
-        causes = [str(error), *([str(error.__cause__)] if error.__cause__ else [])]
-        raise InputError(". ".join(" ".join(cause.split()) for cause in causes)) from error
+        raise InputError(_sentence(error)) from error
     finally:
         HydraConfig.instance().cfg = before
+
+
+def _sentence(error: Exception) -> str:
+    """Hydra's and OmegaConf's words in one line, with the override that they are about."""
+    told = [f"{error.override}:"] if isinstance(error, OverrideParseException) else []
+    for cause in (error, error.__cause__):
+        words = str(cause or "").partition("Config search path:")[0].splitlines()
+        told += [line.strip() for line in words if line.strip() and not line.strip().startswith("object_type=")]
+    return " ".join(told)
 
 
 def plan(program: Program, overrides: Sequence[str]) -> tuple[Slurm, list[Task]]:
@@ -103,8 +112,8 @@ def _of_launcher(override: Override) -> bool:
 def _launcher(program: Program, overrides: Sequence[Override]) -> Slurm:
     for override in overrides:
         if override.is_sweep_override():
-            raise InputError(f"{override.input_line}: the launcher takes one value; with a comma in it, quote it twice: "
-                             f"\"{override.get_key_element()}='a,b'\"")
+            raise InputError(f"{override.input_line}: the launcher takes one value; quote one that has a comma "
+                             f"twice: \"{override.get_key_element()}='a,b'\"")
     config = compose(program.config_name, [str(override.input_line) for override in overrides])
     made = instantiate(config[GROUP], _convert_="all")
     assert isinstance(made, Slurm)
@@ -123,9 +132,7 @@ def _settings(program: Program, overrides: Sequence[str]) -> dict[str, Any] | No
             return None
         raise
     assert isinstance(settings, dict)
-    if settings.get(GROUP) is not None:
-        raise InputError(f"a config file chooses the {GROUP}, so that each job would submit another one: choose it on "
-                         "the command line alone")
+    refuse_launcher_of_a_file(settings)
     return {str(key): value for key, value in settings.items()}
 
 

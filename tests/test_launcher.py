@@ -9,31 +9,35 @@ import runpy
 import shlex
 import subprocess
 import sys
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import yaml
+from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from vta_sam.cluster.batch_script import Job, Slurm, batch_script
 from vta_sam.cluster.launch import asks_for_launcher
+from vta_sam.cluster.tasks import combinations
 from vta_sam.errors import InputError
 from vta_sam.manifests.manifest import Row, read_manifest, slices, write_manifest
 from vta_sam.shards import schema
-from vta_sam.study.sweep import read_sweep
+from vta_sam.study.sweep import Sweep, read_sweep
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PROGRAMS = sorted(path for folder in ("experiments", "data_prep") for path in (REPOSITORY / folder).glob("*.py")
                   if "@program(" in path.read_text() or "hydra.main" in path.read_text())
-NASTY = ["", " ", "a b", "it's", '"', "$HOME", "`id`", "$(id)", "a,b", "line\nend", "tab\t", "back\\slash", "\\", "!", "*",
-         "#no", "~", "-n", ";exit 3", "é⇒", "&& false", "'\"'\"'", ")", "|", "{a,b}", "%j"]
+NASTY = ["", " ", "a b", "it's", '"', "$HOME", "`id`", "$(id)", "a,b", "line\nend", "tab\t", "back\\slash", "\\", "!",
+         "*", "#no", "~", "-n", ";exit 3", "é⇒", "&& false", "'\"'\"'", ")", "|", "{a,b}", "%j"]
 
 
 @pytest.fixture
 def cluster(tmp_path, monkeypatch):
-    """A folder of work, and programs on PATH: srun keeps the words that it is told, sbatch its script and gives 4711."""
+    """A folder of work, and programs on PATH: srun keeps the words it is told, sbatch its script; the job is 4711."""
     programs, folder = tmp_path / "bin", tmp_path / "submission folder"
     for path in (programs, folder):
         path.mkdir()
@@ -45,11 +49,12 @@ def cluster(tmp_path, monkeypatch):
         path.chmod(0o755)
 
     program("srun", f"printf '%s\\0' \"$PWD\" $PPID \"$PATH\" \"$@\" > {shlex.quote(str(kept))}")
-    program("sbatch", f"test \"$*\" = --parsable && cat > {shlex.quote(str(tmp_path / 'submitted'))}; echo '4711;here'")
+    submitted = tmp_path / "submitted"
+    program("sbatch", f"test \"$*\" = --parsable && cat > {shlex.quote(str(submitted))} && echo '4711;here'")
     monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.delenv("SLURM_ARRAY_TASK_ID", raising=False)
     monkeypatch.chdir(folder)
-    return Cluster(folder, kept, tmp_path / "submitted", program)
+    return Cluster(folder, kept, submitted, program)
 
 
 class Cluster:
@@ -96,7 +101,8 @@ def dry_run(cluster, monkeypatch, capsys):
     """(program, *arguments) ⇒ the script that it would submit."""
     def run(script: str | Path, *arguments: str) -> str:
         there = sorted(cluster.folder.rglob("*"))
-        launcher = [] if "sweep.py" in str(script) else ["launcher=slurm"]
+        chosen = "sweep.py" in str(script) or any(argument.startswith("launcher=") for argument in arguments)
+        launcher = [] if chosen else ["launcher=slurm"]
         try:
             start(script, *arguments, *launcher, "launcher.dry_run=true", monkeypatch=monkeypatch)
         except SystemExit as end:
@@ -126,7 +132,8 @@ def refused(cluster, monkeypatch, capsys):
 
 SHOWN = {
     "partition": ("gpu,long", "--partition=gpu,long"), "account": ("a_b", "--account=a_b"),
-    "time": ("1-02:00:00", "--time=1-02:00:00"), "nodes": (3, "--nodes=3"), "gpus": ("a100:2", "--gpus-per-node=a100:2"),
+    "time": ("1-02:00:00", "--time=1-02:00:00"), "nodes": (3, "--nodes=3"),
+    "gpus": ("a100:2", "--gpus-per-node=a100:2"),
     "tasks_per_node": (2, "--ntasks-per-node=2"), "cpus_per_task": (7, "--cpus-per-task=7"),
     "memory": ("32G", "--mem=32G"), "requeue": (False, "--no-requeue"), "signal_s": (90, "--signal=USR1@90"),
     "max_at_once": (5, "--array=0-1%5"), "extra": (["--qos=high", "--exclusive"], "--qos=high"),
@@ -256,26 +263,32 @@ SWEPT = [
     ("seed=3,1", "+exp=vta_sam", "dropout=0.1,0.2", "name=${hydra:job.override_dirname}"),
     ("seed=range(0,2)", "name='a, b','c d'", "+exp=vta_sam"),
     ("+exp=glob(vta_sam*)", "augment={objects: 0.1, frames: 0.3, appearance: 0.0}"),
-    ("seed=0,1", "stages=[vae,figures]", "name=a,b", "seed=2,5"),
-    ("--multirun", "+exp=vta_sam", "seed=choice(4,2)"),
+    ("seed=0,1", "stages=[vae],[figures]", "name=a,b", "seed=2,5", "~vae"),
+    ("+exp=vta_sam", "seed=choice(4,2)", "seed=9", "dropout=sort(3,1,2)"),
 ]
 
 
 @pytest.mark.parametrize("arguments", SWEPT, ids=" ".join)
-def test_an_array_has_the_order_of_hydras_multirun(arguments, dry_run, cluster):
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
+def test_combinations_have_the_order_of_hydras_multirun(arguments):
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-        parsed = parser.parse_overrides([word for word in arguments if word != "--multirun"])
+        parsed = parser.parse_overrides(list(arguments))
         [expected] = BasicSweeper.split_arguments(parsed, None)
-    script = dry_run("experiments/train.py", *arguments)
-    tasks = cluster.overrides(script)
-    assert array_of(script) == len(tasks) == len(expected) > 1
-    plain = OverridesParser.create()
-    assert [[(o.get_key_element(), o.value()) for o in plain.parse_overrides(task)] for task in tasks] == [
-        [(o.get_key_element(), o.value()) for o in plain.parse_overrides(task)] for task in expected]
+        found = combinations(parsed)
+    assert len(found) > 1 and [meant(task) for task in found] == [meant(task) for task in expected]
+
+
+def meant(words: Sequence[str]) -> list[tuple[str, object]]:
+    """Overrides by what they say: Hydra may quote a word otherwise than it was typed."""
+    return [(word.get_key_element(), word.value()) for word in OverridesParser.create().parse_overrides(list(words))]
+
+
+@pytest.mark.parametrize("flag", [[], ["--multirun"]])
+def test_task_k_of_an_array_runs_combination_k(flag, dry_run, cluster):
+    script = dry_run("experiments/train.py", *flag, "+exp=tango,vta_sam", "name=x", "seed=1,0")
+    assert array_of(script) == 4
+    assert [cluster.words(script, task)[2:] for task in range(4)] == [
+        [f"+exp={exp}", "name=x", f"seed={seed}"] for exp in ("tango", "vta_sam") for seed in (1, 0)]
 
 
 def test_an_array_is_named_by_what_its_tasks_share(dry_run):
@@ -307,7 +320,16 @@ def test_a_mistake_is_said_without_torch(cluster):
 
 def test_what_only_the_jobs_environment_knows_is_left_to_it(dry_run, cluster, monkeypatch):
     monkeypatch.delenv("OF_THE_JOB", raising=False)
-    assert cluster.words(dry_run("experiments/train.py", "name=${oc.env:OF_THE_JOB}"))[-1] == "name=${oc.env:OF_THE_JOB}"
+    name = "name=${oc.env:OF_THE_JOB}"
+    assert cluster.words(dry_run("experiments/train.py", name))[-1] == name
+
+
+def test_a_launcher_of_ones_own(dry_run, cluster, tmp_path):
+    (tmp_path / "launcher").mkdir()
+    (tmp_path / "launcher" / "mine.yaml").write_text("defaults: [slurm]\npartition: ours\n")
+    place = f"hydra.searchpath=['file://{tmp_path}']"
+    script = dry_run("experiments/train.py", place, "launcher=mine")
+    assert "--partition=ours" in directives(script) and cluster.words(script)[2:] == [place]
 
 
 def test_a_config_file_that_chooses_the_launcher_is_refused(refused, tmp_path):
@@ -344,7 +366,8 @@ def test_what_is_submitted_is_what_a_dry_run_prints(cluster, dry_run, monkeypatc
 
 def test_the_log_of_a_single_job_is_named(cluster, monkeypatch, capsys):
     start("experiments/train.py", "+exp=tango", "launcher=slurm", "launcher.logs=50%", monkeypatch=monkeypatch)
-    assert capsys.readouterr().out == f"job 4711 (train-tango)\nlog: {cluster.folder / '50%' / 'train-tango-4711.log'}\n"
+    log = cluster.folder / "50%" / "train-tango-4711.log"
+    assert capsys.readouterr().out == f"job 4711 (train-tango)\nlog: {log}\n"
     assert "--output='" + str(cluster.folder / "50%%" / "%x-%j.log") + "'" in directives(cluster.submitted.read_text())
 
 
@@ -367,8 +390,8 @@ def test_without_sbatch_there_is_a_sentence(refused, monkeypatch):
 @pytest.fixture
 def manifest(cluster) -> Path:
     path = cluster.folder / "clips.csv"
-    rows = [Row(f"clip{i}", "a dog", f"{i}.mp4", split=split) for split, n in (("train", 37), ("val", 5))
-            for i in range({"train": 0, "val": 100}[split], {"train": 0, "val": 100}[split] + n)]
+    rows = [Row(f"{split}{i}", "a dog", f"{i}.mp4", split=split) for split, n in (("train", 37), ("val", 5))
+            for i in range(n)]
     return write_manifest(path, rows)
 
 
@@ -410,8 +433,8 @@ def test_generation_of_a_dataset_is_parted(dry_run, cluster, dataset):
     (["videos=v", "out=o", "rank=1"], "rank=1"), (["videos=v", "out=o", "launcher.nodes=2"], "one process a job"),
 ])
 def test_a_share_that_cannot_be_told_is_a_sentence(arguments, words, manifest, refused):
-    said = refused("data_prep/extract.py", "manifest=clips.csv", *arguments, "launcher=slurm", "launcher.shards_per_job=4")
-    assert words in said
+    launcher = ("launcher=slurm", "launcher.shards_per_job=4")
+    assert words in refused("data_prep/extract.py", "manifest=clips.csv", *arguments, *launcher)
 
 
 # ---------------------------------------------------------------------- sweeps, and what the documentation says
@@ -449,10 +472,16 @@ def documented() -> list[str]:
 
 def test_the_documentation_has_commands():
     assert len(documented()) > 8
-    assert (REPOSITORY / re.findall(r"apptainer build \S+ (\S+)", (REPOSITORY / "docs/cluster.md").read_text())[0]).is_file()
+    [recipe] = re.findall(r"apptainer build \S+ (\S+)", (REPOSITORY / "docs" / "cluster.md").read_text())
+    assert (REPOSITORY / recipe).is_file()
 
 
 @pytest.mark.parametrize("command", documented())
-def test_a_documented_command_composes(command, manifest, dry_run, dataset):
+def test_a_documented_command_composes(command, manifest, dry_run, dataset, monkeypatch):
+    def first_value(name: str) -> Sweep:  # every combination is composed in test_sweeps.py
+        sweep = read_sweep(name)
+        return replace(sweep, parameters={key: values[:1] for key, values in sweep.parameters.items()})
+
+    monkeypatch.setattr("vta_sam.study.sweep.read_sweep", first_value)
     words = shlex.split(command.partition(" > ")[0])[1:]
     assert directives(dry_run(words[0], *(word for word in words[1:] if word != "launcher=slurm")))

@@ -80,7 +80,8 @@ def plan(program: Program, overrides: Sequence[str]) -> tuple[Slurm, list[Task]]
     with _hydra(program):
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
         parsed = parser.parse_overrides(list(overrides))
-        slurm = _launcher(program, [override for override in parsed if _of_launcher(override)])
+        # hydra.searchpath may be where the launcher's own block is
+        slurm = _launcher(program, [word for word in parsed if _of_launcher(word) or word.is_hydra_override()])
         own = [override for override in parsed if not _of_launcher(override)]
         tasks = [Task(words, _settings(program, words)) for words in combinations(own)]
     if slurm.shards_per_job is not None:

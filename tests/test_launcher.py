@@ -174,6 +174,14 @@ def test_the_script_runs_where_it_was_made_and_srun_takes_its_place(cluster):
     assert array_of(script) == 0 and "--output='" in script, "a folder with a space in its name is quoted"
 
 
+def test_the_script_starts_the_program(cluster, dry_run):
+    script = dry_run("data_prep/check.py")
+    cluster.program("srun", "while [[ $1 == --* ]]; do shift; done\nexec \"$@\"")
+    ended = subprocess.run(["bash"], input=script, cwd="/", capture_output=True, text=True, timeout=60,
+                           env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
+    assert (ended.returncode, ended.stderr.partition(";")[0]) == (2, "error: shards= is missing"), ended.stderr
+
+
 def test_words_arrive_as_they_are_and_nothing_is_interpreted(cluster):
     script = batch_script(Slurm(), Job("x", cluster.folder, [["program", *NASTY]]))
     assert cluster.words(script) == ["program", *NASTY]
@@ -457,11 +465,18 @@ def test_agents_of_a_sweep(dry_run, cluster, monkeypatch, capsys):
                      "--runs-each", "2")
     assert array_of(script) == 3 and "--gpus-per-node=2" in directives(script)
     for task in range(3):
-        assert cluster.words(script, task)[1:] == ["-m", "wandb", "agent", "--count", "2", "team/vta-sam/abc"]
+        assert cluster.words(script, task)[1:] == ["-m", "wandb", "agent", "--forward-signals", "--count", "2",
+                                                   "team/vta-sam/abc"]
     for wrong, words in ((["--count", "0"], "--count 0"), (["--count", "1", "seed=1"], "from the sweep")):
         with pytest.raises(SystemExit) as end:
             start("experiments/sweep.py", "agents", "id", *wrong, monkeypatch=monkeypatch)
         assert end.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_wandb_has_the_options_that_agents_are_given():
+    from wandb.cli.cli import agent
+
+    assert {"--forward-signals", "--count"} <= {name for option in agent.params for name in option.opts}
 
 
 def documented() -> list[str]:

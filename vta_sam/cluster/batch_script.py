@@ -10,7 +10,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
@@ -68,12 +68,12 @@ class Slurm:
 @dataclass(frozen=True)
 class Job:
     """What is to run. name: of the job and its log. folder: absolute, where it runs. commands: one a task, each a list
-    of words; more than one make an array, in this order."""
+    of words; more than one make an array, in this order. interpreter: the Python that a command's ``python`` is."""
 
     name: str
     folder: Path
     commands: Sequence[Sequence[str]]
-    interpreter: Path = field(default=Path(sys.executable))
+    interpreter: Path = Path(sys.executable)
 
     @property
     def safe_name(self) -> str:

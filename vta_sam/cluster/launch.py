@@ -48,7 +48,8 @@ def launch_agents(program: Program, sweep_id: str, agents: int, runs_each: int, 
     if strange:
         raise InputError(f"{strange[0]}: agents get their settings from the sweep; only {GROUP}.KEY=… can be given")
     slurm, _ = plan(program, [f"{GROUP}=slurm", *overrides])
-    command = [_python(slurm), "-m", "wandb", "agent", "--count", str(runs_each), sweep_id]
+    # an agent that doesn't pass signals on would end by the one before the time limit, and its run with it
+    command = [_python(slurm), "-m", "wandb", "agent", "--forward-signals", "--count", str(runs_each), sweep_id]
     submit(slurm, Job("wandb-agent", Path.cwd(), [command] * agents))
 
 

@@ -163,7 +163,7 @@ def _refuse_one_place_for_two(program: Program, tasks: Sequence[Task]) -> None:
             continue
         place = tuple(task.settings.get(key) for key in keys)
         if place in seen:
-            way = "name='${hydra:job.override_dirname}'" if keys is _RUN_FOLDER else "another array, or another out="
+            way = "name='${hydra:job.override_dirname}'" if keys is _RUN_FOLDER else "one command each, with an out= of its own"
             raise InputError(f"two tasks would write to one place: {' '.join(seen[place].overrides)} and "
                              f"{' '.join(task.overrides)}. Tell them apart: {way}")
         seen[place] = task

@@ -447,9 +447,17 @@ def test_a_share_that_cannot_be_told_is_a_sentence(arguments, words, manifest, r
 
 # ---------------------------------------------------------------------- sweeps, and what the documentation says
 
-def test_the_array_of_a_sweep_is_its_grid(dry_run, cluster):
+def shortened(name: str, values: int) -> Sweep:
+    """A sweep with the first values of each parameter alone; all are composed in test_sweeps.py."""
+    sweep = read_sweep(name)
+    return replace(sweep, parameters={key: found[:values] for key, found in sweep.parameters.items()})
+
+
+def test_the_array_of_a_sweep_is_its_grid(dry_run, cluster, monkeypatch):
+    monkeypatch.setattr("vta_sam.study.sweep.read_sweep", lambda name: shortened(name, 2))
     script = dry_run("experiments/sweep.py", "array", "systems", "launcher.partition=gpu", "--runs", "r", "size=smoke")
-    grid = read_sweep("systems").combinations()
+    grid = shortened("systems", 2).combinations()
+    assert len(grid) == 4
     own = {"runs": "r", "name": "${hydra:job.override_dirname}"}
 
     def read(words: list[str]) -> dict:
@@ -493,10 +501,6 @@ def test_the_documentation_has_commands():
 
 @pytest.mark.parametrize("command", documented())
 def test_a_documented_command_composes(command, manifest, dry_run, dataset, monkeypatch):
-    def first_value(name: str) -> Sweep:  # every combination is composed in test_sweeps.py
-        sweep = read_sweep(name)
-        return replace(sweep, parameters={key: values[:1] for key, values in sweep.parameters.items()})
-
-    monkeypatch.setattr("vta_sam.study.sweep.read_sweep", first_value)
+    monkeypatch.setattr("vta_sam.study.sweep.read_sweep", lambda name: shortened(name, 1))
     words = shlex.split(command.partition(" > ")[0])[1:]
     assert directives(dry_run(words[0], *(word for word in words[1:] if word != "launcher=slurm")))

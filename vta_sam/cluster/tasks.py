@@ -112,7 +112,7 @@ def _of_launcher(override: Override) -> bool:
 
 def _launcher(program: Program, overrides: Sequence[Override]) -> Slurm:
     for override in overrides:
-        if override.is_sweep_override():
+        if override.is_sweep_override() and _of_launcher(override):
             raise InputError(f"{override.input_line}: the launcher takes one value; quote one that has a comma "
                              f"twice: \"{override.get_key_element()}='a,b'\"")
     config = compose(program.config_name, [str(override.input_line) for override in overrides])
@@ -163,7 +163,7 @@ def _refuse_one_place_for_two(program: Program, tasks: Sequence[Task]) -> None:
             continue
         place = tuple(task.settings.get(key) for key in keys)
         if place in seen:
-            way = "name='${hydra:job.override_dirname}'" if keys is _RUN_FOLDER else "one command each, with an out= of its own"
+            way = "name='${hydra:job.override_dirname}'" if keys is _RUN_FOLDER else "a command each, with its own out="
             raise InputError(f"two tasks would write to one place: {' '.join(seen[place].overrides)} and "
                              f"{' '.join(task.overrides)}. Tell them apart: {way}")
         seen[place] = task

@@ -31,7 +31,7 @@ from vta_sam.study.sweep import Sweep, read_sweep
 REPOSITORY = Path(__file__).resolve().parents[1]
 PROGRAMS = sorted(path for folder in ("experiments", "data_prep") for path in (REPOSITORY / folder).glob("*.py")
                   if "@program(" in path.read_text() or "hydra.main" in path.read_text())
-NASTY = ["", " ", "a b", "it's", '"', "$HOME", "`id`", "$(id)", "a,b", "line\nend", "tab\t", "back\\slash", "\\", "!",
+NASTY = ["", " ", "a b", "it's", '"', "$HOME", "`id`", "$(id)", "a,b", "line\nend", "\n#PBS -q x\n'$HOME'\\n", "tab\t", "back\\slash", "\\", "!",
          "*", "#no", "~", "-n", ";exit 3", "é⇒", "&& false", "'\"'\"'", ")", "|", "{a,b}", "%j"]
 
 
@@ -185,6 +185,7 @@ def test_the_script_starts_the_program(cluster, dry_run):
 def test_words_arrive_as_they_are_and_nothing_is_interpreted(cluster):
     script = batch_script(Slurm(), Job("x", cluster.folder, [["program", *NASTY]]))
     assert cluster.words(script) == ["program", *NASTY]
+    assert not re.findall(r"^#(?:PBS|BSUB)", script, flags=re.MULTILINE), "sbatch would take it for its own"
     array = batch_script(Slurm(), Job("x", cluster.folder, [["program", word] for word in NASTY]))
     for task, word in enumerate(NASTY):
         assert cluster.words(array, task) == ["program", word]

@@ -148,13 +148,21 @@ def _environment(slurm: Slurm, job: Job) -> list[str]:
 
 def _choice(job: Job) -> list[str]:
     """The command in words of the shell; of an array, that of this task."""
-    commands = [f"command=({shlex.join(command)})" for command in job.commands]
+    commands = [f"command=({' '.join(map(_shell_word, command))})" for command in job.commands]
     if not job.is_array:
         return commands
     return ["case \"$SLURM_ARRAY_TASK_ID\" in",
             *(f"    {task}) {command} ;;" for task, command in enumerate(commands)),
             f"    *) echo \"no task $SLURM_ARRAY_TASK_ID: the array has 0 to {len(commands) - 1}\" >&2; exit 2 ;;",
             "esac"]
+
+
+def _shell_word(word: str) -> str:
+    """Quoted for bash, and without a line end: sbatch takes any line that begins with #PBS or #BSUB for options."""
+    if "\n" in word:
+        escaped = word.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
+        return f"$'{escaped}'"
+    return shlex.quote(word)
 
 
 def _step(slurm: Slurm) -> str:
@@ -164,5 +172,5 @@ def _step(slurm: Slurm) -> str:
     step = shlex.join(words)
     if slurm.container is not None:
         # the folder's own code, not that of the day on which the image was built
-        step += f" apptainer exec --nv --bind \"$PWD\" --env PYTHONPATH=\"$PWD\" {shlex.quote(slurm.container)}"
+        step += f" apptainer exec --nv --bind \"$PWD\" --env PYTHONPATH=\"$PWD\" {_shell_word(slurm.container)}"
     return step

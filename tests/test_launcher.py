@@ -31,8 +31,9 @@ from vta_sam.study.sweep import Sweep, read_sweep
 REPOSITORY = Path(__file__).resolve().parents[1]
 PROGRAMS = sorted(path for folder in ("experiments", "data_prep") for path in (REPOSITORY / folder).glob("*.py")
                   if "@program(" in path.read_text() or "hydra.main" in path.read_text())
-NASTY = ["", " ", "a b", "it's", '"', "$HOME", "`id`", "$(id)", "a,b", "line\nend", "\n#PBS -q x\n'$HOME'\\n", "tab\t", "back\\slash", "\\", "!",
-         "*", "#no", "~", "-n", ";exit 3", "é⇒", "&& false", "'\"'\"'", ")", "|", "{a,b}", "%j"]
+NASTY = ["", " ", "a b", "it's", '"', "$HOME", "`id`", "$(id)", "a,b", "line\nend", "\n#PBS -q x\n'$HOME'\\n",
+         "tab\t", "back\\slash", "\\", "!", "*", "#no", "~", "-n", ";exit 3", "é⇒", "&& false", "'\"'\"'", ")",
+         "|", "{a,b}", "%j"]
 
 
 @pytest.fixture

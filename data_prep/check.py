@@ -8,12 +8,11 @@ from pathlib import Path
 
 import hydra
 
-from vta_sam.cli import run
+from vta_sam.cli import program
 from vta_sam.errors import InputError
 
 
-@hydra.main(version_base=None, config_path="../conf", config_name="check")
-@run
+@program("check")
 def main(config):
     if config.shards is None:
         raise InputError("shards= is missing; it names a folder that data_prep/extract.py wrote")

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import hydra
 
-from vta_sam.cli import run
+from vta_sam.cli import program
 from vta_sam.errors import InputError
 
 
-@hydra.main(version_base=None, config_path="../conf", config_name="extract")
-@run
+@program("extract")
 def main(config):
     for key in ("videos", "out"):
         if config[key] is None:

@@ -6,13 +6,10 @@
 
 from pathlib import Path
 
-import hydra
-
-from vta_sam.cli import run
+from vta_sam.cli import program
 
 
-@hydra.main(version_base=None, config_path="../conf", config_name="synthesize")
-@run
+@program("synthesize")
 def main(config):
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -3,9 +3,7 @@
 import sys
 from pathlib import Path
 
-import hydra
-
-from vta_sam.cli import run
+from vta_sam.cli import program
 from vta_sam.errors import InputError
 from vta_sam.generation.arguments import quote_text
 
@@ -13,8 +11,7 @@ PLAIN_TEXT = ("reference", "videos", "out", "ids", "split", "captions", "weights
               "note", "shards")
 
 
-@hydra.main(version_base=None, config_path="../conf", config_name="compare")
-@run
+@program("compare")
 def main(config):
     if config.systems is None:
         raise InputError("systems= is missing; it names a folder with one folder of clips per system, or is "

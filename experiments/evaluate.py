@@ -3,17 +3,14 @@
 import sys
 from pathlib import Path
 
-import hydra
-
-from vta_sam.cli import run
+from vta_sam.cli import program
 from vta_sam.errors import InputError
 from vta_sam.generation.arguments import quote_text
 
 PLAIN_TEXT = ("reference", "videos", "out", "ids", "split", "captions", "weights", "ceiling", "cache")
 
 
-@hydra.main(version_base=None, config_path="../conf", config_name="evaluate")
-@run
+@program("evaluate")
 def main(config):
     for name in ("generated", "reference"):
         if config[name] is None:

@@ -4,16 +4,13 @@ import sys
 import warnings
 from pathlib import Path
 
-import hydra
-
-from vta_sam.cli import run
+from vta_sam.cli import program
 from vta_sam.generation.arguments import quote_text
 
 PLAIN_TEXT = ("video", "caption", "objects", "negative_caption", "negative_objects", "out", "model", "shards")
 
 
-@hydra.main(version_base=None, config_path="../conf", config_name="generate")
-@run
+@program("generate")
 def main(config):
     from vta_sam.errors import InputError
     from vta_sam.generation.inputs import videos_in

@@ -1,12 +1,9 @@
 """Learn a handful of real clips by heart and pair generated with true sound: see conf/exp/overfit.yaml."""
 
-import hydra
-
-from vta_sam.cli import run
+from vta_sam.cli import program
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="train")
-@run
+@program("train")
 def main(config):
     from pathlib import Path
 

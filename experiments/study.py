@@ -3,13 +3,10 @@
 import sys
 from pathlib import Path
 
-import hydra
-
-from vta_sam.cli import run
+from vta_sam.cli import program
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="study")
-@run
+@program("study")
 def main(config):
     from omegaconf import OmegaConf
 

@@ -1,4 +1,4 @@
-"""Sweeps of conf/sweep without an account, and finished runs as one table: see --help."""
+"""Sweeps of conf/sweep without an account or on a cluster, and finished runs as one table: see --help."""
 
 import argparse
 import shlex
@@ -8,26 +8,48 @@ from pathlib import Path
 
 from vta_sam.cli import run
 
+TRAIN = Path(__file__).with_name("train.py")
+SUBMITTED = ("array", "agents")  # verbs that make SLURM jobs
 
-@run
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    verbs = parser.add_subparsers(dest="verb", required=True)
+
+def arguments() -> argparse.Namespace:
+    """The command line; ``overrides`` are those of train.py and its launcher, wherever they stand."""
+    made = argparse.ArgumentParser(description=__doc__)
+    verbs = made.add_subparsers(dest="verb", required=True)
     grid = verbs.add_parser("multirun", help="a sweep's grid as a Hydra multirun; printed, and with --run started")
     grid.add_argument("name", help="of conf/sweep/<name>.yaml")
     grid.add_argument("--runs", default=None, help="folder of the runs (default: runs/<name>)")
     grid.add_argument("--run", action="store_true", help="start it")
+    array = verbs.add_parser("array", usage="%(prog)s [-h] [--runs RUNS] name [launcher.KEY=… …]",
+                             help="a sweep's grid as an array of SLURM jobs (docs/cluster.md)")
+    array.add_argument("name", help="of conf/sweep/<name>.yaml")
+    array.add_argument("--runs", default=None, help="folder of the runs (default: runs/<name>)")
+    agents = verbs.add_parser("agents", usage="%(prog)s [-h] --count N [--runs-each N] sweep_id [launcher.KEY=… …]",
+                              help="agents of a wandb sweep as an array of SLURM jobs")
+    agents.add_argument("sweep_id", help="as `wandb sweep` printed it: entity/project/id")
+    agents.add_argument("--count", type=int, required=True, metavar="N", help="how many agents")
+    agents.add_argument("--runs-each", type=int, default=1, metavar="N", help="runs after which an agent ends (1)")
     collect = verbs.add_parser("collect", help="finished runs as runs.csv and runs.png")
     collect.add_argument("runs", type=Path, help="folder of the runs")
     collect.add_argument("--out", type=Path, default=None, help="folder to write to (default: the runs' own)")
-    told = parser.parse_args()
+    told, told_too = made.parse_known_args()
+    strange = [word for word in told_too if told.verb not in SUBMITTED or word.startswith("-")]
+    if strange:
+        made.error(f"unrecognized arguments: {' '.join(strange)}")
+    return argparse.Namespace(**vars(told), overrides=told_too)
 
+
+@run
+def main():
+    told = arguments()
+    if told.verb in SUBMITTED:
+        return submit(told)
     from vta_sam.study.sweep import finished_runs, read_sweep, write_table
 
     if told.verb == "multirun":
-        arguments = read_sweep(told.name).multirun(told.runs or f"runs/{told.name}")
-        command = [sys.executable, str(Path(__file__).with_name("train.py")), *arguments]
-        print(shlex.join(["python", "experiments/train.py", *arguments]))
+        grid = read_sweep(told.name).multirun(told.runs or f"runs/{told.name}")
+        command = [sys.executable, str(TRAIN), *grid]
+        print(shlex.join(["python", "experiments/train.py", *grid]))
         return subprocess.run(command).returncode if told.run else 0
     from vta_sam.study.drawing import runs_picture
 
@@ -36,6 +58,20 @@ def main():
     write_table(out / "runs.csv", found)
     runs_picture(out / "runs.png", found)
     print(out / "runs.csv", out / "runs.png", sep="\n")
+    return 0
+
+
+def submit(told: argparse.Namespace) -> int:
+    from vta_sam.cluster.launch import launch, launch_agents
+    from vta_sam.cluster.tasks import Program
+    from vta_sam.study.sweep import read_sweep
+
+    train = Program(TRAIN, "train")
+    if told.verb == "agents":
+        launch_agents(train, told.sweep_id, told.count, told.runs_each, told.overrides)
+    else:
+        grid = read_sweep(told.name).multirun(told.runs or f"runs/{told.name}")
+        launch(train, [*grid, "launcher=slurm", *told.overrides])
     return 0
 
 

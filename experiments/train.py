@@ -1,12 +1,9 @@
 """Train a video-to-audio model: ``python experiments/train.py +exp=vta_sam``. See conf/train.yaml for every setting."""
 
-import hydra
-
-from vta_sam.cli import run
+from vta_sam.cli import program
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="train")
-@run
+@program("train")
 def main(config):
     from omegaconf import OmegaConf
 

@@ -2,11 +2,10 @@
 
 import hydra
 
-from vta_sam.cli import run
+from vta_sam.cli import program
 
 
-@hydra.main(version_base=None, config_path="../conf", config_name="train_tiny")
-@run
+@program("train_tiny")
 def main(config):
     from vta_sam.errors import InputError
 

@@ -1,13 +1,15 @@
-"""How an entry script ends: a sentence and an exit status, not a traceback, for what a user can mend."""
+"""How an entry script begins, here or as a job of a cluster, and how it ends: a sentence and an exit status, not a
+traceback, for what a user can mend."""
 
 from __future__ import annotations
 
 import functools
 import sys
 import warnings
+from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, Iterator, NoReturn, ParamSpec, TypeVar
+from typing import Any, Callable, Iterator, NoReturn, ParamSpec, TypeVar
 
 from .errors import InputError
 
@@ -15,15 +17,57 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+def program(config_name: str) -> Callable[[Callable[[Any], object]], Callable[[], None]]:
+    """Decorate what a Hydra program of experiments/ or data_prep/ does with its config, conf/<config_name>.yaml.
+
+    With ``launcher=slurm`` on the command line the same command becomes a job (vta_sam/cluster), and nothing is done
+    here. Errors are told as :func:`run` tells them.
+
+        @program("extract")
+        def main(config): ...
+    """
+
+    def decorate(work: Callable[[Any], object]) -> Callable[[], None]:
+        import hydra
+
+        @functools.wraps(work)
+        def here(config: Any) -> object:
+            refuse_launcher_of_a_file(config)
+            return work(config)
+
+        started = hydra.main(version_base="1.3", config_path="../conf", config_name=config_name)(run(here))
+
+        @functools.wraps(work)
+        def main() -> None:
+            from .cluster.launch import asks_for_launcher, launch
+            from .cluster.tasks import Program
+
+            if asks_for_launcher(sys.argv[1:]):
+                script = Path(work.__code__.co_filename)
+                run(launch)(Program(script, config_name), sys.argv[1:])
+            else:
+                started()
+
+        return main
+
+    return decorate
+
+
+def refuse_launcher_of_a_file(config: Mapping) -> None:
+    """A config whose command line chose no launcher must have none. Raises InputError."""
+    if config.get("launcher") is not None:
+        raise InputError("a config file chooses the launcher, and each job would submit another one: choose it on the "
+                         "command line alone")
+
+
 def run(main: Callable[P, R]) -> Callable[P, R]:
-    """Decorate the function that does an entry script's work, *below* ``hydra.main``, which would print a traceback.
+    """Decorate the function that does an entry script's work; *below* ``hydra.main``, which would print a traceback.
 
     InputError ⇒ ``error: …`` on stderr and exit status 2. Ctrl-C ⇒ status 130, as a shell expects. A reader that closed
     the pipe (``… | head``) ⇒ status 141. Every other exception is a fault of the program and keeps its traceback.
 
-        @hydra.main(version_base=None, config_path="../conf", config_name="extract")
         @run
-        def main(config): ...
+        def main(): ...
     """
 
     @functools.wraps(main)

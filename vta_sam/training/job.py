@@ -76,14 +76,11 @@ class TrainingJob:
     onsets: str | None
     init: str | None
     model: str | None
-    launcher: str | None
 
     def __post_init__(self):
         unknown = [s for s in self.stages if s not in STAGES]
         if unknown:
             raise InputError(f"stages names {unknown[0]!r}; the stages are {', '.join(STAGES)}")
-        if self.launcher is not None:
-            raise InputError(f"launcher={self.launcher} is not known; leave it out to run here")
         if self.model is not None and list(self.stages) != ["figures"]:
             raise InputError("model=… is for measuring a finished model; give stages=[figures] with it")
         self.spec, self.processes = ClipSpec(**self.clip), Processes.of_environment()

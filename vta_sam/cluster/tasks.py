@@ -1,0 +1,169 @@
+"""Overrides of a Hydra program ⇒ the tasks of a job, each composed and checked before anything is submitted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, OverrideParseException
+from hydra.utils import instantiate
+from omegaconf import OmegaConf, open_dict
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+
+from ..cli import refuse_launcher_of_a_file
+from ..errors import InputError
+from .batch_script import Slurm
+from .shares import shares
+
+GROUP = "launcher"
+# Where a program writes to, if it is one place for all that it does: two tasks must not be told the same
+_RUN_FOLDER = ("runs", "exp", "seed", "name")
+_WRITES_TO = {"train": _RUN_FOLDER, "evaluate": ("out",), "compare": ("out",), "synthesize": ("out",)}
+
+
+@dataclass(frozen=True)
+class Program:
+    """An entry script and the name of its config in conf/, the folder beside its own."""
+
+    script: Path
+    config_name: str
+
+    @property
+    def conf(self) -> Path:
+        return self.script.resolve().parents[1] / "conf"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run of a program. settings: its config, resolved; None where only the job's environment completes it."""
+
+    overrides: tuple[str, ...]
+    settings: dict[str, Any] | None
+
+
+@contextmanager
+def _hydra(program: Program) -> Iterator[None]:
+    """Hydra's compose API on the program's configs; what Hydra refuses is said in a sentence."""
+    before = HydraConfig.instance().cfg
+    try:
+        with initialize_config_dir(str(program.conf), version_base="1.3", job_name=program.script.stem):
+            yield
+    except (HydraException, OmegaConfBaseException) as error:
+        if isinstance(error.__cause__, InputError):  # of a setting of the launcher, wrapped by instantiate
+            raise error.__cause__ from error
+        raise InputError(_sentence(error)) from error
+    finally:
+        HydraConfig.instance().cfg = before
+
+
+def _sentence(error: Exception) -> str:
+    """Hydra's and OmegaConf's words in one line, with the override that they are about."""
+    told = [f"{error.override}:"] if isinstance(error, OverrideParseException) else []
+    for cause in (error, error.__cause__):
+        words = str(cause or "").partition("Config search path:")[0].splitlines()
+        told += [line.strip() for line in words if line.strip() and not line.strip().startswith("object_type=")]
+    return " ".join(told)
+
+
+def plan(program: Program, overrides: Sequence[str]) -> tuple[Slurm, list[Task]]:
+    """A command line's overrides, with ``launcher=…`` among them ⇒ the launcher's settings, and the tasks in the order
+    of Hydra's multirun. Raises InputError with Hydra's words where one of them can't be composed."""
+    with _hydra(program):
+        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+        parsed = parser.parse_overrides(list(overrides))
+        # hydra.searchpath may be where the launcher's own block is
+        slurm = _launcher(program, [word for word in parsed if _of_launcher(word) or word.is_hydra_override()])
+        own = [override for override in parsed if not _of_launcher(override)]
+        tasks = [Task(words, _settings(program, words)) for words in combinations(own)]
+    if slurm.shards_per_job is not None:
+        return slurm, _parted(program, slurm, tasks, own)
+    _refuse_one_place_for_two(program, tasks)
+    return slurm, tasks
+
+
+def combinations(overrides: Sequence[Override]) -> list[tuple[str, ...]]:
+    """Each combination of swept values, the last override's changing fastest. An override that is given twice counts
+    where it stood first, with the value that came last, as in Hydra's own sweeper."""
+    choices: dict[str, list[str]] = {}
+    for override in overrides:
+        key, line = override.get_key_element(), override.input_line
+        if not override.is_sweep_override():
+            assert line is not None  # it was parsed
+            choices[key] = [line]
+        elif override.is_discrete_sweep():
+            choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            raise InputError(f"{line}: an array needs values that can be counted, such as {key}=1,2,3")
+    return list(product(*choices.values()))
+
+
+def _of_launcher(override: Override) -> bool:
+    return override.key_or_group.partition(".")[0] == GROUP
+
+
+def _launcher(program: Program, overrides: Sequence[Override]) -> Slurm:
+    for override in overrides:
+        if override.is_sweep_override() and _of_launcher(override):
+            raise InputError(f"{override.input_line}: the launcher takes one value; quote one that has a comma "
+                             f"twice: \"{override.get_key_element()}='a,b'\"")
+    config = compose(program.config_name, [str(override.input_line) for override in overrides])
+    made = instantiate(config[GROUP], _convert_="all")
+    assert isinstance(made, Slurm)
+    return made
+
+
+def _settings(program: Program, overrides: Sequence[str]) -> dict[str, Any] | None:
+    config = compose(program.config_name, list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(config)  # for ${hydra:…} in a run's name
+    with open_dict(config):
+        del config["hydra"]
+    try:
+        settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except InterpolationResolutionError as error:
+        if "Environment variable" in str(error):  # launcher.setup may set it
+            return None
+        raise
+    assert isinstance(settings, dict)
+    refuse_launcher_of_a_file(settings)
+    return {str(key): value for key, value in settings.items()}
+
+
+def _parted(program: Program, slurm: Slurm, tasks: Sequence[Task], overrides: Sequence[Override]) -> list[Task]:
+    assert slurm.shards_per_job is not None
+    given = [override.input_line for override in overrides if override.key_or_group in ("rank", "world")]
+    if given:
+        raise InputError(f"{given[0]}: with launcher.shards_per_job each task is told its rank and world; leave it out")
+    if slurm.processes > 1:
+        raise InputError(f"launcher.shards_per_job makes an array of one process a job, but nodes × tasks_per_node is "
+                         f"{slurm.processes}; leave it out, and the processes of one job part the work themselves")
+    parted = []
+    for task in tasks:
+        if task.settings is None:
+            raise InputError("launcher.shards_per_job has to know the shards now; a variable of the environment that a "
+                             "setting names is not set here")
+        parts = shares(program.config_name, task.settings, slurm.shards_per_job)
+        parted += [Task((*task.overrides, *part), task.settings) for part in parts]
+    return parted
+
+
+def _refuse_one_place_for_two(program: Program, tasks: Sequence[Task]) -> None:
+    keys = _WRITES_TO.get(program.config_name, ())
+    seen: dict[tuple, Task] = {}
+    for task in tasks if keys else ():
+        if task.settings is None:
+            continue
+        place = tuple(task.settings.get(key) for key in keys)
+        if place in seen:
+            way = "name='${hydra:job.override_dirname}'" if keys is _RUN_FOLDER else "a command each, with its own out="
+            raise InputError(f"two tasks would write to one place: {' '.join(seen[place].overrides)} and "
+                             f"{' '.join(task.overrides)}. Tell them apart: {way}")
+        seen[place] = task

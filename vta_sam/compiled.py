@@ -1,9 +1,9 @@
 """librosa, for many processes at once.
 
 Its loops are compiled by numba, which keeps the machine code in files. Where two processes compile the same generalised
-ufunc at once, the function of one and the wrapper of the other come to lie together, and from then on every process that
-loads them ends with a segmentation fault. So the processes of this project do it one after the other, in a folder of
-their own: ``$XDG_CACHE_HOME/vta_sam/numba``, by default under ~/.cache.
+ufunc at once, the function of one and the wrapper of the other come to lie together, and from then on every process
+that loads them ends with a segmentation fault. So the processes of this project do it one after the other, in a folder
+of their own: ``$XDG_CACHE_HOME/vta_sam/numba``, by default under ~/.cache.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ ARGS ?=
 TEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install train smoke test test-slow lint clean
+.PHONY: help install train smoke test test-slow test-slurm lint clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,10 +32,16 @@ smoke: install ## the same with everything tiny, from nothing, in a minute or tw
 	$(BIN)/python experiments/train.py +exp=vta_sam size=smoke runs=out/smoke/runs data.root=out/smoke/data $(ARGS)
 
 test: install ## the quick tests
-	$(BIN)/python -m pytest -m "not slow" $(TEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow and not slurm" $(TEST_ARGS)
 
 test-slow: install ## the tests that take longer
 	$(BIN)/python -m pytest -m slow $(TEST_ARGS)
+
+# Daemons that only root may start; SLURM itself comes from the system's packages
+test-slurm: install ## start SLURM on this machine and run its tests (root, Debian's apt; skipped elsewhere)
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && ! command -v slurmctld > /dev/null; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq slurm-wlm munge > /dev/null; fi
+	$(BIN)/python -m pytest -m slurm -rs $(TEST_ARGS)
 
 lint: install ## style and types
 	$(BIN)/python -m flake8 vta_sam data_prep experiments benchmarks tests

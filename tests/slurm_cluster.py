@@ -1,0 +1,123 @@
+"""A real SLURM on this machine, for tests: its daemons, with a configuration and folders of their own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+DAEMONS = ("munged", "slurmctld", "slurmd")
+CORES = 2
+
+
+def why_not() -> str | None:
+    """Why there can be no cluster here; None: there can."""
+    if os.geteuid() != 0:
+        return "SLURM's daemons need root"
+    missing = [name for name in (*DAEMONS, "sbatch") if not shutil.which(name)]
+    return f"{', '.join(missing)} not installed: apt-get install slurm-wlm munge" if missing else None
+
+
+class Cluster:
+    """Two cores, one partition, no accounting. Its commands find it by ``environ``."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.environ = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
+        self._running: list[subprocess.Popen] = []
+
+    def start(self) -> None:
+        host = socket.gethostname().split(".")[0]
+        for name in ("state", "spool"):
+            (self.folder / name).mkdir(parents=True)
+        (self.folder / "slurm.conf").write_text(f"""
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={_free_port()}
+SlurmdPort={_free_port()}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={self.folder}/munge.socket
+StateSaveLocation={self.folder}/state
+SlurmdSpoolDir={self.folder}/spool
+SlurmctldPidFile={self.folder}/slurmctld.pid
+SlurmdPidFile={self.folder}/slurmd.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerType=sched/backfill
+SchedulerParameters=batch_sched_delay=0,sched_interval=5
+JobRequeue=1
+KillWait=60
+ReturnToService=2
+NodeName={host} NodeAddr=127.0.0.1 CPUs={CORES} RealMemory=8000 State=UNKNOWN
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+""")
+        key = self.folder / "munge.key"
+        key.write_bytes(os.urandom(128))
+        key.chmod(0o400)
+        # as root and with a key of its own: munged of the system, where one runs, is left alone
+        self._daemon("munged", "--foreground", "--force", f"--key-file={key}", f"--socket={self.folder}/munge.socket",
+                     f"--pid-file={self.folder}/munged.pid", f"--log-file={self.folder}/munged.log",
+                     f"--seed-file={self.folder}/munged.seed")
+        self.wait_for(lambda: (self.folder / "munge.socket").exists(), 20, "munged")
+        self._daemon("slurmctld", "-D")
+        self._daemon("slurmd", "-D")
+        self.wait_for(lambda: "idle" in self.run("sinfo", "--noheader", "--format=%T", check=False), 60, "the node")
+
+    def _daemon(self, *command: str) -> None:
+        log = open(self.folder / f"{command[0]}.out", "w")
+        self._running.append(subprocess.Popen(command, env=self.environ, stdout=log, stderr=subprocess.STDOUT))
+
+    def stop(self) -> None:
+        self.run("scancel", "--user=root", check=False)
+        for daemon in reversed(self._running):
+            daemon.terminate()
+        for daemon in self._running:
+            try:
+                daemon.wait(20)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+
+    def run(self, *command: str, check: bool = True, **more) -> str:
+        """⇒ what it printed."""
+        done = subprocess.run(command, env=self.environ, capture_output=True, text=True, timeout=120, **more)
+        if check and done.returncode:
+            raise AssertionError(f"{' '.join(command)}: {done.stdout}{done.stderr}")
+        return done.stdout
+
+    def state(self, job: str) -> str:
+        """Of a job or task, by scontrol, which forgets jobs minutes after their end."""
+        told = self.run("scontrol", "--oneliner", "show", "job", job, check=False)
+        return told.partition("JobState=")[2].split(" ")[0] or "GONE"
+
+    def start_now(self, job: str) -> None:
+        """A job that went back into the queue would wait for a minute or two."""
+        self.wait_for(lambda: self.state(job) == "PENDING", 90, f"job {job} in the queue again")
+        self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+
+    def wait_for(self, happened: Callable[[], bool], limit_s: float, what: str) -> None:
+        end = time.monotonic() + limit_s
+        while not happened():
+            if time.monotonic() > end:
+                raise AssertionError(f"{what}: not within {limit_s:g} s\n{self.run('squeue', check=False)}")
+            time.sleep(0.2)
+
+    def finished(self, *jobs: str, limit_s: float = 600) -> None:
+        """Wait until jobs have ended well."""
+        for job in jobs:
+            self.wait_for(lambda: self.state(job) not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING"), limit_s,
+                          f"the end of job {job}")
+            assert self.state(job) == "COMPLETED", f"job {job}: {self.state(job)}"
+
+
+def _free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]

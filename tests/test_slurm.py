@@ -1,0 +1,128 @@
+"""The real thing: SLURM's own daemons run extraction, training and ablations; tasks are killed, preempted, cancelled."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from slurm_cluster import Cluster, why_not
+
+ROOT = Path(__file__).resolve().parents[1]
+HERE = ["launcher=slurm", "launcher.gpus=null", "launcher.cpus_per_task=1"]
+LONGER = [f"fit.{stage}.fit.{key}" for stage in ("condition", "diffusion") for key in ("steps=60", "validate_every=30")]
+
+pytestmark = pytest.mark.slurm
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory):
+    if reason := why_not():
+        pytest.skip(reason)
+    found = Cluster(tmp_path_factory.mktemp("slurm"))
+    try:
+        found.start()
+        yield found
+    finally:
+        found.stop()
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """The smallest embedded world: videos, and shards made by one process."""
+    folder = tmp_path_factory.mktemp("world")
+    told = [sys.executable, "experiments/train.py", "+exp=vta_sam", "size=smoke", "stages=[vae]", f"data.root={folder}",
+            f"runs={folder}/runs"]
+    done = subprocess.run(told, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def submit(cluster: Cluster, program: str, *overrides: str) -> tuple[str, list[str], str]:
+    """⇒ (the job's number, those of its tasks, its log)."""
+    said = cluster.run(sys.executable, program, *overrides, *HERE, cwd=ROOT)
+    told = re.fullmatch(r"job (\d+) \(\S+?(?:, an array of (\d+) tasks)?\)\nlog: (.*)\n", said)
+    assert told, said
+    number, tasks, log = told.groups()
+    return number, [f"{number}_{task}" for task in range(int(tasks))] if tasks else [number], log
+
+
+def test_an_extraction_with_a_task_killed_equals_one_process(cluster, world, tmp_path):
+    told = ["data_prep/extract.py", f"videos={world}/videos", "shard_size=2", "workers=1", "launcher.shards_per_job=4",
+            f"launcher.logs={tmp_path}/logs"]
+    alone = subprocess.run([sys.executable, *told[:4], f"out={tmp_path}/alone"], cwd=ROOT, capture_output=True,
+                           text=True, timeout=600)
+    assert alone.returncode == 0, alone.stderr
+    _, tasks, _ = submit(cluster, *told, f"out={tmp_path}/array")
+    assert len(tasks) == 5, "19 shards, 4 a task"
+    cluster.wait_for(lambda: len(list((tmp_path / "array").glob("*.tar"))) >= 1, 300, "the first shard")
+    killed = next(task for task in tasks if cluster.state(task) == "RUNNING")
+    cluster.run("scontrol", "requeue", killed)
+    cluster.start_now(killed)
+    cluster.finished(*tasks)
+    for name in sorted(path.name for path in (tmp_path / "alone").iterdir() if not path.name.startswith(".")):
+        assert (tmp_path / "array" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
+    assert not list((tmp_path / "array").glob(".*.partial*"))
+
+
+def train(world: Path, runs: Path, *more: str) -> list[str]:
+    return ["experiments/train.py", "+exp=vta_sam", "size=smoke", f"data.root={world}", f"runs={runs}",
+            f"launcher.logs={runs}/logs", "launcher.tasks_per_node=2", *LONGER, *more]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return {f"{path.stem}.{name}": value for path in sorted((run / "diffusion" / "model").glob("*.safetensors"))
+            for name, value in load_file(path).items()}
+
+
+def test_a_training_that_is_preempted_ends_as_one_that_is_not(cluster, world, tmp_path):
+    """Two tasks; SIGUSR1 in stage 2 and again in stage 3; back in the queue each time, by the job itself."""
+    job, _, _ = submit(cluster, *train(world, tmp_path / "whole"))
+    cluster.finished(job)
+    job, _, log = submit(cluster, *train(world, tmp_path / "preempted"))
+    run = tmp_path / "preempted" / "vta_sam-0"
+    for stage in ("condition", "diffusion"):
+        cluster.wait_for(lambda: (run / stage / "checkpoints" / "last.ckpt").exists(), 300, f"a checkpoint of {stage}")
+        cluster.run("scancel", "--signal=USR1", job)
+        cluster.start_now(job)
+    cluster.finished(job)
+    said = Path(log).read_text()
+    assert said.count(f"job {job} is back in the queue") == 2, said
+    assert "2 processes on 1 machines" in said and "vae: done before" in said
+    whole, preempted = weights(tmp_path / "whole" / "vta_sam-0"), weights(run)
+    assert set(whole) == set(preempted) and whole
+    assert max((whole[name] - preempted[name]).abs().max().item() for name in whole) <= 1e-6
+    figures = [json.loads((folder / "figures.json").read_text()) for folder in (tmp_path / "whole" / "vta_sam-0", run)]
+    assert figures[0]["timing"] == figures[1]["timing"]
+
+
+def test_an_array_of_ablations(cluster, world, tmp_path):
+    vae = next((world / "runs").glob("*/vae/model"))
+    told = ["experiments/train.py", "+exp=vta_sam", "size=smoke", f"data.root={world}", f"runs={tmp_path}",
+            f"vae={vae}", "stages=[diffusion,figures]", f"launcher.logs={tmp_path}/logs",
+            "+ablation/probabilities=uniform,thresholded,by_area", "name=${hydra:job.override_dirname}"]
+    _, tasks, _ = submit(cluster, *told)
+    assert len(tasks) == 3
+    cluster.finished(*tasks)
+    runs = [path.parent for path in tmp_path.glob("*/figures.json")]
+    encoders = [yaml.safe_load((run / "diffusion" / "config.yaml").read_text())["conditioner"]["encoder"] for run in runs]
+    assert sorted((encoder["weights"], encoder["threshold"]) for encoder in encoders) == [
+        ("as_seen", 0.5), ("by_area", 0.0), ("uniform", 0.0)]
+
+
+def test_scancel_leaves_whole_checkpoints_alone(cluster, world, tmp_path):
+    vae = next((world / "runs").glob("*/vae/model"))
+    job, _, log = submit(cluster, *train(world, tmp_path, f"vae={vae}", "stages=[diffusion]"))
+    checkpoints = tmp_path / "vta_sam-0" / "diffusion" / "checkpoints"
+    cluster.wait_for(lambda: (checkpoints / "last.ckpt").exists(), 300, "a checkpoint")
+    cluster.run("scancel", job)
+    cluster.wait_for(lambda: cluster.state(job) == "CANCELLED", 120, "the end of the job")
+    content = torch.load(checkpoints / "last.ckpt", weights_only=True)
+    assert content["global_step"] > 0 and not list(checkpoints.glob(".*"))
+    assert "asked to stop" in Path(log).read_text() and "back in the queue" not in Path(log).read_text()

@@ -31,7 +31,7 @@ from ..shards.schema import read_dataset
 from .data import DataSource
 from .figures import held_out, measure
 from .loggers import close
-from .preemption import EXIT_STATUS, Preempted, Preemption, requeue
+from .preemption import EXIT_STATUS, Preempted, Preemption, queue_name, requeue
 from .pretraining import PRETRAINING
 from .run_folder import StageFolder, locked
 from .showcase import figures_table, show
@@ -109,12 +109,21 @@ class TrainingJob:
                 self._run_stages(preemption)
         except Preempted as asked:
             if self.processes.first:
-                came = requeue() if asked.requeue else "the same command goes on from there"
-                print(f"asked to stop; {self.folder} is saved, {came}", file=sys.stderr, flush=True)
-            sys.stdout.flush()
+                self._end_asked(asked)
             os._exit(EXIT_STATUS)  # processes that wait for this one would keep an ordinary end from happening
         self.console.print(f"\n[bold]{self.folder}[/bold] holds everything of this run.", highlight=False)
         return self.folder
+
+    def _end_asked(self, asked: Preempted) -> None:
+        """Say so, then go back into SLURM's queue where that is asked for: SLURM may be quick."""
+        def say(words: str) -> None:
+            print(f"asked to stop: {self.folder} is saved, {words}", file=sys.stderr, flush=True)
+
+        job = queue_name() if asked.requeue else None
+        say(f"job {job} goes back into the queue" if job else "the same command goes on from there")
+        sys.stdout.flush()
+        if job and (failure := requeue(job)):
+            say(f"but job {job} could not go back into the queue ({failure}); submit it again")
 
     def _run_stages(self, preemption: Preemption) -> None:
         self._say_plan()

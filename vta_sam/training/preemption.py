@@ -76,17 +76,19 @@ class Preemption:
             raise Preempted(self._asked == REQUEUE)
 
 
-def requeue(environ: Mapping[str, str] = os.environ) -> str:
-    """Put this SLURM job, or this task of an array, back into the queue ⇒ what came of it, in words."""
-    if "SLURM_JOB_ID" not in environ:
-        return "the same command goes on from there"
-    job = environ["SLURM_JOB_ID"]
+def queue_name(environ: Mapping[str, str] = os.environ) -> str | None:
+    """This SLURM job, or this task of an array, as scontrol calls it; None outside of SLURM."""
     if "SLURM_ARRAY_JOB_ID" in environ:
-        job = f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}"
+        return f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}"
+    return environ.get("SLURM_JOB_ID")
+
+
+def requeue(job: str) -> str | None:
+    """Put a job back into the queue ⇒ None, or why it could not be. SLURM may end this process before it returns."""
+    for number in _ASKED:
+        signal.signal(number, signal.SIG_IGN)  # what SLURM sends a job that it takes back
     try:
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=_PATIENCE_S)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return f"job {job} could not be put back into the queue ({error}); submit it again"
-    if done.returncode:
-        return f"job {job} could not be put back into the queue ({done.stderr.strip()}); submit it again"
-    return f"job {job} is back in the queue"
+        return str(error)
+    return done.stderr.strip() or f"scontrol ended with {done.returncode}" if done.returncode else None

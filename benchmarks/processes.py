@@ -94,7 +94,8 @@ def main() -> None:
                      "step_s": found["step_s"], "clips_per_s": round(found["clips"] / found["step_s"], 1),
                      "gradient_mb": round(found["gradient_mb"], 1)})
         rows[-1]["times_first"] = round(rows[-1]["clips_per_s"] / rows[0]["clips_per_s"], 2)
-    Report(f"processes that train together: {options.exp}, size {options.size}, {options.stage}", rows).show(options.json)
+    title = f"processes that train together: {options.exp}, size {options.size}, {options.stage}"
+    Report(title, rows).show(options.json)
 
 
 if __name__ == "__main__":

@@ -40,8 +40,8 @@ def count(job: Any) -> tuple[float, float]:
     sample = torch.empty(1, module.unet.unet.config["in_channels"], *latent.shape[2:], device="meta")
     with FlopCounterMode(display=False) as counter, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        module.unet.unet(sample, torch.empty(1, device="meta"), torch.empty(1, frames, tokens, device="meta")).sample.sum(
-        ).backward()
+        told = torch.empty(1, frames, tokens, device="meta")
+        module.unet.unet(sample, torch.empty(1, device="meta"), told).sample.sum().backward()
     gradient = sum(4 * p.numel() for p in module.parameters() if p.requires_grad)
     return float(counter.get_total_flops()), float(gradient)
 
@@ -99,9 +99,12 @@ def main() -> None:
     arguments.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 64, 512])
     arguments.add_argument("--step-clips", type=int, default=8, help="clips a step of one GPU")
     arguments.add_argument("--step-s", type=float, default=None, help="measured seconds of a step on one GPU")
-    arguments.add_argument("--tflops", type=float, default=300.0, help="assumed: sustained by a GPU (H100 bf16: 989 peak)")
-    arguments.add_argument("--between-gpus-gb-s", type=float, default=300.0, help="assumed: GB/s between GPUs of a machine")
-    arguments.add_argument("--between-machines-gb-s", type=float, default=40.0, help="assumed: GB/s between machines")
+    arguments.add_argument("--tflops", type=float, default=300.0,
+                           help="assumed: sustained by a GPU (H100 bf16: 989 peak)")
+    arguments.add_argument("--between-gpus-gb-s", type=float, default=300.0,
+                           help="assumed: GB/s between GPUs of a machine")
+    arguments.add_argument("--between-machines-gb-s", type=float, default=40.0,
+                           help="assumed: GB/s between machines, a GPU")
     arguments.add_argument("--gpus-a-machine", type=int, default=8)
     arguments.add_argument("--loaders", type=int, default=8, help="loader processes a GPU")
     arguments.add_argument("--storage-gb-s", type=float, default=10.0, help="assumed: GB/s of the storage, for all")

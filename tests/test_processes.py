@@ -1,4 +1,5 @@
-"""Several processes train as one does with the whole batch; who is asked to stop saves; who dies takes the others along."""
+"""Several processes train as one does with the whole batch; one that is asked to stop saves, one that dies takes the
+others along."""
 
 from __future__ import annotations
 

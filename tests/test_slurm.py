@@ -1,4 +1,4 @@
-"""The real thing: SLURM's own daemons run extraction, training and ablations; tasks are killed, preempted, cancelled."""
+"""SLURM's own daemons run extraction, training and ablations; tasks are killed, preempted, cancelled."""
 
 from __future__ import annotations
 
@@ -111,8 +111,8 @@ def test_an_array_of_ablations(cluster, world, tmp_path):
     assert len(tasks) == 3
     cluster.finished(*tasks)
     runs = [path.parent for path in tmp_path.glob("*/figures.json")]
-    encoders = [yaml.safe_load((run / "diffusion" / "config.yaml").read_text())["conditioner"]["encoder"] for run in runs]
-    assert sorted((encoder["weights"], encoder["threshold"]) for encoder in encoders) == [
+    told = [yaml.safe_load((run / "diffusion" / "config.yaml").read_text())["conditioner"]["encoder"] for run in runs]
+    assert sorted((encoder["weights"], encoder["threshold"]) for encoder in told) == [
         ("as_seen", 0.5), ("by_area", 0.0), ("uniform", 0.0)]
 
 

@@ -23,7 +23,8 @@ class FiniteGuard(L.Callback):
         self._keys: list[str] = []
         self._losses: list[torch.Tensor] = []
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int,
+                             ) -> None:
         self._keys += batch.keys
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: torch.Tensor) -> None:
@@ -38,8 +39,9 @@ class FiniteGuard(L.Callback):
         if torch.isfinite(torch.cat([losses, norm.reshape(1).to(losses)])).all():  # one wait for the device
             return
         path = self.folder / f"nonfinite-{trainer.global_rank}.json"
-        write_text(path, json.dumps({"step": trainer.global_step, "losses": [str(loss) for loss in losses.tolist()],
-                                     "gradient_norm": str(float(norm)), "clips": keys}, indent=1) + "\n")
+        noted = {"step": trainer.global_step, "losses": [str(loss) for loss in losses.tolist()],
+                 "gradient_norm": str(float(norm)), "clips": keys}
+        write_text(path, json.dumps(noted, indent=1) + "\n")
         raise InputError(
             f"step {trainer.global_step}: the loss is {float(losses.mean()):g} and the gradient's norm {float(norm):g}; the step "
             f"was not taken, its clips stand in {path}. Look at those clips, or lower learning_rate; the same command "

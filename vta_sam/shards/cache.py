@@ -48,9 +48,13 @@ class ShardCache:
             raise InputError(f"the cache {self.folder} can't be used ({error}); make room there, name another folder "
                              "with data.cache=, or none") from error
 
-    def forget(self, name: str) -> None:
-        """Remove a file, so that it is fetched anew."""
-        self._path(name).unlink(missing_ok=True)
+    def forget(self, name: str) -> bool:
+        """Remove a file, so that it is fetched anew ⇒ whether there was one to remove."""
+        try:
+            self._path(name).unlink()
+        except OSError:
+            return False
+        return True
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{_OURS}{self.dataset}" / name
@@ -60,8 +64,9 @@ class ShardCache:
             fetch(temporary)
             size = temporary.stat().st_size
             if size > self.limit_bytes:
-                raise InputError(f"{path.name} has {size / 1e9:.3g} GB, more than the whole cache {self.folder} may hold "
-                                 f"({self.limit_bytes / 1e9:.3g} GB); raise data.cache_gb, or leave out data.cache")
+                raise InputError(f"{path.name} has {size / 1e9:.3g} GB, more than all of the cache {self.folder} may "
+                                 f"hold ({self.limit_bytes / 1e9:.3g} GB); raise data.cache_gb, or leave out "
+                                 "data.cache")
             until_renamed.enter_context(alone(self.folder / "room"))
             self._make_room(size)
             return open(temporary, "rb")

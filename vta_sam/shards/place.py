@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Protocol
 from urllib.parse import urlsplit
@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 from fsspec.core import url_to_fs
 
 from ..errors import InputError
+from ..randomness import seed_of
+from .cache import ShardCache
 from .remote import Remote
 
 
@@ -94,6 +96,19 @@ def place_of(root: Root, latents: Path | None = None) -> Place:
         raise InputError(f"{text} has a ? or # in it, so that no shard's name can be added to its end; name the folder "
                          "that holds dataset.json")
     return Remote(text.rstrip("/"), latents)
+
+
+def with_cache(place: Place, folder: Path, limit_gb: float, fingerprint: str) -> Place:
+    """A URL's place that keeps shards in a local folder, at most ``limit_gb`` · 10⁹ bytes; a folder as it is.
+
+    fingerprint: of the dataset.json that was read there, so that a dataset that was made anew isn't taken for the old.
+    """
+    if not limit_gb > 0:
+        raise InputError(f"data.cache_gb={limit_gb} is not more than 0; leave out data.cache= to keep no shards")
+    if not isinstance(place, Remote):
+        return place
+    dataset = f"{seed_of(place.url, fingerprint) % 16**12:012x}"
+    return replace(place, cache=ShardCache(folder, int(limit_gb * 1e9), dataset))
 
 
 def is_plain(name: object) -> bool:

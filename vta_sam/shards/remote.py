@@ -74,9 +74,7 @@ class Remote:
 
     def forget(self, name: str) -> bool:
         """Drop a shard that turned out damaged from the cache ⇒ whether it makes sense to open it again."""
-        if self.cache is not None:
-            self.cache.forget(name)
-        return self.cache is not None
+        return self.cache is not None and self.cache.forget(name)
 
     def _fetch(self, name: str, local: Path) -> None:
         """Write a shard to a local path."""

@@ -23,6 +23,7 @@ import soundfile
 from ..atomic import write_text
 from ..clip import ClipFeatures
 from ..errors import InputError
+from ..randomness import seed_of
 from .place import Root, is_plain, place_of
 
 FORMAT_VERSION = 1
@@ -164,6 +165,11 @@ class DatasetInfo:
                  for name, value in expected.items() if getattr(self, name) != value]
         if wrong:
             raise InputError(f"{where}: {'; '.join(wrong)}. Extract again, or change the config to match the dataset")
+
+    @property
+    def fingerprint(self) -> str:
+        """12 hex digits that change with anything that dataset.json says."""
+        return f"{seed_of(json.dumps(dataclasses.asdict(self), sort_keys=True)) % 16**12:012x}"
 
     def write(self, folder: str | os.PathLike) -> Path:
         path = Path(folder) / "dataset.json"

@@ -28,9 +28,9 @@ from ..model_folder import ModelRecipe, load_weights, read_recipe, save_model
 from ..pipeline import Pipeline
 from ..randomness import seed_of
 from ..shards.datamodule import ShardDataModule, ShardReader
-from ..shards.latents import is_complete, read_std, weights_hash, write_latents
+from ..shards.latents import encode_dataset, is_complete, latents_folder, read_std
+from ..shards.place import Root
 from ..shards.schema import DatasetInfo
-from ..shards.writer import read_shard
 from ..vae.codec import MelCodec, normalise
 from ..vae.lit import MelVAE
 from .callbacks import Reference, ValidationSamples
@@ -73,7 +73,7 @@ class Workshop:
 
     seed: int
     spec: ClipSpec
-    root: Path
+    root: Root
     info: DatasetInfo
     source: DataSource
     loggers: list[LoggerFactory]
@@ -144,17 +144,11 @@ def _mel_statistics(reader: ShardReader) -> dict[str, float]:
 
 def encode_latents(shop: Workshop, codec: MelCodec) -> Path:
     """Latent shards of all splits, made once per VAE and per extraction ⇒ their folder."""
-    # failed clips that were tried again come into shards of the same manifest and config
-    held = "".join(f"{shard.name}:{shard.records};" for shards in shop.info.splits.values() for shard in shards)
-    made_of = seed_of(shop.info.manifest_hash, shop.info.config_hash, held)
-    out = shop.root / f"latents-{weights_hash(codec.state_dict())}-{made_of % 16**6:06x}"
-    splits = list(shop.info.splits)
-    shards = [shard for split in splits for shard in shop.info.shards(split)]
+    out, splits = latents_folder(shop.root, shop.info, codec), list(shop.info.splits)
     if not is_complete(out, shop.info, splits):
         with Progress(console=shop.console) as progress:
-            task = progress.add_task("latent shards", total=sum(s.records for s in shards))
-            write_latents(shards, lambda s: read_shard(shop.root / s.name), codec, out,
-                          lambda n: progress.advance(task, n))
+            task = progress.add_task("latent shards", total=sum(shop.info.records(split) for split in splits))
+            encode_dataset(shop.root, shop.info, codec, out, progress=lambda n: progress.advance(task, n))
     return out
 
 

@@ -1,8 +1,7 @@
 """Latent shards made beforehand by any number of workers: the same bytes as by one, resumed, and found by training."""
 
-import os
+import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,15 +18,24 @@ from vta_sam.shards.place import place_of
 from vta_sam.shards.schema import read_dataset
 from vta_sam.training import stages
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+SCRIPT = Path(__file__).resolve().parents[1] / "data_prep" / "encode_latents.py"
 KNOWN_CODEC = {**CODEC, "mel_mean": -5.0, "mel_std": 2.0}
 SPLITS = ["test", "train", "val"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Bytes are compared, and sums depend on how many threads share them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shards")
-    write_dataset(folder, {"train": 7, "val": 2, "test": 1}, shard_records=2)  # 6 shards
+    write_dataset(folder, {"train": 7, "val": 2, "test": 1}, shard_records=2, duration_s=1.28)  # 6 shards
     return folder
 
 
@@ -153,29 +161,40 @@ def test_a_rank_that_is_none(root, info, codec, tmp_path, rank, world):
         encode(root, info, codec, tmp_path, rank, world)
 
 
-def script(*arguments, **variables):
-    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-    paths = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
-    return subprocess.run([sys.executable, str(REPOSITORY / "data_prep" / "encode_latents.py"), *map(str, arguments)],
-                          capture_output=True, text=True, timeout=300, env={**environment, **variables,
-                                                                            "PYTHONPATH": paths})
+@pytest.fixture()
+def script(monkeypatch, capsys):
+    """Run the command in this process ⇒ exit status, stdout, stderr."""
+    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
+        status = 0
+        try:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        except SystemExit as ended:
+            status = ended.code
+        return status, *capsys.readouterr()
+
+    return run
 
 
-def test_the_command(root, info, codec, by_training, vae, tmp_path):
-    """One worker here, by torchrun's variables; the rest of the shards by a command that names its share itself."""
-    threads = f"threads={torch.get_num_threads()}"
-    given = (f"vae={vae}", f"shards={root}", f"out={tmp_path}", threads, "device=cpu")
-    told = script(*given, RANK="1", WORLD_SIZE="2")
-    assert told.returncode == 0, told.stderr
-    assert "(2 of 2)" in told.stdout + told.stderr and "other workers' shards are missing still" in told.stdout
-    told = script(*given, "rank=0", "world=2")
-    assert told.returncode == 0 and "is complete" in told.stdout, told.stderr
+def test_the_command(root, info, codec, by_training, vae, tmp_path, script, monkeypatch):
+    """One share is told by torchrun's variables, one by the command itself."""
+    given = (f"vae={vae}", f"shards={root}", f"out={tmp_path}", "threads=1", "device=cpu")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    status, told, errors = script(*given)
+    assert status == 0 and "(2 of 2)" in told and "other workers' shards are missing still" in told, errors
+    status, told, errors = script(*given, "rank=0", "world=2")
+    assert status == 0 and "(1 of 2)" in told and "is complete" in told, errors
     assert contents(latents_folder(place_of(root, tmp_path), info, codec)) == by_training
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
-    (("shards=x",), "vae= is missing"), (("vae=x",), "shards= is missing"),
+    (["shards=x"], "vae= is missing"), (["vae=x"], "shards= is missing"),
+    (["vae=x", "shards=y"], "y/dataset.json doesn't exist"),
 ])
-def test_what_the_command_lacks(arguments, words):
-    told = script(*arguments)
-    assert told.returncode == 2 and words in told.stderr and "Traceback" not in told.stderr
+def test_what_the_command_lacks(script, arguments, words):
+    status, _, errors = script(*arguments)
+    assert status == 2 and words in errors and "Traceback" not in errors

@@ -46,8 +46,9 @@ MEL_STATISTICS_CLIPS = 256
 @dataclass(frozen=True)
 class StageSettings:
     """A stage's numbers. fit: see FitSettings. batch_size: clips per process and batch. learning_rate, warmup_steps,
-    weight_decay: AdamW's. weights: of the loss terms. workers: loader processes. expected_s: how long it took where it
-    was measured (the config says where), for the plan."""
+    weight_decay: AdamW's. weights: of the loss terms. workers: loader processes. streams: of the order of samples, a
+    multiple of processes × workers (vta_sam/shards/order.py); another number is another order. expected_s: how long it
+    took where it was measured (the config says where), for the plan."""
 
     fit: FitSettings
     batch_size: int
@@ -56,6 +57,7 @@ class StageSettings:
     weight_decay: float = 0.01
     weights: dict[str, float] = field(default_factory=dict)
     workers: int = 0
+    streams: int = 8
     expected_s: float = 0.0
 
     @classmethod
@@ -81,8 +83,8 @@ class Workshop:
 
     def datamodule(self, stage: str, settings: StageSettings, latents: Path | None = None) -> ShardDataModule:
         return ShardDataModule(
-            self.root, self.spec, settings.batch_size, self.seed, stage, workers=settings.workers, latents=latents,
-            train_split=self.source.train_split, val_split=self.source.val_split,
+            self.root, self.spec, settings.batch_size, self.seed, stage, settings.streams, settings.workers,
+            latents=latents, train_split=self.source.train_split, val_split=self.source.val_split,
         )
 
     def about(self, stage: str, settings: StageSettings) -> dict[str, Any]:

@@ -66,11 +66,12 @@ def generate_for_split(config, pipeline, model) -> None:
 
     from vta_sam.errors import InputError
     from vta_sam.generation.split import SplitRequest, count_sounds, generate_split
+    from vta_sam.shards.place import place_of
 
     words = ("caption", "objects", "negative_caption", "negative_objects")
     if any(config[name] is not None for name in words):
         raise InputError(f"{', '.join(words)} go with video=; a dataset has captions and objects of its own")
-    request = SplitRequest(Path(config.shards), config.split, Path(config.out), config.samples, config.seed,
+    request = SplitRequest(place_of(config.shards), config.split, Path(config.out), config.samples, config.seed,
                            config.guidance, config.steps, config.rank, config.world, config.batch_size)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns) as bar:

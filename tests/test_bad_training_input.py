@@ -13,6 +13,7 @@ from vta_sam.condition.lit import ConditionPretraining
 from vta_sam.errors import InputError
 from vta_sam.model_folder import ModelRecipe, save_model
 from vta_sam.shards.datamodule import ShardDataModule
+from vta_sam.shards.place import place_of
 from vta_sam.shards.schema import read_dataset
 from vta_sam.training import stages
 from vta_sam.training.data import ShardData
@@ -81,7 +82,7 @@ def test_extractors_of_another_kind_than_made_the_shards(root):
         ShardData(str(root)).prepare(SPEC, grounder, tiny, None)
     with pytest.raises(InputError, match="the encoder tiny-trunk-1-0, while encoder=clip is configured"):
         ShardData(str(root)).prepare(SPEC, real, clip, None)
-    assert ShardData(str(root)).prepare(SPEC, real, tiny, None) == root
+    assert ShardData(str(root)).prepare(SPEC, real, tiny, None) == place_of(root)
 
 
 def test_a_missing_shard(root):

@@ -13,8 +13,9 @@ from typing import Callable, Iterator
 
 import pytest
 
+from vta_sam.patience import Patience
 from vta_sam.released import registry
-from vta_sam.released.fetch import Patience, fetch_file
+from vta_sam.released.fetch import fetch_file
 from vta_sam.released.registry import Entry, ReleasedFile
 
 REPOSITORY = Path(__file__).resolve().parents[1]

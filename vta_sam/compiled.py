@@ -8,13 +8,15 @@ of their own: ``$XDG_CACHE_HOME/vta_sam/numba``, by default under ~/.cache.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-import numba
+import numba.core.config
+
+from .file_lock import alone
 
 
 @contextmanager
@@ -22,23 +24,19 @@ def _own_cache() -> Iterator[None]:
     """Inside, numba keeps its files in a folder that no other process is in. Where there can be no such folder, it
     keeps none: compiling takes seconds, a damaged file ends the program."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vta_sam" / "numba"
-    before = numba.config.CACHE_DIR
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "a")
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    except (OSError, RuntimeError):
-        import tempfile
-
-        with tempfile.TemporaryDirectory() as nowhere:
-            numba.config.CACHE_DIR = nowhere
+    config = vars(numba.core.config)
+    before = config["CACHE_DIR"]
+    with ExitStack() as until_compiled:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            until_compiled.enter_context(alone(folder / "librosa"))
+        except OSError:
+            folder = Path(until_compiled.enter_context(TemporaryDirectory()))
+        try:
+            config["CACHE_DIR"] = str(folder)
             yield
-    else:
-        with lock:
-            numba.config.CACHE_DIR = str(folder)
-            yield
-    finally:
-        numba.config.CACHE_DIR = before
+        finally:
+            config["CACHE_DIR"] = before
 
 
 with _own_cache():

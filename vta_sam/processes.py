@@ -100,8 +100,8 @@ class Processes:
 
     def _torch_variables(self) -> dict[str, str]:
         """What torch and Lightning read. Under srun the first machine of the step's list is where they meet."""
-        told = {"RANK": self.rank, "WORLD_SIZE": self.world, "LOCAL_RANK": self.local_rank,
-                "LOCAL_WORLD_SIZE": self.local_world, "GROUP_RANK": self.rank // self.local_world}
+        told: dict[str, object] = {"RANK": self.rank, "WORLD_SIZE": self.world, "LOCAL_RANK": self.local_rank,
+                                   "LOCAL_WORLD_SIZE": self.local_world, "GROUP_RANK": self.rank // self.local_world}
         if "MASTER_ADDR" not in os.environ:
             from lightning.fabric.plugins.environments import SLURMEnvironment
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
@@ -39,7 +38,16 @@ def _to_generate(settings: Mapping[str, Any]) -> int:
 
     if settings["shards"] is None:
         raise InputError("launcher.shards_per_job goes with shards=FOLDER; leave it out with video=")
-    return len(read_dataset(Path(settings["shards"])).shards(settings["split"]))
+    return len(read_dataset(settings["shards"]).shards(settings["split"]))
 
 
-_SHARDS = {"extract": _to_extract, "generate": _to_generate}
+def _to_encode(settings: Mapping[str, Any]) -> int:
+    from ..shards.schema import read_dataset
+
+    if settings["shards"] is None:
+        raise InputError("shards= is missing; it names a dataset's folder or URL. --help shows all keys")
+    info = read_dataset(settings["shards"])
+    return sum(len(info.shards(split)) for split in info.splits)
+
+
+_SHARDS = {"extract": _to_extract, "generate": _to_generate, "encode_latents": _to_encode}

@@ -18,8 +18,9 @@ from ..metrics.level import measure_level
 from ..pipeline import Pipeline
 from ..randomness import seed_of
 from ..shards.batch import collate, window_of
+from ..shards.place import Root
 from ..shards.schema import DatasetInfo, member_key, read_dataset
-from ..shards.writer import read_shard
+from ..shards.writer import read_records
 from .inputs import check_number, check_sampling
 
 SETTINGS_NAME = "generation.json"
@@ -32,7 +33,7 @@ class SplitRequest:
     samples: sounds a clip. batch_size: clips at once; it changes speed, and results only by rounding.
     """
 
-    shards: Path
+    shards: Root
     split: str
     out: Path
     samples: int = 1
@@ -98,10 +99,7 @@ def _jobs(request: SplitRequest, info: DatasetInfo) -> Iterator[_Job]:
         mine = [i for i in range(shard.records) if (position + i) % request.world == request.rank]
         position += shard.records
         if mine:
-            records = list(read_shard(request.shards / shard.name))
-            if len(records) != shard.records:
-                raise InputError(f"{request.shards / shard.name} holds {len(records)} records, dataset.json says "
-                                 f"{shard.records}; extract it again")
+            records = read_records(request.shards, shard)
             for i in mine:
                 for sample in range(request.samples):
                     yield _Job(records[i], sample, seed_of(request.seed, records[i].key, sample))

@@ -8,29 +8,18 @@ from its end, if the server still has the version that it was begun with (RFC 91
 from __future__ import annotations
 
 import errno
-import fcntl
-import os
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Iterator
 
 from ..errors import InputError
+from ..file_lock import alone
+from ..patience import Patience
 from .part import Part
 from .registry import ReleasedFile, readable
 from .transfer import Broken, Line, Refused, Unreachable
 from .verify import Progress, fault
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long to wait for a server, and how often to ask it again."""
-
-    connect_s: float = 10.0
-    read_s: float = 60.0  # without a single byte
-    attempts: int = 5  # in a row that bring next to nothing
-    wait_s: float = 1.0  # before the second attempt; doubled before each one after it
 
 
 def fetch_file(
@@ -51,7 +40,7 @@ def fetch_file(
         if _lies_there(path, file, again):
             return False  # before the lock: the folder may be one that we can only read
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(path, say):
+        with alone(path, lambda: say(f"{path.name}: another process is fetching it; waiting")):
             if _lies_there(path, file, again):
                 return False  # by now
             part = Part.beside(path)
@@ -96,40 +85,9 @@ def _bring(file: ReleasedFile, part: Part, path: Path, progress: Progress | None
                     raise InputError(f"{file.url} did not come through, {in_vain} times in a row ({error}); "
                                      f"{part.size} bytes of it are kept, and the same command goes on from there"
                                      ) from None
-                pause_s = patience.wait_s * 2 ** max(in_vain - 1, 0)
+                pause_s = patience.pause_s(in_vain)
                 say(f"{path.name}: {error}; going on in {pause_s:g} s")
                 time.sleep(pause_s)
-
-
-@contextmanager
-def _alone(path: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Wait until no other process fetches ``path``, and keep others waiting. A kill leaves no lock behind."""
-    lock = path.with_name(f".{path.name}.lock")
-    while True:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                say(f"{path.name}: another process is fetching it; waiting")
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if not _is_still(lock, descriptor):
-                continue  # the one who held it has removed it, and a third may hold a new one
-            try:
-                yield
-            finally:
-                lock.unlink(missing_ok=True)
-            return
-        finally:
-            os.close(descriptor)
-
-
-def _is_still(path: Path, descriptor: int) -> bool:
-    """Is the open file the one that has this name?"""
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 @contextmanager

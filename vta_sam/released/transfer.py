@@ -10,12 +10,11 @@ from urllib.parse import urljoin, urlsplit
 import requests
 from urllib3.exceptions import NewConnectionError, ProtocolError, ReadTimeoutError
 
+from ..patience import PASSING_STATUSES
 from .part import Part
 from .registry import ReleasedFile, readable
 from .verify import Progress
 
-# the server may answer otherwise a moment later
-_PASSING = (408, 425, 429, 500, 502, 503, 504)
 _BLOCK_BYTES = 1 << 16
 
 
@@ -108,7 +107,7 @@ class Line:
 def _check(answer: requests.Response, file: ReleasedFile, part: Part, offset: int, version: str | None) -> int:
     """An answer's head ⇒ the bytes that the whole file has; Refused or Broken if it doesn't answer the question."""
     code, stretch = answer.status_code, _range(answer)
-    if code in _PASSING:
+    if code in PASSING_STATUSES:
         raise Broken(f"answered {code} {answer.reason}")
     if code == 416 or (code == 206 and not _continues(answer, file, offset, version)):
         part.remove()

@@ -17,18 +17,19 @@ from ..randomness import seed_of
 from .batch import ClipBatch, ClipWindow, collate, window_of
 from .latents import read_latents
 from .order import SampleOrder, consecutive
+from .place import Root, place_of
 from .schema import DatasetInfo, ShardInfo, read_dataset
-from .writer import read_shard
+from .writer import read_records
 
 
 class ShardReader:
     """Random access to the records of one split; the last ``cached_shards`` shards stay in memory.
 
-    latents: a folder of latent shards, or None.
+    root: the dataset's folder, URL or place. latents: a folder of latent shards, or None.
     """
 
-    def __init__(self, root: Path, shards: list[ShardInfo], cached_shards: int, latents: Path | None = None):
-        self.root, self.shards, self.cached_shards, self.latents = root, shards, cached_shards, latents
+    def __init__(self, root: Root, shards: list[ShardInfo], cached_shards: int, latents: Path | None = None):
+        self.place, self.shards, self.cached_shards, self.latents = place_of(root), shards, cached_shards, latents
         self._cache: OrderedDict[int, tuple[list[ClipFeatures], dict[str, np.ndarray]]] = OrderedDict()
 
     @property
@@ -50,12 +51,7 @@ class ShardReader:
             self._cache.move_to_end(shard)
             return self._cache[shard]
         info = self.shards[shard]
-        records = list(read_shard(self.root / info.name))
-        if len(records) != info.records:
-            raise InputError(
-                f"{self.root / info.name} holds {len(records)} records, dataset.json says {info.records}: "
-                "the file was cut or replaced; delete it and extract again"
-            )
+        records = read_records(self.place, info)
         self._cache[shard] = records, read_latents(self.latents, info) if self.latents else {}
         while len(self._cache) > self.cached_shards:
             self._cache.popitem(last=False)
@@ -113,29 +109,29 @@ class _FixedBatches:
 class ShardDataModule(L.LightningDataModule):
     """Batches of one stage.
 
-    Args: root, a dataset folder (dataset.json and tars); spec, the clip; batch_size, per process; val_batch_size, of
-    validation, where every process sees every clip (None: as in training); seed and stage, which with epoch and key
-    decide every random draw; streams, see order.py (a multiple of processes × workers); workers,
+    Args: root, a dataset's folder or URL (dataset.json and tars); spec, the clip; batch_size, per process;
+    val_batch_size, of validation, where every process sees every clip (None: as in training); seed and stage, which
+    with epoch and key decide every random draw; streams, see order.py (a multiple of processes × workers); workers,
     loader processes (0: in the main process); latents, a folder of latent shards; val_clips, how many clips of the
     validation split to use; expect, fields of dataset.json that the model relies on.
     """
 
-    def __init__(self, root: Path, spec: ClipSpec, batch_size: int, seed: int, stage: str, streams: int = 8,
+    def __init__(self, root: Root, spec: ClipSpec, batch_size: int, seed: int, stage: str, streams: int = 8,
                  workers: int = 0, cached_shards: int = 64, latents: Path | None = None, val_clips: int = 64,
                  train_split: str = "train", val_split: str = "val", expect: dict[str, object] | None = None,
                  val_batch_size: int | None = None):
         super().__init__()
-        self.root, self.spec, self.batch_size = Path(root), spec, batch_size
+        self.place, self.spec, self.batch_size = place_of(root), spec, batch_size
         self.val_batch_size = val_batch_size or batch_size
         self.seed, self.stage, self.streams, self.workers = seed, stage, streams, workers
         self.cached_shards, self.latents, self.val_clips = cached_shards, latents, val_clips
         self.train_split, self.val_split = train_split, val_split
-        self.info: DatasetInfo = read_dataset(self.root)
-        self.info.require(str(self.root), **{"fps": spec.fps, "sample_rate_hz": spec.sample_rate_hz, **(expect or {})})
+        self.info: DatasetInfo = read_dataset(self.place)
+        self.info.require(str(self.place), **{"fps": spec.fps, "sample_rate_hz": spec.sample_rate_hz, **(expect or {})})
         self._start = 0
 
     def reader(self, split: str) -> ShardReader:
-        return ShardReader(self.root, self.info.shards(split), self.cached_shards, self.latents)
+        return ShardReader(self.place, self.info.shards(split), self.cached_shards, self.latents)
 
     def train_dataloader(self) -> _Batches:
         reader = self.reader(self.train_split)

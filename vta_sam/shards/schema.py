@@ -23,6 +23,8 @@ import soundfile
 from ..atomic import write_text
 from ..clip import ClipFeatures
 from ..errors import InputError
+from ..randomness import seed_of
+from .place import Root, is_plain, place_of
 
 FORMAT_VERSION = 1
 MEMBERS = ("json", "flac", "safetensors")
@@ -164,18 +166,27 @@ class DatasetInfo:
         if wrong:
             raise InputError(f"{where}: {'; '.join(wrong)}. Extract again, or change the config to match the dataset")
 
+    @property
+    def fingerprint(self) -> str:
+        """12 hex digits that change with anything that dataset.json says."""
+        return f"{seed_of(json.dumps(dataclasses.asdict(self), sort_keys=True)) % 16**12:012x}"
+
     def write(self, folder: str | os.PathLike) -> Path:
         path = Path(folder) / "dataset.json"
         write_text(path, json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n", sync=True)
         return path
 
 
-def read_dataset(folder: str | os.PathLike) -> DatasetInfo:
-    """``folder``/dataset.json ⇒ DatasetInfo. Raises InputError when it is missing, foreign, of another format version,
-    or names a shard that isn't there."""
-    path = Path(folder) / "dataset.json"
+def read_dataset(root: Root) -> DatasetInfo:
+    """dataset.json of a folder or URL ⇒ DatasetInfo.
+
+    Raises InputError when it is missing, foreign, of another format version, names a shard by more than a plain file
+    name, or one that isn't there (of a URL that is seen on reading).
+    """
+    place = place_of(root)
+    path = place.where("dataset.json")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(place.read_text("dataset.json"))
     except FileNotFoundError:
         raise InputError(f"{path} doesn't exist; a dataset is made by data_prep/extract.py, and unfinished until it "
                          "has written this file") from None
@@ -195,6 +206,9 @@ def read_dataset(folder: str | os.PathLike) -> DatasetInfo:
     except (TypeError, AttributeError) as error:
         raise InputError(f"{path}: 'splits' doesn't have the expected form ({error}); extract again") from error
     for shard in (shard for shards in splits.values() for shard in shards):
-        if Path(shard.name).name != shard.name or not (Path(folder) / shard.name).is_file():
+        if not is_plain(shard.name):
+            raise InputError(f"{path} names the shard {shard.name!r}, which is no plain file name, and was not opened; "
+                             "extract again, and don't trust where it came from")
+        if place.lacks(shard.name):
             raise InputError(f"{path} names the shard {shard.name!r}, which is not in the folder; extract again")
     return DatasetInfo(**{**content, "splits": splits})

@@ -5,8 +5,7 @@ from __future__ import annotations
 import io
 import os
 import tarfile
-from pathlib import Path
-from typing import Iterable, Iterator
+from typing import BinaryIO, Callable, Iterable, Iterator
 
 from webdataset.handlers import reraise_exception
 from webdataset.tariterators import group_by_keys, tar_file_expander
@@ -14,7 +13,9 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from ..atomic import atomic_path
 from ..clip import ClipFeatures
 from ..errors import InputError
-from .schema import MEMBERS, decode_record, encode_record, member_key
+from .place import Place, Root, place_of
+from .schema import MEMBERS, ShardInfo, decode_record, encode_record, member_key
+from .tar import require_whole
 
 
 def write_shard(path: str | os.PathLike, clips: Iterable[ClipFeatures]) -> int:
@@ -49,42 +50,66 @@ def write_records(path: str | os.PathLike, records: Iterable[tuple[str, dict[str
 def read_shard(path: str | os.PathLike) -> Iterator[ClipFeatures]:
     """The records of a shard, in order. Raises InputError that names the file when it is missing, cut short or holds a
     damaged record."""
-    for key, members in read_members(path):
-        try:
-            yield decode_record(key, members)
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
+    yield from _decoded(str(path), read_members(path))
+
+
+def read_records(root: Root, shard: ShardInfo) -> list[ClipFeatures]:
+    """All records of one shard of a dataset, in order. Raises InputError that names the file when it is missing,
+    damaged or not what dataset.json says; a damaged copy in a cache is fetched anew once before that."""
+    place = place_of(root)
+    try:
+        return _all_records(place, shard)
+    except InputError:
+        if not place.forget(shard.name):
+            raise
+    return _all_records(place, shard)
+
+
+def _all_records(place: Place, shard: ShardInfo) -> list[ClipFeatures]:
+    where = place.where(shard.name)
+    with _opened(where, lambda: place.open(shard.name)) as file:
+        records = list(_decoded(where, _members(where, file)))
+    if len(records) != shard.records:
+        raise InputError(f"{where} holds {len(records)} records, dataset.json says {shard.records}: the file was cut "
+                         "or replaced; delete it and extract again")
+    return records
 
 
 def read_members(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, bytes]]]:
     """The records of a shard as they are stored, in order ⇒ (key, {suffix: bytes}), for ``decode_record`` or
     ``write_records``. Raises InputError that names the file when it is missing or cut short."""
-    path = Path(path)
+    with _opened(str(path), lambda: open(path, "rb")) as file:
+        yield from _members(str(path), file)
+
+
+def _opened(where: str, opener: Callable[[], BinaryIO]) -> BinaryIO:
     try:
-        yield from _groups(path)
+        return opener()
     except FileNotFoundError:
-        raise InputError(f"{path} doesn't exist") from None
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise InputError(f"{path} is cut short or is no tar ({error}); delete it and extract again") from error
+        raise InputError(f"{where} doesn't exist") from None
+    except OSError as error:
+        raise _cut_short(where, error) from error
 
 
-def _groups(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Consecutive members of one key ⇒ (key, {suffix: bytes})."""
-    with tarfile.open(path, "r:") as tar:  # plain: a small compressed file may unpack to more than the memory holds
-        _require_end(path, tar)
-    with open(path, "rb") as stream:
-        members = tar_file_expander([{"url": str(path), "stream": stream}], handler=reraise_exception)
+def _decoded(where: str, members: Iterable[tuple[str, dict[str, bytes]]]) -> Iterator[ClipFeatures]:
+    for key, found in members:
         try:
-            for sample in group_by_keys(members, suffixes=set(MEMBERS)):
-                yield sample["__key__"], {suffix: sample[suffix] for suffix in MEMBERS if suffix in sample}
-        except ValueError as error:  # webdataset's word for a member that stands twice
-            raise tarfile.ReadError(str(error)) from error
+            yield decode_record(key, found)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
 
 
-def _require_end(path: Path, tar: tarfile.TarFile) -> None:
-    """A tar ends with two empty blocks. tarfile takes a file that was cut between two members for a whole one."""
-    with open(path, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 2 * tarfile.BLOCKSIZE))
-        if size < 2 * tarfile.BLOCKSIZE or file.read().strip(b"\0"):
-            raise tarfile.ReadError("its end mark is missing")
+def _members(where: str, file: BinaryIO) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Consecutive members of one key ⇒ (key, {suffix: bytes}). webdataset is given the open file and never a name that
+    it would open, or run, itself."""
+    try:
+        require_whole(file)
+        members = tar_file_expander([{"url": where, "stream": file}], handler=reraise_exception)
+        for sample in group_by_keys(members, suffixes=set(MEMBERS)):
+            yield sample["__key__"], {suffix: sample[suffix] for suffix in MEMBERS if suffix in sample}
+    except (tarfile.TarError, EOFError, OSError, ValueError) as error:  # ValueError: a member that stands twice
+        raise _cut_short(where, error) from error
+
+
+def _cut_short(where: str, error: Exception) -> InputError:
+    return InputError(f"{where} is cut short or is no tar ({error}); delete it and extract again")

@@ -13,6 +13,7 @@ from rich.progress import Progress
 
 from ..clip import ClipFeatures, ClipSpec
 from ..errors import InputError
+from ..shards.place import Place, Root, place_of, with_cache
 from ..shards.schema import read_dataset
 
 
@@ -27,8 +28,8 @@ class DataSource(Protocol):
         """One line for the plan: what, how much, where."""
         ...
 
-    def prepare(self, spec: ClipSpec, grounder: dict, encoder: dict, console: Console) -> Path:
-        """⇒ the folder of shards, made if it isn't there."""
+    def prepare(self, spec: ClipSpec, grounder: dict, encoder: dict, console: Console) -> Root:
+        """⇒ where the shards lie, made if they aren't there."""
         ...
 
     def video(self, record: ClipFeatures) -> Path | None:
@@ -42,11 +43,18 @@ class DataSource(Protocol):
 
 @dataclass
 class ShardData:
-    """A folder of shards made by data_prep/extract.py. videos: the folder that they were extracted from, or None (then
-    sample videos are not made)."""
+    """Shards made by data_prep/extract.py.
+
+    root: their folder or URL. videos: the folder that they were extracted from, or None (then sample videos are not
+    made). latents: the local folder for latent shards, or None: beside the shards. cache: of a URL's shards, a local
+    folder to keep at most ``cache_gb`` (10^9 bytes) of them in, or None: nothing is kept.
+    """
 
     root: str
     videos: str | None = None
+    latents: str | None = None
+    cache: str | None = None
+    cache_gb: float = 100.0
     train_split: str = "train"
     val_split: str = "val"
     test_split: str = "test"
@@ -56,17 +64,18 @@ class ShardData:
         counts = ", ".join(f"{info.records(split)} {split}" for split in info.splits)
         return f"{self.root}: {counts} clips at {info.fps:g} fps"
 
-    def prepare(self, spec: ClipSpec, grounder: dict, encoder: dict, console: Console) -> Path:
+    def prepare(self, spec: ClipSpec, grounder: dict, encoder: dict, console: Console) -> Place:
         """Raises InputError where the model folder would name extractors of another kind than made the shards, so that
         it could not be used on a video after days of training."""
-        info = read_dataset(self.root)
+        place = place_of(self.root, Path(self.latents) if self.latents else None)
+        info = read_dataset(place)
         made_by = {"grounder": (info.grounder, _name(grounder)), "encoder": (info.encoder, _name(encoder))}
         wrong = [f"{role} {found}, while {role}={named}" for role, (found, named) in made_by.items()
                  if not found.startswith(f"{named}-")]
         if wrong:
             raise InputError(f"{self.root} was made by the {' and the '.join(wrong)} is configured; name those that "
                              "made it, with their settings (grounder=grounded_sam encoder=clip, for example)")
-        return Path(self.root)
+        return place if self.cache is None else with_cache(place, Path(self.cache), self.cache_gb, info.fingerprint)
 
     def video(self, record: ClipFeatures) -> Path | None:
         path = Path(self.videos) / record.source if self.videos else None

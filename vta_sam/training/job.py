@@ -321,10 +321,13 @@ def _comes_before(stage: str, other: str) -> bool:
     return STAGES.index(stage) < STAGES.index(other)
 
 
+INDECISIVE = ("workers", "expected_s", "latents", "cache", "cache_gb")
+
+
 def _decisive(told: Any) -> Any:
-    """A config without what changes no result: how many processes, how long it took elsewhere."""
+    """A config without what changes no result: how many processes, how long it took elsewhere, where copies lie."""
     if isinstance(told, dict):
-        return {key: _decisive(value) for key, value in told.items() if key not in ("workers", "expected_s")}
+        return {key: _decisive(value) for key, value in told.items() if key not in INDECISIVE}
     return told
 
 

@@ -30,9 +30,9 @@ from ..pipeline import Pipeline
 from ..processes import Processes
 from ..randomness import seed_of
 from ..shards.datamodule import ShardDataModule, ShardReader
-from ..shards.latents import is_complete, read_std, weights_hash, write_latents
+from ..shards.latents import encode_dataset, is_complete, latents_folder, read_std
+from ..shards.place import Root
 from ..shards.schema import DatasetInfo
-from ..shards.writer import read_shard
 from ..vae.codec import MelCodec, normalise
 from ..vae.lit import MelVAE
 from .callbacks import Reference, ValidationSamples
@@ -50,8 +50,9 @@ MEL_STATISTICS_CLIPS = 256
 class StageSettings:
     """A stage's numbers. fit: see FitSettings. batch_size: clips a batch, of one process; times fit.accumulate, clips a
     step, of all. learning_rate, warmup_steps, weight_decay: AdamW's. weights: of the loss terms. workers: loader
-    processes. streams: of the order of samples (shards/order.py), a multiple of any number of processes times workers.
-    expected_s: how long it took where it was measured (the config says where), for the plan."""
+    processes. streams: of the order of samples (vta_sam/shards/order.py), a multiple of any number of processes times
+    workers; another number is another order. expected_s: how long it took where it was measured (the config says
+    where), for the plan."""
 
     fit: FitSettings
     batch_size: int
@@ -91,7 +92,7 @@ class Workshop:
 
     seed: int
     spec: ClipSpec
-    root: Path
+    root: Root
     info: DatasetInfo
     source: DataSource
     loggers: list[LoggerFactory]
@@ -178,19 +179,13 @@ def _mel_statistics(reader: ShardReader) -> dict[str, float]:
 
 def encode_latents(shop: Workshop, codec: MelCodec) -> Path:
     """Latent shards of all splits, made once per VAE and per extraction ⇒ their folder."""
-    # failed clips that were tried again come into shards of the same manifest and config
-    held = "".join(f"{shard.name}:{shard.records};" for shards in shop.info.splits.values() for shard in shards)
-    made_of = seed_of(shop.info.manifest_hash, shop.info.config_hash, held)
-    out = shop.root / f"latents-{weights_hash(codec.state_dict())}-{made_of % 16**6:06x}"
-    splits = list(shop.info.splits)
-    shards = [shard for split in splits for shard in shop.info.shards(split)]
+    out, splits = latents_folder(shop.root, shop.info, codec), list(shop.info.splits)
 
     def encode() -> None:
         if not is_complete(out, shop.info, splits):
             with Progress(console=shop.console) as progress:
-                task = progress.add_task("latent shards", total=sum(s.records for s in shards))
-                write_latents(shards, lambda s: read_shard(shop.root / s.name), codec, out,
-                              lambda n: progress.advance(task, n))
+                task = progress.add_task("latent shards", total=sum(shop.info.records(split) for split in splits))
+                encode_dataset(shop.root, shop.info, codec, out, progress=lambda n: progress.advance(task, n))
 
     shop.processes.alone(encode)
     return out

@@ -1,0 +1,51 @@
+"""Encode the sound of a dataset's shards by a trained VAE, on any number of workers. See conf/encode_latents.yaml.
+
+    python data_prep/encode_latents.py vae=runs/vta_sam-0/vae/model shards=DIR
+    python data_prep/encode_latents.py vae=FOLDER shards=s3://bucket/shards out=DIR   # training: data.latents=DIR
+    torchrun --nproc-per-node 8 data_prep/encode_latents.py vae=FOLDER shards=DIR     # or srun: each takes its share
+"""
+
+from pathlib import Path
+
+from vta_sam.cli import program
+from vta_sam.errors import InputError
+
+
+@program("encode_latents")
+def main(config):
+    for key, meaning in (("vae", "the model folder of a VAE"), ("shards", "a dataset's folder or URL")):
+        if config[key] is None:
+            raise InputError(f"{key}= is missing; it names {meaning}. --help shows all keys")
+    from vta_sam.device import choose_device
+    from vta_sam.extraction.report import followed
+    from vta_sam.model_folder import read_recipe
+    from vta_sam.shards.latents import encode_dataset, latents_folder
+    from vta_sam.shards.place import place_of
+    from vta_sam.shards.schema import read_dataset
+    from vta_sam.training.stages import load_codec
+
+    device = choose_device(config.device, config.threads)
+    vae, root = Path(config.vae), place_of(str(config.shards), Path(config.out) if config.out else None)
+    info = read_dataset(root)
+    spec = read_recipe(vae).spec
+    info.require(str(root), sample_rate_hz=spec.sample_rate_hz)
+    codec, _ = load_codec(vae, spec)
+    out = latents_folder(root, info, codec)
+    mine = [shard for split in info.splits for shard in info.shards(split)][config.rank::config.world]
+    done, total = 0, sum(shard.records for shard in mine)
+    share = f" ({config.rank + 1} of {config.world})" if config.world > 1 else ""
+    with followed(f"latents into {out}{share}") as show:
+        show(done, total, 0)
+
+        def advance(records: int) -> None:
+            nonlocal done
+            done += records
+            show(done, total, 0)
+
+        complete = encode_dataset(root, info, codec.to(device), out, config.rank, config.world, advance)
+    print(f"{out} is complete" if complete else
+          f"{out}: this share is done; other workers' shards are missing still, the last worker writes latents.json")
+
+
+if __name__ == "__main__":
+    main()

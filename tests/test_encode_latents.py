@@ -1,0 +1,200 @@
+"""Latent shards made beforehand by any number of workers: the same bytes as by one, resumed, and found by training."""
+
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from shard_server import serving
+from tiny_data import CODEC, SPEC, build, workshop, write_dataset
+
+from vta_sam.errors import InputError
+from vta_sam.model_folder import ModelRecipe, save_model
+from vta_sam.shards import latents
+from vta_sam.shards.latents import encode_dataset, is_complete, latents_folder
+from vta_sam.shards.place import place_of
+from vta_sam.shards.schema import read_dataset
+from vta_sam.training import stages
+
+SCRIPT = Path(__file__).resolve().parents[1] / "data_prep" / "encode_latents.py"
+KNOWN_CODEC = {**CODEC, "mel_mean": -5.0, "mel_std": 2.0}
+SPLITS = ["test", "train", "val"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Bytes are compared, and sums depend on how many threads share them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    write_dataset(folder, {"train": 7, "val": 2, "test": 1}, shard_records=2, duration_s=1.28)  # 6 shards
+    return folder
+
+
+@pytest.fixture(scope="module")
+def info(root):
+    return read_dataset(root)
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory):
+    """A model folder of stage 1, untrained."""
+    folder = tmp_path_factory.mktemp("vae")
+    save_model(folder, ModelRecipe(clip=stages.clip_dict(SPEC), codec=KNOWN_CODEC), {"codec": build(KNOWN_CODEC)})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def codec(vae):
+    return stages.load_codec(vae, SPEC)[0]
+
+
+@pytest.fixture(scope="module")
+def by_training(root, info, codec, tmp_path_factory):
+    """The folder that training makes, as {file name: bytes}; its name under ""."""
+    copy = shutil.copytree(root, tmp_path_factory.mktemp("training") / "shards")
+    folder = stages.encode_latents(workshop(copy, info), codec)
+    assert folder.parent == copy
+    return contents(folder)
+
+
+def contents(folder):
+    return {"": folder.name.encode(), **{path.name: path.read_bytes() for path in folder.iterdir()}}
+
+
+def encode(root, info, codec, out, rank=0, world=1, **more):
+    place = place_of(root, out)
+    folder = latents_folder(place, info, codec)
+    return encode_dataset(place, info, codec, folder, rank, world, **more), folder
+
+
+def test_one_process_makes_what_training_makes(root, info, codec, by_training, tmp_path):
+    complete, folder = encode(root, info, codec, tmp_path)
+    assert complete and contents(folder) == by_training and len(by_training) == 1 + 6 + 1
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_three_workers_make_the_same_bytes(root, info, codec, by_training, tmp_path, order):
+    done = []
+    for rank in order:
+        counted = []
+        done.append(encode(root, info, codec, tmp_path, rank, 3, progress=counted.append)[0])
+        folder = latents_folder(place_of(root, tmp_path), info, codec)
+        assert len(counted) == 2 and len(list(folder.glob("*.safetensors"))) == 2 * len(done)
+        assert is_complete(folder, info, SPLITS) == (folder / latents.INFO_NAME).exists() == done[-1]
+    assert done == [False, False, True]
+    assert contents(folder) == by_training
+
+
+def test_more_workers_than_shards(root, info, codec, by_training, tmp_path):
+    done = [encode(root, info, codec, tmp_path, rank, 8)[0] for rank in reversed(range(8))]
+    assert done == [False] * 7 + [True]
+    assert contents(encode(root, info, codec, tmp_path, 7, 8)[1]) == by_training
+
+
+@pytest.mark.parametrize("at", ["reading", "saving", "measuring"])
+def test_a_killed_worker_goes_on(root, info, codec, by_training, tmp_path, monkeypatch, at):
+    def stop_at(calls):
+        for _ in range(calls - 1):
+            yield False
+        yield True
+
+    place, name = {"reading": (latents, "read_records"), "saving": (latents.safetensors.numpy, "save_file"),
+                   "measuring": (latents, "read_latents")}[at]
+    original, turns = getattr(place, name), stop_at(4)
+
+    def stops(*arguments):
+        result = original(*arguments)
+        if next(turns):
+            raise KeyboardInterrupt
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, stops)
+        with pytest.raises(KeyboardInterrupt):
+            encode(root, info, codec, tmp_path)
+    folder = latents_folder(place_of(root, tmp_path), info, codec)
+    there = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert len(there) == {"reading": 3, "saving": 3, "measuring": 6}[at] and not is_complete(folder, info, SPLITS)
+    assert encode(root, info, codec, tmp_path)[0] and contents(folder) == by_training
+    assert all((folder / name).stat().st_mtime_ns == made for name, made in there.items()), "what exists is done"
+
+
+def test_training_finds_it_complete(root, info, codec, tmp_path, monkeypatch):
+    copy = shutil.copytree(root, tmp_path / "shards")
+    _, folder = encode(copy, info, codec, None)
+
+    def never(*arguments):
+        raise AssertionError("training encoded what was there")
+
+    monkeypatch.setattr(type(codec), "encode_moments", never)
+    assert stages.encode_latents(workshop(copy, info), codec) == folder
+    assert latents.read_std(folder) > 0
+
+
+def test_training_reads_a_dataset_by_url_with_latents_here(root, info, codec, by_training, tmp_path):
+    with serving(root) as shelf:
+        folder = stages.encode_latents(workshop(place_of(shelf.url, tmp_path), info), codec)
+        assert folder.parent == tmp_path and contents(folder) == by_training
+        with pytest.raises(InputError, match="need a local folder to live in"):
+            stages.encode_latents(workshop(place_of(shelf.url), info), codec)
+
+
+def test_a_shard_that_is_gone_is_made_and_measured_again(root, info, codec, by_training, tmp_path):
+    _, folder = encode(root, info, codec, tmp_path)
+    (folder / "train-000001.safetensors").unlink()
+    (folder / latents.INFO_NAME).write_text('{"std": 1000.0}')
+    assert encode(root, info, codec, tmp_path)[0] and contents(folder) == by_training
+
+
+@pytest.mark.parametrize(("rank", "world"), [(3, 3), (-1, 3), (0, 0)])
+def test_a_rank_that_is_none(root, info, codec, tmp_path, rank, world):
+    with pytest.raises(InputError, match=f"rank={rank} of world={world}"):
+        encode(root, info, codec, tmp_path, rank, world)
+
+
+@pytest.fixture()
+def script(monkeypatch, capsys):
+    """Run the command in this process ⇒ exit status, stdout, stderr."""
+    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
+        status = 0
+        try:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        except SystemExit as ended:
+            status = ended.code
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_the_command(root, info, codec, by_training, vae, tmp_path, script, monkeypatch):
+    """One share is told by torchrun's variables, one by the command itself."""
+    given = (f"vae={vae}", f"shards={root}", f"out={tmp_path}", "threads=1", "device=cpu")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    status, told, errors = script(*given)
+    assert status == 0 and "(2 of 2)" in told and "other workers' shards are missing still" in told, errors
+    status, told, errors = script(*given, "rank=0", "world=2")
+    assert status == 0 and "(1 of 2)" in told and "is complete" in told, errors
+    assert contents(latents_folder(place_of(root, tmp_path), info, codec)) == by_training
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["shards=x"], "vae= is missing"), (["vae=x"], "shards= is missing"),
+    (["vae=x", "shards=y"], "y/dataset.json doesn't exist"),
+])
+def test_what_the_command_lacks(script, arguments, words):
+    status, _, errors = script(*arguments)
+    assert status == 2 and words in errors and "Traceback" not in errors

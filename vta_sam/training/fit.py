@@ -153,5 +153,6 @@ def _quiet() -> None:
     for message in (".*does not have many workers.*", ".*is an iterable.*", ".*`IterableDataset` has `__len__`.*",
                     ".*Checkpoint directory.*", ".*mid-epoch checkpoint.*", ".*litmodels.*", ".*isn't resumable.*",
                     ".*treespec, LeafSpec.*", ".*Starting from v1.9.0.*", ".*Found keys that are not in the model.*",
+                    ".*`srun` command is available.*", ".*torch.distributed.nn.functional.all_gather is deprecated.*",
                     ".*sync_dist=True.*"):  # in validation every process sees the same clips
         warnings.filterwarnings("ignore", message)

@@ -43,6 +43,6 @@ class FiniteGuard(L.Callback):
                  "gradient_norm": str(float(norm)), "clips": keys}
         write_text(path, json.dumps(noted, indent=1) + "\n")
         raise InputError(
-            f"step {trainer.global_step}: the loss is {float(losses.mean()):g} and the gradient's norm {float(norm):g}; "
+            f"step {trainer.global_step}: the loss is {float(losses.mean()):g}, the gradient's norm {float(norm):g}; "
             f"the step was not taken, its clips stand in {path}. Look at those clips, or lower learning_rate; the same "
             "command goes on from the last checkpoint")

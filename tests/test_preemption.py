@@ -9,12 +9,14 @@ import signal
 import lightning as L
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_training_resume import pretraining, run_stage
-from tiny_data import stage_folder, stage_settings, workshop, write_dataset
+from tiny_data import CAPTION_DIM, CONDITIONER, FRAME_DIM, stage_folder, stage_settings, workshop, write_dataset
 
 from vta_sam.errors import InputError
 from vta_sam.processes import Processes
 from vta_sam.shards.schema import read_dataset
+from vta_sam.training import stages
 from vta_sam.training.preemption import REQUEUE, STOP, Preempted, Preemption, queue_name, requeue
 
 STEPS = 8
@@ -163,12 +165,50 @@ def test_a_step_that_is_not_finite_is_not_taken(root, tmp_path, spoil, accumulat
         "state_dict"].values())
 
 
-@pytest.mark.parametrize("stage", ["vae", "condition"])
-def test_state_that_a_stage_goes_on_from(stage, root, tmp_path):
-    """Model, average, optimiser, schedule and place in the data; noise needs none, it belongs to its clip."""
-    run_stage(stage, root, tmp_path / stage)
-    content = torch.load(tmp_path / stage / "checkpoints" / "last.ckpt", weights_only=True)
-    assert content["ShardDataModule"] == {"samples": 2 * STEPS}
-    assert content["optimizer_states"][0]["state"][0]["step"] == STEPS
-    assert content["lr_schedulers"][0]["last_epoch"] == STEPS
+HOME = "vta_sam.conditioners"
+DIFF_FOLEY = {
+    "_target_": f"{HOME}.diff_foley.conditioner.DiffFoleyConditioner", "token_dim": 16, "latent_channels": 8,
+    "latent_freq": 4, "classifier": {"width": 16, "layers": 1}, "encoder": {
+        "_target_": f"{HOME}.diff_foley.contrastive.AlignedFrameEncoder", "frame_dim": FRAME_DIM, "width": 16, "dim": 8,
+        "layers": 1}}
+FOLEYCRAFTER = {
+    "_target_": f"{HOME}.foleycrafter.conditioner.FoleyCrafterConditioner", "caption_dim": CAPTION_DIM,
+    "frame_dim": FRAME_DIM, "token_dim": 16, "onsets": {
+        "_target_": f"{HOME}.foleycrafter.onsets.OnsetPredictor", "frame_dim": FRAME_DIM, "width": 16, "layers": 1}}
+PARTS = {"condition": CONDITIONER, "contrastive": DIFF_FOLEY, "classifier": DIFF_FOLEY, "onsets": FOLEYCRAFTER}
+
+
+@pytest.fixture(scope="module")
+def vae(root, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vae")
+    run_stage("vae", root, folder)
+    return folder / "model"
+
+
+@pytest.mark.parametrize("stage", PARTS)
+def test_every_stage_before_the_diffusion_goes_on_exactly(stage, root, vae, tmp_path):
+    """Model, average, optimiser, schedule and place in the data come back; noise belongs to its clip."""
+    def run(out, preemption=None, stop_at=None):
+        shop = workshop(root, read_dataset(root), preemption=preemption or Preemption(Processes()))
+        original, told = stages.fit, stage_settings(STEPS)
+        stop = Act(stop_at, lambda module: os.kill(os.getpid(), signal.SIGUSR1))
+        stages.fit = lambda *args: original(*args[:7], callbacks=[*args[7], stop], preemption=args[8])
+        told.weights.update(between=1.0, within=1.0)
+        try:
+            stages.train_part(shop, stage_folder(out), told, stage, PARTS[stage], {}, stages.Starts(vae))
+        finally:
+            stages.fit = original
+        return {path.name: load_file(path) for path in (out / "model").glob("*.safetensors")}
+
+    whole = run(tmp_path / "whole")
+    preemption = Preemption(Processes())
+    with preemption.watching(), pytest.raises(Preempted):
+        run(tmp_path / "stopped", preemption, stop_at=5)
+    content = torch.load(tmp_path / "stopped" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert content["ShardDataModule"] == {"samples": 2 * 5} and content["lr_schedulers"][0]["last_epoch"] == 5
+    assert next(iter(content["optimizer_states"][0]["state"].values()))["step"] == 5
     assert set(content["state_dict"]) == set(content["current_model_state"]) and content["averaging_state"]
+    resumed = run(tmp_path / "stopped")
+    assert whole.keys() == resumed.keys() and whole
+    for part, weights in whole.items():
+        assert all(torch.equal(value, resumed[part][name]) for name, value in weights.items()), part

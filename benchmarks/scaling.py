@@ -115,7 +115,7 @@ def main() -> None:
     clip_bytes, read_per_s = read(job, told.shard_clips)
     step_s = told.step_s or told.step_clips * flops / (told.tflops * 1e12)
     rows = [row(gpus, step_s, gradient, clip_bytes, read_per_s, told) for gpus in told.gpus]
-    facts = {"tflop_a_clip": round(flops / 1e12, 3), "gradient_gb": round(gradient / 1e9, 3),
+    facts = {"tflop_a_clip": float(f"{flops / 1e12:.3g}"), "gradient_gb": round(gradient / 1e9, 3),
              "state_gb": round(4 * gradient / 1e9, 2), "clip_kb": round(clip_bytes / 1e3, 1),
              "read_clips_per_s_a_process": round(read_per_s, 1),
              "step_s_of_one_gpu": "measured" if told.step_s else f"assumed at {told.tflops:g} TFLOP/s"}

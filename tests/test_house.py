@@ -187,6 +187,30 @@ def test_a_step_of_every_stage_is_timed():
 
 
 @pytest.mark.slow
+def test_processes_that_train_together_are_timed():
+    told = benchmark("processes", "--size", "smoke", "--worlds", "1", "2", "--repeat", "1", "--json")
+    assert told.returncode == 0, told.stderr
+    one, two = json.loads(told.stdout)["rows"]
+    assert (one["processes"], two["processes"]) == (1, 2) and one["clips"] == two["clips"] == 4
+    assert one["times_first"] == 1 and one["gradient_mb"] == two["gradient_mb"] > 0
+
+
+@pytest.mark.slow
+def test_scaling_is_computed_from_what_is_measured():
+    def told(*more: str) -> dict:
+        done = benchmark("scaling", "--size", "smoke", "--gpus", "1", "16", "--shard-clips", "4", "--json", *more)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    slow, hungry = told("--step-s", "100"), told("--step-s", "1e-6", "--storage-gb-s", "1e-6")
+    assert [row["efficiency"] for row in slow["rows"]] == ["100%", "100%"]
+    assert [row["clips_per_s"] for row in slow["rows"]] == [0.1, 1.3] and slow["rows"][1]["limit"] == "computing"
+    assert hungry["rows"][1]["limit"] == "storage" and hungry["tflop_a_clip"] > 0
+    seconds = 16 * 8 * hungry["clip_kb"] * 1e3 / 1e3
+    assert hungry["rows"][1]["step_s"] == pytest.approx(seconds, rel=0.01)
+
+
+@pytest.mark.slow
 def test_the_parts_of_a_generation_add_up(tmp_path, make_video):
     from models import make_seeing_model
 

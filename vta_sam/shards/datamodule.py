@@ -112,8 +112,9 @@ class ShardDataModule(L.LightningDataModule):
     Args: root, a dataset's folder or URL (dataset.json and tars); spec, the clip; batch_size, per process;
     val_batch_size, of validation, where every process sees every clip (None: as in training); seed and stage, which
     with epoch and key decide every random draw; streams, see order.py (a multiple of processes × workers); workers,
-    loader processes (0: in the main process); latents, a folder of latent shards; val_clips, how many clips of the
-    validation split to use; expect, fields of dataset.json that the model relies on.
+    loader processes (0: in the main process); cached_shards, decoded ones that they keep in memory together; latents, a
+    folder of latent shards; val_clips, how many clips of the validation split to use; expect, fields of dataset.json
+    that the model relies on.
     """
 
     def __init__(self, root: Root, spec: ClipSpec, batch_size: int, seed: int, stage: str, streams: int = 8,
@@ -133,10 +134,17 @@ class ShardDataModule(L.LightningDataModule):
     def reader(self, split: str) -> ShardReader:
         return ShardReader(self.place, self.info.shards(split), self.cached_shards, self.latents)
 
+    def _kept_shards(self, world: int) -> int:
+        """Of each loader process, so that those of one process together keep about ``cached_shards``; but each keeps at
+        least the shards that its streams are in, and as many that come next: no shard is read twice in an epoch."""
+        workers = max(1, self.workers)
+        return max(2 * -(-self.streams // (world * workers)), self.cached_shards // workers)
+
     def train_dataloader(self) -> _Batches:
-        reader = self.reader(self.train_split)
-        order = SampleOrder(reader.counts, self.streams, self.seed)
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        shards = self.info.shards(self.train_split)
+        reader = ShardReader(self.place, shards, self._kept_shards(world), self.latents)
+        order = SampleOrder(reader.counts, self.streams, self.seed)
         samples = _TrainingSamples(reader, order, self.spec, self.stage, self._start, rank, world)
         loader = DataLoader(samples, batch_size=None, num_workers=self.workers)
         return _Batches(loader, self.spec, self.batch_size)

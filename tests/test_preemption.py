@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
+import time
+from dataclasses import replace
 
 import lightning as L
 import pytest
@@ -44,9 +47,9 @@ class Act(L.Callback):
             self.act(pl_module)
 
 
-def train(root, path, step, act, preemption=None, **settings):
+def train(root, path, step, act, preemption=None, loaders=0, **settings):
     """Eight steps of stage 2 ⇒ (module, folder, the callback)."""
-    told, folder = stage_settings(STEPS, **settings), stage_folder(path)
+    told, folder = replace(stage_settings(STEPS, **settings), workers=loaders), stage_folder(path)
     shop = workshop(root, read_dataset(root), preemption=preemption or Preemption(Processes()))
     with shop.seeded("condition"):
         module = pretraining(told)
@@ -78,6 +81,23 @@ def test_asked_in_a_step_it_saves_at_the_steps_end(root, tmp_path, number, asked
     whole, _, _ = train(root, tmp_path / "two", -1, None, accumulate=accumulate)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_loader_processes_outlive_what_asks_the_job_to_stop(root, tmp_path):
+    """SLURM signals all of a job's processes."""
+    def everyone(module):
+        loaders = multiprocessing.active_children()
+        assert len(loaders) == 2
+        for process in loaders:
+            os.kill(process.pid, signal.SIGTERM)
+        time.sleep(0.3)
+        assert all(process.is_alive() for process in loaders)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    preemption = Preemption(Processes())
+    with preemption.watching(), pytest.raises(Preempted):
+        train(root, tmp_path, 3, everyone, preemption, loaders=2)
+    assert steps_of(stage_folder(tmp_path)) == 3
 
 
 def test_asked_outside_of_training_it_stops_at_once_and_handlers_come_back():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import OrderedDict
 from collections.abc import Iterator
 from itertools import islice
@@ -81,6 +82,13 @@ class _TrainingSamples(IterableDataset):
         return seed_of("crop", seed) % (spare + 1) if spare > 0 else 0
 
 
+def _outlive_signals(worker: int) -> None:
+    """SLURM signals every process of a job, these too. A loader process that ended by it would end the training before
+    it has saved; without its parent it ends by itself."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
 class _Batches:
     """Samples ⇒ batches, put together in the main process so that batch size and workers don't meet."""
 
@@ -146,7 +154,7 @@ class ShardDataModule(L.LightningDataModule):
         reader = ShardReader(self.place, shards, self._kept_shards(world), self.latents)
         order = SampleOrder(reader.counts, self.streams, self.seed)
         samples = _TrainingSamples(reader, order, self.spec, self.stage, self._start, rank, world)
-        loader = DataLoader(samples, batch_size=None, num_workers=self.workers)
+        loader = DataLoader(samples, batch_size=None, num_workers=self.workers, worker_init_fn=_outlive_signals)
         return _Batches(loader, self.spec, self.batch_size)
 
     def val_dataloader(self) -> _FixedBatches:

@@ -12,11 +12,11 @@ from vta_sam.compiled import librosa
 
 CODE = "import numpy as np; from vta_sam.compiled import librosa; " \
        "print(librosa.util.peak_pick(np.sin(np.arange(200) / 5), pre_max=3, post_max=3, pre_avg=3, post_avg=3, " \
-       "delta=0.1, wait=5).tolist())"
+       "delta=0.01, wait=5).tolist())"
 
 
 def expected() -> list[int]:
-    return librosa.util.peak_pick(np.sin(np.arange(200) / 5), pre_max=3, post_max=3, pre_avg=3, post_avg=3, delta=0.1,
+    return librosa.util.peak_pick(np.sin(np.arange(200) / 5), pre_max=3, post_max=3, pre_avg=3, post_avg=3, delta=0.01,
                                   wait=5).tolist()
 
 

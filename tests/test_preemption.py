@@ -65,8 +65,9 @@ def steps_of(folder):
     return torch.load(folder.last_checkpoint, weights_only=True)["global_step"]
 
 
-@pytest.mark.parametrize("number, asked", [(signal.SIGTERM, False), (signal.SIGUSR1, True)])
-@pytest.mark.parametrize("step, accumulate", [(3, 1), (4, 1), (3, 2)])
+@pytest.mark.parametrize("number, asked, step, accumulate", [
+    (signal.SIGTERM, False, 3, 1), (signal.SIGUSR1, True, 4, 1), (signal.SIGUSR1, True, 3, 2),
+])
 def test_asked_in_a_step_it_saves_at_the_steps_end(root, tmp_path, number, asked, step, accumulate):
     """Step 3 has no checkpoint of its own; at step 4 a validation comes first. Then it goes on to the same weights."""
     preemption = Preemption(Processes())
@@ -169,8 +170,7 @@ def spoil_gradient(module):
     module.encoder.project.weight.register_hook(lambda gradient: gradient + float("inf"))
 
 
-@pytest.mark.parametrize("spoil", [spoil_loss, spoil_gradient])
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("spoil, accumulate", [(spoil_loss, 1), (spoil_gradient, 2)])
 def test_a_step_that_is_not_finite_is_not_taken(root, tmp_path, spoil, accumulate):
     with pytest.raises(InputError, match=r"step 5: the loss is .*its clips stand in .*nonfinite-0\.json"):
         train(root, tmp_path, 5, spoil, accumulate=accumulate)

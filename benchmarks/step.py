@@ -44,7 +44,7 @@ def module_of(job: Any, stage: str, dims: dict[str, int]) -> Any:
     from vta_sam.condition.augment import Augmentation
     from vta_sam.condition.lit import ConditionPretraining
     from vta_sam.diffusion.lit import LatentDiffusion
-    from vta_sam.training.stages import StageSettings
+    from vta_sam.training.workshop import StageSettings
     from vta_sam.vae.lit import MelVAE
 
     settings = StageSettings.of(job.fit[stage])

@@ -23,7 +23,7 @@ from vta_sam.clip import ClipFeatures, ClipSpec
 from vta_sam.shards.batch import collate, window_of
 from vta_sam.shards.schema import DatasetInfo
 from vta_sam.training.job import STAGES, TrainingJob
-from vta_sam.training.stages import StageSettings
+from vta_sam.training.workshop import StageSettings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONF = REPOSITORY / "conf"

@@ -19,7 +19,7 @@ from tiny_data import CAPTION_DIM, CONDITIONER, FRAME_DIM, stage_folder, stage_s
 from vta_sam.errors import InputError
 from vta_sam.processes import Processes
 from vta_sam.shards.schema import read_dataset
-from vta_sam.training import stages
+from vta_sam.training import stages, workshop as workshop_module
 from vta_sam.training.preemption import REQUEUE, STOP, Preempted, Preemption, queue_name, requeue
 
 STEPS = 8
@@ -210,14 +210,14 @@ def test_every_stage_before_the_diffusion_goes_on_exactly(stage, root, vae, tmp_
     """Model, average, optimiser, schedule and place in the data come back; noise belongs to its clip."""
     def run(out, preemption=None, stop_at=None):
         shop = workshop(root, read_dataset(root), preemption=preemption or Preemption(Processes()))
-        original, told = stages.fit, stage_settings(STEPS)
+        original, told = workshop_module.fit, stage_settings(STEPS)
         stop = Act(stop_at, lambda module: os.kill(os.getpid(), signal.SIGUSR1))
-        stages.fit = lambda *args: original(*args[:7], callbacks=[*args[7], stop], preemption=args[8])
+        workshop_module.fit = lambda *args: original(*args[:7], callbacks=[*args[7], stop], preemption=args[8])
         told.weights.update(between=1.0, within=1.0)
         try:
             stages.train_part(shop, stage_folder(out), told, stage, PARTS[stage], {}, stages.Starts(vae))
         finally:
-            stages.fit = original
+            workshop_module.fit = original
         return {path.name: load_file(path) for path in (out / "model").glob("*.safetensors")}
 
     whole = run(tmp_path / "whole")

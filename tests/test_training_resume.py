@@ -17,8 +17,9 @@ from vta_sam.condition.augment import Augmentation
 from vta_sam.condition.lit import ConditionPretraining
 from vta_sam.errors import InputError
 from vta_sam.shards.schema import read_dataset
-from vta_sam.training import stages
+from vta_sam.training import stages, workshop as workshop_module
 from vta_sam.training.fit import fit, read_checkpoint
+from vta_sam.training.workshop import StageSettings
 
 STAGES = ("vae", "condition", "diffusion")
 AUGMENT = {"objects": 0.3, "frames": 0.3, "appearance": 1.0}
@@ -58,8 +59,8 @@ class Recorder(L.Callback):
 def run_stage(stage, root, out, vae=None, **recorder):
     """Train one tiny stage in ``out`` ⇒ what was recorded."""
     record = Recorder(**recorder)
-    original = stages.fit
-    stages.fit = lambda *args: original(*args[:7], callbacks=[*args[7], record], preemption=args[8])
+    original = workshop_module.fit
+    workshop_module.fit = lambda *args: original(*args[:7], callbacks=[*args[7], record], preemption=args[8])
     shop, folder = workshop(root, read_dataset(root)), stage_folder(Path(out))
     settings = stage_settings(STEPS)
     try:
@@ -70,7 +71,7 @@ def run_stage(stage, root, out, vae=None, **recorder):
         else:
             stages.train_diffusion(shop, folder, settings, diffusion_parts(vae))
     finally:
-        stages.fit = original
+        workshop_module.fit = original
     return record
 
 
@@ -270,9 +271,9 @@ def test_pretraining_starts_stage_3_and_goes_slower(root, whole, tmp_path):
 def test_stage_3_starts_from_init(root, whole, tmp_path):
     shop = workshop(root, read_dataset(root), seed=5)
     parts = diffusion_parts(whole["vae"][0] / "model", init=whole["diffusion"][0] / "model")
-    frozen = stages.StageSettings.of({"fit": {"steps": 1, "validate_every": 1, "checkpoint_every": 1,
-                                              "precision": "fp32", "accelerator": "cpu"},
-                                      "batch_size": 2, "learning_rate": 0.0, "warmup_steps": 0})
+    frozen = StageSettings.of({"fit": {"steps": 1, "validate_every": 1, "checkpoint_every": 1,
+                                       "precision": "fp32", "accelerator": "cpu"},
+                               "batch_size": 2, "learning_rate": 0.0, "warmup_steps": 0})
     stages.train_diffusion(shop, stage_folder(tmp_path), frozen, parts)
     started, init = weights(tmp_path), weights(whole["diffusion"][0])
     for part in ("unet.safetensors", "conditioner.safetensors"):

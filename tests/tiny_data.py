@@ -14,7 +14,7 @@ from vta_sam.shards.schema import DatasetInfo, ShardInfo
 from vta_sam.shards.writer import write_shard
 from vta_sam.training.data import ShardData
 from vta_sam.training.run_folder import StageFolder
-from vta_sam.training.stages import StageSettings, Workshop
+from vta_sam.training.workshop import StageSettings, Workshop
 
 SPEC = ClipSpec(duration_s=5.12, fps=12.5, latent_stride_frames=16)  # 64 frames, 32 columns
 FRAME_DIM, OBJECT_DIM, CAPTION_DIM = 6, 5, 4

@@ -17,7 +17,7 @@ from tiny_data import CODEC, CONDITIONER, stage_folder, stage_settings, workshop
 
 from vta_sam.processes import Processes
 from vta_sam.shards.schema import read_dataset
-from vta_sam.training import stages
+from vta_sam.training import stages, workshop as workshop_module
 from vta_sam.training.preemption import EXIT_STATUS, Preempted, Preemption
 
 TESTS = Path(__file__).parent
@@ -68,8 +68,8 @@ class Losses(L.Callback):
 def train(stage: str, root: Path, out: Path, vae: Path | None = None, act=lambda step: None,
           processes: Processes = Processes(), **settings) -> dict[int, tuple[float, list[str]]]:
     """One tiny stage in ``out`` ⇒ losses by step. A process asked to stop ends with EXIT_STATUS."""
-    losses, original, preemption = Losses(act), stages.fit, Preemption(processes)
-    stages.fit = lambda *args: original(*args[:7], callbacks=[*args[7], losses], preemption=args[8])
+    losses, original, preemption = Losses(act), workshop_module.fit, Preemption(processes)
+    workshop_module.fit = lambda *args: original(*args[:7], callbacks=[*args[7], losses], preemption=args[8])
     shop = workshop(root, read_dataset(root), preemption=preemption)
     folder = processes.alone(lambda: stage_folder(out))
     told = stage_settings(STEPS, CLIPS_A_STEP, **settings)
@@ -82,7 +82,7 @@ def train(stage: str, root: Path, out: Path, vae: Path | None = None, act=lambda
             else:
                 stages.train_diffusion(shop, folder, told, diffusion_parts(vae))
     finally:
-        stages.fit = original
+        workshop_module.fit = original
     return losses.found
 
 

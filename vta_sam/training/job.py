@@ -35,9 +35,8 @@ from .preemption import EXIT_STATUS, Preempted, Preemption, queue_name, requeue
 from .pretraining import PRETRAINING
 from .run_folder import StageFolder, locked
 from .showcase import figures_table, show
-from .stages import (
-    DiffusionParts, Starts, StageSettings, Workshop, train_diffusion, train_part, train_vae, true_onsets,
-)
+from .stages import DiffusionParts, Starts, train_diffusion, train_part, train_vae, true_onsets
+from .workshop import StageSettings, Workshop
 
 STAGES = ("vae", *PRETRAINING, "diffusion", "figures")
 

@@ -59,6 +59,12 @@ def test_a_multirun_has_the_same_grid(name):
     assert grid == len(sweep.combinations())
 
 
+def test_a_run_that_is_named_by_its_overrides_is_one_folder(monkeypatch):
+    """The / of a config group makes no folder of its own, and where the data lies is no part of a name."""
+    told = ["+exp=vta_sam", "+ablation/probabilities=uniform", "data.root=/a/b", "name=ablation/probabilities-uniform"]
+    assert job_of(told, monkeypatch).folder.as_posix() == "runs/vta_sam-0-ablation-probabilities-uniform"
+
+
 def test_an_unknown_sweep_is_told_which_there_are(tmp_path):
     with pytest.raises(InputError, match="no sweep 'nothing'; there are rates, sampling"):
         read_sweep("nothing")

@@ -88,7 +88,8 @@ class TrainingJob:
 
     @property
     def folder(self) -> Path:
-        return Path(self.runs) / ("-".join([self.exp, str(self.seed), *([self.name] if self.name else [])]))
+        name = str(self.name or "").replace("/", "-")  # one made of overrides has the / of config groups
+        return Path(self.runs) / "-".join([self.exp, str(self.seed), *([name] if name else [])])
 
     @cached_property
     def source(self) -> DataSource:

@@ -6,8 +6,11 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import lightning as L
 import pytest
@@ -91,8 +94,7 @@ def test_loader_processes_outlive_what_asks_the_job_to_stop(root, tmp_path):
     def everyone(module):
         loaders = [process for process in multiprocessing.active_children() if process.pid not in others]
         assert len(loaders) == 2
-        for process in loaders:
-            os.kill(process.pid, signal.SIGTERM)
+        subprocess.run(["kill", "-TERM", *(str(process.pid) for process in loaders)], check=True)
         time.sleep(0.3)
         assert all(process.is_alive() for process in loaders)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -101,6 +103,23 @@ def test_loader_processes_outlive_what_asks_the_job_to_stop(root, tmp_path):
     with preemption.watching(), pytest.raises(Preempted):
         train(root, tmp_path, 3, everyone, preemption, loaders=2)
     assert steps_of(stage_folder(tmp_path)) == 3
+
+
+def test_a_loader_that_is_still_held_does_not_keep_the_process_from_ending(root):
+    """Leaving Python, a process ends its children by SIGTERM and waits for them."""
+    program = f"""
+import sys
+from tiny_data import SPEC
+from vta_sam.shards.datamodule import ShardDataModule
+
+if __name__ == "__main__":
+    data = ShardDataModule({str(root)!r}, SPEC, 2, 0, "test", workers=2)
+    sys.held = iter(data.train_dataloader())  # outlives every other thing of the process
+    print(len(next(sys.held).keys))
+"""
+    ended = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parent, capture_output=True, text=True,
+                           timeout=120, start_new_session=True)
+    assert (ended.returncode, ended.stdout) == (0, "2\n"), ended.stderr
 
 
 def test_asked_outside_of_training_it_stops_at_once_and_handlers_come_back():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from itertools import islice
@@ -84,9 +86,17 @@ class _TrainingSamples(IterableDataset):
 
 def _outlive_signals(worker: int) -> None:
     """SLURM signals every process of a job, these too. A loader process that ended by it would end the training before
-    it has saved; without its parent it ends by itself."""
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+    it has saved. Their own process still ends them by SIGTERM, or its exit would wait for them for ever; without it
+    they end by themselves."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # left to the thread, which learns who sent it
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(process: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != process:
+        pass
+    os._exit(0)
 
 
 class _Batches:

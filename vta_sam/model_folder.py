@@ -37,6 +37,7 @@ CLASSES = {
     "vta_sam.conditioners.foleycrafter.onsets.OnsetPredictor",
     "vta_sam.condition.encoder.TemporalSemanticEncoder",
     "vta_sam.vocoder.GriffinLim",
+    "vta_sam.vocoder.HiFiGAN",
     "vta_sam.diffusion.sampler.Sampler",
     "vta_sam.grounding.tiny.TinyGrounder",
     "vta_sam.grounding.oracle.OracleGrounder",

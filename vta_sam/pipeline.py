@@ -23,12 +23,12 @@ from .diffusion.windows import Windows, decode_windowed, noise_of, windowed
 from .errors import InputError
 from .features import Extractors, Words, features_of, words_of
 from .generation.inputs import check_sampling
-from .generation.parts import build_denoiser, build_part, load_extractors
+from .generation.parts import build_denoiser, build_part, load_extractors, load_vocoder
 from .generation.stitching import vocode
 from .model_folder import load_weights, read_recipe
 from .shards.batch import ClipBatch, collate, window_of
 from .vae.codec import MelCodec
-from .vocoder import GriffinLim, Vocoder
+from .vocoder import Vocoder
 
 PEAK_LIMIT = 0.99
 _AT_ONCE = 8  # clips, or windows of a long one, in one call of a network
@@ -212,7 +212,7 @@ def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> Pipelin
     def filled(part: str) -> Any:
         return load_weights(build_part(recipe, part, folder), folder, part).to(device).requires_grad_(False)
 
-    vocoder: Any = build_part(recipe, "vocoder", folder) if recipe.vocoder else GriffinLim()
+    vocoder: Any = load_vocoder(recipe, folder)
     if isinstance(vocoder, nn.Module):
         vocoder.to(device)
     unet, conditioner = build_denoiser(recipe, folder)

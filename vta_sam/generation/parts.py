@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ..conditioners.base import Conditioner
 from ..diffusion.unet import LatentUNet
 from ..errors import InputError
 from ..features import Extractors
-from ..model_folder import YAML_NAME, ModelRecipe
+from ..model_folder import YAML_NAME, ModelRecipe, load_weights
+from ..vocoder import GriffinLim
 
 
 def load_extractors(recipe: ModelRecipe, folder: Path) -> Extractors:
@@ -37,6 +40,16 @@ def build_part(recipe: ModelRecipe, part: str, folder: Path) -> Any:
             raise
         reason = str(error.__cause__ or error).strip().split("\n")[0]
         raise InputError(f"{folder / YAML_NAME} describes a {part} that can't be built: {reason}") from error
+
+
+def load_vocoder(recipe: ModelRecipe, folder: Path) -> Any:
+    """The recipe's vocoder with its weights, where it has any; Griffin-Lim where the recipe names none."""
+    vocoder = build_part(recipe, "vocoder", folder) if recipe.vocoder else GriffinLim()
+    if isinstance(vocoder, nn.Module):
+        if vocoder.state_dict():
+            load_weights(vocoder, folder, "vocoder")
+        vocoder.requires_grad_(False).eval()
+    return vocoder
 
 
 def build_denoiser(recipe: ModelRecipe, folder: Path) -> tuple[LatentUNet, Conditioner]:

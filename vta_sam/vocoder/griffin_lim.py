@@ -1,15 +1,14 @@
-"""Log-mel to waveform: the contract of a vocoder, and the one that needs no weights."""
+"""The vocoder that needs no weights."""
 
 from __future__ import annotations
 
 import math
-from typing import Protocol
 
 import torch
 from torch import nn
 
-from .errors import InputError
-from .mel import FFT_SAMPLES, HOP_SAMPLES, LOG_FLOOR, N_MELS, SAMPLE_RATE_HZ, mel_filters
+from ..errors import InputError
+from ..mel import FFT_SAMPLES, HOP_SAMPLES, LOG_FLOOR, N_MELS, SAMPLE_RATE_HZ, mel_filters
 
 # A Gaussian exp(-t² / 2σ²) that comes closest to the Hann window of the mel front end has this σ (Průša, Balazs and
 # Søndergaard, 2017: γ = 0.25645 N² for N samples of Hann, and γ = 2πσ²).
@@ -17,20 +16,6 @@ _WINDOW_SIGMA_SAMPLES = math.sqrt(0.25645 / (2 * math.pi)) * FFT_SAMPLES
 _MAX_DELAY_SAMPLES = 0.47 * FFT_SAMPLES  # just inside the window, where the Gaussian stops resembling it
 _MIN_FRAMES = FFT_SAMPLES // 2 // HOP_SAMPLES + 1  # fewer samples cannot be reflected at the edges
 _TINY = 1e-12
-
-
-class Vocoder(Protocol):
-    """Log-mel ⇒ waveform.
-
-    mel: (B, frames, 64) float, natural log, as :class:`vta_sam.mel.LogMel` makes it. Returns (B, samples) float32 at
-    16 kHz on the mel's device, where samples ≥ 160 · frames; what is beyond 160 · frames is the ringing of the last
-    frame, and callers cut it. Each waveform depends on its own mel alone, never on its neighbours in the batch, and the
-    same mel gives the same waveform. Sounds may exceed [-1, 1] when the mel asks for it: clipping is the caller's.
-    """
-
-    sample_rate_hz: int
-
-    def __call__(self, mel: torch.Tensor) -> torch.Tensor: ...
 
 
 class GriffinLim(nn.Module):

@@ -1,0 +1,45 @@
+"""The vocoder with weights: HiFi-GAN's generator (Kong et al. 2020, arXiv 2010.05646)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from ..errors import InputError
+from ..mel import N_MELS, SAMPLE_RATE_HZ
+
+
+class HiFiGAN(nn.Module):
+    """transformers' SpeechT5HifiGan under the contract of :class:`~vta_sam.vocoder.base.Vocoder`.
+
+    The defaults are AudioLDM's at 16 kHz (55.3 M parameters), which takes log-mels as they are: its weights are
+    imported beside AudioLDM's VAE, and stage ``vocoder`` trains others. From F frames it makes 160 · F + 32 samples.
+
+    Args: channels, of the first layer, halved at each upsampling; upsample_rates, whose product is the hop, and
+    upsample_kernels; resblock_kernels and resblock_dilations, of the residual blocks after each upsampling.
+    Freshly built it holds random weights, and makes noise.
+    """
+
+    sample_rate_hz = SAMPLE_RATE_HZ
+
+    def __init__(self, channels: int = 1024, upsample_rates: Sequence[int] = (5, 4, 2, 2, 2),
+                 upsample_kernels: Sequence[int] = (16, 16, 8, 4, 4), resblock_kernels: Sequence[int] = (3, 7, 11),
+                 resblock_dilations: Sequence[Sequence[int]] = ((1, 3, 5), (1, 3, 5), (1, 3, 5))) -> None:
+        super().__init__()
+        from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
+
+        self.network = SpeechT5HifiGan(SpeechT5HifiGanConfig(
+            model_in_dim=N_MELS, sampling_rate=SAMPLE_RATE_HZ, upsample_initial_channel=channels,
+            upsample_rates=list(upsample_rates), upsample_kernel_sizes=list(upsample_kernels),
+            resblock_kernel_sizes=list(resblock_kernels),
+            resblock_dilation_sizes=[list(dilations) for dilations in resblock_dilations], normalize_before=False,
+        ))
+        # what it would normalise mels by if it did
+        del self.network.mean, self.network.scale
+
+    def forward(self, mel: torch.Tensor) -> torch.Tensor:
+        if mel.ndim != 3 or mel.shape[2] != N_MELS:
+            raise InputError(f"a vocoder needs log-mels of shape (B, frames, {N_MELS}), got {tuple(mel.shape)}")
+        return self.network(mel)

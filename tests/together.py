@@ -86,9 +86,9 @@ def train(stage: str, root: Path, out: Path, vae: Path | None = None, act=lambda
     return losses.found
 
 
-def main(root: str, out: str, vae: str, wanted: str, act: str = "") -> None:
+def main(root: str, out: str, vae: str, wanted: str, act: str = "", strategy: str = "ddp") -> None:
     """wanted: stages, comma-separated, each to a folder of its name under ``out``; losses to ``out``/losses.json.
-    act: "RANK:STEP:SIGNAL" sends a process a signal at the end of a step."""
+    act: "RANK:STEP:SIGNAL" sends a process a signal at the end of a step. strategy: see FitSettings."""
     processes = Processes.of_environment()
     rank, step, number = (int(part) for part in act.split(":")) if act else (-1, -1, 0)
 
@@ -98,7 +98,7 @@ def main(root: str, out: str, vae: str, wanted: str, act: str = "") -> None:
 
     try:
         with processes.connected():
-            found = {stage: train(stage, Path(root), Path(out) / stage, Path(vae), at, processes)
+            found = {stage: train(stage, Path(root), Path(out) / stage, Path(vae), at, processes, strategy=strategy)
                      for stage in wanted.split(",")}
     except Preempted as asked:
         print(f"stopped, requeue {asked.requeue}", flush=True)

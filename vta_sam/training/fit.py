@@ -15,7 +15,7 @@ import torch
 from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from ..errors import InputError
 from ..processes import Processes
@@ -28,6 +28,7 @@ from .loggers import close
 from .precision import choose_precision, training_device
 from .preemption import Preemption
 from .run_folder import StageFolder
+from .sharding import fill_whole, to_be_sharded
 
 LoggerFactory = Callable[..., Logger]  # (save_dir=…, name=…) ⇒ Logger
 
@@ -36,7 +37,8 @@ LoggerFactory = Callable[..., Logger]  # (save_dir=…, name=…) ⇒ Logger
 class FitSettings:
     """steps: optimiser steps. validate_every, checkpoint_every: in steps. accumulate: batches per step, of one process;
     see StageSettings.parted for several. clip_norm: of the gradient. ema_decay: of the averaged weights, which are what
-    is validated and kept. precision: auto, fp32 or bf16. accelerator: Lightning's."""
+    is validated and kept. precision: auto, fp32 or bf16. accelerator: Lightning's. strategy: of several processes, ddp
+    (each has the whole network) or fsdp2 (sharding.py; experimental: no averaged weights, which can't be sharded)."""
 
     steps: int
     validate_every: int
@@ -47,8 +49,11 @@ class FitSettings:
     ema_start: int = 0
     precision: str = "auto"
     accelerator: str = "auto"
+    strategy: str = "ddp"
 
     def __post_init__(self):
+        if self.strategy not in ("ddp", "fsdp2"):
+            raise InputError(f"strategy={self.strategy}: ddp or fsdp2")
         if not 0 < self.validate_every <= self.steps:
             raise InputError(f"validate_every={self.validate_every} with steps={self.steps}: a validation chooses the "
                              "weights that are kept, so there must be one; make it 1 … steps")
@@ -77,20 +82,24 @@ def fit(
     preemption = preemption or Preemption(Processes())
     processes = preemption.processes
     figure, mode = monitor
+    sharded = settings.strategy == "fsdp2" and processes.world > 1  # one process has nobody to share with
+    if sharded:
+        to_be_sharded(module)
+    average = [EMAWeightAveraging(decay=settings.ema_decay, update_starting_at_step=settings.ema_start)]
     with attention_kernels(training_device()):
         precision = processes.alone(lambda: choose_precision(
             settings.precision, module, next(iter(data.train_dataloader())), folder.path))
     trainer = L.Trainer(
         default_root_dir=folder.path,
         max_steps=settings.steps,
-        accelerator=settings.accelerator, precision=precision, **_together(processes),
+        accelerator=settings.accelerator, precision=precision, **_together(processes, sharded),
         gradient_clip_val=settings.clip_norm, accumulate_grad_batches=settings.accumulate,
         val_check_interval=settings.validate_every * settings.accumulate, check_val_every_n_epoch=None,
         num_sanity_val_steps=0, log_every_n_steps=10, enable_progress_bar=False, enable_model_summary=False,
         logger=[make(save_dir=str(folder.path), name="logs") for make in loggers] or False,
         callbacks=[
             *callbacks,  # before the average, which puts the raw weights back when validation ends
-            EMAWeightAveraging(decay=settings.ema_decay, update_starting_at_step=settings.ema_start),
+            *([] if sharded else average),
             FiniteGuard(folder.path),
             StepProgress(label, settings.steps),
             ModelCheckpoint(folder.best_checkpoint.parent, filename="best", monitor=figure, mode=mode,
@@ -110,19 +119,26 @@ def fit(
         raise
     finally:
         close(trainer.loggers)
-    module.load_state_dict(read_checkpoint(folder.best_checkpoint, module)["state_dict"])
+    best = read_checkpoint(folder.best_checkpoint, module)["state_dict"]
+    if sharded:
+        fill_whole(module, best)
+    else:
+        module.load_state_dict(best)
     module.eval()
 
 
-def _together(processes: Processes) -> dict[str, Any]:
+def _together(processes: Processes, sharded: bool) -> dict[str, Any]:
     """What the trainer is told of the processes. Lightning's own reading of SLURM's variables is kept out: its handler
     would save in the middle of a step, and its checkpoint would be loaded by whichever stage comes next."""
     if processes.world == 1:
         return {"devices": 1, "plugins": [AtomicCheckpointIO(), LightningEnvironment()]}
+    # parts of a conditioner may be switched off by its settings, and get no gradient
+    strategy = ModelParallelStrategy(data_parallel_size=processes.world, tensor_parallel_size=1,
+                                     save_distributed_checkpoint=False) if sharded else \
+        DDPStrategy(find_unused_parameters=True)
     return {
         "devices": processes.local_world, "num_nodes": processes.machines, "use_distributed_sampler": False,
-        # parts of a conditioner may be switched off by its settings, and get no gradient
-        "strategy": DDPStrategy(find_unused_parameters=True),
+        "strategy": strategy,
         "plugins": [AtomicCheckpointIO(), TorchElasticEnvironment()],
     }
 
@@ -154,5 +170,6 @@ def _quiet() -> None:
                     ".*Checkpoint directory.*", ".*mid-epoch checkpoint.*", ".*litmodels.*", ".*isn't resumable.*",
                     ".*treespec, LeafSpec.*", ".*Starting from v1.9.0.*", ".*Found keys that are not in the model.*",
                     ".*`srun` command is available.*", ".*torch.distributed.nn.functional.all_gather is deprecated.*",
+                    ".*FSDP2-wrapped module .* returned a view tensor.*",  # which nobody writes to
                     ".*sync_dist=True.*"):  # in validation every process sees the same clips
         warnings.filterwarnings("ignore", message)

@@ -11,6 +11,7 @@ import torch
 
 from ..atomic import write_text
 from ..errors import InputError
+from .sharding import total_norm
 
 
 class FiniteGuard(L.Callback):
@@ -33,7 +34,7 @@ class FiniteGuard(L.Callback):
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
         """DDP has put the processes' gradients together by now, so that all of them see what one of them spoiled."""
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))) if gradients else torch.tensor(0.0)
+        norm = total_norm(gradients) if gradients else torch.tensor(0.0)
         keys, losses = self._keys, torch.stack(self._losses)
         self._keys, self._losses = [], []  # of accumulated batches, all of the step's
         if torch.isfinite(torch.cat([losses, norm.reshape(1).to(losses)])).all():  # one wait for the device

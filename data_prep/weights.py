@@ -3,11 +3,13 @@
     python data_prep/weights.py list
     python data_prep/weights.py fetch extraction sam_vit_h      # names and groups of names
     python data_prep/weights.py check
+    python data_prep/weights.py import audioldm-s-full.ckpt models/audioldm    # then train.py vae=models/audioldm
     python data_prep/weights.py random extraction --folder out/random    # to try the path without a download
 """
 
 import argparse
 import sys
+from pathlib import Path
 
 from vta_sam.cli import run
 
@@ -29,6 +31,9 @@ def parse() -> argparse.Namespace:
     chance.add_argument("names", nargs="+", metavar="NAME", help="names and groups, as `list` shows them")
     chance.add_argument("--folder", required=True, help="where to write them; never the folder of released weights")
     chance.add_argument("--narrow", action="store_true", help="language models and CLIP of two thin layers")
+    into = verbs.add_parser("import", help="AudioLDM's VAE and vocoder, from its checkpoint into a model folder")
+    into.add_argument("checkpoint", help="such as audioldm-s-full.ckpt")
+    into.add_argument("out", help="the model folder to write")
     return parser.parse_args()
 
 
@@ -39,8 +44,17 @@ def main() -> None:
 
     from vta_sam.released import registry, report
 
-    folder = registry.weights_folder(arguments.folder)
     console = Console(highlight=False)
+    if arguments.verb == "import":
+        from vta_sam.importers.audioldm import LICENCE, import_audioldm
+
+        account = import_audioldm(Path(arguments.checkpoint), Path(arguments.out))
+        for reason in sorted(set(account.left_out.values())):
+            left = sum(found == reason for found in account.left_out.values())
+            console.print(f"{left} entries left out: {reason}", markup=False)
+        console.print(f"{arguments.out}: {len(account.taken)} tensors; licence {LICENCE}", soft_wrap=True, markup=False)
+        return
+    folder = registry.weights_folder(arguments.folder)
     entries = registry.find_entries(getattr(arguments, "names", []))
     if arguments.verb == "list":
         console.print(report.listing(entries, folder))

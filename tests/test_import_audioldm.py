@@ -1,0 +1,118 @@
+"""AudioLDM's VAE and vocoder, imported and read back, compute what the published code computes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vta_sam.clip import ClipSpec
+from vta_sam.errors import InputError
+from vta_sam.generation.parts import build_part, load_vocoder
+from vta_sam.importers.audioldm import import_audioldm
+from vta_sam.model_folder import load_weights, read_recipe
+from vta_sam.training.stages import load_codec
+
+TINY = {"widths": (32, 64, 64), "channels": 64}
+
+
+@pytest.fixture
+def released(shared_dir):
+    return shared_dir / "golden" / "checkpoints"
+
+
+@pytest.fixture
+def state(released):
+    return torch.load(released / "audioldm_tiny.ckpt", weights_only=True)["state_dict"]
+
+
+@torch.no_grad()
+def test_the_imported_folder_computes_what_was_published(released, tmp_path):
+    account = import_audioldm(released / "audioldm_tiny.ckpt", tmp_path / "model", **TINY)
+    assert len(account.taken) == 394 and not account.left_out
+    recipe, golden = read_recipe(tmp_path / "model"), np.load(released / "audioldm_tiny.npz")
+    assert recipe.latent_scale == pytest.approx(0.9227, abs=1e-4) and "BY-NC" in recipe.about["licence"]
+    codec = load_weights(build_part(recipe, "codec", tmp_path), tmp_path / "model", "codec").eval()
+    mean, log_variance = codec.moments(torch.from_numpy(golden["mel"]).float()).chunk(2, dim=1)
+    np.testing.assert_allclose(mean, golden["posterior_mean"], atol=1e-4)
+    np.testing.assert_allclose(log_variance, golden["posterior_logvar"], atol=1e-4)
+    mel = codec.network.decode(torch.from_numpy(golden["posterior_mean"]).float()).sample
+    np.testing.assert_allclose(mel, golden["mel_from_scaled_mean"], atol=1e-4)
+    waveform = load_vocoder(recipe, tmp_path / "model")(torch.from_numpy(golden["mel_from_scaled_mean"]).float()[:, 0])
+    np.testing.assert_allclose(waveform, golden["waveform"], atol=1e-6)
+
+
+def without(state):
+    del state["first_stage_model.decoder.conv_in.weight"]
+
+
+def with_more(state):
+    state["first_stage_model.encoder.more"] = torch.zeros(1)
+
+
+def with_unknown(state):
+    state["something.else"] = torch.zeros(1)
+
+
+def misshapen(state):
+    state["first_stage_model.quant_conv.weight"] = torch.zeros(3, 3)
+
+
+def unscaled(state):
+    state["scale_factor"] = torch.tensor(float("nan"))
+
+
+@pytest.mark.parametrize(("harm", "says"), [
+    (without, "lacks 1 tensors of the VAE"), (with_more, "encoder.more"), (with_unknown, "something.else"),
+    (misshapen, r"has the shape \(3, 3\)"), (unscaled, "no positive number")])
+def test_another_checkpoint_is_refused_and_nothing_is_written(state, tmp_path, harm, says):
+    harm(state)
+    torch.save({"state_dict": state}, tmp_path / "harmed.ckpt")
+    with pytest.raises(InputError, match=says):
+        import_audioldm(tmp_path / "harmed.ckpt", tmp_path / "model", **TINY)
+    assert [path.name for path in tmp_path.iterdir()] == ["harmed.ckpt"]
+
+
+class Code:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (self.marker,)
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path):
+    torch.save({"state_dict": {"scale_factor": Code(str(tmp_path / "ran"))}}, tmp_path / "harmed.ckpt")
+    with pytest.raises(InputError, match="can't be read"):
+        import_audioldm(tmp_path / "harmed.ckpt", tmp_path / "model", **TINY)
+    assert [path.name for path in tmp_path.iterdir()] == ["harmed.ckpt"]
+
+
+def test_a_truncated_checkpoint_is_refused(released, tmp_path):
+    whole = (released / "audioldm_tiny.ckpt").read_bytes()
+    (tmp_path / "broken.ckpt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="can't be read"):
+        import_audioldm(tmp_path / "broken.ckpt", tmp_path / "model", **TINY)
+    assert [path.name for path in tmp_path.iterdir()] == ["broken.ckpt"]
+
+
+def test_training_takes_the_imported_vae(released, tmp_path):
+    import_audioldm(released / "audioldm_tiny.ckpt", tmp_path / "model", **TINY)
+    codec, recipe = load_codec(tmp_path / "model", ClipSpec(10.24, 8, 4))
+    assert codec.latent_channels == 8 and recipe.vocoder is not None
+    with pytest.raises(InputError, match="exists"):
+        import_audioldm(released / "audioldm_tiny.ckpt", tmp_path / "model", **TINY)
+
+
+def test_the_command_says_what_does_not_fit(released, tmp_path):
+    """The tiny checkpoint is none of the released size."""
+    script = Path(__file__).parents[1] / "data_prep" / "weights.py"
+    done = subprocess.run([sys.executable, script, "import", released / "audioldm_tiny.ckpt", tmp_path / "model"],
+                          capture_output=True, text=True)
+    assert done.returncode == 2 and "nothing was imported" in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,1 @@
+"""Released checkpoints ⇒ model folders of this project: one file a source."""

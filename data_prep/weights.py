@@ -49,10 +49,8 @@ def main() -> None:
         from vta_sam.importers.audioldm import LICENCE, import_audioldm
 
         account = import_audioldm(Path(arguments.checkpoint), Path(arguments.out))
-        for reason in sorted(set(account.left_out.values())):
-            left = sum(found == reason for found in account.left_out.values())
-            console.print(f"{left} entries left out: {reason}", markup=False)
-        console.print(f"{arguments.out}: {len(account.taken)} tensors; licence {LICENCE}", soft_wrap=True, markup=False)
+        console.print(*account.lines(), f"{arguments.out} is there; licence: {LICENCE}", sep="\n", soft_wrap=True,
+                      markup=False)
         return
     folder = registry.weights_folder(arguments.folder)
     entries = registry.find_entries(getattr(arguments, "names", []))

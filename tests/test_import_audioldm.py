@@ -10,14 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
+from omegaconf import OmegaConf
 
 from vta_sam.clip import ClipSpec
 from vta_sam.errors import InputError
 from vta_sam.generation.parts import build_part, load_vocoder
-from vta_sam.importers.audioldm import import_audioldm
+from vta_sam.importers.audioldm import import_audioldm, vae_name, vocoder_name
 from vta_sam.model_folder import load_weights, read_recipe
 from vta_sam.training.stages import load_codec
+from vta_sam.vocoder import HiFiGAN
 
+BASE = Path(__file__).parents[1] / "conf" / "size" / "base.yaml"
 TINY = {"widths": (32, 64, 64), "channels": 64}
 
 
@@ -59,6 +63,18 @@ def with_unknown(state):
     state["something.else"] = torch.zeros(1)
 
 
+def with_unknown_beside(state):
+    state["something"] = torch.zeros(1)
+
+
+def twice(state):
+    state["first_stage_model.decoder.up.0.block.0.conv_shortcut.bias"] = torch.zeros(32)
+
+
+def numbered(state):
+    state[0] = torch.zeros(1)
+
+
 def misshapen(state):
     state["first_stage_model.quant_conv.weight"] = torch.zeros(3, 3)
 
@@ -69,6 +85,7 @@ def unscaled(state):
 
 @pytest.mark.parametrize(("harm", "says"), [
     (without, "lacks 1 tensors of the VAE"), (with_more, "encoder.more"), (with_unknown, "something.else"),
+    (with_unknown_beside, "'something'"), (twice, "no place for"), (numbered, "no checkpoint of AudioLDM"),
     (misshapen, r"has the shape \(3, 3\)"), (unscaled, "no positive number")])
 def test_another_checkpoint_is_refused_and_nothing_is_written(state, tmp_path, harm, says):
     harm(state)
@@ -76,6 +93,32 @@ def test_another_checkpoint_is_refused_and_nothing_is_written(state, tmp_path, h
     with pytest.raises(InputError, match=says):
         import_audioldm(tmp_path / "harmed.ckpt", tmp_path / "model", **TINY)
     assert [path.name for path in tmp_path.iterdir()] == ["harmed.ckpt"]
+
+
+def test_what_is_beside_the_vae_and_vocoder_is_left_out_and_told(state, tmp_path):
+    beside = {"model.diffusion_model.out.2.bias": "AudioLDM's own UNet", "cond_stage_model.logit_scale": "CLAP",
+              "betas": "noise schedule", "logvar": "noise schedule", "first_stage_model.loss.logvar": "training"}
+    torch.save({"state_dict": state | dict.fromkeys(beside, torch.zeros(1))}, tmp_path / "whole.ckpt")
+    account = import_audioldm(tmp_path / "whole.ckpt", tmp_path / "model", **TINY)
+    assert account.left_out.keys() == beside.keys()
+    assert all(words in account.left_out[key] for key, words in beside.items())
+    assert account.lines()[0] == "394 tensors taken"
+    assert "2 entries left out: numbers of the noise schedule" in account.lines()
+
+
+def test_its_names_are_those_of_the_released_size(state):
+    """Levels of 128, 256 and 512 differ where the tiny ones don't, so CompVis' code has two more shortcuts there."""
+    network = OmegaConf.to_object(OmegaConf.load(BASE).networks.codec.network)
+    with torch.device("meta"):
+        vae, vocoder = AutoencoderKL(**{k: v for k, v in network.items() if k != "_target_"}), HiFiGAN()
+    names = [key.removeprefix("first_stage_model.") for key in state if key != "scale_factor"]
+    names += [f"{block}.nin_shortcut.{kind}" for block in ("encoder.down.2.block.0", "decoder.up.1.block.0")
+              for kind in ("weight", "bias")]
+    sounding = {vocoder_name(name.removeprefix("vocoder.")) for name in names if name.startswith("vocoder.")}
+    assert sounding == vocoder.state_dict().keys()
+    assert {vae_name(name, 3) for name in names if not name.startswith("vocoder.")} == vae.state_dict().keys()
+    assert round(sum(p.numel() for p in vae.parameters()) / 1e6, 1) == 55.4
+    assert round(sum(p.numel() for p in vocoder.parameters()) / 1e6, 1) == 55.3
 
 
 class Code:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,22 +26,22 @@ class Account:
     taken: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
 
-    def leave_out(self, prefix: str, reason: str) -> None:
-        """Keys that begin with ``prefix`` are of no use here."""
-        self.left_out |= {key: reason for key in self.state if key.startswith(prefix)}
+    def leave_out(self, prefixes: tuple[str, ...], reason: str) -> None:
+        """Keys that begin with one of ``prefixes`` are of no use here."""
+        self.left_out |= {key: reason for key in self._open() if key.startswith(prefixes)}
 
     def fill(self, module: nn.Module, part: str, prefix: str, renamed: Callable[[str], str]) -> None:
-        """Fill a module with the tensors below ``prefix``, each under the name that ``renamed`` gives it.
+        """Fill a module with the tensors below ``prefix``, each under the name that ``renamed`` gives it; those
+        taken or left out already are passed over.
 
         A weight of a 1x1 convolution may fill a linear layer. Raises InputError where a tensor is missing, is one that
         the module doesn't know, or has another shape.
         """
         own, found = module.state_dict(), dict[str, Tensor]()
-        for key, value in self.state.items():
-            if not key.startswith(prefix) or key in self.left_out:
-                continue
-            name = renamed(key.removeprefix(prefix))
-            if name not in own:
+        keys = [key for key in self._open() if key.startswith(prefix)]
+        for key in keys:
+            name, value = renamed(key.removeprefix(prefix)), self.state[key]
+            if name not in own or name in found:
                 raise InputError(f"{self.path} holds {key!r}, which the {part} has no place for; nothing was imported")
             if not isinstance(value, Tensor) or value.is_sparse or not value.is_floating_point():
                 raise InputError(f"{self.path}: {key!r} is no dense tensor of numbers; nothing was imported")
@@ -50,16 +51,27 @@ class Account:
                 raise InputError(f"{self.path}: {key!r} has the shape {tuple(value.shape)}, the {part} takes "
                                  f"{tuple(own[name].shape)}; nothing was imported")
             found[name] = value.to(torch.float32)
-            self.taken.append(key)
         missing = [name for name in own if name not in found]
         if missing:
             raise InputError(f"{self.path} lacks {len(missing)} tensors of the {part}, the first is {missing[0]!r}; "
                              "nothing was imported")
         module.load_state_dict(found)
+        self.taken += keys
 
     def close(self) -> None:
         """Raise InputError unless every key was taken or left out."""
-        rest = [key for key in self.state if key not in self.left_out and key not in set(self.taken)]
+        rest = self._open()
         if rest:
             raise InputError(f"{self.path} holds {len(rest)} tensors that nothing is known of, the first is "
                              f"{rest[0]!r}; nothing was imported")
+
+    def lines(self) -> list[str]:
+        """What became of the checkpoint's entries, for a person."""
+        counts = Counter(self.left_out.values())
+        return [f"{len(self.taken)} tensors taken",
+                *(f"{count} entries left out: {reason}" for reason, count in sorted(counts.items()))]
+
+    def _open(self) -> list[str]:
+        """Keys of which nothing was said yet."""
+        said = self.left_out.keys() | set(self.taken)
+        return [key for key in self.state if key not in said]

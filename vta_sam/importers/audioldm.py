@@ -24,6 +24,10 @@ from .account import Account
 LICENCE = "CC BY-NC: not for commercial use"
 _PREFIX = "first_stage_model."
 _DURATION_S = 10.24  # of a clip that it was trained on
+# what latent diffusion's code (CompVis) keeps beside its networks
+_SCHEDULE = frozenset("""betas alphas_cumprod alphas_cumprod_prev sqrt_alphas_cumprod sqrt_one_minus_alphas_cumprod
+log_one_minus_alphas_cumprod sqrt_recip_alphas_cumprod sqrt_recipm1_alphas_cumprod posterior_variance
+posterior_log_variance_clipped posterior_mean_coef1 posterior_mean_coef2 lvlb_weights logvar""".split())
 
 
 def import_audioldm(checkpoint: Path, out: Path, widths: Sequence[int] = (128, 256, 512), channels: int = 1024,
@@ -38,10 +42,10 @@ def import_audioldm(checkpoint: Path, out: Path, widths: Sequence[int] = (128, 2
         raise InputError(f"{out} exists; remove it or name another folder to import into")
     outer = read_state(checkpoint)
     state = outer.get("state_dict", outer)
-    if not isinstance(state, dict) or not isinstance(state.get("scale_factor"), Tensor):
+    scale = state.pop("scale_factor", None) if isinstance(state, dict) else None
+    if not isinstance(scale, Tensor) or not all(isinstance(key, str) for key in state):
         raise InputError(f"{checkpoint} has no scale_factor, so it is no checkpoint of AudioLDM; nothing was imported")
-    scale = float(state["scale_factor"]) if state["scale_factor"].numel() == 1 else math.nan
-    if not 0 < scale < math.inf:
+    if scale.numel() != 1 or not scale.is_floating_point() or not 0 < scale.item() < math.inf:
         raise InputError(f"{checkpoint}: scale_factor is no positive number; nothing was imported")
     levels = len(widths)
     network = {
@@ -50,30 +54,21 @@ def import_audioldm(checkpoint: Path, out: Path, widths: Sequence[int] = (128, 2
         "layers_per_block": 2, "norm_num_groups": 32, "sample_size": 1024,
     }
     codec, vocoder = MelCodec(AutoencoderKL(**network)), HiFiGAN(channels)
-    account = Account(checkpoint, {key: value for key, value in state.items() if key != "scale_factor"})
-    for prefix, reason in (("model.", "AudioLDM's own UNet"), ("model_ema.", "AudioLDM's own UNet"),
-                           ("cond_stage_model.", "AudioLDM's CLAP"), (_PREFIX + "loss.", "used in training alone")):
-        account.leave_out(prefix, reason)
-    for key in state:  # alphas_cumprod, logvar and the like
-        if "." not in key and key != "scale_factor":
-            account.left_out[key] = "the noise schedule, which the config gives"
-    vocoder_prefix = _PREFIX + "vocoder."
-    account.fill(vocoder, "vocoder", vocoder_prefix,
-                 lambda name: "network." + re.sub(r"^ups\.", "upsampler.", name))
-    inner = Account(checkpoint, {key: value for key, value in account.state.items()
-                                 if key.startswith(_PREFIX) and key not in account.left_out
-                                 and not key.startswith(vocoder_prefix)})
-    inner.fill(codec, "VAE", _PREFIX, lambda name: "network." + vae_name(name, levels))
-    account.taken += inner.taken
+    account = Account(checkpoint, state)
+    account.leave_out(("model.", "model_ema."), "AudioLDM's own UNet")
+    account.leave_out(("cond_stage_model.",), "AudioLDM's CLAP")
+    account.leave_out((f"{_PREFIX}loss.",), "losses of the VAE's training")
+    account.left_out |= {key: "numbers of the noise schedule" for key in state if key in _SCHEDULE}
+    account.fill(vocoder, "vocoder", f"{_PREFIX}vocoder.", vocoder_name)
+    account.fill(codec, "VAE", _PREFIX, lambda name: "network." + vae_name(name, levels))
     account.close()
     recipe = ModelRecipe(
-        clip={"duration_s": _DURATION_S, "fps": 8, "latent_stride_frames": codec.stride}, latent_scale=scale,
+        clip={"duration_s": _DURATION_S, "fps": 8, "latent_stride_frames": codec.stride}, latent_scale=scale.item(),
         codec={"_target_": "vta_sam.vae.codec.MelCodec",
                "network": {"_target_": "diffusers.AutoencoderKL", **network}},
         vocoder={"_target_": "vta_sam.vocoder.HiFiGAN", "channels": channels},
         about={"source": "AudioLDM", "file": checkpoint.name, "licence": LICENCE, "code_version": __version__},
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.partial")
     try:
         save_model(temporary, recipe, {"codec": codec, "vocoder": vocoder})
@@ -81,6 +76,11 @@ def import_audioldm(checkpoint: Path, out: Path, widths: Sequence[int] = (128, 2
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return account
+
+
+def vocoder_name(name: str) -> str:
+    """The name of a tensor in HiFi-GAN's own code ⇒ its name in :class:`~vta_sam.vocoder.HiFiGAN`."""
+    return "network." + re.sub(r"^ups\.", "upsampler.", name)
 
 
 def vae_name(name: str, levels: int) -> str:

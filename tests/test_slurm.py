@@ -64,7 +64,7 @@ def test_an_extraction_with_a_task_killed_equals_one_process(cluster, world, tmp
     cluster.wait_for(lambda: len(list((tmp_path / "array").glob("*.tar"))) >= 1, 300, "the first shard")
     killed = next(task for task in tasks if cluster.state(task) == "RUNNING")
     cluster.run("scontrol", "requeue", killed)
-    cluster.start_now(killed)
+    cluster.start_soon(killed)
     cluster.finished(*tasks)
     for name in sorted(path.name for path in (tmp_path / "alone").iterdir() if not path.name.startswith(".")):
         assert (tmp_path / "array" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
@@ -90,7 +90,7 @@ def test_a_training_that_is_preempted_ends_as_one_that_is_not(cluster, world, tm
     for stage in ("condition", "diffusion"):
         cluster.wait_for(lambda: (run / stage / "checkpoints" / "last.ckpt").exists(), 300, f"a checkpoint of {stage}")
         cluster.run("scancel", "--signal=USR1", job)
-        cluster.start_now(job)
+        cluster.start_soon(job)
     cluster.finished(job)
     said = Path(log).read_text()
     assert said.count(f"job {job} goes back into the queue") == 2 and "could not" not in said, said

@@ -4,6 +4,7 @@
     python data_prep/weights.py fetch extraction sam_vit_h      # names and groups of names
     python data_prep/weights.py check
     python data_prep/weights.py import audioldm-s-full.ckpt models/audioldm    # then train.py vae=models/audioldm
+    python data_prep/weights.py import ckpt/vta-ldm-clip4clip-v-large models/vta_ldm    # then generate.py model=…
     python data_prep/weights.py random extraction --folder out/random    # to try the path without a download
 """
 
@@ -31,10 +32,24 @@ def parse() -> argparse.Namespace:
     chance.add_argument("names", nargs="+", metavar="NAME", help="names and groups, as `list` shows them")
     chance.add_argument("--folder", required=True, help="where to write them; never the folder of released weights")
     chance.add_argument("--narrow", action="store_true", help="language models and CLIP of two thin layers")
-    into = verbs.add_parser("import", help="AudioLDM's VAE and vocoder, from its checkpoint into a model folder")
-    into.add_argument("checkpoint", help="such as audioldm-s-full.ckpt")
+    into = verbs.add_parser("import", parents=[common], help="a released checkpoint into a model folder of ours")
+    into.add_argument("checkpoint", help="audioldm-s-full.ckpt, or a folder of AudioLDM (diffusers), Tango or VTA-LDM")
     into.add_argument("out", help="the model folder to write")
+    into.add_argument("--parts", action="append", default=[], metavar="FOLDER", help="where parts that it names may "
+                      "lie (a scheduler's numbers, an encoder), beside its own folder and that of released weights")
+    into.add_argument("--set", action="append", default=[], metavar="KEY=NAME", help="a part under another name than "
+                      "the checkpoint gives it")
     return parser.parse_args()
+
+
+def named(given: list[str]) -> dict[str, str]:
+    """KEY=NAME … ⇒ {key: name}."""
+    from vta_sam.errors import InputError
+
+    for pair in given:
+        if "=" not in pair:
+            raise InputError(f"--set {pair}: expected KEY=NAME")
+    return dict(pair.split("=", 1) for pair in given)
 
 
 @run
@@ -46,11 +61,15 @@ def main() -> None:
 
     console = Console(highlight=False)
     if arguments.verb == "import":
-        from vta_sam.importers.audioldm import LICENCE, import_audioldm
+        from vta_sam.importers.recognise import import_checkpoint
+        from vta_sam.model_folder import read_recipe
 
-        account = import_audioldm(Path(arguments.checkpoint), Path(arguments.out))
-        console.print(*account.lines(), f"{arguments.out} is there; licence: {LICENCE}", sep="\n", soft_wrap=True,
-                      markup=False)
+        folders = [*map(Path, arguments.parts), registry.weights_folder(arguments.folder)]
+        accounts = import_checkpoint(Path(arguments.checkpoint), Path(arguments.out), folders, named(arguments.set))
+        for account in accounts:
+            console.print(account.path, *account.lines(), sep="\n  ", soft_wrap=True, markup=False)
+        console.print(f"{arguments.out} is there; licence: {read_recipe(arguments.out).about['licence']}",
+                      soft_wrap=True, markup=False)
         return
     folder = registry.weights_folder(arguments.folder)
     entries = registry.find_entries(getattr(arguments, "names", []))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,17 +14,19 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
 
 from vta_sam.clip import ClipSpec
 from vta_sam.errors import InputError
 from vta_sam.generation.parts import build_part, load_vocoder
-from vta_sam.importers.audioldm import import_audioldm, vae_name, vocoder_name
+from vta_sam.importers.audioldm import import_audioldm
+from vta_sam.importers.compvis import vae_name, vocoder_name
+from vta_sam.importers.recognise import import_checkpoint
 from vta_sam.model_folder import load_weights, read_recipe
 from vta_sam.training.stages import load_codec
 from vta_sam.vocoder import HiFiGAN
 
 BASE = Path(__file__).parents[1] / "conf" / "size" / "base.yaml"
-TINY = {"widths": (32, 64, 64), "channels": 64}
 
 
 @pytest.fixture
@@ -31,13 +35,16 @@ def released(shared_dir):
 
 
 @pytest.fixture
-def state(released):
+def state(released, tmp_path):
+    """The tiny checkpoint's tensors; its shape lies beside the files that tests make of them."""
+    for name in ("harmed", "whole"):
+        shutil.copy(released / "audioldm_tiny.json", tmp_path / f"{name}.json")
     return torch.load(released / "audioldm_tiny.ckpt", weights_only=True)["state_dict"]
 
 
 @torch.no_grad()
 def test_the_imported_folder_computes_what_was_published(released, tmp_path):
-    account = import_audioldm(released / "audioldm_tiny.ckpt", tmp_path / "model", **TINY)
+    (account,) = import_audioldm(released / "audioldm_tiny.ckpt", tmp_path / "model")
     assert len(account.taken) == 394 and not account.left_out
     recipe, golden = read_recipe(tmp_path / "model"), np.load(released / "audioldm_tiny.npz")
     assert recipe.latent_scale == pytest.approx(0.9227, abs=1e-4) and "BY-NC" in recipe.about["licence"]
@@ -91,15 +98,15 @@ def test_another_checkpoint_is_refused_and_nothing_is_written(state, tmp_path, h
     harm(state)
     torch.save({"state_dict": state}, tmp_path / "harmed.ckpt")
     with pytest.raises(InputError, match=says):
-        import_audioldm(tmp_path / "harmed.ckpt", tmp_path / "model", **TINY)
-    assert [path.name for path in tmp_path.iterdir()] == ["harmed.ckpt"]
+        import_audioldm(tmp_path / "harmed.ckpt", tmp_path / "model")
+    assert not [path for path in tmp_path.iterdir() if path.suffix not in (".ckpt", ".json")]
 
 
 def test_what_is_beside_the_vae_and_vocoder_is_left_out_and_told(state, tmp_path):
     beside = {"model.diffusion_model.out.2.bias": "AudioLDM's own UNet", "cond_stage_model.logit_scale": "CLAP",
               "betas": "noise schedule", "logvar": "noise schedule", "first_stage_model.loss.logvar": "training"}
     torch.save({"state_dict": state | dict.fromkeys(beside, torch.zeros(1))}, tmp_path / "whole.ckpt")
-    account = import_audioldm(tmp_path / "whole.ckpt", tmp_path / "model", **TINY)
+    (account,) = import_audioldm(tmp_path / "whole.ckpt", tmp_path / "model")
     assert account.left_out.keys() == beside.keys()
     assert all(words in account.left_out[key] for key, words in beside.items())
     assert account.lines()[0] == "394 tensors taken"
@@ -132,7 +139,7 @@ class Code:
 def test_code_in_a_checkpoint_is_not_run(tmp_path):
     torch.save({"state_dict": {"scale_factor": Code(str(tmp_path / "ran"))}}, tmp_path / "harmed.ckpt")
     with pytest.raises(InputError, match="can't be read"):
-        import_audioldm(tmp_path / "harmed.ckpt", tmp_path / "model", **TINY)
+        import_audioldm(tmp_path / "harmed.ckpt", tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["harmed.ckpt"]
 
 
@@ -140,22 +147,73 @@ def test_a_truncated_checkpoint_is_refused(released, tmp_path):
     whole = (released / "audioldm_tiny.ckpt").read_bytes()
     (tmp_path / "broken.ckpt").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match="can't be read"):
-        import_audioldm(tmp_path / "broken.ckpt", tmp_path / "model", **TINY)
+        import_audioldm(tmp_path / "broken.ckpt", tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["broken.ckpt"]
 
 
 def test_training_takes_the_imported_vae(released, tmp_path):
-    import_audioldm(released / "audioldm_tiny.ckpt", tmp_path / "model", **TINY)
+    import_audioldm(released / "audioldm_tiny.ckpt", tmp_path / "model")
     codec, recipe = load_codec(tmp_path / "model", ClipSpec(10.24, 8, 4))
     assert codec.latent_channels == 8 and recipe.vocoder is not None
     with pytest.raises(InputError, match="exists"):
-        import_audioldm(released / "audioldm_tiny.ckpt", tmp_path / "model", **TINY)
+        import_audioldm(released / "audioldm_tiny.ckpt", tmp_path / "model")
 
 
 def test_the_command_says_what_does_not_fit(released, tmp_path):
-    """The tiny checkpoint is none of the released size."""
+    """Without the .json beside it, a checkpoint is taken to be of the released size."""
+    shutil.copy(released / "audioldm_tiny.ckpt", tmp_path)
     script = Path(__file__).parents[1] / "data_prep" / "weights.py"
-    done = subprocess.run([sys.executable, script, "import", released / "audioldm_tiny.ckpt", tmp_path / "model"],
+    done = subprocess.run([sys.executable, script, "import", tmp_path / "audioldm_tiny.ckpt", tmp_path / "model"],
                           capture_output=True, text=True)
     assert done.returncode == 2 and "nothing was imported" in done.stderr and "Traceback" not in done.stderr
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["audioldm_tiny.ckpt"]
+
+
+@pytest.fixture
+def in_diffusers_layout(released, tmp_path):
+    """The same weights as diffusers keeps them, and with the attention's older names."""
+    import_audioldm(released / "audioldm_tiny.ckpt", tmp_path / "model")
+    recipe, folder = read_recipe(tmp_path / "model"), tmp_path / "released"
+    codec = load_weights(build_part(recipe, "codec", tmp_path), tmp_path / "model", "codec")
+    codec.network.register_to_config(scaling_factor=recipe.latent_scale)
+    codec.network.save_pretrained(folder / "vae")
+    vocoder = load_vocoder(recipe, tmp_path / "model").network
+    vocoder.register_buffer("mean", torch.zeros(64))
+    vocoder.register_buffer("scale", torch.ones(64))
+    vocoder.save_pretrained(folder / "vocoder")
+    state = load_file(folder / "vae" / "diffusion_pytorch_model.safetensors")
+    for new, old in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
+        state = {key.replace(f"attentions.0.{new}.", f"attentions.0.{old}."): value for key, value in state.items()}
+    assert any("proj_attn" in key for key in state)
+    torch.save(state, folder / "vae" / "diffusion_pytorch_model.bin")
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    return folder
+
+
+def test_diffusers_layout_gives_the_same_folder(in_diffusers_layout, tmp_path):
+    seen, heard = import_checkpoint(in_diffusers_layout, tmp_path / "again")
+    assert set(heard.left_out) == {"mean", "scale"} and not seen.left_out
+    first, again = read_recipe(tmp_path / "model"), read_recipe(tmp_path / "again")
+    assert again.latent_scale == first.latent_scale and again.clip == first.clip
+    for part in ("codec", "vocoder"):
+        before = load_file(tmp_path / "model" / f"{part}.safetensors")
+        after = load_file(tmp_path / "again" / f"{part}.safetensors")
+        assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+        build_part(again, part, tmp_path)
+
+
+@pytest.mark.parametrize(("file", "key", "value", "says"), [
+    ("vocoder", "normalize_before", True, "normalize_before"), ("vae", "in_channels", 3, "in_channels"),
+    ("vae", "scaling_factor", None, "no positive number"), ("vae", "block_out_channels", [32], "can't be built"),
+    ("vae", "block_out_channels", [32, 64, 96], "has the shape"), ("vocoder", "sampling_rate", 48000, "48000")])
+def test_another_diffusers_folder_is_refused(in_diffusers_layout, tmp_path, file, key, value, says):
+    path = in_diffusers_layout / file / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(InputError, match=says):
+        import_checkpoint(in_diffusers_layout, tmp_path / "again")
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "released"}
+
+
+def test_a_folder_of_another_kind_is_told_what_is_known(tmp_path):
+    with pytest.raises(InputError, match="summary.jsonl"):
+        import_checkpoint(tmp_path, tmp_path / "model")

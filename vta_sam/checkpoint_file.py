@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from numpy._core.multiarray import _reconstruct  # type: ignore[attr-defined]
 
@@ -14,11 +15,13 @@ from .errors import InputError
 
 
 def read_state(path: Path, numpy_arrays: bool = False) -> dict[str, Any]:
-    """A .pth file ⇒ the dict in it, on the CPU. Raises InputError where it is missing, damaged, or holds anything but
+    """A .pth, .ckpt, .bin or .safetensors file ⇒ the dict in it, on the CPU. Raises InputError where it is missing, damaged, or holds anything but
     tensors, numbers and texts (nothing in it is run). numpy_arrays: arrays of numbers may be among them."""
     allowed: list[Any] = [(_reconstruct, "numpy.core.multiarray._reconstruct"), _reconstruct, np.ndarray, np.dtype,
                           np.dtypes.Int64DType, np.dtypes.Float64DType, np.dtypes.Float32DType] if numpy_arrays else []
     try:
+        if path.suffix == ".safetensors":
+            return dict(safetensors.torch.load_file(path))
         with torch.serialization.safe_globals(allowed):
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except FileNotFoundError:

@@ -42,9 +42,11 @@ CLASSES = {
     "vta_sam.grounding.tiny.TinyGrounder",
     "vta_sam.grounding.oracle.OracleGrounder",
     "vta_sam.grounding.grounded_sam.GroundedSAM",
+    "vta_sam.grounding.none.NoGrounder",
     "vta_sam.encoders.tiny.TinyEncoder",
     "vta_sam.encoders.oracle.OracleEncoder",
     "vta_sam.encoders.clip.CLIPEncoder",
+    "vta_sam.encoders.t5.T5Encoder",
 }
 
 

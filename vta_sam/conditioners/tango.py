@@ -13,13 +13,17 @@ from .base import Condition, Conditioner
 class CaptionTokens(nn.Module):
     """The text encoder's token states ⇒ the UNet's width, and a null that is one learned token.
 
-    caption_dim: Dc, of the frozen text encoder's states. token_dim: D.
+    caption_dim: Dc, of the frozen text encoder's states. token_dim: D. straight: states are tokens as they are, and the
+    null is one token, the text encoder's state of an empty caption, which is to be filled in.
     """
 
-    def __init__(self, caption_dim: int, token_dim: int):
+    def __init__(self, caption_dim: int, token_dim: int, straight: bool = False):
         super().__init__()
-        self.norm = nn.LayerNorm(caption_dim)
-        self.project = nn.Linear(caption_dim, token_dim)
+        if straight and caption_dim != token_dim:
+            raise ValueError(f"states of width {caption_dim} can't go straight into tokens of width {token_dim}")
+        self.straight = straight
+        self.norm = nn.Identity() if straight else nn.LayerNorm(caption_dim)
+        self.project = nn.Identity() if straight else nn.Linear(caption_dim, token_dim)
         self.null_token = nn.Parameter(torch.randn(token_dim) * 0.02)
 
     def forward(self, batch: ClipBatch) -> tuple[Tensor, Tensor]:
@@ -27,20 +31,23 @@ class CaptionTokens(nn.Module):
         return self.project(self.norm(batch.caption_tokens)), batch.caption_mask
 
     def null(self, batch: ClipBatch) -> tuple[Tensor, Tensor]:
-        return self.null_token.expand(*batch.caption_mask.shape, -1), batch.caption_mask
+        mask = batch.caption_mask
+        if self.straight:  # an empty caption is its end token alone
+            mask = torch.arange(mask.shape[1], device=mask.device).expand_as(mask) == 0
+        return self.null_token.expand(*mask.shape, -1), mask
 
 
 class TangoConditioner(Conditioner):
-    """Text to audio. Published: FLAN-T5 states of width 1024 straight into cross-attention of that width; here a linear
-    layer brings any encoder's states to the shared UNet's width.
+    """Text to audio. Published: FLAN-T5 states of width 1024 straight into cross-attention of that width, and an empty
+    caption's as the null (``straight``); else a linear layer brings any encoder's states to the shared UNet's width.
 
     A word of a caption has no time, so cross-attention loses the times that it gives frames (:meth:`adapt`).
     """
 
-    def __init__(self, caption_dim: int, spec: ClipSpec, token_dim: int):
+    def __init__(self, caption_dim: int, spec: ClipSpec, token_dim: int, straight: bool = False):
         super().__init__()
         self.token_dim, self.spec = token_dim, spec
-        self.caption = CaptionTokens(caption_dim, token_dim)
+        self.caption = CaptionTokens(caption_dim, token_dim, straight)
 
     def forward(self, batch: ClipBatch) -> Condition:
         return Condition(*self.caption(batch))

@@ -54,7 +54,8 @@ class VTALDMConditioner(Conditioner):
             raise ValueError(f'null is "learned" or "zeros", got {null!r}')
         self.encoder, self.spec, self.token_dim, self.positions = encoder, spec, token_dim, positions
         self.fps = spec.fps if fps is None else min(fps, spec.fps)
-        if null == "learned":
+        self.null_is_zeros = null == "zeros"
+        if not self.null_is_zeros:
             self.null_token = nn.Parameter(torch.randn(token_dim) * 0.02)
         else:
             self.register_buffer("null_token", torch.zeros(token_dim), persistent=False)
@@ -75,4 +76,7 @@ class VTALDMConditioner(Conditioner):
 
     def null(self, batch: ClipBatch) -> Condition:
         tokens = self.null_token + self._positions(self.null_token)
-        return Condition(tokens.expand(len(batch), -1, -1), batch.frame_mask[:, self.picked])
+        mask = batch.frame_mask[:, self.picked]
+        if self.null_is_zeros:  # all of them count, as published
+            mask = torch.ones_like(mask)
+        return Condition(tokens.expand(len(batch), -1, -1), mask)

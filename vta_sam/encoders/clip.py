@@ -28,6 +28,8 @@ class CLIPEncoder:
         weights: folder with the released files; None ⇒ $VTA_SAM_WEIGHTS, or "weights".
         template: how a word is put to CLIP.
         batch_frames: pictures that the network sees at once.
+        normalise: take CLIP's own mean and standard deviation off; False: pictures in [0, 1], as VTA-LDM's code feeds it.
+        folder: where a model folder keeps a CLIP of its own, in the same layout; ``name`` and ``weights`` are then idle.
         device, precision: as in :class:`~vta_sam.grounding.grounded_sam.GroundedSAM`.
 
     Raises InputError naming the file that is missing and how to get it.
@@ -35,13 +37,13 @@ class CLIPEncoder:
 
     def __init__(self, name: str = "clip-vit-large-patch14", weights: str | Path | None = None,
                  template: str = "a photo of a {}", batch_frames: int = 64, device: str = "auto",
-                 precision: str = "auto") -> None:
+                 precision: str = "auto", normalise: bool = True, folder: str | Path | None = None) -> None:
         if template.count("{}") != 1 or batch_frames < 1:
             raise InputError(f"the encoder needs one {{}} in its template and batch_frames >= 1, got {template!r} and "
                              f"{batch_frames}")
-        folder = require(name, weights)
+        place = require(name, weights) if folder is None else Path(folder)
         self.device = choose_device(device)
-        self.model, self.tokenizer = _load(folder, self.device)
+        self.model, self.tokenizer = _load(place, self.device)
         number_format = choose_format(precision, self.device)
         self.autocast = mixed_precision(number_format, self.device)
         self.template, self.batch_frames = template, batch_frames
@@ -49,14 +51,15 @@ class CLIPEncoder:
         self.fit = CentreCrop(vision.image_size)
         self.frame_dim = self.object_dim = self.model.config.projection_dim
         self.caption_dim, self.max_tokens = text.hidden_size, text.max_position_embeddings
-        mean, std = _normalisation(folder)
+        mean, std = _normalisation(place) if normalise else ([0.0] * 3, [1.0] * 3)
         self.mean = torch.tensor(mean, device=self.device).view(3, 1, 1)
         self.std = torch.tensor(std, device=self.device).view(3, 1, 1)
-        self.fingerprint = f"{name}-{digest(folder / 'model.safetensors')}"
+        self.fingerprint = f"{name if folder is None else place.name}-{digest(place / 'model.safetensors')}"
         self.settings = {"template": template, "precision": number_format}  # what else changes a record
+        if not normalise:
+            self.settings["normalise"] = False
         self._word = lru_cache(maxsize=4096)(self._encode_word)
 
-    @torch.inference_mode()
     def encode_frames(self, frames: np.ndarray) -> np.ndarray:
         """(T, 224, 224, 3) uint8 RGB ⇒ (T, 768) float32."""
         if frames.shape[1:] != (self.fit.side, self.fit.side, 3) or frames.dtype != np.uint8:
@@ -66,10 +69,14 @@ class CLIPEncoder:
         for start in range(0, len(frames), self.batch_frames):
             part = slice(start, start + self.batch_frames)
             pictures = torch.from_numpy(np.ascontiguousarray(frames[part])).to(self.device).permute(0, 3, 1, 2)
-            with self.autocast:
-                seen = self.model.get_image_features(pixel_values=(pictures.float() / 255 - self.mean) / self.std)
-            vectors[part] = seen.float().cpu().numpy()
+            vectors[part] = self.embed(pictures.float() / 255).cpu().numpy()
         return vectors
+
+    @torch.inference_mode()
+    def embed(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Pictures (T, 3, 224, 224) float in [0, 1], on the encoder's device ⇒ (T, 768) float32."""
+        with self.autocast:
+            return self.model.get_image_features(pixel_values=(pictures - self.mean) / self.std).float()
 
     def encode_objects(self, objects: list[str]) -> np.ndarray:
         """K words ⇒ (K, 768) float32."""

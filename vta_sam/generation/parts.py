@@ -17,13 +17,22 @@ from ..vocoder import GriffinLim
 
 def load_extractors(recipe: ModelRecipe, folder: Path) -> Extractors:
     """Build the recipe's grounder and encoder. Raises InputError unless they are the very ones of training."""
-    extractors = Extractors(recipe.build("grounder"), recipe.build("encoder"))
+    own = (recipe.encoder or {}).get("folder")
+    inside = {} if own is None else {"folder": str(_inside(folder, own))}
+    extractors = Extractors(recipe.build("grounder"), recipe.build("encoder", **inside))
     for role, part in (("grounder", extractors.grounder), ("encoder", extractors.encoder)):
         trained = recipe.features.get(role)
         if trained is not None and part.fingerprint != trained:
             raise InputError(f"the model in {folder} was trained on features of the {role} {trained!r}, but "
                              f"{part.fingerprint!r} is installed; install that one, or train again on new features")
     return extractors
+
+
+def _inside(folder: Path, name: Any) -> Path:
+    """A folder of the model folder's own. Raises InputError where the name leads out of it."""
+    if not isinstance(name, str) or not name or "/" in name or "\\" in name or name in (".", ".."):
+        raise InputError(f"{folder / YAML_NAME} names the folder {name!r}, which is none of its own; not loaded")
+    return folder / name
 
 
 def build_part(recipe: ModelRecipe, part: str, folder: Path) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,14 +30,15 @@ class Account:
         """Keys that begin with one of ``prefixes`` are of no use here."""
         self.left_out |= {key: reason for key in self._open() if key.startswith(prefixes)}
 
-    def fill(self, module: nn.Module, part: str, prefix: str, renamed: Callable[[str], str]) -> None:
+    def fill(self, module: nn.Module, part: str, prefix: str, renamed: Callable[[str], str],
+             given: Mapping[str, Tensor] | None = None) -> None:
         """Fill a module with the tensors below ``prefix``, each under the name that ``renamed`` gives it; those
-        taken or left out already are passed over.
+        taken or left out already are passed over. given: weights of the module that the checkpoint doesn't hold.
 
         A weight of a 1x1 convolution may fill a linear layer. Raises InputError where a tensor is missing, is one that
         the module doesn't know, or has another shape.
         """
-        own, found = module.state_dict(), dict[str, Tensor]()
+        own, found = module.state_dict(), dict[str, Tensor](given or {})
         keys = [key for key in self._open() if key.startswith(prefix)]
         for key in keys:
             name, value = renamed(key.removeprefix(prefix)), self.state[key]

@@ -1,0 +1,101 @@
+"""Parts that a checkpoint names and does not hold: a scheduler's numbers, a UNet's shape, an encoder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from ..diffusion.objective import SCHEDULE
+from ..errors import InputError
+
+_MOST_BYTES = 1_000_000  # of a configuration
+
+
+def read_json(path: Path, first_line: bool = False) -> dict[str, Any]:
+    """A file with one JSON object, or whose first line is one. Raises InputError where it is none."""
+    try:
+        with open(path, "rb") as file:
+            raw = file.readline(_MOST_BYTES + 1) if first_line else file.read(_MOST_BYTES + 1)
+        if len(raw) > _MOST_BYTES:
+            raise InputError(f"{path} is longer than a configuration can be; nothing was imported")
+        content = json.loads(raw)
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; nothing was imported") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} can't be read as JSON ({str(error).splitlines()[0]}); nothing was imported") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no JSON object; nothing was imported")
+    return content
+
+
+@dataclass(frozen=True)
+class NamedParts:
+    """Finds the parts that the configuration ``path`` names.
+
+    content: the configuration. folders: where parts may lie, first the checkpoint's own. instead: {key: name} that a
+    user gives in place of what the configuration says. A part is looked for under its name and, since authors keep
+    theirs elsewhere, under the last part of its name; never at an absolute path or through "..".
+    """
+
+    path: Path
+    content: Mapping[str, Any]
+    folders: Sequence[Path]
+    instead: Mapping[str, str] = field(default_factory=dict)
+
+    def find(self, key: str, default: str | None = None) -> Path:
+        """⇒ where the part that ``key`` names lies. Raises InputError where it names none, or it lies nowhere."""
+        name = self.instead.get(key, self.content.get(key) or default)
+        if not isinstance(name, str) or not name.strip():
+            raise InputError(f"{self.path} names no {key}, and it is not guessed; say it with --set {key}=NAME. "
+                             "Nothing was imported")
+        parts = PurePosixPath(name.replace("\\", "/")).parts
+        absolute = PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or name.startswith("\\")
+        if absolute or ".." in parts or "\0" in name or not parts:
+            raise InputError(f"{self.path} names {key} {name!r}, a path that leaves the checkpoint's folder; it is not "
+                             f"followed. Put the part into a folder, and say --set {key}=NAME --parts FOLDER. Nothing "
+                             "was imported")
+        for folder in self.folders:
+            for place in (folder.joinpath(*parts), folder / parts[-1]):
+                if place.exists():
+                    return place
+        raise InputError(f"{self.path} names {key} {name!r}, which lies in none of {', '.join(map(str, self.folders))};"
+                         f" put it there as {parts[-1]}, or name another folder with --parts. Nothing was imported")
+
+    def schedule_offset(self, key: str) -> int:
+        """The scheduler's ``steps_offset``. Raises InputError unless it is the schedule that this project samples with.
+
+        What a UNet predicts (noise or v) stands only there, so without it nothing is imported.
+        """
+        place = self.find(key)
+        folders = [place / "scheduler", place] if place.is_dir() else []
+        path = next((f / "scheduler_config.json" for f in folders if (f / "scheduler_config.json").is_file()), place)
+        if path.is_dir():
+            raise InputError(f"{place} has no scheduler_config.json, which says what the UNet predicts; it is not "
+                             "guessed, and nothing was imported")
+        content = read_json(path)
+        for name, value in {**SCHEDULE, "clip_sample": False}.items():
+            if content.get(name) != value:
+                raise InputError(f"{path}: {name} is {content.get(name)!r}, this project samples with {value!r}; "
+                                 "nothing was imported")
+        offset = content.get("steps_offset", 0)
+        if offset not in (0, 1) or content.get("trained_betas") is not None:
+            raise InputError(f"{path}: steps_offset is {offset!r}, or it has betas of its own; nothing was imported")
+        return int(offset)
+
+    def unet_config(self, key: str) -> dict[str, Any]:
+        """The arguments of the UNet. Raises InputError where they aren't those of a UNet of this kind."""
+        import inspect
+
+        from diffusers import UNet2DConditionModel
+
+        path = self.find(key)
+        config = {k: v for k, v in read_json(path).items() if not k.startswith("_")}
+        known = inspect.signature(UNet2DConditionModel.__init__).parameters
+        unknown = [name for name in config if name not in known]
+        if unknown or config.pop("in_channels", None) != config.get("out_channels"):
+            raise InputError(f"{path} is no configuration of the UNet ({unknown[0] if unknown else 'in_channels'} does "
+                             "not fit); nothing was imported")
+        return config

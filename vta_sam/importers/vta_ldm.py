@@ -1,0 +1,110 @@
+"""VTA-LDM, video to audio, from its folder with ``summary.jsonl`` (Xu et al. 2024, 2407.07464)."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import __version__
+from ..checkpoint_file import digest, read_state
+from ..clip import ClipSpec
+from ..conditioners.vta_ldm import FrameProjection, VTALDMConditioner
+from ..errors import InputError
+from ..model_folder import ModelRecipe
+from .account import Account
+from .audioldm import read_audioldm
+from .back_end import AUDIOLDM_LICENCE
+from .named_parts import NamedParts, read_json
+from .unet import import_unet
+from .write import refuse_existing, write_model
+
+SUMMARY, WEIGHTS = "summary.jsonl", "pytorch_model_2.bin"
+LICENCE = ("VTA-LDM: code Apache-2.0, weights CC BY 4.0; its VAE and vocoder are AudioLDM's: " + AUDIOLDM_LICENCE)
+FPS = 2.0  # pictures a second that it was trained on
+_PREFIX, _CLIP = "vid_fea_extractor.", "clip"
+_CLIP_FILES = ("config.json", "merges.txt", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json",
+               "vocab.json")
+
+
+def import_vta_ldm(checkpoint: Path, out: Path, folders: Sequence[Path] = (),
+                   instead: dict[str, str] | None = None) -> list[Account]:
+    """The checkpoint's folder ⇒ the model folder ``out``, and the accounts of its two files of weights.
+
+    folders, instead: see NamedParts; ``summary.jsonl`` names CLIP, whose configuration and tokenizer are taken from
+    there, the scheduler and the UNet's configuration; key ``vae`` is the VAE's checkpoint. As published: 2 pictures a
+    second that are not normalised, a null of zeros, ancestral sampling. Raises InputError where anything is missing or
+    doesn't fit, or a variant is asked for that isn't built here; then nothing is written.
+    """
+    refuse_existing(out)
+    summary = checkpoint / SUMMARY
+    told = read_json(summary, first_line=True)
+    variants = [key for key in ("pe", "ib", "lb", "jepa", "cavp", "vivit", "of") if told.get(key)]
+    if variants or told.get("task", "video2audio") != "video2audio":
+        raise InputError(f"{summary}: it was trained with {(variants or [told.get('task')])[0]!r}; only the "
+                         "base model, CLIP's frames through one linear layer, is built here. Nothing was imported")
+    named = NamedParts(summary, told, (checkpoint, *folders), instead or {})
+    offset = named.schedule_offset("scheduler_name")
+    unet_config = named.unet_config("unet_model_config")
+    clip_folder = named.find("fea_encoder_name")
+    back_end, scale, sound = read_audioldm(named.find("vae", default="audioldm-s-full.ckpt"))
+
+    account = Account(checkpoint / WEIGHTS, read_state(checkpoint / WEIGHTS))
+    spec = ClipSpec(**back_end.clip(fps=FPS))
+    unet, unet_recipe = import_unet(account, unet_config, named.find("unet_model_config"), spec)
+    clip = _empty_clip(clip_folder)
+    account.left_out |= {key: "running numbers that the code makes itself" for key in account.state
+                         if key.startswith(_PREFIX) and key.endswith(".position_ids")}
+    # contrastive training's temperature: the checkpoint drops it, and no embedding depends on it
+    account.fill(clip, "CLIP", f"{_PREFIX}clip_", lambda name: name.split(".", 1)[1],
+                 given={"logit_scale": torch.tensor(clip.config.logit_scale_init_value)})
+    frame_dim, token_dim = clip.config.projection_dim, unet.token_dim
+    projection = FrameProjection(frame_dim, token_dim, normalise=False, frozen=True)
+    account.fill(projection, "projection of frames", f"{_PREFIX}linear_layer.", lambda name: f"project.{name}")
+    account.close()
+    projection_recipe = {"_target_": "vta_sam.conditioners.vta_ldm.FrameProjection", "frame_dim": frame_dim,
+                         "width": token_dim, "normalise": False, "frozen": True}
+    conditioner_recipe: dict[str, Any] = {
+        "_target_": "vta_sam.conditioners.vta_ldm.VTALDMConditioner", "encoder": projection_recipe,
+        "token_dim": token_dim, "fps": FPS, "positions": False, "null": "zeros"}
+    recipe = ModelRecipe(
+        clip=back_end.clip(fps=FPS), codec=back_end.codec_recipe, latent_scale=scale, unet=unet_recipe,
+        conditioner=conditioner_recipe,
+        sampler={"_target_": "vta_sam.diffusion.sampler.Sampler", "solver": "ddpm", "steps": 200, "guidance": 3.0,
+                 "steps_offset": offset},
+        vocoder=back_end.vocoder_recipe, grounder={"_target_": "vta_sam.grounding.none.NoGrounder"},
+        encoder={"_target_": "vta_sam.encoders.clip.CLIPEncoder", "folder": _CLIP, "normalise": False},
+        features={"fps": FPS, "frame_dim": frame_dim, "object_dim": frame_dim,
+                  "caption_dim": clip.config.text_config.hidden_size},
+        about={"source": "VTA-LDM", "file": checkpoint.name, "licence": LICENCE, "code_version": __version__},
+    )
+
+    def beside(folder: Path) -> None:
+        clip.save_pretrained(folder / _CLIP, safe_serialization=True)
+        for name in _CLIP_FILES[1:]:
+            if (clip_folder / name).is_file():
+                shutil.copyfile(clip_folder / name, folder / _CLIP / name)
+        recipe.features["encoder"] = f"{_CLIP}-{digest(folder / _CLIP / 'model.safetensors')}"
+
+    conditioner = VTALDMConditioner(projection, spec, token_dim, fps=FPS, positions=False, null="zeros")
+    write_model(out, recipe, {"codec": back_end.codec, "vocoder": back_end.vocoder, "unet": unet,
+                              "conditioner": conditioner}, beside)
+    return [sound, account]
+
+
+def _empty_clip(folder: Path) -> Any:
+    """⇒ a CLIP of the folder's config.json, without its weights."""
+    from transformers import CLIPConfig, CLIPModel
+
+    content = read_json(folder / "config.json")
+    if content.get("model_type") != "clip":
+        raise InputError(f"{folder / 'config.json'} describes a {content.get('model_type')!r}, VTA-LDM sees frames with "
+                         "a CLIP; nothing was imported")
+    try:
+        return CLIPModel(CLIPConfig(**content))
+    except Exception as error:  # transformers raises what it likes on arguments that make no CLIP
+        raise InputError(f"{folder / 'config.json'} describes no CLIP that can be built ({str(error).splitlines()[0]});"
+                         " nothing was imported") from error

@@ -90,12 +90,7 @@ def main() -> None:
             place = write_random(entry.name, folder, narrow=arguments.narrow)
             console.print(f"{place} is there, of random numbers", soft_wrap=True, markup=False)
     else:
-        from vta_sam.released.fetch import fetch_file
-
-        with report.transfer_bar() as bar:
-            for file in (file for entry in entries for file in entry.files):
-                fetch_file(file, folder, arguments.again, report.follow(bar, file),
-                           lambda words: bar.console.print(words, soft_wrap=True, markup=False))
+        report.fetch_all((file for entry in entries for file in entry.files), folder, arguments.again)
         for entry in entries:
             console.print(f"{folder / entry.place} is there", soft_wrap=True, markup=False)
 

@@ -1,4 +1,4 @@
-"""Put sound under a video, a folder of videos, or every clip of a dataset's split: see conf/generate.yaml."""
+"""Sound for videos, for every clip of a dataset's split, or for a caption alone: see conf/generate.yaml."""
 
 import sys
 import warnings
@@ -13,24 +13,42 @@ PLAIN_TEXT = ("video", "caption", "objects", "negative_caption", "negative_objec
 @program("generate")
 def main(config):
     from vta_sam.errors import InputError
-    from vta_sam.generation.inputs import videos_in
+    from vta_sam.generation.inputs import check_solver, videos_in
     from vta_sam.generation.model import identify, newest_model
 
-    if bool(config.video) == bool(config.shards):
-        raise InputError("name what to generate for: video=FILE, video=FOLDER, or shards=FOLDER of a dataset")
+    alone = bool(config.caption) and not config.video and not config.shards
+    if bool(config.video) == bool(config.shards) and not alone:
+        raise InputError("name what to generate for: video=FILE, video=FOLDER, shards=FOLDER of a dataset, or with a "
+                         "model that reads captions alone caption=WORDS")
+    check_solver(config.solver)
     videos = videos_in(Path(config.video)) if config.video else {}
-    folder = newest_model() if config.model is None else Path(config.model)
+    from vta_sam.importers.by_name import named_folder
+
+    folder = newest_model() if config.model is None else named_folder(config.model)
     if config.model is None:
         print(f"model: {folder}")
     warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"
     from vta_sam.device import choose_device
+    from vta_sam.diffusion.sampler import with_solver
     from vta_sam.pipeline import load
 
     pipeline = load(folder, choose_device(config.device, config.threads))
-    if config.shards:
+    pipeline.sampler = with_solver(pipeline.sampler, config.solver)
+    if alone:
+        generate_for_caption(config, pipeline, identify(folder))
+    elif config.shards:
         generate_for_split(config, pipeline, identify(folder))
     else:
         sys.exit(generate_for_videos(config, pipeline, identify(folder), videos))
+
+
+def generate_for_caption(config, pipeline, model) -> None:
+    from vta_sam.generation.caption import generate_caption
+    from vta_sam.generation.videos import Prompt
+
+    prompt = Prompt(caption=config.caption, negative_caption=config.negative_caption, seed=config.seed,
+                    guidance=config.guidance, steps=config.steps)
+    print(generate_caption(pipeline, prompt, Path(config.out), model, config.overwrite))
 
 
 def generate_for_videos(config, pipeline, model, videos) -> int:

@@ -13,6 +13,7 @@ from vta_sam.conditioners.base import Condition
 from vta_sam.diffusion.lit import LatentDiffusion, initial_noise
 from vta_sam.diffusion.objective import TRAIN_TIMESTEPS, VPrediction
 from vta_sam.diffusion.sampler import Sampler, guided
+from vta_sam.errors import InputError
 from vta_sam.randomness import generator
 
 COLUMNS, FREQ, FRAMES = SPEC.columns, 4, SPEC.frames
@@ -217,8 +218,10 @@ def test_dpm_draws_nothing_and_ddpm_draws_from_its_rows():
     one = ancestral.sample(denoise, noise, [generator(1), generator(2)])
     other = ancestral.sample(denoise, noise, [generator(1), generator(3)])
     assert torch.equal(one[0], other[0]) and not torch.allclose(one[1], other[1], atol=1e-2)
-    with pytest.raises(ValueError, match='"dpm" or "ddpm"'):
-        Sampler(solver="euler").sample(denoise, noise)
+    shared = ancestral.sample(denoise, noise, torch.Generator().manual_seed(1))
+    assert torch.equal(shared, ancestral.sample(denoise, noise, torch.Generator().manual_seed(1)))
+    with pytest.raises(InputError, match="dpm, ddpm"):
+        Sampler(solver="euler")
 
 
 @pytest.mark.parametrize("solver, steps, tolerance", [("dpm", 25, 0.02), ("ddpm", 200, 0.02)])

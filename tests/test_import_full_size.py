@@ -114,7 +114,8 @@ def test_vta_ldm(meta, written, back_end_state, tmp_path, monkeypatch):
     put(tmp_path / "clip-vit-large-patch14/config.json", CLIP)
     (tmp_path / "audioldm-s-full.ckpt").touch()
     config, feature = CLIPConfig(**CLIP), "vid_fea_extractor."
-    main = (prefixed("unet.", UNet2DConditionModel(**VTA_LDM)) | prefixed(f"{feature}linear_layer.", nn.Linear(768, 2048))
+    main = (prefixed("unet.", UNet2DConditionModel(**VTA_LDM))
+            | prefixed(f"{feature}linear_layer.", nn.Linear(768, 2048))
             | prefixed(f"{feature}clip_vision.", CLIPVisionModelWithProjection(config.vision_config))
             | prefixed(f"{feature}clip_text.", CLIPTextModelWithProjection(config.text_config)))
     old = f"{feature}clip_text.text_model.embeddings.position_ids"  # which older code saved

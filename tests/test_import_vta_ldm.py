@@ -76,12 +76,13 @@ def edit(path, **changes):
 
 
 @pytest.mark.parametrize(("changes", "says"), [
-    ({"fea_encoder_name": "/home/author/clip-vit-large-patch14"}, "leaves the checkpoint's folder"),
+    ({"fea_encoder_name": "/data/author/clip-vit-large-patch14"}, "leaves the checkpoint's folder"),
     ({"fea_encoder_name": "../clip-vit-large-tiny"}, "leaves the checkpoint's folder"),
     ({"unet_model_config": "configs/../../unet_tiny.json"}, "leaves the checkpoint's folder"),
     ({"unet_model_config": "C:\\configs\\unet_tiny.json"}, "leaves the checkpoint's folder"),
     ({"scheduler_name": "\\\\host\\stable-diffusion-2-1"}, "leaves the checkpoint's folder"),
-    ({"scheduler_name": "a\0b"}, "leaves the checkpoint's folder"), ({"scheduler_name": None}, "names no scheduler_name"),
+    ({"scheduler_name": "a\0b"}, "leaves the checkpoint's folder"),
+    ({"scheduler_name": None}, "names no scheduler_name"),
     ({"pe": True}, "trained with 'pe'"), ({"task": "text2audio"}, "text2audio"),
     ({"fea_encoder_name": "stable-diffusion-2-1"}, "config.json is missing")])
 def test_what_it_names_is_not_followed_out_of_its_folder(released, checkpoint, tmp_path, changes, says):
@@ -92,7 +93,7 @@ def test_what_it_names_is_not_followed_out_of_its_folder(released, checkpoint, t
 
 
 def test_a_user_says_what_the_author_kept_elsewhere(released, checkpoint, tmp_path):
-    edit(checkpoint / "summary.jsonl", fea_encoder_name="/home/author/clip", unet_model_config="configs/unet_tiny.json")
+    edit(checkpoint / "summary.jsonl", fea_encoder_name="/data/author/clip", unet_model_config="configs/unet_tiny.json")
     import_vta_ldm(checkpoint, tmp_path / "model", [released], {**VAE, "fea_encoder_name": "clip-vit-large-tiny"})
     assert (tmp_path / "model" / "model.yaml").exists()
 

@@ -6,7 +6,7 @@ __all__ = ["__version__", "load"]
 
 
 def load(path, device="cpu"):
-    """Read a model folder ⇒ a pipeline that puts sound under videos.
+    """Read a model folder, or fetch a released model by name ⇒ a pipeline that puts sound under videos.
 
     Imported late, so that ``import vta_sam`` stays free of torch. See :func:`vta_sam.pipeline.load`.
     """

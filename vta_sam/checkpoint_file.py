@@ -15,8 +15,9 @@ from .errors import InputError
 
 
 def read_state(path: Path, numpy_arrays: bool = False) -> dict[str, Any]:
-    """A .pth, .ckpt, .bin or .safetensors file ⇒ the dict in it, on the CPU. Raises InputError where it is missing, damaged, or holds anything but
-    tensors, numbers and texts (nothing in it is run). numpy_arrays: arrays of numbers may be among them."""
+    """A .pth, .ckpt, .bin or .safetensors file ⇒ the dict in it, on the CPU. Raises InputError where it is missing,
+    damaged, or holds anything but tensors, numbers and texts (nothing in it is run). numpy_arrays: arrays of numbers
+    may be among them."""
     allowed: list[Any] = [(_reconstruct, "numpy.core.multiarray._reconstruct"), _reconstruct, np.ndarray, np.dtype,
                           np.dtypes.Int64DType, np.dtypes.Float64DType, np.dtypes.Float32DType] if numpy_arrays else []
     try:

@@ -53,6 +53,11 @@ class Extractors:
         return Extractors(own(self.grounder), own(self.encoder), self.frames_at_once)
 
     @property
+    def looks_for_objects(self) -> bool:
+        """False where the model reads no objects, so that naming some is of no use."""
+        return getattr(self.grounder, "looks", True)
+
+    @property
     def known_words(self) -> tuple[str, ...]:
         """The grounder's vocabulary; () where it takes any word."""
         return tuple(getattr(self.grounder, "known_words", ()))
@@ -100,6 +105,18 @@ def look(chunks: Iterable[Sequence[np.ndarray]], extractors: Extractors, objects
         for words, grounded in zip(objects, parts):
             grounded.append(extractors.grounder.ground(to_ground, words))
     return np.concatenate(embeddings), [Grounding.concatenate(part) for part in parts]
+
+
+def caption_features(caption: str, extractors: Extractors, spec: ClipSpec) -> ClipFeatures:
+    """A caption without a video ⇒ features of the model's clip length, for models that read nothing else."""
+    nothing = Grounding.empty(spec.frames)
+    return ClipFeatures(
+        key="caption", caption=caption, objects=[], fps=spec.fps, waveform=np.zeros(spec.samples, np.float32),
+        frame_embedding=np.zeros((spec.frames, extractors.encoder.frame_dim), np.float32), probs=nothing.probs,
+        boxes=nothing.boxes, areas=nothing.areas, object_embedding=extractors.encoder.encode_objects([]),
+        caption_tokens=extractors.encoder.encode_caption(caption), sample_rate_hz=spec.sample_rate_hz,
+        duration_s=spec.duration_s,
+    ).validate()
 
 
 def features_of(video: str | os.PathLike, words: Sequence[Words], extractors: Extractors, spec: ClipSpec,

@@ -6,6 +6,10 @@ nothing in it is run.
 
 from __future__ import annotations
 
+import os
+import secrets
+import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,7 @@ from torch import nn
 from .atomic import atomic_path, write_text
 from .clip import ClipSpec
 from .errors import InputError
+from .model_card import CARD_NAME, model_card
 
 FORMAT_VERSION = 1
 YAML_NAME = "model.yaml"
@@ -113,18 +118,44 @@ def refuse_foreign(recipe: Any, where: str) -> None:
 
 
 def save_model(folder: Path, recipe: ModelRecipe, parts: dict[str, nn.Module]) -> None:
-    """Write weights first and model.yaml last, so that a folder with a model.yaml is whole."""
+    """Write weights and the model card first and model.yaml last, so that a folder with a model.yaml is whole."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, module in parts.items():
         state = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
         with atomic_path(folder / f"{name}.safetensors") as temporary:
             safetensors.torch.save_file(state, temporary)
     content = {"format_version": FORMAT_VERSION, **asdict(recipe)}
+    write_text(folder / CARD_NAME, model_card(content))
     write_text(folder / YAML_NAME, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
-def read_recipe(folder: str | Path) -> ModelRecipe:
-    """model.yaml ⇒ ModelRecipe. Raises InputError when it is missing, not ours, or names a foreign class."""
+def refuse_existing(out: Path) -> None:
+    """Raise InputError where ``out`` is there already."""
+    if out.exists():
+        raise InputError(f"{out} exists; remove it or name another folder")
+
+
+def write_model(out: Path, recipe: ModelRecipe, parts: dict[str, nn.Module],
+                beside: Callable[[Path], None] = lambda folder: None) -> None:
+    """Like :func:`save_model`, as a new folder that appears whole or not at all.
+
+    beside: writes what else belongs into the folder. Raises InputError where ``out`` exists or can't be written.
+    """
+    refuse_existing(out)
+    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.partial")
+    try:
+        temporary.mkdir(parents=True)
+        beside(temporary)
+        save_model(temporary, recipe, parts)
+        os.rename(temporary, out)
+    except OSError as error:
+        raise InputError(f"{out} can't be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_content(folder: str | Path) -> dict[str, Any]:
+    """model.yaml ⇒ what it says, unchecked but for its version. Raises InputError when it is missing or not ours."""
     path = Path(folder) / YAML_NAME
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -136,6 +167,12 @@ def read_recipe(folder: str | Path) -> ModelRecipe:
     if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
         raise InputError(f"{path} is not a model.yaml of format version {FORMAT_VERSION}")
     content.pop("format_version")
+    return content
+
+
+def read_recipe(folder: str | Path) -> ModelRecipe:
+    """model.yaml ⇒ ModelRecipe. Raises InputError when it is missing, not ours, or names a foreign class."""
+    path, content = Path(folder) / YAML_NAME, read_content(folder)
     unknown = set(content) - set(ModelRecipe.__dataclass_fields__)
     if unknown or not isinstance(content.get("clip"), dict):
         raise InputError(f"{path} has unknown keys {sorted(unknown)} or lacks clip; it is not a model.yaml of ours")

@@ -21,11 +21,13 @@ from .diffusion.sampler import Denoiser, Sampler, climbing, guided
 from .diffusion.unet import LatentUNet
 from .diffusion.windows import Windows, decode_windowed, noise_of, windowed
 from .errors import InputError
-from .features import Extractors, Words, features_of, words_of
+from .features import Extractors, caption_features, features_of, words_of
 from .generation.inputs import check_sampling
-from .generation.parts import build_denoiser, build_part, load_extractors, load_vocoder
+from .generation.notes import notes_on
+from .generation.parts import build_denoiser, build_part, copy_inside, load_extractors, load_vocoder
 from .generation.stitching import vocode
-from .model_folder import load_weights, read_recipe
+from .importers.by_name import named_folder
+from .model_folder import ModelRecipe, load_weights, read_recipe, write_model
 from .shards.batch import ClipBatch, collate, window_of
 from .vae.codec import MelCodec
 from .vocoder import Vocoder
@@ -56,20 +58,49 @@ class Pipeline:
     Args: spec, the model's time base; codec, unet, conditioner, the modules (used in evaluation mode and given back in
     the mode they came in, so training may hand over its own); latent_scale, 1 / std of latents; sampler, the defaults
     of guidance and steps; vocoder, log-mel ⇒ waveform; extractors, called once when the first video is looked at;
-    trained_on, fingerprints and dimensions of the features that the model was trained on, where known.
+    trained_on, fingerprints and dimensions of the features that the model was trained on, where known; origin, the
+    recipe and folder that it was loaded from, so that it can be saved again.
     """
 
     def __init__(self, *, spec: ClipSpec, codec: MelCodec, unet: LatentUNet, conditioner: Conditioner,
                  latent_scale: float, sampler: Sampler, vocoder: Vocoder,
-                 extractors: Callable[[], Extractors] | None = None, trained_on: dict[str, Any] | None = None):
+                 extractors: Callable[[], Extractors] | None = None, trained_on: dict[str, Any] | None = None,
+                 origin: tuple[ModelRecipe, Path] | None = None):
         if codec.stride != spec.latent_stride_frames:
             raise InputError(f"the VAE makes one column of {codec.stride} mel frames, but the clip's time base says "
                              f"{spec.latent_stride_frames}; give clip.latent_stride_frames={codec.stride}")
         self.spec, self.codec, self.unet, self.conditioner = spec, codec, unet, conditioner
         self.latent_scale, self.sampler, self.vocoder = latent_scale, sampler, vocoder
-        self.trained_on = trained_on or {}
+        self.trained_on, self.origin = trained_on or {}, origin
         self._make_extractors = extractors
         self._extractors: Extractors | None = None
+
+    @classmethod
+    def from_pretrained(cls, name_or_folder: str | os.PathLike, device: str | torch.device = "cpu") -> "Pipeline":
+        """See :func:`load`."""
+        return load(name_or_folder, device)
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Write a model folder: weights as they are now, model.yaml and a model card; :func:`load` reads it.
+
+        Raises InputError where the folder exists, or this pipeline was not loaded from a model folder.
+        """
+        if self.origin is None:
+            raise InputError("this pipeline was made from parts, without a recipe to save them by; training writes "
+                             "model folders by itself")
+        recipe, source = self.origin
+        parts = {"codec": self.codec, "unet": self.unet, "conditioner": self.conditioner, "vocoder": self.vocoder}
+        modules = {name: part for name, part in parts.items() if isinstance(part, nn.Module) and part.state_dict()}
+        own = (recipe.encoder or {}).get("folder")
+        write_model(Path(folder), recipe, modules,
+                    lambda new: None if own is None else copy_inside(source, own, new))
+
+    def to(self, device: str | torch.device) -> "Pipeline":
+        """Move every network to a device ⇒ this pipeline. The grounder and encoder choose theirs by themselves."""
+        for part in (self.codec, self.unet, self.conditioner, self.vocoder):
+            if isinstance(part, nn.Module):
+                part.to(device)
+        return self
 
     @property
     def device(self) -> torch.device:
@@ -129,21 +160,40 @@ class Pipeline:
 
     def generate(self, video: str | os.PathLike, caption: str | None = None, objects: Sequence[str] | None = None,
                  negative_caption: str | None = None, negative_objects: Sequence[str] | None = None, seed: int = 0,
-                 guidance: float | None = None, steps: int | None = None) -> Generated:
+                 guidance: float | None = None, steps: int | None = None,
+                 generator: torch.Generator | None = None) -> Generated:
         """A sound for any video, as long as its pictures.
 
         caption: its nouns are the objects, unless ``objects`` names them (at most 8; an empty list: none). Negative
         words take the null's place in guidance: same pictures, other grounding. Raises InputError where a file or a
-        word list can't be used. Memory: see :meth:`generate_features`; frames are looked at in chunks and not kept.
+        word list can't be used. generator: draws the seed, in place of ``seed``. Memory: see
+        :meth:`generate_features`; frames are looked at in chunks and not kept.
         """
         self.sampler_for(guidance, steps)  # refuse bad numbers before looking at the video
-        vocabulary = self.extractors.known_words
-        words = [words_of(caption, objects, vocabulary)]
+        if generator is not None:
+            seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
+        vocabulary, looks = self.extractors.known_words, self.extractors.looks_for_objects
+        words = [words_of(caption, objects if looks else (), vocabulary)]
         if negative_caption or negative_objects:
-            words.append(words_of(negative_caption, negative_objects, vocabulary))
+            words.append(words_of(negative_caption, negative_objects if looks else (), vocabulary))
         (features, *negative), strip = features_of(video, words, self.extractors, self.spec)
         waveform = self.generate_features(features, seed, guidance, steps, negative[0] if negative else None)
-        return Generated(waveform, features, strip, words[0].dropped, _notes(words[0], features, self.spec))
+        unheard = not looks and bool(objects or negative_objects)
+        notes = notes_on(words[0], features, self.spec, looks) + ["this model looks for no objects"] * unheard
+        return Generated(waveform, features, strip, words[0].dropped, notes)
+
+    def generate_from_caption(self, caption: str, negative_caption: str | None = None, seed: int = 0,
+                              guidance: float | None = None, steps: int | None = None) -> np.ndarray:
+        """A sound of the model's clip length for a caption alone ⇒ waveform (samples,) within ±0.99.
+
+        Raises InputError for a model that looks at pictures.
+        """
+        self.sampler_for(guidance, steps)
+        if self.extractors.encoder.frame_dim or self.extractors.looks_for_objects:
+            raise InputError("this model looks at pictures; name a video with video=")
+        told, *untold = (caption_features(words, self.extractors, self.spec)
+                         for words in (caption, negative_caption) if words)
+        return self.generate_features(told, seed, guidance, steps, untold[0] if untold else None)
 
     @torch.no_grad()
     def generate_features(self, features: ClipFeatures, seed: int, guidance: float | None = None,
@@ -202,44 +252,28 @@ class Pipeline:
 
 
 def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> Pipeline:
-    """A model folder ⇒ Pipeline on a device. Raises InputError where the folder is not whole or not this project's.
+    """A model folder, or the name of a released model ⇒ Pipeline on a device.
 
-    The model's grounder and encoder are built when a video is first looked at; they must be those it was trained with.
+    Names are those of :data:`vta_sam.importers.by_name.MODELS`, which are fetched and imported when first asked for.
+    Raises InputError where the folder is not whole or not this project's. The model's grounder and encoder are
+    built when a video is first looked at; they must be those it was trained with.
     """
-    folder = Path(path)
+    folder = named_folder(path)
     recipe = read_recipe(folder)
 
     def filled(part: str) -> Any:
-        return load_weights(build_part(recipe, part, folder), folder, part).to(device).requires_grad_(False)
+        return load_weights(build_part(recipe, part, folder), folder, part).requires_grad_(False)
 
-    vocoder: Any = load_vocoder(recipe, folder)
-    if isinstance(vocoder, nn.Module):
-        vocoder.to(device)
     unet, conditioner = build_denoiser(recipe, folder)
     for part, module in (("unet", unet), ("conditioner", conditioner)):
-        load_weights(module, folder, part).to(device).requires_grad_(False)
+        load_weights(module, folder, part).requires_grad_(False)
     return Pipeline(
         spec=recipe.spec, codec=filled("codec"), unet=unet, conditioner=conditioner,
         latent_scale=recipe.latent_scale, trained_on=recipe.features,
-        sampler=build_part(recipe, "sampler", folder) if recipe.sampler else Sampler(), vocoder=vocoder,
-        extractors=lambda: load_extractors(recipe, folder),
-    )
-
-
-def _notes(words: Words, features: ClipFeatures, spec: ClipSpec) -> list[str]:
-    """What a user may not have expected of the words or the video ⇒ sentences."""
-    notes = []
-    if words.caption and not words.objects:
-        notes.append("the caption names no object that could be looked for; the sound follows the pictures alone")
-    if words.dropped:
-        notes.append(f"the caption has {len(words.objects) + words.dropped} nouns; the first {len(words.objects)} are "
-                     f"used and {words.dropped} left out")
-    unknown = [word for word, row in zip(features.objects, features.object_embedding) if not row.any()]
-    if unknown:
-        notes.append(f"the model's encoder doesn't know {', '.join(unknown)}; nothing is heard of it")
-    if features.duration_s < spec.duration_s / 4:
-        notes.append(f"the video lasts {features.duration_s:.2f} s, the model was trained on {spec.duration_s:g} s")
-    return notes
+        sampler=build_part(recipe, "sampler", folder) if recipe.sampler else Sampler(),
+        vocoder=load_vocoder(recipe, folder), extractors=lambda: load_extractors(recipe, folder),
+        origin=(recipe, folder),
+    ).to(device)
 
 
 def limited(waveform: Tensor) -> Tensor:

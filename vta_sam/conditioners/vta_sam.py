@@ -9,6 +9,7 @@ from ..clip import ClipSpec
 from ..condition.encoder import TemporalSemanticEncoder, sinusoids
 from ..shards.batch import ClipBatch
 from .base import Condition, Conditioner, Pretrained
+from .vta_ldm import FrameProjection
 
 
 class VTASAMConditioner(Conditioner):
@@ -16,7 +17,9 @@ class VTASAMConditioner(Conditioner):
 
     Args: encoder, the temporal-semantic encoder (stage 2 pretrains it); spec, the time base; token_dim, the UNet's
     cross-attention width; positions, add the frame's time to its token; map_channels, channels of the tokens
-    interpolated to the latent's columns, centre to centre (0: cross-attention only).
+    interpolated to the latent's columns, centre to centre (0: cross-attention only); carried, a projection of frames
+    that another model was trained with, whose tokens are added to this one's: what a start from VTA-LDM sets, together
+    with weights that make it compute what VTA-LDM does at step 0.
     """
 
     pretrained = {"condition": Pretrained("encoder", "condition_encoder", rate=0.1, required=False)}
@@ -28,11 +31,17 @@ class VTASAMConditioner(Conditioner):
         token_dim: int,
         positions: bool = True,
         map_channels: int = 0,
+        carried: FrameProjection | None = None,
     ):
         super().__init__()
         self.encoder, self.spec = encoder, spec
         self.token_dim, self.map_channels, self.positions = token_dim, map_channels, positions
         self.to_token = nn.Linear(encoder.width, token_dim)
+        self.carried = carried
+        if carried is not None:
+            if carried.width != token_dim:
+                raise ValueError(f"the carried projection's width is {carried.width}, tokens are {token_dim} wide")
+            self.position_gain = nn.Parameter(torch.ones(()))
         self.null_token = nn.Parameter(torch.randn(token_dim) * 0.02)
         if map_channels:
             self.to_map = nn.Linear(encoder.width, map_channels)
@@ -44,11 +53,14 @@ class VTASAMConditioner(Conditioner):
         if not self.positions:
             return like.new_zeros(frames, self.token_dim)
         times_s = (torch.arange(frames, device=like.device) + 0.5) / self.spec.fps
-        return sinusoids(times_s, self.token_dim).to(like.dtype)
+        positions = sinusoids(times_s, self.token_dim).to(like.dtype)
+        return positions if self.carried is None else positions * self.position_gain
 
     def forward(self, batch: ClipBatch) -> Condition:
         hidden = self.encoder(batch)
         tokens = self.to_token(hidden)
+        if self.carried is not None:
+            tokens = tokens + self.carried(batch)
         tokens = tokens + self._positions(hidden.shape[1], tokens)
         return Condition(tokens, batch.frame_mask, self._map(hidden, batch.frame_mask) if self.map_channels else None)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
@@ -48,6 +48,11 @@ def climbing(denoise: Denoiser, log_likelihood: LogLikelihood, scale: float) -> 
         return denoise(latent, timestep) - scale * ((1 - alpha) / alpha).sqrt().to(latent.dtype) * gradient
 
     return denoise_and_climb
+
+
+def with_solver(sampler: "Sampler", solver: str | None) -> "Sampler":
+    """The same with another solver, or as it is where None. Raises InputError where the solver is not known."""
+    return sampler if solver is None else replace(sampler, solver=solver)
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ class CLIPEncoder:
         weights: folder with the released files; None ⇒ $VTA_SAM_WEIGHTS, or "weights".
         template: how a word is put to CLIP.
         batch_frames: pictures that the network sees at once.
-        normalise: take CLIP's own mean and standard deviation off; False: pictures in [0, 1], as VTA-LDM's code feeds it.
-        folder: where a model folder keeps a CLIP of its own, in the same layout; ``name`` and ``weights`` are then idle.
+        normalise: take CLIP's own mean and standard deviation off; False: pictures in [0, 1], as VTA-LDM feeds it.
+        folder: where a model folder keeps a CLIP of its own, in the same layout, in place of ``name`` and ``weights``.
         device, precision: as in :class:`~vta_sam.grounding.grounded_sam.GroundedSAM`.
 
     Raises InputError naming the file that is missing and how to get it.
@@ -55,7 +55,7 @@ class CLIPEncoder:
         self.mean = torch.tensor(mean, device=self.device).view(3, 1, 1)
         self.std = torch.tensor(std, device=self.device).view(3, 1, 1)
         self.fingerprint = f"{name if folder is None else place.name}-{digest(place / 'model.safetensors')}"
-        self.settings = {"template": template, "precision": number_format}  # what else changes a record
+        self.settings: dict[str, Any] = {"template": template, "precision": number_format}  # they change a record
         if not normalise:
             self.settings["normalise"] = False
         self._word = lru_cache(maxsize=4096)(self._encode_word)

@@ -44,6 +44,13 @@ def check_number(name: str, value: Any, low: float, high: float = float("inf"), 
         raise InputError(f"{name}={value}: expected {'a whole number' if whole else 'a number'} {between}")
 
 
+def check_solver(solver: str | None) -> None:
+    """Raise InputError unless the solver is known, or None (the model's own)."""
+    from ..diffusion.sampler import Sampler, with_solver
+
+    with_solver(Sampler(), solver)
+
+
 def check_sampling(guidance: Any, steps: Any) -> None:
     """Guidance 0 to 100, steps 1 to 1000, each or None (the model's own)."""
     if guidance is not None:

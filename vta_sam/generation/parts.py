@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,11 @@ def _inside(folder: Path, name: Any) -> Path:
     if not isinstance(name, str) or not name or "/" in name or "\\" in name or name in (".", ".."):
         raise InputError(f"{folder / YAML_NAME} names the folder {name!r}, which is none of its own; not loaded")
     return folder / name
+
+
+def copy_inside(folder: Path, name: Any, new: Path) -> None:
+    """Copy a folder of the model folder's own into another model folder. Errors: as in loading."""
+    shutil.copytree(_inside(folder, name), new / str(name))
 
 
 def build_part(recipe: ModelRecipe, part: str, folder: Path) -> Any:

@@ -48,7 +48,8 @@ class Grounder(Protocol):
     for the original. fingerprint: name and hash of the weights, kept in dataset.json.
 
     A grounder may also have ``settings`` (a dict of what else changes a record; an extraction doesn't go on with
-    others), ``known_words`` (where it knows no other), ``for_clip`` (see the oracle), and ``masks(frames, objects)`` ⇒
+    others), ``known_words`` (where it knows no other), ``looks`` (False: it finds nothing), ``for_clip`` (see the
+    oracle), and ``masks(frames, objects)`` ⇒
     (T, K, h, w) bool.
     """
 

@@ -10,11 +10,10 @@ from torch import Tensor
 from .. import __version__
 from ..checkpoint_file import read_state
 from ..errors import InputError
-from ..model_folder import ModelRecipe
+from ..model_folder import ModelRecipe, refuse_existing, write_model
 from .account import Account
 from .back_end import AUDIOLDM_LICENCE, BackEnd, BackEndShape, checked_scale
 from .named_parts import read_json
-from .write import refuse_existing, write_model
 
 _PREFIX = "first_stage_model."
 # what latent diffusion's code (CompVis) keeps beside its networks

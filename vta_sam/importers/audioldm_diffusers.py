@@ -9,11 +9,10 @@ from typing import Any
 from .. import __version__
 from ..checkpoint_file import read_state
 from ..errors import InputError
-from ..model_folder import ModelRecipe
+from ..model_folder import ModelRecipe, refuse_existing, write_model
 from .account import Account
 from .back_end import AUDIOLDM_LICENCE, BackEnd, checked_scale
 from .named_parts import read_json
-from .write import refuse_existing, write_model
 
 # what the VAE's configuration may say of its shape, and what else it must say
 _SHAPE = ("block_out_channels", "down_block_types", "up_block_types", "layers_per_block", "norm_num_groups",

@@ -25,7 +25,8 @@ def read_json(path: Path, first_line: bool = False) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"{path} is missing; nothing was imported") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} can't be read as JSON ({str(error).splitlines()[0]}); nothing was imported") from error
+        raise InputError(f"{path} can't be read as JSON ({str(error).splitlines()[0]}); nothing was imported"
+                         ) from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no JSON object; nothing was imported")
     return content

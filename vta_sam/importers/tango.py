@@ -15,12 +15,11 @@ from ..clip import ClipSpec
 from ..conditioners.tango import TangoConditioner
 from ..encoders.t5 import TOKENIZER_FILES
 from ..errors import InputError
-from ..model_folder import ModelRecipe
+from ..model_folder import ModelRecipe, refuse_existing, write_model
 from .account import Account
 from .back_end import AUDIOLDM_LICENCE, BackEnd, BackEndShape, checked_scale
 from .named_parts import NamedParts, read_json
 from .unet import import_unet
-from .write import refuse_existing, write_model
 
 MAIN_CONFIG, VAE_CONFIG = "main_config.json", "vae_config.json"
 LICENCE = f"Tango: CC BY-NC-ND 4.0; its VAE and vocoder are AudioLDM's: {AUDIOLDM_LICENCE}"

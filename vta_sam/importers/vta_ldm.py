@@ -14,13 +14,12 @@ from ..checkpoint_file import digest, read_state
 from ..clip import ClipSpec
 from ..conditioners.vta_ldm import FrameProjection, VTALDMConditioner
 from ..errors import InputError
-from ..model_folder import ModelRecipe
+from ..model_folder import ModelRecipe, refuse_existing, write_model
 from .account import Account
 from .audioldm import read_audioldm
 from .back_end import AUDIOLDM_LICENCE
 from .named_parts import NamedParts, read_json
 from .unet import import_unet
-from .write import refuse_existing, write_model
 
 SUMMARY, WEIGHTS = "summary.jsonl", "pytorch_model_2.bin"
 LICENCE = ("VTA-LDM: code Apache-2.0, weights CC BY 4.0; its VAE and vocoder are AudioLDM's: " + AUDIOLDM_LICENCE)
@@ -44,7 +43,7 @@ def import_vta_ldm(checkpoint: Path, out: Path, folders: Sequence[Path] = (),
     told = read_json(summary, first_line=True)
     variants = [key for key in ("pe", "ib", "lb", "jepa", "cavp", "vivit", "of") if told.get(key)]
     if variants or told.get("task", "video2audio") != "video2audio":
-        raise InputError(f"{summary}: it was trained with {(variants or [told.get('task')])[0]!r}; only the "
+        raise InputError(f"{summary}: it was trained with {[*variants, told.get('task')][0]!r}; only the "
                          "base model, CLIP's frames through one linear layer, is built here. Nothing was imported")
     named = NamedParts(summary, told, (checkpoint, *folders), instead or {})
     offset = named.schedule_offset("scheduler_name")
@@ -101,10 +100,10 @@ def _empty_clip(folder: Path) -> Any:
 
     content = read_json(folder / "config.json")
     if content.get("model_type") != "clip":
-        raise InputError(f"{folder / 'config.json'} describes a {content.get('model_type')!r}, VTA-LDM sees frames with "
-                         "a CLIP; nothing was imported")
+        raise InputError(f"{folder / 'config.json'} describes a {content.get('model_type')!r}, VTA-LDM sees frames "
+                         "with a CLIP; nothing was imported")
     try:
         return CLIPModel(CLIPConfig(**content))
     except Exception as error:  # transformers raises what it likes on arguments that make no CLIP
-        raise InputError(f"{folder / 'config.json'} describes no CLIP that can be built ({str(error).splitlines()[0]});"
-                         " nothing was imported") from error
+        raise InputError(f"{folder / 'config.json'} describes no CLIP that can be built "
+                         f"({str(error).splitlines()[0]}); nothing was imported") from error

@@ -62,6 +62,8 @@ def _hub(name: str, repository: str, revision: str, files: dict[str, tuple[int |
 
 _DINO = "https://github.com/IDEA-Research/GroundingDINO"
 _SAM = "https://github.com/facebookresearch/segment-anything"
+_TANGO = "https://raw.githubusercontent.com/declare-lab/tango"
+_VTA_LDM = "https://raw.githubusercontent.com/ariesssxu/vta-ldm"
 _PANNS = "https://zenodo.org/records/3987831"
 _SAM_FILES = "https://dl.fbaipublicfiles.com/segment_anything"
 
@@ -144,6 +146,40 @@ _ENTRIES = (
         _hub("clap-htsat-unfused", "laion/clap-htsat-unfused", "main", dict.fromkeys(
             ("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json",
              "vocab.json", "merges.txt", "special_tokens_map.json"), (None, None)))),
+    Entry(
+        "audioldm-s-full", "AudioLDM", "generation: the mel VAE and the vocoder inside it", "CC-BY-NC-4.0",
+        "https://zenodo.org/records/7600541",
+        # address: as in a public table of AudioLDM's checkpoints (ckpt_urls)
+        (ReleasedFile("audioldm-s-full.ckpt", "https://zenodo.org/record/7600541/files/audioldm-s-full.ckpt"),)),
+    Entry(
+        "tango", "Tango", "generation from captions", "CC-BY-NC-ND-4.0", "https://huggingface.co/declare-lab/tango",
+        # revision, sizes and sha256: the commit of that name at the source
+        (*_hub("tango", "declare-lab/tango", "bf778eabe31d43cd23fa2cd25443f13e9f3f9137", {
+            "main_config.json": (None, None), "vae_config.json": (None, None),
+            "pytorch_model_main.bin": (4_829_066_707,
+                                       "a79eba873b614adf5a25daa9a958e254bc520100f4ccd44babda5fbb4cc565db"),
+            "pytorch_model_vae.bin": (442_713_669, "7d49e1881f38bd4f4fcaaf1c56686c02fb15f75e80dec5f773ae235b2cf1b61b"),
+        }), ReleasedFile("tango/configs/diffusion_model_config.json",
+                         f"{_TANGO}/ceb8bd5fd7599b6a8f820b2975d9cb85b85e50f6/configs/diffusion_model_config.json"))),
+    Entry(
+        "vta-ldm", "VTA-LDM", "generation from videos", "CC-BY-4.0",
+        "https://huggingface.co/ariesssxu/vta-ldm-clip4clip-v-large",
+        (*_hub("vta-ldm", "ariesssxu/vta-ldm-clip4clip-v-large", "9b9147f2a778c95538669cab9a468f83ec62b1a8",
+               dict.fromkeys(("summary.jsonl", "pytorch_model_2.bin"), (None, None))),
+         ReleasedFile("vta-ldm/configs/diffusion_model_config_large_2048.json",
+                      f"{_VTA_LDM}/470e6a4ef518ea8832ead980467ce9093b0acb3d/configs/"
+                      "diffusion_model_config_large_2048.json"))),
+    Entry(
+        "flan-t5-large", "FLAN-T5 large's configuration and tokenizer",
+        # its weights are inside Tango's checkpoint
+        "words into tokens for Tango", "Apache-2.0", "https://huggingface.co/google/flan-t5-large",
+        _hub("flan-t5-large", "google/flan-t5-large", "8e45244f2ca27cf3b5956a0da3c989c8fe89054e", dict.fromkeys(
+            ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"), (None, None)))),
+    Entry(
+        "stable-diffusion-2-1", "Stable Diffusion 2.1's scheduler", "the noise schedule of Tango and VTA-LDM",
+        "OpenRAIL++", "https://huggingface.co/stabilityai/stable-diffusion-2-1",
+        _hub("stable-diffusion-2-1", "stabilityai/stable-diffusion-2-1", "main", {
+            "scheduler/scheduler_config.json": (None, None)})),
 )
 
 ENTRIES: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}
@@ -152,6 +188,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "extraction": ("groundingdino_swint_ogc", "bert-base-uncased", "clip-vit-large-patch14"),
     "grounded_sam": ("groundingdino_swint_ogc", "bert-base-uncased", "sam_vit_h"),
     "evaluation": ("vggish", "panns_16k", "clap-htsat-unfused"),
+    "tango_generation": ("tango", "flan-t5-large", "stable-diffusion-2-1"),
+    "vta_ldm_generation": ("vta-ldm", "audioldm-s-full", "clip-vit-large-patch14", "stable-diffusion-2-1"),
 }
 
 

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Iterable, Iterator
 
 from rich import box
-from rich.console import Group
+from rich.console import Console, Group
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from .fetch import fetch_file
 from .registry import GROUPS, Entry, ReleasedFile, readable
 from .verify import Progress, fault, state
 
@@ -57,10 +58,18 @@ def check(entries: Iterable[Entry], folder: Path, absent_too: bool) -> Iterator[
                 yield examine(file, folder)
 
 
-def transfer_bar() -> Bar:
+def fetch_all(files: Iterable[ReleasedFile], folder: Path, again: bool = False, console: Console | None = None) -> None:
+    """Fetch what of ``files`` is missing, with a bar. Errors: see :func:`~vta_sam.released.fetch.fetch_file`."""
+    with transfer_bar(console) as bar:
+        for file in files:
+            fetch_file(file, folder, again, follow(bar, file),
+                       lambda words: bar.console.print(words, soft_wrap=True, markup=False))
+
+
+def transfer_bar(console: Console | None = None) -> Bar:
     """Bytes of all, speed, time left."""
     return Bar(TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
-               TimeRemainingColumn())
+               TimeRemainingColumn(), console=console)
 
 
 def follow(bar: Bar, file: ReleasedFile) -> Progress:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,25 +16,22 @@ from typing import Any
 import torch
 from hydra.utils import get_class, instantiate
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
-from .. import __version__
 from ..atomic import write_text
 from ..clip import ClipSpec
 from ..errors import InputError
+from ..importers.by_name import named_folder
 from ..model_folder import read_recipe
-from ..pipeline import load
 from ..processes import Processes
 from ..shards.schema import read_dataset
 from .data import DataSource
-from .figures import held_out, measure
-from .loggers import close
+from .figures_stage import run_figures
 from .preemption import EXIT_STATUS, Preempted, Preemption, queue_name, requeue
 from .pretraining import PRETRAINING
 from .run_folder import StageFolder, locked
-from .showcase import figures_table, show
-from .stages import DiffusionParts, Starts, train_diffusion, train_part, train_vae, true_onsets
+from .stages import DiffusionParts, Starts, train_diffusion, train_part, train_vae, vocoder_folder
+from .start import Start
 from .workshop import StageSettings, Workshop
 
 STAGES = ("vae", *PRETRAINING, "diffusion", "figures")
@@ -74,6 +70,7 @@ class TrainingJob:
     classifier: str | None
     onsets: str | None
     init: str | None
+    vocoder_from: str | None
     model: str | None
 
     def __post_init__(self):
@@ -129,7 +126,7 @@ class TrainingJob:
         self._say_plan()
         if self.model is None:
             self._check_settings()
-        root = self._timed("data", lambda: self.processes.alone(
+        root = self.timed("data", lambda: self.processes.alone(
             lambda: self.source.prepare(self.spec, self.grounder, self.encoder, self.console)))
         shop = Workshop(self.seed, self.spec, root, read_dataset(root), self.source,
                         [instantiate(logger, _partial_=True) for logger in self.logger], self.console, preemption)
@@ -159,13 +156,24 @@ class TrainingJob:
                      "validation": self.validation, "freeze": self.freeze, "pretrained": bool(self._pretrained),
                      "sampler": self.sampler, "vocoder": self.vocoder,
                      "vae": self.vae, "condition": self.condition, "init": self.init}
+            told |= {"vocoder_from": self.vocoder_from} if self.vocoder_from else {}
         if stage == "figures":
             told |= {"figures": self.figures, "model": self.model, "sampler": self.sampler}
         return StageFolder(self.folder / stage, _decisive(json.loads(json.dumps(told))))
 
     @property
     def _vae(self) -> Path:
-        return Path(self.vae) if self.vae else self.stage_folder("vae").model
+        return named_folder(self.vae) if self.vae else self.stage_folder("vae").model
+
+    @property
+    def model_folder(self) -> Path | None:
+        """Of the finished model to measure, where one is given."""
+        return self._start(self.model)
+
+    @staticmethod
+    def _start(name: str | None) -> Path | None:
+        """A folder, or the name of a released model ⇒ its folder."""
+        return named_folder(name) if name else None
 
     @property
     def _pretrained(self) -> dict[str, Path]:
@@ -180,16 +188,19 @@ class TrainingJob:
         if "classifier" in self.stages and "vae" not in self.stages and not self.vae:
             raise InputError("stage classifier listens to latents: add vae to stages=, or give vae=FOLDER of a trained "
                              "one")
-        for key in ("vae", *PRETRAINING, "init"):
-            if folder := getattr(self, key):
-                read_recipe(folder)
+        for key in ("vae", *PRETRAINING, "init", "vocoder_from"):
+            if name := getattr(self, key):
+                self.processes.alone(lambda: read_recipe(named_folder(name)))
+        if "diffusion" in self.stages:
+            vocoder_folder(self.vocoder, self._vae if self.vae else None, self._start(self.vocoder_from))
         kind: Any = get_class(self.conditioner["_target_"])
         for stage in self._pretrained:
             if stage not in kind.pretrained:
                 raise InputError(f"{kind.__name__} has nothing that stage {stage} could train; leave it out of stages= "
                                  f"and {stage}=")
         lacking = [stage for stage, part in kind.pretrained.items() if part.required and stage not in self._pretrained]
-        if "diffusion" in self.stages and lacking and not self.init:
+        same = self.init and Start(named_folder(self.init)).is_of(self.conditioner)
+        if "diffusion" in self.stages and lacking and not same:
             raise InputError(f"{kind.__name__} needs what stage {lacking[0]} trains: add {lacking[0]} to stages=, or "
                              f"give {lacking[0]}=FOLDER of a trained one")
 
@@ -206,7 +217,7 @@ class TrainingJob:
 
     def _stage(self, stage: str, shop: Workshop) -> None:
         if stage == "figures":
-            return self.processes.alone(lambda: self._figures(shop))
+            return self.processes.alone(lambda: run_figures(self, shop))
         folder = self.stage_folder(stage)
         self.processes.alone(lambda: folder.claim(self.overwrite))
         if folder.done:
@@ -215,64 +226,22 @@ class TrainingJob:
         settings = StageSettings.of(self.fit[stage])
         conditioner, unet = self._recipes(shop)
         before = {s: f for s, f in self._pretrained.items() if stage == "diffusion" or _comes_before(s, stage)}
-        starts = Starts(self._vae, before, Path(self.init) if self.init else None)
+        starts = Starts(self._vae, before, self._start(self.init), self._start(self.vocoder_from))
         if stage == "vae":
-            self._timed(stage, lambda: train_vae(shop, folder, settings, self.networks["codec"]))
+            self.timed(stage, lambda: train_vae(shop, folder, settings, self.networks["codec"]))
         elif stage in PRETRAINING:
-            self._timed(stage, lambda: train_part(shop, folder, settings, stage, conditioner, self.augment, starts))
+            self.timed(stage, lambda: train_part(shop, folder, settings, stage, conditioner, self.augment, starts))
         else:
             parts = DiffusionParts(
                 unet=unet, conditioner=conditioner, objective=self.objective, dropout=self.dropout,
                 augment=self.augment, freeze=self.freeze, starts=starts, sampler=self.sampler, vocoder=self.vocoder,
                 validation=self.validation, grounder=self.grounder, encoder=self.encoder,
             )
-            self._timed(stage, lambda: train_diffusion(shop, folder, settings, parts))
+            self.timed(stage, lambda: train_diffusion(shop, folder, settings, parts))
         self.processes.alone(folder.finish)
         return None
 
-    def _figures(self, shop: Workshop) -> None:
-        folder = self.stage_folder("figures")
-        folder.claim(self.overwrite)
-        model = Path(self.model) if self.model else self.stage_folder("diffusion").model
-        if not folder.done:
-            pipeline = load(model, device="cuda" if torch.cuda.is_available() else "cpu")
-            pipeline.sampler = instantiate(self.sampler)  # with model=…, of a model trained with another one
-            data = shop.datamodule("figures", StageSettings.of(self.fit["diffusion"]))
-            clips = held_out(data.reader(self.source.test_split), data.reader(self.source.train_split), pipeline,
-                             self.figures["clips"], lambda record, wave: true_onsets(self.source, record, wave))
-
-            def work() -> None:
-                with Progress(console=self.console) as progress:
-                    total = 2 * len(clips.records) + len(clips.single)
-                    task = progress.add_task("generate and measure", total=total)
-                    figures, sounds = measure(pipeline, clips, self.seed, self.figures["batch_size"],
-                                              lambda n: progress.advance(task, n))
-                    figures["seed"], figures["exp"] = self.seed, self.exp
-                show(folder.path, pipeline, clips, sounds, self.source, self.stage_folder("diffusion").path,
-                     self.figures["samples"])
-                write_text(folder.path / "measured.json", json.dumps(figures, indent=1) + "\n")
-
-            self._timed("figures", work)
-            folder.finish()
-        figures = json.loads((folder.path / "measured.json").read_text()) | self._provenance(model)
-        write_text(self.folder / "figures.json", json.dumps(figures, indent=1) + "\n")
-        self._log_figures(folder.path, figures)
-        self.console.print(figures_table(figures))
-        for path in sorted((folder.path / "samples").glob("*.mp4")):
-            self.console.print(f"  {path}", highlight=False)
-        self.console.print(f"figures: {self.folder / 'figures.json'}", highlight=False)
-
-    def _log_figures(self, folder: Path, figures: dict[str, Any]) -> None:
-        """To the loggers, under the names that evaluate.py uses, so that tables of runs and of evaluations agree."""
-        found = {name: content["score"]["mean"] for name, content in
-                 {**figures["timing"], "sound_class": figures.get("sound_class")}.items() if content}
-        loggers = [instantiate(logger, _partial_=True)(save_dir=str(folder), name="logs") for logger in self.logger]
-        for logger in loggers:
-            logger.log_metrics({name: mean for name, mean in found.items() if mean is not None}, step=0)
-            logger.save()
-        close(loggers)
-
-    def _timed(self, name: str, work) -> Any:
+    def timed(self, name: str, work: Callable[[], Any]) -> Any:
         """Run, and add the seconds to the run's account, which survives a restart."""
         start = time.perf_counter()
         result = work()
@@ -283,15 +252,6 @@ class TrainingJob:
         kept[name] = round(kept.get(name, 0.0) + time.perf_counter() - start, 1)
         write_text(account, json.dumps(kept) + "\n")
         return result
-
-    def _provenance(self, model: Path) -> dict[str, Any]:
-        peak = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-        return {
-            "seconds": json.loads((self.folder / "seconds.json").read_text()),
-            "peak_memory_gb": round(peak / 1024**2, 2), "model": str(model), "code_version": __version__,
-            "torch": torch.__version__, "device": "cuda" if torch.cuda.is_available() else "cpu",
-            "parameters": {part: _parameters(model, part) for part in ("codec", "unet", "conditioner")},
-        }
 
     def _say_plan(self) -> None:
         table = Table(title=f"{self.exp}, seed {self.seed}", title_justify="left", show_header=False, box=None)
@@ -342,11 +302,3 @@ def _with_dimensions(recipe: Any, known: dict[str, Any]) -> Any:
     if unknown:
         raise InputError(f"{unknown[0]}: {FROM_DATA} can't be filled in; a dataset knows {', '.join(known)}")
     return {key: known[key] if value == FROM_DATA else _with_dimensions(value, known) for key, value in recipe.items()}
-
-
-def _parameters(model: Path, part: str) -> int:
-    """Parameters of a part, counted from its file's header."""
-    import safetensors
-
-    with safetensors.safe_open(model / f"{part}.safetensors", "np") as file:
-        return sum(int(torch.Size(file.get_slice(k).get_shape()).numel()) for k in file.keys())

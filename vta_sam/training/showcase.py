@@ -14,6 +14,7 @@ from ..media.audio import write_wav
 from ..media.fit import Squeeze
 from ..media.muxing import mux
 from ..media.video import read_clip
+from ..model_card import FIGURE_COLUMNS
 from ..pipeline import Pipeline
 from ..report.pictures import attention_picture, clip_picture, curve_picture
 from .data import DataSource
@@ -68,29 +69,40 @@ def validation_curve(diffusion: Path) -> tuple[list[int], dict[str, list[float]]
     }
 
 
-def figures_table(figures: dict[str, Any]) -> Table:
-    """figures.json ⇒ what is printed at the end of a run: means with 95 % intervals, within 80 columns."""
-    table = Table(title=f"{figures['exp']}: {figures['clips']} held-out clips, seed {figures['seed']}, mean "
-                        "[95 % interval]", title_justify="left", box=None, pad_edge=False)
-    for column in ("figure", "score", "control", "ceiling"):
-        table.add_column(column, justify="left" if column == "figure" else "right", no_wrap=True)
+def figures_rows(figures: dict[str, Any]) -> list[tuple[str, ...]]:
+    """figures.json ⇒ rows of (figure, score, control, ceiling), the last ones left out where there are none."""
     timing, ceiling = figures["timing"], figures["ceiling"]
+    rows: list[tuple[str, ...]] = []
     for name, shown in (("envelope_correlation", "envelope correlation"), ("onset_f1", "onset F1")):
-        table.add_row(shown, *map(_text, (timing[name]["score"], timing[name]["control"], ceiling[name]["score"])))
-        table.add_row("  score − control", _text(timing[name]["score_minus_control"]))
+        rows.append((shown, *map(_text, (timing[name]["score"], timing[name]["control"], ceiling[name]["score"]))))
+        rows.append(("  score − control", _text(timing[name]["score_minus_control"])))
     if "sound_class" in figures:
         found = figures["sound_class"]
-        table.add_row(f"sound class, n={found['score']['n']}", _text(found["score"]), f"chance {found['chance']:.2f}",
-                      _text(found["ceiling"]))
+        rows.append((f"sound class, n={found['score']['n']}", _text(found["score"]), f"chance {found['chance']:.2f}",
+                     _text(found["ceiling"])))
     if "swap" in figures:
         swap, kept = figures["swap"], figures["swap"]["timing"]["envelope_correlation"]
-        table.add_row("word swapped: heard", _text(swap["follows_the_new_word"]))
-        table.add_row("  its envelope corr.", _text(kept["score"]), _text(kept["control"]))
-    table.add_row("VAE mel error share", f"{figures['vae']['mel_error_share']:.3f}")
+        rows.append(("word swapped: heard", _text(swap["follows_the_new_word"])))
+        rows.append(("  its envelope corr.", _text(kept["score"]), _text(kept["control"])))
+    rows.append(("VAE mel error share", f"{figures['vae']['mel_error_share']:.3f}"))
     generated = figures["level"]["generated"]
-    table.add_row("silent, clipped", f"{generated['silent_clips']:.3f}, {generated['clipping_rate']:.1e}")
+    rows.append(("silent, clipped", f"{generated['silent_clips']:.3f}, {generated['clipping_rate']:.1e}"))
     minutes = sum(figures["seconds"].values()) / 60
-    table.add_row("time, peak memory", f"{minutes:.1f} min, {figures['peak_memory_gb']} GB")
+    rows.append(("time, peak memory", f"{minutes:.1f} min, {figures['peak_memory_gb']} GB"))
+    return rows
+
+
+def figures_title(figures: dict[str, Any]) -> str:
+    return f"{figures['exp']}: {figures['clips']} held-out clips, seed {figures['seed']}, mean [95 % interval]"
+
+
+def figures_table(figures: dict[str, Any]) -> Table:
+    """figures.json ⇒ what is printed at the end of a run: means with 95 % intervals, within 80 columns."""
+    table = Table(title=figures_title(figures), title_justify="left", box=None, pad_edge=False)
+    for column in FIGURE_COLUMNS:
+        table.add_column(column, justify="left" if column == "figure" else "right", no_wrap=True)
+    for row in figures_rows(figures):
+        table.add_row(*row)
     return table
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from rich.progress import Progress
 
 from ..clip import ClipFeatures, ClipSpec
@@ -18,7 +18,7 @@ from ..conditioners.base import Conditioner
 from ..diffusion.lit import LatentDiffusion
 from ..diffusion.objective import VPrediction
 from ..errors import InputError
-from ..generation.parts import build_part
+from ..generation.parts import build_part, load_vocoder
 from ..mel import log_mel
 from ..model_folder import ModelRecipe, load_weights, read_recipe
 from ..pipeline import Pipeline
@@ -31,6 +31,7 @@ from .callbacks import Reference, ValidationSamples
 from .data import DataSource
 from .pretraining import PRETRAINING
 from .run_folder import StageFolder
+from .start import Start
 from .workshop import StageSettings, Workshop
 
 MEL_STATISTICS_CLIPS = 256
@@ -99,11 +100,55 @@ def encode_latents(shop: Workshop, codec: MelCodec) -> Path:
 @dataclass(frozen=True)
 class Starts:
     """What is trained already. vae: model folder; pretrained: {stage: model folder}; init: model folder of a UNet and
-    conditioner to start stage 3 from, or None."""
+    conditioner to start stage 3 from, or None; vocoder: model folder of a vocoder with weights, or None: the VAE's."""
 
     vae: Path
     pretrained: dict[str, Path] = field(default_factory=dict)
     init: Path | None = None
+    vocoder: Path | None = None
+
+    def licences(self) -> dict[str, str]:
+        """Of those that have one stated: {setting: licence}."""
+        folders = {"vae": self.vae, "init": self.init, "vocoder": self.vocoder, **self.pretrained}
+        found = {name: read_recipe(folder).about.get("licence") for name, folder in folders.items() if folder}
+        return {name: licence for name, licence in found.items() if licence}
+
+
+def latent_scale(vae: ModelRecipe, latents: Path, start: Start | None = None) -> float:
+    """What latents are multiplied by: the number that comes with a UNet to start from, or with a released VAE; else
+    1 / std of the latents, measured when they were encoded."""
+    if start is not None:
+        return start.recipe.latent_scale
+    return vae.latent_scale if vae.latent_scale != 1.0 else 1.0 / read_std(latents)
+
+
+def load_stage_vocoder(recipe: dict[str, Any], starts: Starts) -> tuple[Any, dict[str, Any]]:
+    """⇒ the vocoder that samples are heard with, and its recipe. One with weights takes them, and its shape, from where
+    :func:`vocoder_folder` says."""
+    folder = vocoder_folder(recipe, starts.vae, starts.vocoder)
+    if folder is None:
+        return instantiate(recipe, _convert_="all"), recipe
+    found = read_recipe(folder)
+    return load_vocoder(found, folder), found.vocoder or {}
+
+
+def vocoder_folder(recipe: dict[str, Any], vae: Path | None, vocoder: Path | None) -> Path | None:
+    """The model folder with the weights of a vocoder that needs some; None for one that needs none.
+
+    vae: of a VAE that exists already, or None; vocoder: of the vocoder itself, which goes first. Raises InputError
+    where neither holds such weights: a vocoder of random weights makes noise.
+    """
+    kind: Any = get_class(recipe["_target_"])
+    if not getattr(kind, "needs_weights", False):
+        return None
+    folder = vocoder or vae
+    found = read_recipe(folder).vocoder if folder else None
+    if found is None or found["_target_"] != recipe["_target_"]:
+        without = f", and {folder} holds none" if folder else ""
+        raise InputError(f"the vocoder {kind.__name__} needs weights{without}; "
+                         "give vae=audioldm, whose checkpoint has them, or vocoder_from=FOLDER of a model with them, "
+                         "or hear samples with vocoder=griffin_lim, which needs none")
+    return folder
 
 
 def build_conditioner(shop: Workshop, recipe: dict[str, Any]) -> Conditioner:
@@ -127,9 +172,9 @@ def train_part(shop: Workshop, folder: StageFolder, settings: StageSettings, sta
     kind = PRETRAINING[stage]
     latents, scale = None, 1.0
     if kind.on_latents:
-        codec, _ = load_codec(starts.vae, shop.spec)
+        codec, vae_recipe = load_codec(starts.vae, shop.spec)
         latents = encode_latents(shop, codec)
-        scale = 1.0 / read_std(latents)
+        scale = latent_scale(vae_recipe, latents)
     data = shop.datamodule(stage, settings, latents)
     with shop.seeded(stage):
         conditioner = build_conditioner(shop, recipe)
@@ -171,25 +216,31 @@ class DiffusionParts:
 def train_diffusion(shop: Workshop, folder: StageFolder, settings: StageSettings, parts: DiffusionParts) -> None:
     """Stage 3 ⇒ ``folder.model``: everything that generation needs."""
     codec, vae_recipe = load_codec(parts.starts.vae, shop.spec)
+    start = Start(parts.starts.init) if parts.starts.init else None
+    conditioner_recipe = start.conditioner_recipe(parts.conditioner) if start else parts.conditioner
+    vocoder, vocoder_recipe = load_stage_vocoder(parts.vocoder, parts.starts)
     latents = encode_latents(shop, codec)
-    scale = 1.0 / read_std(latents)
+    scale = latent_scale(vae_recipe, latents, start)
     data = shop.datamodule("diffusion", settings, latents)
     with shop.seeded("diffusion"):
         unet = instantiate(parts.unet, _partial_=True, _convert_="all")(spec=shop.spec)
-        conditioner = build_conditioner(shop, parts.conditioner)
+        conditioner = build_conditioner(shop, conditioner_recipe)
         conditioner.adapt(unet)
     load_pretrained(conditioner, parts.starts.pretrained)
     slower = {f"conditioner.{conditioner.pretrained[stage].attribute}.":
               0.0 if parts.freeze else conditioner.pretrained[stage].rate for stage in parts.starts.pretrained}
-    if parts.starts.init is not None:
-        load_weights(unet, parts.starts.init, "unet")
-        load_weights(conditioner, parts.starts.init, "conditioner")
+    if start is not None:
+        start.fill(unet, conditioner)
+        shop.console.print(*start.lines(), sep="\n", highlight=False, markup=False, soft_wrap=True)
     objective: VPrediction = instantiate(parts.objective)
     module = LatentDiffusion(unet, conditioner, objective, scale, parts.dropout, Augmentation(**parts.augment),
                              settings.optimise(slower))
-    sampler, vocoder = instantiate(parts.sampler), instantiate(parts.vocoder)
+    sampler = instantiate(parts.sampler)
+    networks = {"vocoder": vocoder} if vocoder_recipe is not parts.vocoder else {}
 
     def make(trained: LatentDiffusion) -> Pipeline:
+        for network in networks.values():
+            network.to(trained.device)
         return Pipeline(spec=shop.spec, codec=codec.to(trained.device), unet=trained.unet,
                         conditioner=trained.conditioner, latent_scale=scale, sampler=sampler, vocoder=vocoder)
 
@@ -199,12 +250,18 @@ def train_diffusion(shop: Workshop, folder: StageFolder, settings: StageSettings
     info = shop.info
     model = ModelRecipe(
         clip=clip_dict(shop.spec), codec=vae_recipe.codec, latent_scale=scale, unet=parts.unet,
-        conditioner=parts.conditioner, sampler=parts.sampler, vocoder=parts.vocoder, grounder=parts.grounder,
-        encoder=parts.encoder, about=shop.about("diffusion", settings),
+        conditioner=conditioner_recipe, sampler=parts.sampler, vocoder=vocoder_recipe, grounder=parts.grounder,
+        encoder=parts.encoder, about=shop.about("diffusion", settings) | _inherited(parts.starts),
         features={"grounder": info.grounder, "encoder": info.encoder, "fps": info.fps, "frame_dim": info.frame_dim,
                   "object_dim": info.object_dim, "caption_dim": info.caption_dim},
     )
-    shop.save(folder, model, {"codec": codec, "unet": module.unet, "conditioner": module.conditioner})
+    shop.save(folder, model, {"codec": codec, "unet": module.unet, "conditioner": module.conditioner, **networks})
+
+
+def _inherited(starts: Starts) -> dict[str, Any]:
+    """For the model card: licences of what training began with."""
+    licences = starts.licences()
+    return {"starts": licences} if licences else {}
 
 
 def reference_of(shop: Workshop, data: ShardDataModule, clips: int) -> Reference:

@@ -103,7 +103,8 @@ class Workshop:
         self.processes.alone(lambda: save_model(folder.model, recipe, parts))
 
     def about(self, stage: str, settings: StageSettings) -> dict[str, Any]:
-        return {"stage": stage, "steps": settings.fit.steps, "seed": self.seed, "code_version": __version__}
+        return {"stage": stage, "data": self.source.describe(), "steps": settings.fit.steps, "seed": self.seed,
+                "code_version": __version__}
 
     @contextmanager
     def seeded(self, stage: str) -> Iterator[None]:

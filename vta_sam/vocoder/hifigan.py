@@ -23,6 +23,7 @@ class HiFiGAN(nn.Module):
     """
 
     sample_rate_hz = SAMPLE_RATE_HZ
+    needs_weights = True
 
     def __init__(self, channels: int = 1024, upsample_rates: Sequence[int] = (5, 4, 2, 2, 2),
                  upsample_kernels: Sequence[int] = (16, 16, 8, 4, 4), resblock_kernels: Sequence[int] = (3, 7, 11),

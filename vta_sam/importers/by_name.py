@@ -1,0 +1,78 @@
+"""Released models by name: fetched and imported when first asked for, and kept beside the released weights."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from ..errors import InputError
+from ..file_lock import alone
+from ..model_folder import YAML_NAME
+from ..released.registry import ReleasedFile, find_entry, require, weights_folder
+from .recognise import import_checkpoint
+
+
+@dataclass(frozen=True)
+class ReleasedModel:
+    """entries: what of the table of released weights it takes, first its own. without: files of theirs that it doesn't
+    read."""
+
+    entries: tuple[str, ...]
+    without: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> list[ReleasedFile]:
+        return [file for name in self.entries for file in find_entry(name).files if file.path not in self.without]
+
+
+_CLIP = "clip-vit-large-patch14"
+MODELS = {
+    # its checkpoint has CLIP's weights, and it doesn't normalise pictures
+    "vta_ldm": ReleasedModel(("vta-ldm", "audioldm-s-full", _CLIP, "stable-diffusion-2-1"),
+                             (f"{_CLIP}/model.safetensors", f"{_CLIP}/preprocessor_config.json")),
+    "tango": ReleasedModel(("tango", "flan-t5-large", "stable-diffusion-2-1")),
+    "audioldm": ReleasedModel(("audioldm-s-full",)),
+}
+
+
+def named_folder(name: str | os.PathLike, weights: str | os.PathLike | None = None) -> Path:
+    """A name of :data:`MODELS` ⇒ its model folder, ``imported/<name>`` below the folder of released weights; anything
+    else ⇒ the path that it is.
+
+    What is missing is fetched, and imported once; processes that ask at the same time wait for each other. A folder of
+    one's own that is called like a model is named ``./name``. Raises InputError with every file that is missing and
+    where to put it, where it can't be fetched, and as the importer does.
+    """
+    model = MODELS.get(str(name))
+    if model is None:
+        return Path(name)
+    root = weights_folder(weights)
+    target = root / "imported" / str(name)
+    if (target / YAML_NAME).is_file():
+        return target
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(f"{name}: fetched if need be, and imported into {target}, once", markup=False)
+    _fetch_missing(model, root, console)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with alone(target, lambda: print(f"{target}: another process is importing it; waiting", file=sys.stderr)):
+        if not (target / YAML_NAME).is_file():
+            checkpoint = require(model.entries[0], weights)
+            for account in import_checkpoint(checkpoint, target, [root]):
+                console.print(account.path, *account.lines(), sep="\n  ", markup=False)
+    return target
+
+
+def _fetch_missing(model: ReleasedModel, root: Path, console: Console) -> None:
+    from ..released.report import fetch_all
+
+    missing = [file for file in model.files if not (root / file.path).is_file()]
+    try:
+        fetch_all(missing, root, console=console)
+    except InputError as error:
+        still = [file for file in missing if not (root / file.path).is_file()]
+        places = "".join(f"\n  {file.url}\n    to {(root / file.path).resolve()}" for file in still)
+        raise InputError(f"{error}\nWhat is missing:{places}") from error

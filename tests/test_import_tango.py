@@ -13,7 +13,7 @@ from vta_sam.conditioners.base import Condition
 from vta_sam.errors import InputError
 from vta_sam.importers.tango import import_tango
 from vta_sam.pipeline import load
-from tests.models import make_features
+from models import make_features
 from vta_sam.shards.batch import collate, window_of
 
 

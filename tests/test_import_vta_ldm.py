@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.models import make_features
+from models import make_features
 from vta_sam.diffusion.sampler import Sampler, guided
 from vta_sam.errors import InputError
 from vta_sam.importers.vta_ldm import import_vta_ldm

@@ -1,0 +1,164 @@
+"""Stage 3 started from another model computes at step 0 what that model computes, given its tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from models import FRAME_DIM, SPEC, make_batch, make_model_folder, make_recipe
+from vta_sam.conditioners.vta_sam import VTASAMConditioner
+from vta_sam.conditioners.vta_ldm import FrameProjection
+from vta_sam.condition.encoder import TemporalSemanticEncoder
+from vta_sam.diffusion.unet import LatentUNet
+from vta_sam.errors import InputError
+from vta_sam.importers.vta_ldm import import_vta_ldm
+from vta_sam.pipeline import load
+from vta_sam.training.stages import Starts, latent_scale, vocoder_folder
+from vta_sam.training.start import Start
+
+VTA_LDM = "vta_sam.conditioners.vta_ldm.VTALDMConditioner"
+
+
+def vta_ldm_recipe(positions=False, null="zeros"):
+    return {"_target_": VTA_LDM, "token_dim": 16, "positions": positions, "null": null,
+            "encoder": {"_target_": "vta_sam.conditioners.vta_ldm.FrameProjection", "frame_dim": FRAME_DIM, "width": 16,
+                        "normalise": False, "frozen": True}}
+
+
+def started(folder, aligned, spec=SPEC, **encoder):
+    """⇒ a UNet and a VTA-SAM conditioner of their own random weights, and then started from ``folder``."""
+    start = Start(folder)
+    wanted = make_recipe(aligned)
+    recipe = {**wanted.conditioner, "token_dim": start.recipe.conditioner["token_dim"]}
+    recipe["encoder"] = {**recipe["encoder"], "fps": spec.fps, **encoder}
+    changed = start.conditioner_recipe(recipe)
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        source = start.recipe.unet
+        unet = LatentUNet(source["config"], spec, recipe["map_channels"], source.get("coordinate_channels", 0))
+        inner = TemporalSemanticEncoder(**{k: v for k, v in recipe["encoder"].items() if k != "_target_"})
+        carried = {k: v for k, v in (changed.get("carried") or {}).items() if k != "_target_"}
+        conditioner = VTASAMConditioner(inner, spec, recipe["token_dim"], map_channels=recipe["map_channels"],
+                                        carried=FrameProjection(**carried) if carried else None)
+        for module in (unet, conditioner):
+            for parameter in module.parameters():
+                torch.nn.init.normal_(parameter, std=0.1)
+    start.fill(unet, conditioner)
+    return start, unet.eval(), conditioner.eval()
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize(("positions", "null"), [(False, "zeros"), (True, "learned")])
+@torch.no_grad()
+def test_vta_sam_starts_as_vta_ldm(tmp_path, aligned, positions, null):
+    folder = make_model_folder(tmp_path, conditioner=vta_ldm_recipe(positions, null))
+    source = load(folder)
+    start, unet, conditioner = started(folder, aligned)
+    batch = make_batch("a", "b")
+    latent = torch.randn(2, 8, SPEC.columns, 4, generator=torch.Generator().manual_seed(0))
+    timestep = torch.tensor([900, 30])
+    source.unet.eval()
+    for ours, theirs in ((conditioner(batch), source.conditioner(batch)),
+                         (conditioner.null(batch), source.conditioner.null(batch))):
+        torch.testing.assert_close(ours.tokens, theirs.tokens, atol=1e-5, rtol=0)
+        found, wanted = unet(latent, timestep, ours), source.unet(latent, timestep, theirs)
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
+    assert len(start.taken) + len(start.resized) + len(start.new) == len(unet.state_dict()) + len(
+        conditioner.state_dict())
+    assert bool(start.resized) == aligned and any("encoder" in name for name in start.new)
+    assert any("resized" in line for line in start.lines())
+
+
+def test_what_is_new_can_learn(tmp_path):
+    """Zeros where it starts, and gradients that are none."""
+    folder = make_model_folder(tmp_path, conditioner=vta_ldm_recipe())
+    _, unet, conditioner = started(folder, aligned=True)
+    condition = conditioner(make_batch("a", "b"))
+    unet(torch.randn(2, 8, SPEC.columns, 4), torch.tensor([500, 500]), condition).square().mean().backward()
+    for weight in (conditioner.to_token.weight, conditioner.position_gain, conditioner.carried.project.weight):
+        assert weight.grad.abs().max() > 0
+    assert unet.unet.conv_in.weight.grad[:, 8:12].abs().max() > 0
+
+
+@torch.no_grad()
+def test_the_released_layout_starts_vta_sam(shared_dir, tmp_path):
+    """The tiny VTA-LDM, imported; semantics zeroed by the start itself, whatever the objects."""
+    released = shared_dir / "golden" / "checkpoints"
+    import_vta_ldm(released / "vta_ldm_tiny", tmp_path / "model", [released], {"vae": "audioldm_tiny.ckpt"})
+    source = load(tmp_path / "model")
+    spec = source.spec
+    start, unet, conditioner = started(tmp_path / "model", aligned=True, spec=spec, frame_dim=768)
+    batch = make_batch("a", "b", spec=spec)
+    batch = dataclasses.replace(batch, frame_embedding=torch.randn(2, spec.frames, 768))
+    latent = torch.randn(2, 8, 32, 16)
+    conditions = ((conditioner(batch), source.conditioner(batch)),
+                  (conditioner.null(batch), source.conditioner.null(batch)))
+    source.unet.eval()
+    for ours, theirs in conditions:
+        ours.column_map = ours.column_map[:, :, :32]  # a shorter latent is quicker
+        for timestep in (981, 1):
+            at = torch.full((2,), timestep)
+            torch.testing.assert_close(unet(latent, at, ours), source.unet(latent, at, theirs), atol=1e-4, rtol=0)
+    assert start.recipe.latent_scale == pytest.approx(0.9227, abs=1e-4)
+    whole = len(source.unet.state_dict())
+    assert len([name for name in start.taken if name.startswith("unet.")]) == whole - 1 and len(start.resized) == 1
+
+
+def test_another_conditioner_is_new_and_the_unet_is_taken(tmp_path):
+    caption = {"_target_": "vta_sam.conditioners.tango.TangoConditioner", "caption_dim": 6, "token_dim": 16}
+    folder = make_model_folder(tmp_path, conditioner=caption)
+    start, unet, _ = started(folder, aligned=False)
+    assert all(name.startswith("conditioner.") for name in start.new) and not start.resized
+    source = load(folder).unet.state_dict()
+    assert all(torch.equal(value, source[name]) for name, value in unet.state_dict().items())
+
+
+def test_the_same_kind_is_taken_whole(tmp_path):
+    folder = make_model_folder(tmp_path)
+    start = Start(folder)
+    assert start.is_of(start.recipe.conditioner) and not start.is_of(vta_ldm_recipe())
+    pipeline = load(folder)
+    before = {name: value.clone() for name, value in pipeline.conditioner.state_dict().items()}
+    with torch.no_grad():
+        for parameter in pipeline.conditioner.parameters():
+            parameter.zero_()
+    start.fill(pipeline.unet, pipeline.conditioner)
+    assert all(torch.equal(value, before[name]) for name, value in pipeline.conditioner.state_dict().items())
+    assert not start.new and not start.resized
+
+
+def test_what_does_not_fit_is_refused(tmp_path):
+    folder = make_model_folder(tmp_path, conditioner=vta_ldm_recipe())
+    with pytest.raises(InputError, match="width 12, these shards hold 13"):
+        started(folder, False, frame_dim=13)
+    start, other = Start(folder), make_recipe()
+    config = {**other.unet["config"], "block_out_channels": [16, 16]}
+    unet = LatentUNet(config, SPEC, 0, 4)
+    with pytest.raises(InputError, match="another UNet"):
+        start.fill(unet, load(folder).conditioner)
+
+
+def test_latents_are_scaled_as_the_source_was_trained(tmp_path):
+    folder = make_model_folder(tmp_path, conditioner=vta_ldm_recipe())
+    assert latent_scale(make_recipe(latent_scale=1.0), tmp_path, Start(folder)) == 0.8
+    assert latent_scale(make_recipe(latent_scale=0.9), tmp_path) == 0.9  # comes with the VAE
+
+
+def test_a_vocoder_without_weights_is_refused(tmp_path):
+    hifigan = {"_target_": "vta_sam.vocoder.HiFiGAN"}
+    assert vocoder_folder({"_target_": "vta_sam.vocoder.GriffinLim"}, None, None) is None
+    with pytest.raises(InputError, match="needs weights; give vae=audioldm"):
+        vocoder_folder(hifigan, None, None)
+    folder = make_model_folder(tmp_path)
+    with pytest.raises(InputError, match="holds none"):
+        vocoder_folder(hifigan, folder, None)
+    other = make_model_folder(tmp_path / "other", vocoder={**hifigan, "channels": 32})
+    assert vocoder_folder(hifigan, folder, other) == vocoder_folder(hifigan, other, None) == other
+
+
+def test_licences_are_inherited(tmp_path):
+    folder = make_model_folder(tmp_path, about={"licence": "CC BY-NC"})
+    plain = make_model_folder(tmp_path / "plain")
+    assert Starts(plain, init=folder).licences() == {"init": "CC BY-NC"}

@@ -16,7 +16,7 @@ def newest_model(runs: Path = Path("runs")) -> Path:
     found = [folder for folder in folders if (folder / "unet.safetensors").exists()]
     if not found:
         raise InputError(f"there is no trained model under {runs}/; train one with experiments/train.py +exp=vta_sam, "
-                         "or name a model folder with model=")
+                         "name a model folder with model=, or say model=vta_ldm for a released one")
     return max(found, key=lambda folder: (folder / YAML_NAME).stat().st_mtime)
 
 

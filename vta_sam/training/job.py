@@ -32,9 +32,10 @@ from .pretraining import PRETRAINING
 from .run_folder import StageFolder, locked
 from .stages import DiffusionParts, Starts, train_diffusion, train_part, train_vae, vocoder_folder
 from .start import Start
+from .vocoder_stage import train_vocoder
 from .workshop import StageSettings, Workshop
 
-STAGES = ("vae", *PRETRAINING, "diffusion", "figures")
+STAGES = ("vae", "vocoder", *PRETRAINING, "diffusion", "figures")
 
 
 @dataclass
@@ -144,6 +145,8 @@ class TrainingJob:
         told: dict[str, Any] = {"seed": self.seed, "clip": self.clip, "data": self.data}
         if stage == "vae":
             told |= {"codec": self.networks["codec"], "fit": self.fit["vae"]}
+        if stage == "vocoder":
+            told |= {"vocoder": self.vocoder, "adversary": self.networks["adversary"], "fit": self.fit["vocoder"]}
         if stage in PRETRAINING or stage == "diffusion":
             told |= {"grounder": self.grounder, "encoder": self.encoder, "dropout": self.dropout,
                      "augment": self.augment, "conditioner": self.conditioner}
@@ -229,6 +232,8 @@ class TrainingJob:
         starts = Starts(self._vae, before, self._start(self.init), self._start(self.vocoder_from))
         if stage == "vae":
             self.timed(stage, lambda: train_vae(shop, folder, settings, self.networks["codec"]))
+        elif stage == "vocoder":
+            self.timed(stage, lambda: train_vocoder(shop, folder, settings, self.vocoder, self.networks["adversary"]))
         elif stage in PRETRAINING:
             self.timed(stage, lambda: train_part(shop, folder, settings, stage, conditioner, self.augment, starts))
         else:

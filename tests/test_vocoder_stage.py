@@ -1,7 +1,100 @@
-"""Stage vocoder as a job: a model folder whose vocoder another run hears its samples with."""
+"""Stage vocoder as a job does it, and stage 3 that hears its samples with the result and starts from another model."""
 
 from __future__ import annotations
 
-import pytest
+import io
 
-from tiny_data import make_dataset
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+from tiny_data import (CONDITIONER, FRAME_DIM, UNET, WORDS, a_clip, stage_folder, stage_settings, workshop,
+                       write_dataset)
+
+from vta_sam.errors import InputError
+from vta_sam.importers.by_name import named_folder
+from vta_sam.model_folder import read_recipe
+from vta_sam.pipeline import load
+from vta_sam.shards.schema import read_dataset
+from vta_sam.training import stages
+from vta_sam.training.vocoder_stage import train_vocoder
+from vta_sam.vocoder import HiFiGAN
+
+HIFIGAN = {"_target_": "vta_sam.vocoder.HiFiGAN", "channels": 32}
+VTA_LDM = {"_target_": "vta_sam.conditioners.vta_ldm.VTALDMConditioner", "token_dim": 16, "positions": False,
+           "null": "zeros", "encoder": {"_target_": "vta_sam.conditioners.vta_ldm.FrameProjection", "width": 16,
+                                        "frame_dim": FRAME_DIM, "normalise": False}}
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    root = tmp_path_factory.mktemp("shards")
+    write_dataset(root)
+    return workshop(root, read_dataset(root))
+
+
+@pytest.fixture(scope="module")
+def vocoder(shop, tmp_path_factory):
+    """⇒ the model folder of a trained vocoder."""
+    folder = stage_folder(tmp_path_factory.mktemp("vocoder"))
+    settings = stage_settings(2)
+    settings.weights.update(mel=45.0, features=2.0, adversarial=1.0)
+    train_vocoder(shop, folder, settings, HIFIGAN, {"period_width": 1, "scale_width": 4, "periods": [2], "scales": 1})
+    return folder.model
+
+
+@pytest.fixture(scope="module")
+def vae(shop, tmp_path_factory):
+    from tiny_data import CODEC
+
+    folder = stage_folder(tmp_path_factory.mktemp("vae"))
+    stages.train_vae(shop, folder, stage_settings(2), CODEC)
+    return folder.model
+
+
+def train(shop, out, vae, unet=UNET, conditioner=CONDITIONER, **more):
+    starts = stages.Starts(vae, init=more.pop("init", None), vocoder=more.pop("vocoder_from", None))
+    folder = stage_folder(out)
+    stages.train_diffusion(shop, folder, stage_settings(2), stages.DiffusionParts(**{
+        "unet": unet, "conditioner": conditioner, "dropout": 0.1, "augment": {}, "freeze": False, "starts": starts,
+        "objective": {"_target_": "vta_sam.diffusion.objective.VPrediction"},
+        "sampler": {"_target_": "vta_sam.diffusion.sampler.Sampler", "steps": 1},
+        "vocoder": {"_target_": "vta_sam.vocoder.GriffinLim", "iterations": 1, "inversion_steps": 1},
+        "validation": {"clips": 2, "steps": 1}, "grounder": {}, "encoder": {}, **more}))
+    return folder.model
+
+
+def test_a_trained_vocoder_is_heard_by_another_run(shop, vocoder, vae, tmp_path):
+    assert read_recipe(vocoder).vocoder == HIFIGAN and not any("adversary" in key for key in
+                                                              load_file(vocoder / "vocoder.safetensors"))
+    with pytest.raises(InputError, match="holds none"):
+        train(shop, tmp_path / "refused", vae, vocoder=HIFIGAN)
+    model = train(shop, tmp_path / "stage", vae, vocoder={"_target_": HIFIGAN["_target_"]}, vocoder_from=vocoder)
+    pipeline = load(model)
+    assert isinstance(pipeline.vocoder, HiFiGAN)
+    trained = load_file(vocoder / "vocoder.safetensors")
+    assert all(torch.equal(value, trained[name]) for name, value in pipeline.vocoder.state_dict().items())
+    clip = a_clip("one", words=WORDS)
+    assert pipeline.generate_features(clip, seed=0, steps=1).shape == clip.waveform.shape
+
+
+def test_stage_3_starts_from_another_model_and_says_what_it_took(shop, vae, tmp_path, monkeypatch):
+    plain = {**UNET, "map_channels": 0}
+    source = train(shop, tmp_path / "source", vae, unet=plain, conditioner=VTA_LDM)
+    told = io.StringIO()
+    object.__setattr__(shop, "console", Console(file=told, width=200))
+    model = train(shop, tmp_path / "stage", vae, init=named_folder(str(source)))
+    assert "tensors taken" in told.getvalue() and "unet.conv_in.weight (12 to 16 channels)" in told.getvalue()
+    recipe = read_recipe(model)
+    assert recipe.conditioner["carried"]["normalise"] is False
+    assert recipe.latent_scale == read_recipe(source).latent_scale
+    carried = load_file(model / "conditioner.safetensors")["carried.project.weight"]
+    before = load_file(source / "conditioner.safetensors")["encoder.project.weight"]
+    assert carried.shape == before.shape and not torch.equal(carried, before)  # it went on learning
+    assert (carried - before).abs().max() < 0.1
+    load(model)  # its recipe builds what its weights fill
+
+
+def test_a_vocoder_that_has_nothing_to_learn_is_refused(shop, tmp_path):
+    with pytest.raises(InputError, match="GriffinLim"):
+        train_vocoder(shop, stage_folder(tmp_path), stage_settings(2), {"_target_": "vta_sam.vocoder.GriffinLim"}, {})

@@ -65,14 +65,13 @@ def train(shop, out, vae, unet=UNET, conditioner=CONDITIONER, **more):
 
 
 def test_a_trained_vocoder_is_heard_by_another_run(shop, vocoder, vae, tmp_path):
-    assert read_recipe(vocoder).vocoder == HIFIGAN and not any("adversary" in key for key in
-                                                              load_file(vocoder / "vocoder.safetensors"))
+    trained = load_file(vocoder / "vocoder.safetensors")
+    assert read_recipe(vocoder).vocoder == HIFIGAN and not any("adversary" in key for key in trained)
     with pytest.raises(InputError, match="holds none"):
         train(shop, tmp_path / "refused", vae, vocoder=HIFIGAN)
     model = train(shop, tmp_path / "stage", vae, vocoder={"_target_": HIFIGAN["_target_"]}, vocoder_from=vocoder)
     pipeline = load(model)
     assert isinstance(pipeline.vocoder, HiFiGAN)
-    trained = load_file(vocoder / "vocoder.safetensors")
     assert all(torch.equal(value, trained[name]) for name, value in pipeline.vocoder.state_dict().items())
     clip = a_clip("one", words=WORDS)
     assert pipeline.generate_features(clip, seed=0, steps=1).shape == clip.waveform.shape

@@ -29,6 +29,7 @@ from .data import DataSource
 from .figures_stage import run_figures
 from .preemption import EXIT_STATUS, Preempted, Preemption, queue_name, requeue
 from .pretraining import PRETRAINING
+from .recipes import decisive, with_dimensions
 from .run_folder import StageFolder, locked
 from .stages import DiffusionParts, Starts, train_diffusion, train_part, train_vae, vocoder_folder
 from .start import Start
@@ -162,7 +163,7 @@ class TrainingJob:
             told |= {"vocoder_from": self.vocoder_from} if self.vocoder_from else {}
         if stage == "figures":
             told |= {"figures": self.figures, "model": self.model, "sampler": self.sampler}
-        return StageFolder(self.folder / stage, _decisive(json.loads(json.dumps(told))))
+        return StageFolder(self.folder / stage, decisive(json.loads(json.dumps(told))))
 
     @property
     def _vae(self) -> Path:
@@ -212,7 +213,7 @@ class TrainingJob:
         info = shop.info
         known = {"frame_dim": info.frame_dim, "object_dim": info.object_dim, "caption_dim": info.caption_dim,
                  "fps": info.fps}
-        conditioner = _with_dimensions(self.conditioner, known)
+        conditioner = with_dimensions(self.conditioner, known)
         unet = {**self.networks["unet"], "map_channels": conditioner.get("map_channels", 0)}
         return conditioner, unet
 
@@ -284,26 +285,3 @@ class TrainingJob:
 
 def _comes_before(stage: str, other: str) -> bool:
     return STAGES.index(stage) < STAGES.index(other)
-
-
-INDECISIVE = ("workers", "expected_s", "latents", "cache", "cache_gb")
-
-
-def _decisive(told: Any) -> Any:
-    """A config without what changes no result: how many processes, how long it took elsewhere, where copies lie."""
-    if isinstance(told, dict):
-        return {key: _decisive(value) for key, value in told.items() if key not in INDECISIVE}
-    return told
-
-
-FROM_DATA = "from_data"  # in a conditioner's config: a dimension that the dataset knows
-
-
-def _with_dimensions(recipe: Any, known: dict[str, Any]) -> Any:
-    """A conditioner's recipe with the dataset's dimensions where it says ``from_data``."""
-    if not isinstance(recipe, dict):
-        return recipe
-    unknown = [key for key, value in recipe.items() if value == FROM_DATA and key not in known]
-    if unknown:
-        raise InputError(f"{unknown[0]}: {FROM_DATA} can't be filled in; a dataset knows {', '.join(known)}")
-    return {key: known[key] if value == FROM_DATA else _with_dimensions(value, known) for key, value in recipe.items()}

@@ -47,7 +47,8 @@ class ScaleDiscriminator(nn.Module):
         super().__init__()
         self.pool = pool
         # width, kernel, stride, groups of each layer
-        plan = ((1, 15, 1, 1), (1, 41, 2, 4), (2, 41, 2, 16), (4, 41, 4, 16), (8, 41, 4, 16), (8, 41, 1, 16), (8, 5, 1, 1))
+        plan = ((1, 15, 1, 1), (1, 41, 2, 4), (2, 41, 2, 16), (4, 41, 4, 16), (8, 41, 4, 16), (8, 41, 1, 16),
+                (8, 5, 1, 1))
         layers, last = [], 1
         for factor, kernel, stride, groups in plan:
             wide = factor * width

@@ -19,8 +19,8 @@ from .hifigan import HiFiGAN
 class VocoderTraining(StageModule):
     """HiFi-GAN's training (2010.05646) on short segments of clips.
 
-    Both sides take one step together: the vocoder's losses see an adversary that holds still, the adversary's a waveform
-    that does, so their gradients are those of two separate passes.
+    Both sides take one step together: the vocoder's losses see an adversary that holds still, the adversary's a
+    waveform that does, so their gradients are those of two separate passes.
 
     Args: vocoder; adversary; weights of the loss terms: mel (mean absolute error of the log-mel, in nats), features,
     adversarial; segment_frames, mel frames of a segment; optimise, (module) ⇒ Lightning's optimiser and schedule.

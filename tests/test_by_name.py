@@ -95,6 +95,7 @@ def test_offline_every_missing_file_is_named_with_its_place(weights, monkeypatch
     assert "clip-vit-large-patch14" not in words  # whose weights are in the checkpoint
 
 
+@pytest.mark.slow
 def test_sound_under_a_video_in_one_command(weights, shared_dir, tmp_path):
     video = shared_dir / "clips" / "vta-ldm" / "11.mp4"
     done = generate("model=vta_ldm", f"video={video}", f"out={tmp_path}/out", "steps=2", "wav=true", "objects=[dog]")
@@ -107,6 +108,7 @@ def test_sound_under_a_video_in_one_command(weights, shared_dir, tmp_path):
     assert (tmp_path / "out" / "11.mp4").exists()
 
 
+@pytest.mark.slow
 def test_a_caption_alone(weights, tmp_path):
     done = generate("model=tango", "caption=a dog barks", f"out={tmp_path}/out", "steps=2", "solver=dpm")
     assert done.returncode == 0, done.stderr

@@ -272,6 +272,7 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd)
 
 
+@pytest.mark.slow
 def test_the_command_line_refuses_in_a_sentence(world, tmp_path):
     for arguments, said in (((), "generated= is missing"), ((f"generated={world / 'same'}",), "reference= is missing"),
                             ((f"generated={tmp_path / 'no'}", f"reference={world / 'true'}"), "does not exist")):

@@ -175,6 +175,7 @@ def test_all_batch_sizes_equal_the_package(network, lively, tmp_path):
     assert assert_equals_package(lively, SIDE, [1, 3, 8], [0, 1, 2, 5, 7], tmp_path) >= 0.5, "hardly any box"
 
 
+@pytest.mark.slow
 def test_wider_weights_tell_frames_and_words_apart(lively):
     detector = detector_of(lively)
     tokens, _ = detector.queries(to_tensor(pictures(2, SIDE, SIDE + 64)), detector.prompt(WORDS))
@@ -325,6 +326,7 @@ def test_boxes_alone(grounder):
         grounder.masks(pictures(1), WORDS)
 
 
+@pytest.mark.slow
 def test_masks_give_areas_and_embeddings_whatever_the_chunks(with_sam):
     frames = pictures(3, SIDE, 256)
     found, masks = with_sam.ground(frames, ["car", "..."]), with_sam.masks(frames, ["car", "..."])

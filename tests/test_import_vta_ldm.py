@@ -81,6 +81,7 @@ def edit(path, **changes):
     ({"unet_model_config": "configs/../../unet_tiny.json"}, "leaves the checkpoint's folder"),
     ({"unet_model_config": "C:\\configs\\unet_tiny.json"}, "leaves the checkpoint's folder"),
     ({"scheduler_name": "\\\\host\\stable-diffusion-2-1"}, "leaves the checkpoint's folder"),
+    ({"fea_encoder_name": "x" * 5000}, "lies in none of"),
     ({"scheduler_name": "a\0b"}, "leaves the checkpoint's folder"),
     ({"scheduler_name": None}, "names no scheduler_name"),
     ({"pe": True}, "trained with 'pe'"), ({"task": "text2audio"}, "text2audio"),

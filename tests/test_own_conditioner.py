@@ -1,5 +1,6 @@
 """A conditioner of one's own, in a folder of one's own: trained, kept and loaded without touching the project."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ def test_it_trains_five_steps_and_comes_back(tmp_path, monkeypatch):
     shop = workshop(tmp_path / "shards", read_dataset(tmp_path / "shards"))
     recipe = {"_target_": "mine.MotionConditioner", "frame_dim": shop.info.frame_dim, "token_dim": 16}
     parts = diffusion_parts(tmp_path / "vae" / "model", conditioner=recipe)
-    parts.unet["map_channels"] = 0
+    parts = dataclasses.replace(parts, unet={**parts.unet, "map_channels": 0})
     folder = stage_folder(Path(tmp_path / "mine"))
     stages.train_diffusion(shop, folder, stage_settings(5, validate_every=5), parts)
     with pytest.raises(InputError, match="mine.MotionConditioner.*none of this project's"):

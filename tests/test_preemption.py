@@ -105,6 +105,7 @@ def test_loader_processes_outlive_what_asks_the_job_to_stop(root, tmp_path):
     assert steps_of(stage_folder(tmp_path)) == 3
 
 
+@pytest.mark.slow
 def test_a_loader_that_is_still_held_does_not_keep_the_process_from_ending(root):
     """Leaving Python, a process ends its children by SIGTERM and waits for them."""
     program = f"""

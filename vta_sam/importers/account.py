@@ -26,6 +26,10 @@ class Account:
     taken: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
 
+    def __post_init__(self):
+        if not all(isinstance(key, str) for key in self.state):
+            raise InputError(f"{self.path} is no checkpoint: its entries have no names; nothing was imported")
+
     def leave_out(self, prefixes: tuple[str, ...], reason: str) -> None:
         """Keys that begin with one of ``prefixes`` are of no use here."""
         self.left_out |= {key: reason for key in self._open() if key.startswith(prefixes)}

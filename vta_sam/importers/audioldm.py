@@ -44,7 +44,7 @@ def read_audioldm(checkpoint: Path) -> tuple[BackEnd, float, Account]:
     outer = read_state(checkpoint)
     state: Any = outer.get("state_dict", outer)
     scale = state.pop("scale_factor", None) if isinstance(state, dict) else None
-    if not isinstance(scale, Tensor) or not all(isinstance(key, str) for key in state):
+    if not isinstance(scale, Tensor):
         raise InputError(f"{checkpoint} has no scale_factor, so it is no checkpoint of AudioLDM; nothing was imported")
     beside = checkpoint.with_suffix(".json")
     shape = BackEndShape.of_json(read_json(beside), beside) if beside.is_file() else BackEndShape()

@@ -57,7 +57,11 @@ def named_folder(name: str | os.PathLike, weights: str | os.PathLike | None = No
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print(f"{name}: fetched if need be, and imported into {target}, once", markup=False)
     _fetch_missing(model, root, console)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{target.parent} can't be written to ({error.strerror}); say in $VTA_SAM_WEIGHTS which "
+                         "folder keeps released weights, and what is made of them") from error
     with alone(target, lambda: print(f"{target}: another process is importing it; waiting", file=sys.stderr)):
         if not (target / YAML_NAME).is_file():
             checkpoint = require(model.entries[0], weights)

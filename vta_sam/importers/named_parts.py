@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -60,7 +61,7 @@ class NamedParts:
                              "was imported")
         for folder in self.folders:
             for place in (folder.joinpath(*parts), folder / parts[-1]):
-                if place.exists():
+                if os.path.exists(place):  # False too for names that no disk can hold
                     return place
         raise InputError(f"{self.path} names {key} {name!r}, which lies in none of {', '.join(map(str, self.folders))};"
                          f" put it there as {parts[-1]}, or name another folder with --parts. Nothing was imported")

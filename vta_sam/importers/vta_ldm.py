@@ -25,8 +25,7 @@ SUMMARY, WEIGHTS = "summary.jsonl", "pytorch_model_2.bin"
 LICENCE = ("VTA-LDM: code Apache-2.0, weights CC BY 4.0; its VAE and vocoder are AudioLDM's: " + AUDIOLDM_LICENCE)
 FPS = 2.0  # pictures a second that it was trained on
 _PREFIX, _CLIP = "vid_fea_extractor.", "clip"
-_CLIP_FILES = ("config.json", "merges.txt", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json",
-               "vocab.json")
+_TOKENIZER_FILES = ("merges.txt", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "vocab.json")
 
 
 def import_vta_ldm(checkpoint: Path, out: Path, folders: Sequence[Path] = (),
@@ -83,7 +82,7 @@ def import_vta_ldm(checkpoint: Path, out: Path, folders: Sequence[Path] = (),
 
     def beside(folder: Path) -> None:
         clip.save_pretrained(folder / _CLIP, safe_serialization=True)
-        for name in _CLIP_FILES[1:]:
+        for name in _TOKENIZER_FILES:
             if (clip_folder / name).is_file():
                 shutil.copyfile(clip_folder / name, folder / _CLIP / name)
         recipe.features["encoder"] = f"{_CLIP}-{digest(folder / _CLIP / 'model.safetensors')}"

@@ -13,8 +13,9 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from . import registry
 from .fetch import fetch_file
-from .registry import GROUPS, Entry, ReleasedFile, readable
+from .registry import Entry, ReleasedFile, readable
 from .verify import Progress, fault, state
 
 _COLOURS = {"present": "green", "missing": "yellow", "wrong": "red"}
@@ -31,7 +32,7 @@ def listing(entries: Iterable[Entry], folder: Path) -> Group:
         words = f"[bold]{entry.name}[/]\n  {entry.purpose}\n  {files}\n  {entry.source.removeprefix('https://')}"
         found = state(entry, folder)
         table.add_row(words, readable(entry.size_bytes), entry.licence, f"[{_COLOURS[found]}]{found}[/]")
-    groups = (Text(f"{name} = {' + '.join(members)}") for name, members in GROUPS.items())
+    groups = (Text(f"{name} = {' + '.join(members)}") for name, members in registry.GROUPS.items())
     return Group(table, *groups, Text("present: of the released size; `check` compares checksums too"))
 
 

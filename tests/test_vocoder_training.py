@@ -18,7 +18,9 @@ WEIGHTS = {"mel": 45.0, "features": 2.0, "adversarial": 1.0}
 def training(frames: int = 32, steps: int = 40) -> VocoderTraining:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return VocoderTraining(HiFiGAN(channels=32), Adversary(1, 4, periods=(2, 3), scales=2), WEIGHTS,
+        vocoder = HiFiGAN(channels=32)
+        vocoder.initialise()
+        return VocoderTraining(vocoder, Adversary(1, 4, periods=(2, 3), scales=2), WEIGHTS,
                                AdamWithWarmup(2e-3, steps, 2), frames)
 
 
@@ -76,6 +78,16 @@ def test_it_learns_two_sounds(batch):
     module.eval()
     with torch.no_grad():
         assert module.measure(batch)[1]["mel"] < 0.75 * before
+
+
+def test_a_new_vocoder_sounds():
+    """Above the floor of log-mels, below which there is nothing to learn from."""
+    for channels in (32, 128):
+        vocoder = HiFiGAN(channels)
+        vocoder.initialise()
+        with torch.inference_mode():
+            level = vocoder(torch.randn(2, 40, 64) - 6).std()
+        assert 1e-3 < level < 1.1, level
 
 
 def test_published_widths():

@@ -26,6 +26,7 @@ def train_vocoder(shop: Workshop, folder: StageFolder, settings: StageSettings, 
         if not isinstance(vocoder, HiFiGAN):
             raise InputError(f"stage vocoder trains a HiFiGAN, and vocoder is a {type(vocoder).__name__}; give "
                              "+exp=vocoder, or vocoder=hifigan")
+        vocoder.initialise()
         module = VocoderTraining(vocoder, Adversary(**adversary), settings.weights, settings.optimise())
     shop.fit(module, data, folder, settings, "vocoder", ("val/mel", "min"))
     model = ModelRecipe(clip=clip_dict(shop.spec), vocoder=recipe, about=shop.about("vocoder", settings))

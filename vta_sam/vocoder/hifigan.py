@@ -40,6 +40,27 @@ class HiFiGAN(nn.Module):
         # what it would normalise mels by if it did
         del self.network.mean, self.network.scale
 
+    def initialise(self) -> None:
+        """Draw new weights that keep a sound's level from layer to layer (He et al. 2015), for training from scratch.
+
+        transformers' own draw fades to silence on the way: all of it lies under the floor of log-mels, where they
+        have no gradient.
+        """
+        for layer in self.network.modules():
+            if isinstance(layer, (nn.Conv1d, nn.ConvTranspose1d)):
+                # a transposed convolution adds kernel / stride of its inputs for each output
+                fan_in = layer.in_channels * layer.kernel_size[0] // (
+                    layer.stride[0] if isinstance(layer, nn.ConvTranspose1d) else 1)
+                nn.init.normal_(layer.weight, std=(2 / (1 + 0.1 ** 2) / fan_in) ** 0.5)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+        with torch.no_grad():
+            self.network.conv_pre.weight /= 8  # log-mels are of that size
+            self.network.conv_post.weight /= 20  # a quiet start, far from where tanh is flat
+        for name, layer in self.network.resblocks.named_modules():
+            if ".convs2." in name and isinstance(layer, nn.Conv1d):  # a block begins as the identity, nearly
+                nn.init.normal_(layer.weight, std=0.01)
+
     def forward(self, mel: torch.Tensor) -> torch.Tensor:
         if mel.ndim != 3 or mel.shape[2] != N_MELS:
             raise InputError(f"a vocoder needs log-mels of shape (B, frames, {N_MELS}), got {tuple(mel.shape)}")

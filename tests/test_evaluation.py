@@ -113,6 +113,7 @@ def test_controls_are_other_clips(evaluation):
     assert evaluation.systems["same"].figures["loudness_dbfs"].control is None
 
 
+@pytest.mark.slow
 def test_the_best_is_ahead_of_every_other_by_its_interval(world):
     found = evaluate(request(world, "same", "late", "noisier"))[0]
     assert found.best["envelope_correlation"] == "same" == found.best["aa_align_matched"]

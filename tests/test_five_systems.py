@@ -214,6 +214,7 @@ def test_decoupled_attention_with_scale_0_is_text_alone():
     assert not torch.allclose(predicted(unet, texts[0]), predicted(unet, texts[1]), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_control_branch_learns_where_an_impulse_is():
     """Only the branch trains; it comes to say the track's column to the UNet."""
     unet, conditioner = parts_of("foleycrafter")

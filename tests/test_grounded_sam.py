@@ -201,6 +201,7 @@ def test_sizes_are_those_of_groundingdino(size, short_side):
     assert scaled_size(*size, short_side, 1333) == image.size[::-1]
 
 
+@pytest.mark.slow
 def test_the_language_model_reads_a_prompt_once(network):
     detector = detector_of(network)
     calls = []

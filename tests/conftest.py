@@ -9,6 +9,8 @@ from typing import Callable, Sequence
 
 import numpy as np
 import pytest
+from checkpoints import released  # noqa: F401  fixture of the tests of importers
+from played_slurm import cluster, dataset, dry_run, manifest, refused  # noqa: F401  fixtures of the launcher
 from weights_server import shelf, small  # noqa: F401  fixtures of the tests of released weights
 
 REPOSITORY = Path(__file__).resolve().parents[1]

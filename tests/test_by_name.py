@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checkpoints import writable_copy
 
 import vta_sam
 from vta_sam.errors import InputError
@@ -22,16 +23,15 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def weights(shared_dir, tmp_path, monkeypatch):
+def weights(released, tmp_path, monkeypatch):
     """The tiny checkpoints where the released ones would lie."""
-    released, folder = shared_dir / "golden" / "checkpoints", tmp_path / "weights"
+    folder = tmp_path / "weights"
     copies = {"vta-ldm": "vta_ldm_tiny", "tango": "tango_tiny", "clip-vit-large-patch14": "clip-vit-large-tiny",
               "flan-t5-large": "tango_tiny/text_encoder", "stable-diffusion-2-1": "stable-diffusion-2-1"}
     for name, tiny in copies.items():
-        shutil.copytree(released / tiny, folder / name, copy_function=shutil.copyfile)
+        writable_copy(released / tiny, folder / name)
     for suffix in ("ckpt", "json"):
         shutil.copyfile(released / f"audioldm_tiny.{suffix}", folder / f"audioldm-s-full.{suffix}")
-    subprocess.run(["chmod", "-R", "u+w", folder], check=True)
     for name, config in (("vta-ldm", "diffusion_model_config_large_2048.json"),
                          ("tango", "diffusion_model_config.json")):
         (folder / name / "configs").mkdir()

@@ -30,11 +30,6 @@ BASE = Path(__file__).parents[1] / "conf" / "size" / "base.yaml"
 
 
 @pytest.fixture
-def released(shared_dir):
-    return shared_dir / "golden" / "checkpoints"
-
-
-@pytest.fixture
 def state(released, tmp_path):
     """The tiny checkpoint's tensors; its shape lies beside the files that tests make of them."""
     for name in ("harmed", "whole"):

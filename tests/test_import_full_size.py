@@ -13,7 +13,7 @@ from torch import nn
 from transformers import (CLIPConfig, CLIPTextModelWithProjection, CLIPVisionModelWithProjection, T5Config,
                           T5EncoderModel)
 
-from vta_sam.importers import audioldm, tango, vta_ldm
+from vta_sam.importers import audioldm, tango, vta_ldm, whole_model
 
 SCHEDULER = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000,
              "prediction_type": "v_prediction", "clip_sample": False, "steps_offset": 1}
@@ -43,9 +43,9 @@ def prefixed(prefix: str, module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
-def back_end_state(shared_dir) -> dict[str, torch.Tensor]:
+def back_end_state(released) -> dict[str, torch.Tensor]:
     """AudioLDM's names, from the tiny checkpoint and what wider levels add, with the shapes of the released size."""
-    tiny = torch.load(shared_dir / "golden/checkpoints/audioldm_tiny.ckpt", weights_only=True)["state_dict"]
+    tiny = torch.load(released / "audioldm_tiny.ckpt", weights_only=True)["state_dict"]
     names = [key.removeprefix("first_stage_model.") for key in tiny if key != "scale_factor"]
     names += [f"{block}.nin_shortcut.{kind}" for block in ("encoder.down.2.block.0", "decoder.up.1.block.0")
               for kind in ("weight", "bias")]
@@ -79,8 +79,7 @@ def meta(monkeypatch):
 def written(monkeypatch):
     """{part: module} of what would have been written."""
     found: dict[str, nn.Module] = {}
-    for importer in (tango, vta_ldm):
-        monkeypatch.setattr(importer, "write_model", lambda out, recipe, parts, beside: found.update(parts))
+    monkeypatch.setattr(whole_model, "write_model", lambda out, recipe, parts, beside: found.update(parts))
     return found
 
 

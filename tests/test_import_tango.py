@@ -8,27 +8,20 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from checkpoints import writable_copy
+from models import make_features
 
 from vta_sam.conditioners.base import Condition
 from vta_sam.errors import InputError
 from vta_sam.importers.tango import import_tango
 from vta_sam.pipeline import load
-from models import make_features
 from vta_sam.shards.batch import collate, window_of
-
-
-@pytest.fixture
-def released(shared_dir):
-    return shared_dir / "golden" / "checkpoints"
 
 
 @pytest.fixture
 def checkpoint(released, tmp_path):
     """A copy to do harm to; what it names lies beside it."""
-    folder = tmp_path / "tango"
-    shutil.copytree(released / "tango_tiny", folder, copy_function=shutil.copyfile)
-    folder.chmod(0o755), (folder / "text_encoder").chmod(0o755)
-    return folder
+    return writable_copy(released / "tango_tiny", tmp_path / "tango")
 
 
 @torch.no_grad()
@@ -104,10 +97,7 @@ def test_weights_that_do_not_fit_are_refused(released, checkpoint, tmp_path, har
 
 
 def test_a_scheduler_of_another_kind_is_refused(released, checkpoint, tmp_path):
-    parts = tmp_path / "parts" / "stable-diffusion-2-1"
-    shutil.copytree(released / "stable-diffusion-2-1", parts, copy_function=shutil.copyfile)
-    for folder in (parts, parts / "scheduler"):
-        folder.chmod(0o755)
+    parts = writable_copy(released / "stable-diffusion-2-1", tmp_path / "parts" / "stable-diffusion-2-1")
     for changes, says in (({"prediction_type": "epsilon"}, "prediction_type is 'epsilon'"),
                           ({"prediction_type": "absent"}, "prediction_type is None"),
                           ({"beta_start": 0.0015}, "beta_start"), ({"trained_betas": [0.1]}, "betas of its own")):

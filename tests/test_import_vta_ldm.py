@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import numpy as np
 import pytest
 import torch
-
+from checkpoints import writable_copy
 from models import make_features
+
 from vta_sam.diffusion.sampler import Sampler, guided
 from vta_sam.errors import InputError
 from vta_sam.importers.vta_ldm import import_vta_ldm
@@ -20,16 +20,8 @@ VAE = {"vae": "audioldm_tiny.ckpt"}
 
 
 @pytest.fixture
-def released(shared_dir):
-    return shared_dir / "golden" / "checkpoints"
-
-
-@pytest.fixture
 def checkpoint(released, tmp_path):
-    folder = tmp_path / "vta_ldm"
-    shutil.copytree(released / "vta_ldm_tiny", folder, copy_function=shutil.copyfile)
-    folder.chmod(0o755)
-    return folder
+    return writable_copy(released / "vta_ldm_tiny", tmp_path / "vta_ldm")
 
 
 @torch.no_grad()

@@ -83,9 +83,8 @@ def test_what_is_new_can_learn(tmp_path):
 
 
 @torch.no_grad()
-def test_the_released_layout_starts_vta_sam(shared_dir, tmp_path):
+def test_the_released_layout_starts_vta_sam(released, tmp_path):
     """The tiny VTA-LDM, imported; semantics zeroed by the start itself, whatever the objects."""
-    released = shared_dir / "golden" / "checkpoints"
     import_vta_ldm(released / "vta_ldm_tiny", tmp_path / "model", [released], {"vae": "audioldm_tiny.ckpt"})
     source = load(tmp_path / "model")
     spec = source.spec
@@ -127,6 +126,19 @@ def test_the_same_kind_is_taken_whole(tmp_path):
     start.fill(pipeline.unet, pipeline.conditioner)
     assert all(torch.equal(value, before[name]) for name, value in pipeline.conditioner.state_dict().items())
     assert not start.new and not start.resized
+
+
+@torch.no_grad()
+def test_a_model_that_was_started_starts_another(tmp_path):
+    """What it carries from VTA-LDM goes on with it."""
+    first = make_model_folder(tmp_path, conditioner=vta_ldm_recipe())
+    recipe = Start(first).conditioner_recipe(make_recipe().conditioner)
+    again = make_model_folder(tmp_path / "again", conditioner=recipe)
+    start, unet, conditioner = started(again, aligned=False)
+    source, batch = load(again), make_batch("a", "b")
+    source.conditioner.eval()
+    assert not start.new and not start.resized and conditioner.carried is not None
+    torch.testing.assert_close(conditioner(batch).tokens, source.conditioner(batch).tokens)
 
 
 def test_what_does_not_fit_is_refused(tmp_path):

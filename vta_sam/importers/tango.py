@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .. import __version__
 from ..checkpoint_file import read_state
 from ..clip import ClipSpec
 from ..conditioners.tango import TangoConditioner
 from ..encoders.t5 import TOKENIZER_FILES
 from ..errors import InputError
-from ..model_folder import ModelRecipe, refuse_existing, write_model
+from ..model_folder import refuse_existing
 from .account import Account
 from .back_end import AUDIOLDM_LICENCE, BackEnd, BackEndShape, checked_scale
 from .named_parts import NamedParts, read_json
+from .pretrained_encoder import empty_encoder, keep_encoder
 from .unet import import_unet
+from .whole_model import WholeModel
 
 MAIN_CONFIG, VAE_CONFIG = "main_config.json", "vae_config.json"
 LICENCE = f"Tango: CC BY-NC-ND 4.0; its VAE and vocoder are AudioLDM's: {AUDIOLDM_LICENCE}"
 _TEXT_ENCODER = "text_encoder"
+_FPS = 1.0  # it looks at no picture
 
 
 def import_tango(checkpoint: Path, out: Path, folders: Sequence[Path] = (),
@@ -34,6 +35,8 @@ def import_tango(checkpoint: Path, out: Path, folders: Sequence[Path] = (),
     taken from there, the scheduler, and the UNet's configuration. ``pytorch_model_stft.bin`` is not read: this project
     has the front end of its own. Raises InputError where anything is missing or doesn't fit; then nothing is written.
     """
+    from transformers import T5Config, T5EncoderModel
+
     refuse_existing(out)
     vae_config = read_json(checkpoint / VAE_CONFIG)
     main = read_json(checkpoint / MAIN_CONFIG)
@@ -49,9 +52,9 @@ def import_tango(checkpoint: Path, out: Path, folders: Sequence[Path] = (),
     sound.close()
 
     account = Account(checkpoint / "pytorch_model_main.bin", read_state(checkpoint / "pytorch_model_main.bin"))
-    spec = ClipSpec(**back_end.clip(fps=1))
+    spec = ClipSpec(**back_end.clip(fps=_FPS))
     unet, unet_recipe = import_unet(account, unet_config, named.find("unet_model_config_path"), spec)
-    encoder = _empty_text_encoder(text_folder)
+    encoder = empty_encoder(text_folder, "t5", T5Config, T5EncoderModel)
     account.fill(encoder, "text encoder", "text_encoder.", lambda name: name)
     account.close()
     width = encoder.config.d_model
@@ -62,26 +65,15 @@ def import_tango(checkpoint: Path, out: Path, folders: Sequence[Path] = (),
     with torch.no_grad():
         empty = torch.tensor([[encoder.config.eos_token_id]])
         conditioner.caption.null_token.copy_(encoder.eval()(empty).last_hidden_state[0, 0])
-    encoder_recipe = {"_target_": "vta_sam.encoders.t5.T5Encoder", "folder": _TEXT_ENCODER}
-    recipe = ModelRecipe(
-        clip=back_end.clip(fps=1), codec=back_end.codec_recipe, latent_scale=scale, unet=unet_recipe,
-        conditioner={"_target_": "vta_sam.conditioners.tango.TangoConditioner", "caption_dim": width,
-                     "token_dim": width, "straight": True},
-        sampler={"_target_": "vta_sam.diffusion.sampler.Sampler", "solver": "ddpm", "steps": 200, "guidance": 3.0,
-                 "steps_offset": offset},
-        vocoder=back_end.vocoder_recipe, grounder={"_target_": "vta_sam.grounding.none.NoGrounder"},
-        encoder=encoder_recipe, features={"fps": 1, "frame_dim": 0, "object_dim": 0, "caption_dim": width},
-        about={"source": "Tango", "file": checkpoint.name, "licence": LICENCE, "code_version": __version__},
+    model = WholeModel(
+        source="Tango", file=checkpoint.name, licence=LICENCE, fps=_FPS, back_end=back_end, latent_scale=scale,
+        unet=unet, unet_recipe=unet_recipe, conditioner=conditioner, steps_offset=offset,
+        conditioner_recipe={"_target_": "vta_sam.conditioners.tango.TangoConditioner", "caption_dim": width,
+                            "token_dim": width, "straight": True},
+        encoder={"_target_": "vta_sam.encoders.t5.T5Encoder", "folder": _TEXT_ENCODER},
+        features={"frame_dim": 0, "object_dim": 0, "caption_dim": width},
     )
-
-    def beside(folder: Path) -> None:
-        encoder.save_pretrained(folder / _TEXT_ENCODER, safe_serialization=True)
-        for name in TOKENIZER_FILES:
-            if (text_folder / name).is_file():
-                shutil.copyfile(text_folder / name, folder / _TEXT_ENCODER / name)
-
-    write_model(out, recipe, {"codec": back_end.codec, "vocoder": back_end.vocoder, "unet": unet,
-                              "conditioner": conditioner}, beside)
+    model.write(out, lambda folder, recipe: keep_encoder(encoder, text_folder, TOKENIZER_FILES, folder / _TEXT_ENCODER))
     return [sound, account]
 
 
@@ -92,18 +84,3 @@ def _shape(sound: Account, vae_config: dict[str, Any], where: Path) -> BackEndSh
         raise InputError(f"{sound.path} lacks vocoder.conv_pre.weight; nothing was imported")
     content = {**vae_config, "vocoder": {"upsample_initial_channel": len(first)}}
     return BackEndShape.of_json(content, where)
-
-
-def _empty_text_encoder(folder: Path) -> Any:
-    """⇒ T5's encoder of the folder's config.json, without its weights."""
-    from transformers import T5Config, T5EncoderModel
-
-    content = read_json(folder / "config.json")
-    if content.get("model_type") != "t5":
-        raise InputError(f"{folder / 'config.json'} describes a {content.get('model_type')!r}, Tango reads captions "
-                         "with a T5; nothing was imported")
-    try:
-        return T5EncoderModel(T5Config(**content))
-    except Exception as error:  # transformers raises what it likes on arguments that make no T5
-        raise InputError(f"{folder / 'config.json'} describes no T5 that can be built ({str(error).splitlines()[0]}); "
-                         "nothing was imported") from error

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from .. import __version__
 from ..checkpoint_file import digest, read_state
 from ..clip import ClipSpec
 from ..conditioners.vta_ldm import FrameProjection, VTALDMConditioner
 from ..errors import InputError
-from ..model_folder import ModelRecipe, refuse_existing, write_model
+from ..model_folder import ModelRecipe, refuse_existing
 from .account import Account
 from .audioldm import read_audioldm
 from .back_end import AUDIOLDM_LICENCE
 from .named_parts import NamedParts, read_json
+from .pretrained_encoder import empty_encoder, keep_encoder
 from .unet import import_unet
+from .whole_model import WholeModel
 
 SUMMARY, WEIGHTS = "summary.jsonl", "pytorch_model_2.bin"
 LICENCE = ("VTA-LDM: code Apache-2.0, weights CC BY 4.0; its VAE and vocoder are AudioLDM's: " + AUDIOLDM_LICENCE)
@@ -37,6 +36,8 @@ def import_vta_ldm(checkpoint: Path, out: Path, folders: Sequence[Path] = (),
     second that are not normalised, a null of zeros, ancestral sampling. Raises InputError where anything is missing or
     doesn't fit, or a variant is asked for that isn't built here; then nothing is written.
     """
+    from transformers import CLIPConfig, CLIPModel
+
     refuse_existing(out)
     summary = checkpoint / SUMMARY
     told = read_json(summary, first_line=True)
@@ -53,7 +54,7 @@ def import_vta_ldm(checkpoint: Path, out: Path, folders: Sequence[Path] = (),
     account = Account(checkpoint / WEIGHTS, read_state(checkpoint / WEIGHTS))
     spec = ClipSpec(**back_end.clip(fps=FPS))
     unet, unet_recipe = import_unet(account, unet_config, named.find("unet_model_config"), spec)
-    clip = _empty_clip(clip_folder)
+    clip = empty_encoder(clip_folder, "clip", CLIPConfig, CLIPModel)
     account.left_out |= {key: "running numbers that the code makes itself" for key in account.state
                          if key.startswith(_PREFIX) and key.endswith(".position_ids")}
     # contrastive training's temperature: the checkpoint drops it, and no embedding depends on it
@@ -63,46 +64,23 @@ def import_vta_ldm(checkpoint: Path, out: Path, folders: Sequence[Path] = (),
     projection = FrameProjection(frame_dim, token_dim, normalise=False, frozen=True)
     account.fill(projection, "projection of frames", f"{_PREFIX}linear_layer.", lambda name: f"project.{name}")
     account.close()
-    projection_recipe = {"_target_": "vta_sam.conditioners.vta_ldm.FrameProjection", "frame_dim": frame_dim,
-                         "width": token_dim, "normalise": False, "frozen": True}
-    conditioner_recipe: dict[str, Any] = {
-        "_target_": "vta_sam.conditioners.vta_ldm.VTALDMConditioner", "encoder": projection_recipe,
-        "token_dim": token_dim, "fps": FPS, "positions": False, "null": "zeros"}
-    recipe = ModelRecipe(
-        clip=back_end.clip(fps=FPS), codec=back_end.codec_recipe, latent_scale=scale, unet=unet_recipe,
-        conditioner=conditioner_recipe,
-        sampler={"_target_": "vta_sam.diffusion.sampler.Sampler", "solver": "ddpm", "steps": 200, "guidance": 3.0,
-                 "steps_offset": offset},
-        vocoder=back_end.vocoder_recipe, grounder={"_target_": "vta_sam.grounding.none.NoGrounder"},
+    conditioner = VTALDMConditioner(projection, spec, token_dim, fps=FPS, positions=False, null="zeros")
+    model = WholeModel(
+        source="VTA-LDM", file=checkpoint.name, licence=LICENCE, fps=FPS, back_end=back_end, latent_scale=scale,
+        unet=unet, unet_recipe=unet_recipe, conditioner=conditioner, steps_offset=offset,
+        conditioner_recipe={
+            "_target_": "vta_sam.conditioners.vta_ldm.VTALDMConditioner", "token_dim": token_dim, "fps": FPS,
+            "positions": False, "null": "zeros",
+            "encoder": {"_target_": "vta_sam.conditioners.vta_ldm.FrameProjection", "frame_dim": frame_dim,
+                        "width": token_dim, "normalise": False, "frozen": True}},
         encoder={"_target_": "vta_sam.encoders.clip.CLIPEncoder", "folder": _CLIP, "normalise": False},
-        features={"fps": FPS, "frame_dim": frame_dim, "object_dim": frame_dim,
+        features={"frame_dim": frame_dim, "object_dim": frame_dim,
                   "caption_dim": clip.config.text_config.hidden_size},
-        about={"source": "VTA-LDM", "file": checkpoint.name, "licence": LICENCE, "code_version": __version__},
     )
 
-    def beside(folder: Path) -> None:
-        clip.save_pretrained(folder / _CLIP, safe_serialization=True)
-        for name in _TOKENIZER_FILES:
-            if (clip_folder / name).is_file():
-                shutil.copyfile(clip_folder / name, folder / _CLIP / name)
+    def beside(folder: Path, recipe: ModelRecipe) -> None:
+        keep_encoder(clip, clip_folder, _TOKENIZER_FILES, folder / _CLIP)
         recipe.features["encoder"] = f"{_CLIP}-{digest(folder / _CLIP / 'model.safetensors')}"
 
-    conditioner = VTALDMConditioner(projection, spec, token_dim, fps=FPS, positions=False, null="zeros")
-    write_model(out, recipe, {"codec": back_end.codec, "vocoder": back_end.vocoder, "unet": unet,
-                              "conditioner": conditioner}, beside)
+    model.write(out, beside)
     return [sound, account]
-
-
-def _empty_clip(folder: Path) -> Any:
-    """⇒ a CLIP of the folder's config.json, without its weights."""
-    from transformers import CLIPConfig, CLIPModel
-
-    content = read_json(folder / "config.json")
-    if content.get("model_type") != "clip":
-        raise InputError(f"{folder / 'config.json'} describes a {content.get('model_type')!r}, VTA-LDM sees frames "
-                         "with a CLIP; nothing was imported")
-    try:
-        return CLIPModel(CLIPConfig(**content))
-    except Exception as error:  # transformers raises what it likes on arguments that make no CLIP
-        raise InputError(f"{folder / 'config.json'} describes no CLIP that can be built "
-                         f"({str(error).splitlines()[0]}); nothing was imported") from error

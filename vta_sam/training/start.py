@@ -47,6 +47,8 @@ class Start:
         width.
         """
         source: Any = self.recipe.conditioner
+        if self.is_of(recipe) and source.get("carried"):  # a model that was itself started from VTA-LDM
+            return {**recipe, "carried": source["carried"]}
         if (source["_target_"], recipe["_target_"]) != (_VTA_LDM, _VTA_SAM):
             return recipe
         width, found = source["encoder"]["frame_dim"], recipe["encoder"]["frame_dim"]
@@ -66,7 +68,7 @@ class Start:
         load_weights(source_unet, self.folder, "unet")
         load_weights(source, self.folder, "conditioner")
         self._fill_unet(unet, source_unet)
-        if type(conditioner) is type(source) and not isinstance(getattr(conditioner, "carried", None), nn.Module):
+        if type(conditioner) is type(source):
             load_weights(conditioner, self.folder, "conditioner")
             self.taken += [f"conditioner.{name}" for name in conditioner.state_dict()]
         elif isinstance(conditioner, VTASAMConditioner) and conditioner.carried is not None:

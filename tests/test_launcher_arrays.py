@@ -1,0 +1,47 @@
+"""Programs as SLURM jobs: work that is parted among the tasks of an array."""
+
+from __future__ import annotations
+
+import pytest
+from played_slurm import array_of
+
+from vta_sam.manifests.manifest import read_manifest, slices
+
+
+@pytest.mark.parametrize("shards_per_job", [1, 3, 100])
+def test_each_shard_is_extracted_by_one_task(shards_per_job, manifest, dry_run, cluster):
+    told = ("videos=videos", "manifest=clips.csv", "out=out", "shard_size=4")
+    script = dry_run("data_prep/extract.py", *told, f"launcher.shards_per_job={shards_per_job}")
+    parts = slices(read_manifest(manifest), 4)
+    done = []
+    for task in cluster.overrides(script):
+        assert tuple(task[:-2]) == told
+        share = dict(word.split("=") for word in task[-2:])
+        mine = parts[int(share["rank"])::int(share["world"])]  # as extract_dataset takes them
+        assert 0 < len(mine) <= shards_per_job
+        done += [part.name for part in mine]
+    assert sorted(done) == sorted(part.name for part in parts) and len(parts) == 12
+
+
+def test_extraction_in_one_job_parts_itself(manifest, dry_run, cluster):
+    script = dry_run("data_prep/extract.py", "videos=v", "manifest=clips.csv", "out=out", "launcher.tasks_per_node=8")
+    assert array_of(script) == 0 and cluster.words(script)[2:] == ["videos=v", "manifest=clips.csv", "out=out"]
+
+
+def test_encoding_of_latents_is_parted(dry_run, cluster, dataset):
+    script = dry_run("data_prep/encode_latents.py", "vae=model", "shards=data", "launcher.shards_per_job=2")
+    assert [task[-2:] for task in cluster.overrides(script)] == [[f"rank={i}", "world=3"] for i in range(3)]
+
+
+def test_generation_of_a_dataset_is_parted(dry_run, cluster, dataset):
+    script = dry_run("experiments/generate.py", "shards=data", "out=out", "launcher.shards_per_job=2")
+    assert [task[-2:] for task in cluster.overrides(script)] == [[f"rank={i}", "world=3"] for i in range(3)]
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["out=out"], "videos= is missing"), (["videos=v", "out=o", "manifest=none.csv"], "none.csv doesn't exist"),
+    (["videos=v", "out=o", "rank=1"], "rank=1"), (["videos=v", "out=o", "launcher.nodes=2"], "one process a job"),
+])
+def test_a_share_that_cannot_be_told_is_a_sentence(arguments, words, manifest, refused):
+    launcher = ("launcher=slurm", "launcher.shards_per_job=4")
+    assert words in refused("data_prep/extract.py", "manifest=clips.csv", *arguments, *launcher)

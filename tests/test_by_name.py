@@ -115,7 +115,9 @@ def test_a_caption_alone(weights, tmp_path):
     waveform, _ = read_wav(tmp_path / "out" / "a-dog-barks-0.wav")
     assert len(waveform) == 163_840
     record = json.loads((tmp_path / "out" / "a-dog-barks-0.json").read_text())
-    assert (record["solver"], record["steps"], record["caption"]) == ("dpm", 2, "a dog barks")
+    assert [record["asked"][key] for key in ("solver", "steps", "caption")] == ["dpm", 2, "a dog barks"]
+    again = generate("model=tango", "caption=a dog barks", f"out={tmp_path}/out", "steps=3", "solver=dpm")
+    assert again.returncode == 2 and "was made with steps=2" in again.stderr
     pipeline = vta_sam.load("tango")
     once, again, other = (pipeline.generate_from_caption(words, seed=0, steps=1)
                           for words in ("a dog barks", "a dog barks", "a dog"))

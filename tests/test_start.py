@@ -141,6 +141,22 @@ def test_a_model_that_was_started_starts_another(tmp_path):
     torch.testing.assert_close(conditioner(batch).tokens, source.conditioner(batch).tokens)
 
 
+@torch.no_grad()
+def test_the_paper_s_form_starts_the_aligned_one(tmp_path):
+    """What lies beside the latent is new, and says nothing yet."""
+    folder = make_model_folder(tmp_path)
+    source, batch = load(folder), make_batch("a", "b")
+    start, unet, conditioner = started(folder, aligned=True)
+    assert {name.split(".")[1] for name in start.new} == {"to_map", "null_column"} and len(start.resized) == 1
+    latent, timestep = torch.randn(2, 8, SPEC.columns, 4), torch.tensor([900, 30])
+    source.unet.eval(), source.conditioner.eval()
+    found, wanted = unet(latent, timestep, conditioner(batch)), source.unet(latent, timestep, source.conditioner(batch))
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
+    aligned = make_model_folder(tmp_path / "aligned", aligned=True)
+    with pytest.raises(InputError, match="another conditioner than is configured: (to_map|null_column)"):
+        started(aligned, aligned=False)
+
+
 def test_what_does_not_fit_is_refused(tmp_path):
     folder = make_model_folder(tmp_path, conditioner=vta_ldm_recipe())
     with pytest.raises(InputError, match="width 12, these shards hold 13"):

@@ -16,7 +16,9 @@ def model_card(content: dict[str, Any], figures: Sequence[Sequence[str]] = (), m
     figures: rows of the table of figures, in :data:`FIGURE_COLUMNS`; measured: on what.
     """
     about, clip = content.get("about") or {}, content["clip"]
-    name = about.get("source") or about.get("experiment") or "A model of VTA-SAM's framework"
+    kind = str((content.get("conditioner") or {}).get("_target_", "")).rpartition(".")[2].removesuffix("Conditioner")
+    name = about.get("source") or about.get("experiment") or (kind and f"{kind}, trained with VTA-SAM's framework")
+    name = name or "A part of a model of VTA-SAM's framework"
     parts = [part for part in ("codec", "condition_encoder", "unet", "conditioner", "vocoder") if content.get(part)]
     lines = ["---", "library_name: vta-sam", "tags: [video-to-audio]", "---", "", f"# {name}", "",
              f"Clips of {clip['duration_s']:g} s, {clip['fps']:g} pictures a second, sound of 16 kHz. "

@@ -103,7 +103,7 @@ def _generate_one(pipeline: Pipeline, name: str, video: Path, prompt: Prompt, ou
         if path.exists() and video.exists() and path.samefile(video):
             raise InputError(f"{video} would be overwritten by its own result; name another folder with out=")
     asked = {**_settings(pipeline, prompt), "mix": outputs.mix, "model_hash": model["hash"], "video": video.name}
-    if not outputs.overwrite and (finished := _finished(record, asked)):
+    if not outputs.overwrite and (finished := finished_before(record, asked)):
         return Outcome(video, outputs.folder / finished, skipped=True)
     generated = pipeline.generate(video, **asdict(prompt))
     mix = outputs.mix
@@ -128,7 +128,7 @@ def _settings(pipeline: Pipeline, prompt: Prompt) -> dict[str, Any]:
     return {**asdict(prompt), **lists, "guidance": sampler.guidance, "steps": sampler.steps, "solver": sampler.solver}
 
 
-def _finished(record: Path, asked: dict[str, Any]) -> str | None:
+def finished_before(record: Path, asked: dict[str, Any]) -> str | None:
     """The finished file that a record names, or None. Raises InputError when it was made by other settings."""
     try:
         content = json.loads(record.read_text(encoding="utf-8"))

@@ -61,16 +61,16 @@ class Start:
     def fill(self, unet: LatentUNet, conditioner: Conditioner) -> None:
         """Fill both with the source's weights, so that given the source's tokens they compute what it computes.
 
-        A conditioner of the source's own kind takes all; another one is new, but for what :meth:`conditioner_recipe`
-        carries. Raises InputError where the UNets differ in more than what lies beside the latent.
+        A conditioner of the source's own kind takes all that the source has; another one is new, but for what
+        :meth:`conditioner_recipe` carries. Raises InputError where the UNets differ in more than what lies beside the
+        latent, or something of a conditioner of the same kind has no place.
         """
         source_unet, source = build_denoiser(self.recipe, self.folder)
         load_weights(source_unet, self.folder, "unet")
         load_weights(source, self.folder, "conditioner")
         self._fill_unet(unet, source_unet)
         if type(conditioner) is type(source):
-            load_weights(conditioner, self.folder, "conditioner")
-            self.taken += [f"conditioner.{name}" for name in conditioner.state_dict()]
+            self._take(conditioner, source.state_dict(), "conditioner", "conditioner.")
         elif isinstance(conditioner, VTASAMConditioner) and conditioner.carried is not None:
             self._carry(conditioner, source)
         else:
@@ -84,21 +84,24 @@ class Start:
                 f"  new: {len(self.new)} tensors" + (f" ({', '.join(parts)})" if parts else "")]
 
     def _fill_unet(self, unet: LatentUNet, source: LatentUNet) -> None:
-        own, given = unet.state_dict(), source.state_dict()
-        other = [name for name, value in given.items()
-                 if name != _CONV_IN and (name not in own or own[name].shape != value.shape)]
-        if other or own[_CONV_IN].shape[0] != given[_CONV_IN].shape[0]:
-            raise InputError(f"init={self.folder} has another UNet than networks.unet describes: "
-                             f"{(other or [_CONV_IN])[0]} does not fit; choose the size= that it has")
-        filled: dict[str, Tensor] = {**own, **given}
-        if _same_input(unet, source):
-            self.taken.append(_CONV_IN)
-        else:
-            filled[_CONV_IN] = _widened(unet, source)
-            self.resized.append(f"{_CONV_IN} ({given[_CONV_IN].shape[1]} to {own[_CONV_IN].shape[1]} channels)")
-        unet.load_state_dict(filled)
-        self.taken += [name for name in given if name != _CONV_IN]
-        self.new += [name for name in own if name not in given]
+        given = source.state_dict()
+        if not _same_input(unet, source) and unet.unet.conv_in.out_channels == source.unet.conv_in.out_channels:
+            before, given[_CONV_IN] = given[_CONV_IN], _widened(unet, source)
+            self.resized.append(f"{_CONV_IN} ({before.shape[1]} to {given[_CONV_IN].shape[1]} channels)")
+        self._take(unet, given, "UNet", "")
+        if self.resized:
+            self.taken.remove(_CONV_IN)
+
+    def _take(self, module: nn.Module, given: dict[str, Tensor], part: str, prefix: str) -> None:
+        """All of ``given`` into a module that may have more. Raises InputError where something has no place."""
+        own = module.state_dict()
+        other = [name for name, value in given.items() if name not in own or own[name].shape != value.shape]
+        if other:
+            raise InputError(f"init={self.folder} has another {part} than is configured: {other[0]} does not fit; "
+                             "choose the size= and the conditioner's settings that it has")
+        module.load_state_dict({**own, **given})
+        self.taken += [prefix + name for name in given]
+        self.new += [prefix + name for name in own if name not in given]
 
     def _carry(self, conditioner: VTASAMConditioner, source: Any) -> None:
         """At step 0 tokens are the source's: its projection of frames, and nothing from what is new."""

@@ -103,7 +103,9 @@ class Workshop:
         self.processes.alone(lambda: save_model(folder.model, recipe, parts))
 
     def about(self, stage: str, settings: StageSettings) -> dict[str, Any]:
-        return {"stage": stage, "data": self.source.describe(), "steps": settings.fit.steps, "seed": self.seed,
+        counts = ", ".join(f"{self.info.records(split)} {split}" for split in self.info.splits)
+        data = f"{counts} clips at {self.info.fps:g} fps, seen by {self.info.grounder} and {self.info.encoder}"
+        return {"stage": stage, "data": data, "steps": settings.fit.steps, "seed": self.seed,
                 "code_version": __version__}
 
     @contextmanager

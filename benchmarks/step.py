@@ -39,26 +39,25 @@ def job_of(exp: str, size: str) -> Any:
 
 def module_of(job: Any, stage: str, dims: dict[str, int]) -> Any:
     """The stage's LightningModule with random weights, built as the stage builds it."""
-    from hydra.utils import instantiate
-
     from vta_sam.condition.augment import Augmentation
     from vta_sam.condition.lit import ConditionPretraining
     from vta_sam.diffusion.lit import LatentDiffusion
+    from vta_sam.parts import build
     from vta_sam.training.workshop import StageSettings
     from vta_sam.vae.lit import MelVAE
 
     settings = StageSettings.of(job.fit[stage])
     if stage == "vae":
         codec = {k: v for k, v in job.networks["codec"].items() if v is not None}
-        return MelVAE(instantiate(codec, _convert_="all"), settings.weights, settings.optimise())
+        return MelVAE(build(codec), settings.weights, settings.optimise())
     info = SimpleNamespace(fps=job.spec.fps, **dims)
     conditioner, unet = job._recipes(SimpleNamespace(info=info))
     if stage == "condition":
-        return ConditionPretraining(instantiate(conditioner["encoder"], _convert_="all"), settings.weights,
-                                    Augmentation(**job.augment), settings.optimise())
+        return ConditionPretraining(build(conditioner["encoder"]), settings.weights, Augmentation(**job.augment),
+                                    settings.optimise())
     return LatentDiffusion(
-        instantiate(unet, _partial_=True, _convert_="all")(spec=job.spec),
-        instantiate(conditioner, _partial_=True, _convert_="all")(spec=job.spec), instantiate(job.objective),
+        build(unet, _partial_=True)(spec=job.spec), build(conditioner, _partial_=True)(spec=job.spec),
+        build(job.objective),
         latent_scale=1.0, dropout=job.dropout, augment=Augmentation(**job.augment), optimise=settings.optimise())
 
 

@@ -6,8 +6,6 @@
 
 from pathlib import Path
 
-import hydra
-
 from vta_sam.cli import program
 from vta_sam.errors import InputError
 
@@ -43,8 +41,9 @@ def main(config):
         show(faults_table(faults))
     if overlays:
         from vta_sam.extraction.overlays import write_overlays
+        from vta_sam.parts import build
 
-        grounder = hydra.utils.instantiate(config.grounder) if config.masks else None
+        grounder = build(config.grounder) if config.masks else None
         for path in write_overlays(shards, Path(config.videos), out / "overlays", config.overlay, keys, grounder,
                                    config.shown):
             print(path)

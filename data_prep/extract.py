@@ -7,8 +7,6 @@
 
 from pathlib import Path
 
-import hydra
-
 from vta_sam.cli import program
 from vta_sam.errors import InputError
 
@@ -22,9 +20,10 @@ def main(config):
 
     from vta_sam.extraction.extract import extract_dataset
     from vta_sam.extraction.report import followed, summary
+    from vta_sam.parts import build
 
     out = Path(config.out)
-    grounder, encoder = (hydra.utils.instantiate(config[part]) for part in ("grounder", "encoder"))
+    grounder, encoder = (build(config[part]) for part in ("grounder", "encoder"))
     share = f" ({config.rank + 1} of {config.world})" if config.world > 1 else ""
     with followed(f"clips into {out}{share}") as progress:
         info = extract_dataset(

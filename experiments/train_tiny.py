@@ -1,13 +1,12 @@
 """Train the tiny models of the embedded world, or measure those that are there: see conf/train_tiny.yaml."""
 
-import hydra
-
 from vta_sam.cli import program
 
 
 @program("train_tiny")
 def main(config):
     from vta_sam.errors import InputError
+    from vta_sam.parts import build
 
     if config.model not in ("trunk", "tagger"):
         raise InputError(f"model={config.model} is no tiny model; choose model=trunk or model=tagger")
@@ -15,7 +14,7 @@ def main(config):
     import yaml
 
     torch.set_num_threads(config.threads)
-    recipe = hydra.utils.instantiate(config[config.model])
+    recipe = build(config[config.model])
     figures = recipe.measure() if config.figures else recipe.train()
     print(yaml.safe_dump({config.model: figures}, sort_keys=False, allow_unicode=True))
 

@@ -22,7 +22,7 @@ def make_recipe(aligned: bool = False, spec: ClipSpec = SPEC, **more: Any) -> Mo
     """The recipe of a model of some 100 000 parameters. more: any other field of ModelRecipe."""
     dims = {"frame_dim": FRAME_DIM, "object_dim": OBJECT_DIM, **more.pop("dims", {})}
     network = {
-        "_target_": "diffusers.AutoencoderKL", "in_channels": 4, "out_channels": 4, "latent_channels": 8,
+        "_target_": "autoencoder_kl", "in_channels": 4, "out_channels": 4, "latent_channels": 8,
         "block_out_channels": [4, 4, 8, 8], "layers_per_block": 1, "norm_num_groups": 4,
         "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
     }
@@ -35,19 +35,19 @@ def make_recipe(aligned: bool = False, spec: ClipSpec = SPEC, **more: Any) -> Mo
     map_channels = 4 if aligned else 0
     return ModelRecipe(**{
         "clip": asdict(spec),
-        "codec": {"_target_": "vta_sam.vae.codec.MelCodec", "network": network, "patch": 2, "mel_mean": -5.0,
+        "codec": {"_target_": "mel_codec", "network": network, "patch": 2, "mel_mean": -5.0,
                   "mel_std": 2.0},
         "latent_scale": 0.8,
-        "unet": {"_target_": "vta_sam.diffusion.unet.LatentUNet", "config": unet, "map_channels": map_channels,
+        "unet": {"_target_": "latent_unet", "config": unet, "map_channels": map_channels,
                  "coordinate_channels": 4},
         "conditioner": {
-            "_target_": "vta_sam.conditioners.vta_sam.VTASAMConditioner", "token_dim": 16,
+            "_target_": "vta_sam", "token_dim": 16,
             "map_channels": map_channels,
-            "encoder": {"_target_": "vta_sam.condition.encoder.TemporalSemanticEncoder", **dims, "fps": spec.fps,
+            "encoder": {"_target_": "temporal_semantic_encoder", **dims, "fps": spec.fps,
                         "width": 16, "layers": 1, "heads": 2},
         },
-        "sampler": {"_target_": "vta_sam.diffusion.sampler.Sampler", "steps": 2, "guidance": 2.0},
-        "vocoder": {"_target_": "vta_sam.vocoder.GriffinLim", "iterations": 2, "inversion_steps": 2},
+        "sampler": {"_target_": "diffusion_sampler", "steps": 2, "guidance": 2.0},
+        "vocoder": {"_target_": "griffin_lim", "iterations": 2, "inversion_steps": 2},
         "about": {"experiment": "a random model of a test"},
         **more,
     })
@@ -92,8 +92,8 @@ def make_seeing_model(tmp_path: Path, **more: Any) -> Path:
     weights = str(make_tiny_weights(tmp_path / "trunk.safetensors"))
     fingerprint = TinyGrounder(weights).fingerprint
     return make_model_folder(tmp_path, **{
-        "grounder": {"_target_": "vta_sam.grounding.tiny.TinyGrounder", "weights": weights},
-        "encoder": {"_target_": "vta_sam.encoders.tiny.TinyEncoder", "weights": weights},
+        "grounder": {"_target_": "tiny_grounder", "weights": weights},
+        "encoder": {"_target_": "tiny_encoder", "weights": weights},
         "features": {"grounder": fingerprint, "encoder": fingerprint}, **more,
     })
 

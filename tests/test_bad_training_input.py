@@ -75,9 +75,9 @@ def test_a_missing_dataset(tmp_path):
 def test_extractors_of_another_kind_than_made_the_shards(root):
     made_by = {"grounder": "grounded_sam-swint_ogc-0123-800px", "encoder": "tiny-trunk-1-0"}
     dataclasses.replace(read_dataset(root), **made_by).write(root)
-    tiny, clip = {"_target_": "vta_sam.encoders.tiny.TinyEncoder"}, {"_target_": "vta_sam.encoders.clip.CLIPEncoder"}
-    grounder = {"_target_": "vta_sam.grounding.tiny.TinyGrounder"}
-    real = {"_target_": "vta_sam.grounding.grounded_sam.GroundedSAM"}
+    tiny, clip = {"_target_": "tiny_encoder"}, {"_target_": "clip"}
+    grounder = {"_target_": "tiny_grounder"}
+    real = {"_target_": "grounded_sam"}
     with pytest.raises(InputError, match=f"{root} was made by the grounder grounded_sam-.*, while grounder=tiny is"):
         ShardData(str(root)).prepare(SPEC, grounder, tiny, None)
     with pytest.raises(InputError, match="the encoder tiny-trunk-1-0, while encoder=clip is configured"):

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
 from vta_sam.clip import ClipFeatures, ClipSpec
+from vta_sam.parts import build
 from vta_sam.shards.batch import collate, window_of
 from vta_sam.shards.schema import DatasetInfo
 from vta_sam.training.job import STAGES, TrainingJob
@@ -65,9 +65,9 @@ def built(job: TrainingJob) -> Parts:
     conditioner, unet = job._recipes(SimpleNamespace(info=info))
     codec = {k: v for k, v in job.networks["codec"].items() if v is not None}  # null: measured on the shards
     with torch.device("meta"):
-        networks = (instantiate(codec, _convert_="all"),
-                    instantiate(unet, _partial_=True, _convert_="all")(spec=job.spec),
-                    instantiate(conditioner, _partial_=True, _convert_="all")(spec=job.spec))
+        networks = (build(codec),
+                    build(unet, _partial_=True)(spec=job.spec),
+                    build(conditioner, _partial_=True)(spec=job.spec))
         networks[2].adapt(networks[1])
     return Parts(job.spec, *(network.to("meta").eval() for network in networks))  # buffers from numpy move as well
 
@@ -106,8 +106,8 @@ def test_experiment_builds_at_size(exp, size):
     assert parts.unet.map_channels == parts.conditioner.map_channels
     freq = job.spec.n_mels // codec.stride
     assert list(parts.unet.unet.config["sample_size"]) == [job.spec.columns, freq]
-    assert instantiate(job.sampler).steps == job.sampler["steps"]
-    assert callable(instantiate(job.objective).loss) and callable(instantiate(job.vocoder))
+    assert build(job.sampler).steps == job.sampler["steps"]
+    assert callable(build(job.objective).loss) and callable(build(job.vocoder))
     if size in ("smoke", "base"):  # embedded and large differ from them in widths, which building has compared
         shapes_go_through(job.spec, parts)
 
@@ -190,7 +190,7 @@ def test_what_a_file_says_is_what_is_composed(file):
 @pytest.mark.parametrize("logger", ["csv", "tensorboard", "wandb"])
 def test_groups_compose_with_each_other(data, logger):
     settings = composed("+exp=vta_sam", "size=large", f"data={data}", f"logger={logger}")
-    assert instantiate(settings["data"]).train_split == "train"
+    assert build(settings["data"]).train_split == "train"
     assert settings["logger"][0]["_target_"].endswith("CSVLogger"), "figures are always kept on disk"
 
 

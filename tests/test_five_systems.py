@@ -19,26 +19,25 @@ from vta_sam.pipeline import load
 from vta_sam.shards.batch import collate, window_of
 from vta_sam.training.optimise import AdamWithWarmup
 
-HOME = "vta_sam.conditioners"
-ENCODER: dict[str, Any] = {"_target_": "vta_sam.condition.encoder.TemporalSemanticEncoder", "frame_dim": FRAME_DIM,
+ENCODER: dict[str, Any] = {"_target_": "temporal_semantic_encoder", "frame_dim": FRAME_DIM,
                            "object_dim": OBJECT_DIM, "fps": SPEC.fps, "width": 16, "layers": 1, "heads": 2}
-PROJECTION: dict[str, Any] = {"_target_": f"{HOME}.vta_ldm.FrameProjection", "frame_dim": FRAME_DIM, "width": 16}
-VTA_SAM: dict[str, Any] = {"_target_": f"{HOME}.vta_sam.VTASAMConditioner", "encoder": ENCODER, "token_dim": 16}
+PROJECTION: dict[str, Any] = {"_target_": "frame_projection", "frame_dim": FRAME_DIM, "width": 16}
+VTA_SAM: dict[str, Any] = {"_target_": "vta_sam", "encoder": ENCODER, "token_dim": 16}
 RECIPES: dict[str, dict[str, Any]] = {
-    "tango": {"_target_": f"{HOME}.tango.TangoConditioner", "caption_dim": CAPTION_DIM, "token_dim": 16},
-    "vta_ldm": {"_target_": f"{HOME}.vta_ldm.VTALDMConditioner", "encoder": PROJECTION, "token_dim": 16},
+    "tango": {"_target_": "tango", "caption_dim": CAPTION_DIM, "token_dim": 16},
+    "vta_ldm": {"_target_": "vta_ldm", "encoder": PROJECTION, "token_dim": 16},
     "vta_ldm_published": {
-        "_target_": f"{HOME}.vta_ldm.VTALDMConditioner", "token_dim": 16, "fps": 4, "positions": False,
+        "_target_": "vta_ldm", "token_dim": 16, "fps": 4, "positions": False,
         "null": "zeros", "encoder": {**PROJECTION, "normalise": False, "frozen": True}},
     "diff_foley": {
-        "_target_": f"{HOME}.diff_foley.conditioner.DiffFoleyConditioner", "token_dim": 16, "latent_channels": 8,
+        "_target_": "diff_foley", "token_dim": 16, "latent_channels": 8,
         "latent_freq": 4, "classifier": {"width": 16, "layers": 1}, "classifier_scale": 1.0,
-        "encoder": {"_target_": f"{HOME}.diff_foley.contrastive.AlignedFrameEncoder", "frame_dim": FRAME_DIM,
+        "encoder": {"_target_": "aligned_frame_encoder", "frame_dim": FRAME_DIM,
                     "width": 16, "dim": 8, "layers": 1}},
     "foleycrafter": {
-        "_target_": f"{HOME}.foleycrafter.conditioner.FoleyCrafterConditioner", "caption_dim": CAPTION_DIM,
+        "_target_": "foleycrafter", "caption_dim": CAPTION_DIM,
         "frame_dim": FRAME_DIM, "token_dim": 16,
-        "onsets": {"_target_": f"{HOME}.foleycrafter.onsets.OnsetPredictor", "frame_dim": FRAME_DIM, "width": 16,
+        "onsets": {"_target_": "onset_predictor", "frame_dim": FRAME_DIM, "width": 16,
                    "layers": 1}},
     "vta_sam": VTA_SAM,
     "vta_sam_aligned": {**VTA_SAM, "map_channels": 4},

@@ -250,7 +250,7 @@ def test_a_foreign_class_is_not_built(generate, model, make_video, tmp_path):
     make_video(tmp_path / "in.mp4")
     foreign = tmp_path / "foreign"
     foreign.mkdir()
-    text = (model / "model.yaml").read_text().replace("vta_sam.vocoder.GriffinLim", "subprocess.run")
+    text = (model / "model.yaml").read_text().replace("griffin_lim", "subprocess.run")
     (foreign / "model.yaml").write_text(text)
     status, _, err = generate("video=in.mp4", model_argument=f"model={foreign}")
     assert status == 2 and "'subprocess.run', which is none of this project's" in err
@@ -401,8 +401,8 @@ def test_an_embedded_scene_with_oracles(generate, tmp_path):
 
     write_world(tmp_path / "world", {"test": 1}, seed=0, workers=1)
     video, = (tmp_path / "world").rglob("*.mp4")
-    recipes = {"grounder": {"_target_": "vta_sam.grounding.oracle.OracleGrounder"},
-               "encoder": {"_target_": "vta_sam.encoders.oracle.OracleEncoder"}}
+    recipes = {"grounder": {"_target_": "oracle_grounder"},
+               "encoder": {"_target_": "oracle_encoder"}}
     folder = make_model_folder(tmp_path, dims={"frame_dim": 20, "object_dim": 10}, **recipes)
     truth = read_truth(video)
     words = sorted({thing.word for thing in truth.objects})

@@ -15,6 +15,7 @@ from played_slurm import REPOSITORY, array_of, directives, start
 
 from vta_sam.cluster.batch_script import Job, Slurm, batch_script
 from vta_sam.errors import InputError
+from vta_sam.parts import class_of
 
 NASTY = ["", " ", "a b", "it's", '"', "$HOME", "`id`", "$(id)", "a,b", "line\nend", "\n#PBS -q x\n'$HOME'\\n",
          "tab\t", "back\\slash", "\\", "!", "*", "#no", "~", "-n", ";exit 3", "é⇒", "&& false", "'\"'\"'", ")",
@@ -35,7 +36,7 @@ SHOWN = {
 
 def test_every_setting_of_the_config_is_one_of_the_launcher_and_is_shown():
     config = yaml.safe_load((REPOSITORY / "conf" / "launcher" / "slurm.yaml").read_text())
-    assert config.pop("_target_") == f"{Slurm.__module__}.{Slurm.__name__}"
+    assert class_of(config.pop("_target_")) is Slurm
     assert list(config) == [field.name for field in fields(Slurm)] and set(config) == set(SHOWN)
     lines = (REPOSITORY / "conf" / "launcher" / "slurm.yaml").read_text().splitlines()
     assert all("#" in line for line in lines if line and not line.startswith(("#", "_target_")))

@@ -83,7 +83,7 @@ def test_nothing_is_filled_in(folder, value):
     with pytest.raises(InputError, match=r"unet\.config\.down_block_types\[1\] is .*not loaded"):
         read_recipe(folder)
     with pytest.raises(InputError, match="not loaded"):
-        make_recipe(sampler={"_target_": "vta_sam.diffusion.sampler.Sampler", "solver": value}).build("sampler")
+        make_recipe(sampler={"_target_": "diffusion_sampler", "solver": value}).build("sampler")
 
 
 @pytest.mark.parametrize("text", [

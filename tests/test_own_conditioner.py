@@ -8,7 +8,7 @@ import torch
 from test_training_resume import diffusion_parts, run_stage
 from tiny_data import SPEC, a_clip, stage_folder, stage_settings, workshop, write_dataset
 
-from vta_sam import model_folder
+from vta_sam import model_folder, parts
 from vta_sam.errors import InputError
 from vta_sam.pipeline import load
 from vta_sam.shards.batch import collate, window_of
@@ -39,15 +39,15 @@ class MotionConditioner(Conditioner):
 def test_it_trains_five_steps_and_comes_back(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(SOURCE)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(model_folder, "CLASSES", set(model_folder.CLASSES))
+    monkeypatch.setattr(parts, "_TRUSTED", {})
     write_dataset(tmp_path / "shards")
     run_stage("vae", tmp_path / "shards", tmp_path / "vae")
     shop = workshop(tmp_path / "shards", read_dataset(tmp_path / "shards"))
     recipe = {"_target_": "mine.MotionConditioner", "frame_dim": shop.info.frame_dim, "token_dim": 16}
-    parts = diffusion_parts(tmp_path / "vae" / "model", conditioner=recipe)
-    parts = dataclasses.replace(parts, unet={**parts.unet, "map_channels": 0})
+    made_of = diffusion_parts(tmp_path / "vae" / "model", conditioner=recipe)
+    made_of = dataclasses.replace(made_of, unet={**made_of.unet, "map_channels": 0})
     folder = stage_folder(Path(tmp_path / "mine"))
-    stages.train_diffusion(shop, folder, stage_settings(5, validate_every=5), parts)
+    stages.train_diffusion(shop, folder, stage_settings(5, validate_every=5), made_of)
     with pytest.raises(InputError, match="mine.MotionConditioner.*none of this project's"):
         load(folder.model)
     model_folder.trust("mine.MotionConditioner")

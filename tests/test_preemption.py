@@ -207,16 +207,15 @@ def test_a_step_that_is_not_finite_is_not_taken(root, tmp_path, spoil, accumulat
         "state_dict"].values())
 
 
-HOME = "vta_sam.conditioners"
 DIFF_FOLEY = {
-    "_target_": f"{HOME}.diff_foley.conditioner.DiffFoleyConditioner", "token_dim": 16, "latent_channels": 8,
+    "_target_": "diff_foley", "token_dim": 16, "latent_channels": 8,
     "latent_freq": 4, "classifier": {"width": 16, "layers": 1}, "encoder": {
-        "_target_": f"{HOME}.diff_foley.contrastive.AlignedFrameEncoder", "frame_dim": FRAME_DIM, "width": 16, "dim": 8,
+        "_target_": "aligned_frame_encoder", "frame_dim": FRAME_DIM, "width": 16, "dim": 8,
         "layers": 1}}
 FOLEYCRAFTER = {
-    "_target_": f"{HOME}.foleycrafter.conditioner.FoleyCrafterConditioner", "caption_dim": CAPTION_DIM,
+    "_target_": "foleycrafter", "caption_dim": CAPTION_DIM,
     "frame_dim": FRAME_DIM, "token_dim": 16, "onsets": {
-        "_target_": f"{HOME}.foleycrafter.onsets.OnsetPredictor", "frame_dim": FRAME_DIM, "width": 16, "layers": 1}}
+        "_target_": "onset_predictor", "frame_dim": FRAME_DIM, "width": 16, "layers": 1}}
 PARTS = {"condition": CONDITIONER, "contrastive": DIFF_FOLEY, "classifier": DIFF_FOLEY, "onsets": FOLEYCRAFTER}
 
 

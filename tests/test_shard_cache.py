@@ -184,7 +184,7 @@ def test_the_config_keys_make_the_place(tmp_path):
     root = tmp_path / "shards"
     info = dataclasses.replace(write_dataset(root, {"train": 1}), grounder="tiny-1", encoder="clip-2")
     info.write(root)
-    extractors = {"_target_": "grounding.tiny.Tiny"}, {"_target_": "encoders.clip.CLIP"}
+    extractors = {"_target_": "tiny_grounder"}, {"_target_": "clip"}
     keys = {"latents": f"{tmp_path}/latents", "cache": f"{tmp_path}/cache", "cache_gb": 2.5}
     with serving(root) as shelf:
         place = ShardData(shelf.url, **keys).prepare(None, *extractors, None)

@@ -18,12 +18,10 @@ from vta_sam.pipeline import load
 from vta_sam.training.stages import Starts, latent_scale, vocoder_folder
 from vta_sam.training.start import Start
 
-VTA_LDM = "vta_sam.conditioners.vta_ldm.VTALDMConditioner"
-
 
 def vta_ldm_recipe(positions=False, null="zeros"):
-    return {"_target_": VTA_LDM, "token_dim": 16, "positions": positions, "null": null,
-            "encoder": {"_target_": "vta_sam.conditioners.vta_ldm.FrameProjection", "frame_dim": FRAME_DIM, "width": 16,
+    return {"_target_": "vta_ldm", "token_dim": 16, "positions": positions, "null": null,
+            "encoder": {"_target_": "frame_projection", "frame_dim": FRAME_DIM, "width": 16,
                         "normalise": False, "frozen": True}}
 
 
@@ -106,7 +104,7 @@ def test_the_released_layout_starts_vta_sam(released, tmp_path):
 
 
 def test_another_conditioner_is_new_and_the_unet_is_taken(tmp_path):
-    caption = {"_target_": "vta_sam.conditioners.tango.TangoConditioner", "caption_dim": 6, "token_dim": 16}
+    caption = {"_target_": "tango", "caption_dim": 6, "token_dim": 16}
     folder = make_model_folder(tmp_path, conditioner=caption)
     start, unet, _ = started(folder, aligned=False)
     assert all(name.startswith("conditioner.") for name in start.new) and not start.resized
@@ -175,8 +173,8 @@ def test_latents_are_scaled_as_the_source_was_trained(tmp_path):
 
 
 def test_a_vocoder_without_weights_is_refused(tmp_path):
-    hifigan = {"_target_": "vta_sam.vocoder.HiFiGAN"}
-    assert vocoder_folder({"_target_": "vta_sam.vocoder.GriffinLim"}, None, None) is None
+    hifigan = {"_target_": "hifigan"}
+    assert vocoder_folder({"_target_": "griffin_lim"}, None, None) is None
     with pytest.raises(InputError, match="needs weights; give vae=audioldm"):
         vocoder_folder(hifigan, None, None)
     folder = make_model_folder(tmp_path)

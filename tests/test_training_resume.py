@@ -77,11 +77,11 @@ def run_stage(stage, root, out, vae=None, **recorder):
 
 def diffusion_parts(vae, condition=None, init=None, **more):
     return stages.DiffusionParts(**{
-        "unet": UNET, "conditioner": CONDITIONER, "objective": {"_target_": "vta_sam.diffusion.objective.VPrediction"},
+        "unet": UNET, "conditioner": CONDITIONER, "objective": {"_target_": "v_prediction"},
         "dropout": 0.3, "augment": AUGMENT, "freeze": False,
         "starts": stages.Starts(vae, {"condition": condition} if condition else {}, init),
-        "sampler": {"_target_": "vta_sam.diffusion.sampler.Sampler", "steps": 2},
-        "vocoder": {"_target_": "vta_sam.vocoder.GriffinLim", "iterations": 1, "inversion_steps": 1},
+        "sampler": {"_target_": "diffusion_sampler", "steps": 2},
+        "vocoder": {"_target_": "griffin_lim", "iterations": 1, "inversion_steps": 1},
         "validation": {"clips": 2, "steps": 2}, "grounder": {}, "encoder": {}, **more})
 
 

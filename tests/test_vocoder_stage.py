@@ -20,9 +20,9 @@ from vta_sam.training import stages
 from vta_sam.training.vocoder_stage import train_vocoder
 from vta_sam.vocoder import HiFiGAN
 
-HIFIGAN = {"_target_": "vta_sam.vocoder.HiFiGAN", "channels": 32}
-VTA_LDM = {"_target_": "vta_sam.conditioners.vta_ldm.VTALDMConditioner", "token_dim": 16, "positions": False,
-           "null": "zeros", "encoder": {"_target_": "vta_sam.conditioners.vta_ldm.FrameProjection", "width": 16,
+HIFIGAN = {"_target_": "hifigan", "channels": 32}
+VTA_LDM = {"_target_": "vta_ldm", "token_dim": 16, "positions": False,
+           "null": "zeros", "encoder": {"_target_": "frame_projection", "width": 16,
                                         "frame_dim": FRAME_DIM, "normalise": False}}
 
 
@@ -57,9 +57,9 @@ def train(shop, out, vae, unet=UNET, conditioner=CONDITIONER, **more):
     folder = stage_folder(out)
     stages.train_diffusion(shop, folder, stage_settings(2), stages.DiffusionParts(**{
         "unet": unet, "conditioner": conditioner, "dropout": 0.1, "augment": {}, "freeze": False, "starts": starts,
-        "objective": {"_target_": "vta_sam.diffusion.objective.VPrediction"},
-        "sampler": {"_target_": "vta_sam.diffusion.sampler.Sampler", "steps": 1},
-        "vocoder": {"_target_": "vta_sam.vocoder.GriffinLim", "iterations": 1, "inversion_steps": 1},
+        "objective": {"_target_": "v_prediction"},
+        "sampler": {"_target_": "diffusion_sampler", "steps": 1},
+        "vocoder": {"_target_": "griffin_lim", "iterations": 1, "inversion_steps": 1},
         "validation": {"clips": 2, "steps": 1}, "grounder": {}, "encoder": {}, **more}))
     return folder.model
 
@@ -98,4 +98,4 @@ def test_stage_3_starts_from_another_model_and_says_what_it_took(shop, vae, tmp_
 
 def test_a_vocoder_that_has_nothing_to_learn_is_refused(shop, tmp_path):
     with pytest.raises(InputError, match="GriffinLim"):
-        train_vocoder(shop, stage_folder(tmp_path), stage_settings(2), {"_target_": "vta_sam.vocoder.GriffinLim"}, {})
+        train_vocoder(shop, stage_folder(tmp_path), stage_settings(2), {"_target_": "griffin_lim"}, {})

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from vta_sam import parts
 from vta_sam.clip import ClipFeatures, ClipSpec
 from vta_sam.shards.schema import DatasetInfo, ShardInfo
 from vta_sam.shards.writer import write_shard
@@ -22,9 +23,9 @@ WORDS = ("dog", "canary", "clarinet")
 COUNTS = {"train": 20, "val": 4, "test": 4}
 
 CODEC: dict[str, Any] = {
-    "_target_": "vta_sam.vae.codec.MelCodec", "patch": 8, "mel_mean": None, "mel_std": None,
+    "_target_": "mel_codec", "patch": 8, "mel_mean": None, "mel_std": None,
     "network": {
-        "_target_": "diffusers.AutoencoderKL", "in_channels": 64, "out_channels": 64, "latent_channels": 8,
+        "_target_": "autoencoder_kl", "in_channels": 64, "out_channels": 64, "latent_channels": 8,
         "block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4,
         "down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2,
     },
@@ -34,14 +35,14 @@ UNET_CONFIG: dict[str, Any] = {
     "norm_num_groups": 4, "cross_attention_dim": 16, "attention_head_dim": 2, "use_linear_projection": True,
     "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"], "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
 }
-UNET: dict[str, Any] = {"_target_": "vta_sam.diffusion.unet.LatentUNet", "config": UNET_CONFIG, "map_channels": 4,
+UNET: dict[str, Any] = {"_target_": "latent_unet", "config": UNET_CONFIG, "map_channels": 4,
                         "coordinate_channels": 4, "timed_attention": 1.0}
 ENCODER: dict[str, Any] = {
-    "_target_": "vta_sam.condition.encoder.TemporalSemanticEncoder", "frame_dim": FRAME_DIM, "object_dim": OBJECT_DIM,
+    "_target_": "temporal_semantic_encoder", "frame_dim": FRAME_DIM, "object_dim": OBJECT_DIM,
     "fps": SPEC.fps, "width": 16, "layers": 1, "heads": 2,
 }
 CONDITIONER: dict[str, Any] = {
-    "_target_": "vta_sam.conditioners.vta_sam.VTASAMConditioner", "encoder": ENCODER, "token_dim": 16,
+    "_target_": "vta_sam", "encoder": ENCODER, "token_dim": 16,
     "map_channels": 4,
 }
 
@@ -116,11 +117,9 @@ def stage_settings(steps: int = 8, batch_size: int = 2, **fit: Any) -> StageSett
 
 def build(recipe: dict[str, Any], seed: int = 0, randomise: bool = False, **arguments: Any) -> Any:
     """A recipe ⇒ the module, in evaluation mode. randomise: also what starts at zero."""
-    from hydra.utils import instantiate
-
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
-        module = instantiate(recipe, _partial_=True, _convert_="all")(**arguments)
+        module = parts.build(recipe, _partial_=True)(**arguments)
         if randomise:
             for parameter in module.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))

@@ -2,7 +2,7 @@
 
 from ._version import __version__
 
-__all__ = ["__version__", "load"]
+__all__ = ["__version__", "load", "trust"]
 
 
 def load(path, device="cpu"):
@@ -13,3 +13,10 @@ def load(path, device="cpu"):
     from .pipeline import load as load_pipeline
 
     return load_pipeline(path, device=device)
+
+
+def trust(target, name=None):
+    """Let model folders name a class of one's own, such as ``"mine.Mine"``. See :func:`vta_sam.parts.trust`."""
+    from .parts import trust as trust_part
+
+    trust_part(target, name)

@@ -84,7 +84,7 @@ def run(main: Callable[P, R]) -> Callable[P, R]:
             sys.stderr.close()  # keeps the interpreter from complaining about the same pipe once more
             sys.exit(141)
         except Exception as error:
-            # hydra.utils.instantiate wraps what a constructor raises
+            # building a part by its recipe wraps what a constructor raises
             if isinstance(error.__cause__, InputError) and type(error).__module__.partition(".")[0] == "hydra":
                 _refuse(error.__cause__)
             raise

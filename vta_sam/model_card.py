@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from .parts import TARGET, class_name
+
 FIGURE_COLUMNS = ("figure", "score", "control", "ceiling")
 CARD_NAME = "README.md"
 _UNSAID = "No licence was stated. Say one here before you publish the weights."
@@ -16,7 +18,7 @@ def model_card(content: dict[str, Any], figures: Sequence[Sequence[str]] = (), m
     figures: rows of the table of figures, in :data:`FIGURE_COLUMNS`; measured: on what.
     """
     about, clip = content.get("about") or {}, content["clip"]
-    kind = str((content.get("conditioner") or {}).get("_target_", "")).rpartition(".")[2].removesuffix("Conditioner")
+    kind = class_name((content.get("conditioner") or {}).get(TARGET, "")).removesuffix("Conditioner")
     name = about.get("source") or about.get("experiment") or (kind and f"{kind}, trained with VTA-SAM's framework")
     name = name or "A part of a model of VTA-SAM's framework"
     parts = [part for part in ("codec", "condition_encoder", "unet", "conditioner", "vocoder") if content.get(part)]

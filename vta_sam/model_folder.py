@@ -1,7 +1,7 @@
 """A trained model on disk: ``model.yaml`` (what to build) and one safetensors file per part (what to fill it with).
 
-A model folder is data. Its yaml is read by ``yaml.safe_load``, may name only the classes of :data:`CLASSES`, and
-nothing in it is run.
+A model folder is data. Its yaml is read by ``yaml.safe_load``, may name only :data:`~vta_sam.parts.MODEL_PARTS` and
+what is trusted, and nothing in it is run.
 """
 
 from __future__ import annotations
@@ -23,47 +23,16 @@ from .atomic import atomic_path, write_text
 from .clip import ClipSpec
 from .errors import InputError
 from .model_card import CARD_NAME, model_card
+from .parts import TARGET, build, canonical, is_loadable
+from .parts import trust as trust  # noqa: F401  where modules of users' own have always found it
 
 FORMAT_VERSION = 1
 YAML_NAME = "model.yaml"
 
-# `_target_` in a model.yaml ⇒ what it may be. A class of one's own is added by :func:`trust`.
-CLASSES = {
-    "vta_sam.vae.codec.MelCodec",
-    "diffusers.AutoencoderKL",
-    "vta_sam.diffusion.unet.LatentUNet",
-    "vta_sam.conditioners.vta_sam.VTASAMConditioner",
-    "vta_sam.conditioners.vta_ldm.VTALDMConditioner",
-    "vta_sam.conditioners.vta_ldm.FrameProjection",
-    "vta_sam.conditioners.tango.TangoConditioner",
-    "vta_sam.conditioners.diff_foley.conditioner.DiffFoleyConditioner",
-    "vta_sam.conditioners.diff_foley.contrastive.AlignedFrameEncoder",
-    "vta_sam.conditioners.foleycrafter.conditioner.FoleyCrafterConditioner",
-    "vta_sam.conditioners.foleycrafter.onsets.OnsetPredictor",
-    "vta_sam.condition.encoder.TemporalSemanticEncoder",
-    "vta_sam.vocoder.GriffinLim",
-    "vta_sam.vocoder.HiFiGAN",
-    "vta_sam.diffusion.sampler.Sampler",
-    "vta_sam.grounding.tiny.TinyGrounder",
-    "vta_sam.grounding.oracle.OracleGrounder",
-    "vta_sam.grounding.grounded_sam.GroundedSAM",
-    "vta_sam.grounding.none.NoGrounder",
-    "vta_sam.encoders.tiny.TinyEncoder",
-    "vta_sam.encoders.oracle.OracleEncoder",
-    "vta_sam.encoders.clip.CLIPEncoder",
-    "vta_sam.encoders.t5.T5Encoder",
-}
-
-
-def trust(target: str) -> None:
-    """Let model folders name a class of one's own, such as ``"mine.LoudnessConditioner"``. Call it before training or
-    loading; importing the class is then up to Python's path."""
-    CLASSES.add(target)
-
 
 @dataclass
 class ModelRecipe:
-    """What model.yaml says. Recipes are nested {"_target_": class, argument: value}; the ClipSpec is added on building.
+    """What model.yaml says. Recipes are nested {"_target_": name, argument: value}; the ClipSpec is added on building.
 
     codec: with it alone the folder is a VAE (stage 1). condition_encoder: with it alone the folder is stage 2's.
     pretrained: with it alone the folder is that of another stage before the third; {part: recipe of its conditioner}.
@@ -96,9 +65,7 @@ class ModelRecipe:
         if recipe is None:
             raise InputError(f"this model folder has no {part}; a finished diffusion model has: train stage 3 first")
         refuse_foreign(recipe, part)
-        from hydra.utils import instantiate
-
-        return instantiate(recipe, **arguments, _convert_="all")
+        return build(recipe, **arguments)
 
 
 def refuse_foreign(recipe: Any, where: str) -> None:
@@ -107,9 +74,9 @@ def refuse_foreign(recipe: Any, where: str) -> None:
         raise InputError(f"{where} is {recipe!r}; a model folder holds values, no ${{…}} to be filled in; not loaded")
     if isinstance(recipe, dict):
         for key, value in recipe.items():
-            if key == "_target_" and not (isinstance(value, str) and value in CLASSES):
+            if key == TARGET and not is_loadable(value):
                 raise InputError(f"{where} names the class {value!r}, which is none of this project's; not loaded")
-            if str(key).startswith("_") and key != "_target_":
+            if str(key).startswith("_") and key != TARGET:
                 raise InputError(f"{where} has the key {key!r}, which a model folder may not use; not loaded")
             refuse_foreign(value, f"{where}.{key}")
     elif isinstance(recipe, (list, tuple)):
@@ -124,7 +91,7 @@ def save_model(folder: Path, recipe: ModelRecipe, parts: dict[str, nn.Module]) -
         state = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
         with atomic_path(folder / f"{name}.safetensors") as temporary:
             safetensors.torch.save_file(state, temporary)
-    content = {"format_version": FORMAT_VERSION, **asdict(recipe)}
+    content = {"format_version": FORMAT_VERSION, **canonical(asdict(recipe))}
     write_text(folder / CARD_NAME, model_card(content))
     write_text(folder / YAML_NAME, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
@@ -171,7 +138,8 @@ def read_content(folder: str | Path) -> dict[str, Any]:
 
 
 def read_recipe(folder: str | Path) -> ModelRecipe:
-    """model.yaml ⇒ ModelRecipe. Raises InputError when it is missing, not ours, or names a foreign class."""
+    """model.yaml ⇒ ModelRecipe, its parts by their short names. Raises InputError when it is missing, not ours, or
+    names a foreign class."""
     path, content = Path(folder) / YAML_NAME, read_content(folder)
     unknown = set(content) - set(ModelRecipe.__dataclass_fields__)
     if unknown or not isinstance(content.get("clip"), dict):
@@ -181,7 +149,7 @@ def read_recipe(folder: str | Path) -> ModelRecipe:
         ClipSpec(**content["clip"])
     except (TypeError, InputError) as error:
         raise InputError(f"{path}: its clip can't be used: {error}") from error
-    return ModelRecipe(**content)
+    return ModelRecipe(**canonical(content))
 
 
 def load_weights(module: nn.Module, folder: str | Path, part: str) -> nn.Module:

@@ -15,12 +15,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, OverrideParseException
-from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from ..cli import refuse_launcher_of_a_file
 from ..errors import InputError
+from ..parts import build
 from .batch_script import Slurm
 from .shares import shares
 
@@ -58,7 +58,7 @@ def _hydra(program: Program) -> Iterator[None]:
         with initialize_config_dir(str(program.conf), version_base="1.3", job_name=program.script.stem):
             yield
     except (HydraException, OmegaConfBaseException) as error:
-        if isinstance(error.__cause__, InputError):  # of a setting of the launcher, wrapped by instantiate
+        if isinstance(error.__cause__, InputError):  # of a setting of the launcher, wrapped by Hydra
             raise error.__cause__ from error
         raise InputError(_sentence(error)) from error
     finally:
@@ -116,7 +116,7 @@ def _launcher(program: Program, overrides: Sequence[Override]) -> Slurm:
             raise InputError(f"{override.input_line}: the launcher takes one value; quote one that has a comma "
                              f"twice: \"{override.get_key_element()}='a,b'\"")
     config = compose(program.config_name, [str(override.input_line) for override in overrides])
-    made = instantiate(config[GROUP], _convert_="all")
+    made = build(config[GROUP])
     assert isinstance(made, Slurm)
     return made
 

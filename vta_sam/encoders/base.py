@@ -12,8 +12,8 @@ from ..media.fit import Fit
 class Encoder(Protocol):
     """Where CLIP stands: one vector per picture, per object word, and per token of the caption. float32 arrays.
 
-    fit: how readers bring pictures to the size it wants. fingerprint: name and hash of the weights. ``settings`` and
-    ``for_clip`` may be there as in a grounder.
+    fit: how readers bring pictures to the size it wants. fingerprint: name and hash of the weights. ``kind``,
+    ``settings`` and ``for_clip`` may be there as in a grounder.
     """
 
     frame_dim: int

@@ -35,6 +35,8 @@ class CLIPEncoder:
     Raises InputError naming the file that is missing and how to get it.
     """
 
+    kind = "clip"
+
     def __init__(self, name: str = "clip-vit-large-patch14", weights: str | Path | None = None,
                  template: str = "a photo of a {}", batch_frames: int = 64, device: str = "auto",
                  precision: str = "auto", normalise: bool = True, folder: str | Path | None = None) -> None:

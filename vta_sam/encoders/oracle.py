@@ -28,6 +28,7 @@ class OracleEncoder:
         fps: frame rate of the frames it will be given, where ``for_clip`` isn't told.
     """
 
+    kind = "oracle"
     fit = Squeeze(8, 8)  # the pictures are only counted
     fingerprint = "oracle-1"
 

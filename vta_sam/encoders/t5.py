@@ -31,6 +31,7 @@ class T5Encoder:
     """
 
     frame_dim = object_dim = 0
+    kind = "t5"
     fit = Squeeze(8, 8)  # pictures are not looked at
 
     def __init__(self, folder: str | Path, device: str = "auto", precision: str = "auto") -> None:

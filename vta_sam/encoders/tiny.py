@@ -25,6 +25,7 @@ class TinyEncoder:
         weights: a file written by ``experiments/train_tiny.py model=trunk``; None takes the shipped one.
     """
 
+    kind = "tiny"
     fit = Squeeze(*IMAGE_SIZE)
 
     def __init__(self, weights: str | Path | None = None) -> None:

@@ -47,7 +47,8 @@ class Grounder(Protocol):
     fit: how readers bring pictures to the size it wants. It keeps the whole picture, so that boxes as fractions hold
     for the original. fingerprint: name and hash of the weights, kept in dataset.json.
 
-    A grounder may also have ``settings`` (a dict of what else changes a record; an extraction doesn't go on with
+    A grounder may also have ``kind`` (the first word of its fingerprint, by which training knows what made shards; else
+    its module's name), ``settings`` (a dict of what else changes a record; an extraction doesn't go on with
     others), ``known_words`` (where it knows no other), ``looks`` (False: it finds nothing), ``for_clip`` (see the
     oracle), and ``masks(frames, objects)`` ⇒
     (T, K, h, w) bool.

@@ -42,6 +42,8 @@ class GroundedSAM:
     Raises InputError naming the file that is missing and how to get it.
     """
 
+    kind = "grounded_sam"
+
     def __init__(self, detector: str = "swint_ogc", sam: str | None = None, weights: str | Path | None = None,
                  short_side: int = 800, long_side: int = 1333, batch_frames: int = 8, sam_batch_frames: int = 4,
                  device: str = "auto", precision: str = "auto") -> None:

@@ -15,6 +15,7 @@ class NoGrounder:
     """
 
     looks = False
+    kind = "none"
     fingerprint = "none-0"
     fit = Squeeze(8, 8)  # pictures are not looked at
 

@@ -26,6 +26,7 @@ class TinyGrounder:
         weights: a file written by ``experiments/train_tiny.py model=trunk``; None takes the shipped one.
     """
 
+    kind = "tiny"
     fit = Squeeze(*IMAGE_SIZE)
 
     def __init__(self, weights: str | Path | None = None) -> None:

@@ -61,8 +61,8 @@ class BackEnd:
     def __init__(self, network: dict[str, Any], vocoder: dict[str, Any]):
         self.codec, self.vocoder = MelCodec(AutoencoderKL(**network)), HiFiGAN(**vocoder)
         self.codec_recipe: dict[str, Any] = {
-            "_target_": "vta_sam.vae.codec.MelCodec", "network": {"_target_": "diffusers.AutoencoderKL", **network}}
-        self.vocoder_recipe: dict[str, Any] = {"_target_": "vta_sam.vocoder.HiFiGAN", **vocoder}
+            "_target_": "mel_codec", "network": {"_target_": "autoencoder_kl", **network}}
+        self.vocoder_recipe: dict[str, Any] = {"_target_": "hifigan", **vocoder}
 
     @classmethod
     def of(cls, shape: BackEndShape) -> "BackEnd":

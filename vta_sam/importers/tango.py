@@ -68,9 +68,9 @@ def import_tango(checkpoint: Path, out: Path, folders: Sequence[Path] = (),
     model = WholeModel(
         source="Tango", file=checkpoint.name, licence=LICENCE, fps=_FPS, back_end=back_end, latent_scale=scale,
         unet=unet, unet_recipe=unet_recipe, conditioner=conditioner, steps_offset=offset,
-        conditioner_recipe={"_target_": "vta_sam.conditioners.tango.TangoConditioner", "caption_dim": width,
+        conditioner_recipe={"_target_": "tango", "caption_dim": width,
                             "token_dim": width, "straight": True},
-        encoder={"_target_": "vta_sam.encoders.t5.T5Encoder", "folder": _TEXT_ENCODER},
+        encoder={"_target_": "t5", "folder": _TEXT_ENCODER},
         features={"frame_dim": 0, "object_dim": 0, "caption_dim": width},
     )
     model.write(out, lambda folder, recipe: keep_encoder(encoder, text_folder, TOKENIZER_FILES, folder / _TEXT_ENCODER))

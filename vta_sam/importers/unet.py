@@ -19,4 +19,4 @@ def import_unet(account: Account, config: dict[str, Any], where: Path, spec: Cli
         raise InputError(f"{where} describes no UNet that can be built ({str(error).splitlines()[0]}); nothing was "
                          "imported") from error
     account.fill(unet, "UNet", "unet.", lambda name: f"unet.{name}")
-    return unet, {"_target_": "vta_sam.diffusion.unet.LatentUNet", "config": config}
+    return unet, {"_target_": "latent_unet", "config": config}

@@ -41,9 +41,9 @@ class WholeModel:
         return ModelRecipe(
             clip=self.back_end.clip(self.fps), codec=self.back_end.codec_recipe, latent_scale=self.latent_scale,
             unet=self.unet_recipe, conditioner=self.conditioner_recipe, vocoder=self.back_end.vocoder_recipe,
-            sampler={"_target_": "vta_sam.diffusion.sampler.Sampler", "solver": "ddpm", "steps": 200, "guidance": 3.0,
+            sampler={"_target_": "diffusion_sampler", "solver": "ddpm", "steps": 200, "guidance": 3.0,
                      "steps_offset": self.steps_offset},
-            grounder={"_target_": "vta_sam.grounding.none.NoGrounder"}, encoder=self.encoder,
+            grounder={"_target_": "no_grounder"}, encoder=self.encoder,
             features={"fps": self.fps, **self.features},
             about={"source": self.source, "file": self.file, "licence": self.licence, "code_version": __version__},
         )

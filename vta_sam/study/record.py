@@ -25,6 +25,7 @@ from ..randomness import seed_of
 from ..shards.batch import collate, window_of
 from ..shards.datamodule import ShardReader
 from ..shards.schema import read_dataset
+from ..training.data import embedded_shards
 from ..training.figures import as_dict
 from .controls import measure_controls
 from .plan import Row
@@ -126,8 +127,7 @@ def _data_of(run: Path, model: Path) -> tuple[Path, Path]:
     root = Path(told["data"]["root"])
     if not (root / "videos").is_dir():
         raise InputError(f"{root} has no videos/; a study runs on the embedded world, whose truth is known")
-    parts = [made["_target_"].split(".")[-2] for made in (recipe.grounder, recipe.encoder)]
-    return root / f"shards-{'-'.join(parts)}-{recipe.spec.fps:g}fps", root / "videos" / "test"
+    return embedded_shards(root, recipe.grounder, recipe.encoder, recipe.spec.fps), root / "videos" / "test"
 
 
 def _rounded(value: float | None) -> float | None:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from hydra.utils import instantiate
 from rich.console import Console
 from rich.progress import Progress
 
 from ..clip import ClipFeatures, ClipSpec
 from ..errors import InputError
+from ..parts import build, class_of
 from ..shards.place import Place, Root, place_of, with_cache
 from ..shards.schema import read_dataset
 
@@ -69,7 +69,8 @@ class ShardData:
         it could not be used on a video after days of training."""
         place = place_of(self.root, Path(self.latents) if self.latents else None)
         info = read_dataset(place)
-        made_by = {"grounder": (info.grounder, _name(grounder)), "encoder": (info.encoder, _name(encoder))}
+        made_by = {"grounder": (info.grounder, extractor_kind(grounder)),
+                   "encoder": (info.encoder, extractor_kind(encoder))}
         wrong = [f"{role} {found}, while {role}={named}" for role, (found, named) in made_by.items()
                  if not found.startswith(f"{named}-")]
         if wrong:
@@ -120,8 +121,8 @@ class EmbeddedData:
             manifest = write_world(self.videos, self.counts, self.seed, self.workers,
                                    lambda done, total: progress.update(task, completed=done, total=total))
             task = progress.add_task("extract features", total=sum(self.counts.values()))
-            ears_and_eyes = instantiate(grounder), instantiate(encoder)
-            out = Path(self.root) / f"shards-{'-'.join(_name(r) for r in (grounder, encoder))}-{spec.fps:g}fps"
+            ears_and_eyes = build(grounder), build(encoder)
+            out = embedded_shards(Path(self.root), grounder, encoder, spec.fps)
             extract_dataset(manifest, self.videos, out, *ears_and_eyes, spec.fps, workers=self.workers,
                             progress=lambda done, total, *_: progress.update(task, completed=done, total=total))
         return out
@@ -135,6 +136,12 @@ class EmbeddedData:
         return read_truth(self.videos / record.source).onsets_s()
 
 
-def _name(recipe: dict[str, Any]) -> str:
-    """vta_sam.grounding.tiny.TinyGrounder ⇒ tiny."""
-    return str(recipe["_target_"]).split(".")[-2]
+def embedded_shards(root: Path, grounder: dict[str, Any], encoder: dict[str, Any], fps: float) -> Path:
+    """Where the embedded world in ``root`` keeps the shards of these extractors, both given by their recipes."""
+    return root / f"shards-{extractor_kind(grounder)}-{extractor_kind(encoder)}-{fps:g}fps"
+
+
+def extractor_kind(recipe: dict[str, Any]) -> str:
+    """The first word of an extractor's fingerprint: its class's ``kind``, or the module of a class that states none."""
+    extractor = class_of(recipe["_target_"])
+    return str(getattr(extractor, "kind", extractor.__module__.rpartition(".")[2]))

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from hydra.utils import instantiate
 from rich.progress import Progress
 
 from .. import __version__
 from ..atomic import write_text
 from ..model_card import CARD_NAME, model_card
 from ..model_folder import read_content
+from ..parts import build
 from ..pipeline import load
 from .figures import held_out, measure
 from .loggers import close
@@ -49,7 +49,7 @@ def run_figures(job: "TrainingJob", shop: Workshop) -> None:
 def _measure(job: "TrainingJob", shop: Workshop, model: Path) -> None:
     folder = job.stage_folder("figures").path
     pipeline = load(model, device="cuda" if torch.cuda.is_available() else "cpu")
-    pipeline.sampler = instantiate(job.sampler)  # with model=…, of a model trained with another one
+    pipeline.sampler = build(job.sampler)  # with model=…, of a model trained with another one
     data = shop.datamodule("figures", StageSettings.of(job.fit["diffusion"]))
     clips = held_out(data.reader(job.source.test_split), data.reader(job.source.train_split), pipeline,
                      job.figures["clips"], lambda record, wave: true_onsets(job.source, record, wave))
@@ -66,7 +66,7 @@ def _log(job: "TrainingJob", folder: Path, figures: dict[str, Any]) -> None:
     """To the loggers, under the names that evaluate.py uses, so that tables of runs and of evaluations agree."""
     found = {name: content["score"]["mean"] for name, content in
              {**figures["timing"], "sound_class": figures.get("sound_class")}.items() if content}
-    loggers = [instantiate(logger, _partial_=True)(save_dir=str(folder), name="logs") for logger in job.logger]
+    loggers = [build(logger, _partial_=True)(save_dir=str(folder), name="logs") for logger in job.logger]
     for logger in loggers:
         logger.log_metrics({name: mean for name, mean in found.items() if mean is not None}, step=0)
         logger.save()

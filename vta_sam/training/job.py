@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import get_class, instantiate
 from rich.console import Console
 from rich.table import Table
 
@@ -23,6 +22,7 @@ from ..clip import ClipSpec
 from ..errors import InputError
 from ..importers.by_name import named_folder
 from ..model_folder import read_recipe
+from ..parts import build, canonical, class_of, require_loadable
 from ..processes import Processes
 from ..shards.schema import read_dataset
 from .data import DataSource
@@ -37,6 +37,8 @@ from .vocoder_stage import train_vocoder
 from .workshop import StageSettings, Workshop
 
 STAGES = ("vae", "vocoder", *PRETRAINING, "diffusion", "figures")
+# Settings of a job that name classes
+_PARTS = ("data", "networks", "conditioner", "objective", "sampler", "vocoder", "grounder", "encoder", "logger")
 
 
 @dataclass
@@ -81,6 +83,8 @@ class TrainingJob:
             raise InputError(f"stages names {unknown[0]!r}; the stages are {', '.join(STAGES)}")
         if self.model is not None and list(self.stages) != ["figures"]:
             raise InputError("model=… is for measuring a finished model; give stages=[figures] with it")
+        for key in _PARTS:
+            setattr(self, key, canonical(getattr(self, key)))
         self.spec, self.processes = ClipSpec(**self.clip), Processes.of_environment()
         self.console = Console()
         self._seconds: dict[str, float] = {}
@@ -92,7 +96,7 @@ class TrainingJob:
 
     @cached_property
     def source(self) -> DataSource:
-        return instantiate(self.data)
+        return build(self.data)
 
     def run(self) -> Path:
         """Train what isn't trained yet ⇒ the run's folder. Several processes, by torchrun or srun, train together.
@@ -131,7 +135,7 @@ class TrainingJob:
         root = self.timed("data", lambda: self.processes.alone(
             lambda: self.source.prepare(self.spec, self.grounder, self.encoder, self.console)))
         shop = Workshop(self.seed, self.spec, root, read_dataset(root), self.source,
-                        [instantiate(logger, _partial_=True) for logger in self.logger], self.console, preemption)
+                        [build(logger, _partial_=True) for logger in self.logger], self.console, preemption)
         shop.info.require(str(root), fps=self.spec.fps, sample_rate_hz=self.spec.sample_rate_hz)
         for stage in self.stages:
             self._stage(stage, shop)
@@ -187,6 +191,8 @@ class TrainingJob:
 
     def _check_settings(self) -> None:
         """Refuse a config that would only fail after hours."""
+        for key, recipe in self._recipes_of_models().items():
+            require_loadable(recipe, key)
         if "diffusion" in self.stages and "vae" not in self.stages and not self.vae:
             raise InputError("stage diffusion needs a VAE: add vae to stages=, or give vae=FOLDER of a trained one")
         if "classifier" in self.stages and "vae" not in self.stages and not self.vae:
@@ -197,7 +203,7 @@ class TrainingJob:
                 self.processes.alone(lambda: read_recipe(named_folder(name)))
         if "diffusion" in self.stages:
             vocoder_folder(self.vocoder, self._vae if self.vae else None, self._start(self.vocoder_from))
-        kind: Any = get_class(self.conditioner["_target_"])
+        kind = class_of(self.conditioner["_target_"])
         for stage in self._pretrained:
             if stage not in kind.pretrained:
                 raise InputError(f"{kind.__name__} has nothing that stage {stage} could train; leave it out of stages= "
@@ -207,6 +213,18 @@ class TrainingJob:
         if "diffusion" in self.stages and lacking and not same:
             raise InputError(f"{kind.__name__} needs what stage {lacking[0]} trains: add {lacking[0]} to stages=, or "
                              f"give {lacking[0]}=FOLDER of a trained one")
+
+    def _recipes_of_models(self) -> dict[str, dict[str, Any]]:
+        """{setting: recipe} of what the model folders of this run will name, and of what trains them."""
+        found = {"networks.codec": self.networks["codec"]} if "vae" in self.stages else {}
+        if "diffusion" in self.stages or "vocoder" in self.stages:
+            found["vocoder"] = self.vocoder
+        if "diffusion" in self.stages:
+            found |= {"networks.unet": self.networks["unet"], "objective": self.objective, "sampler": self.sampler,
+                      "grounder": self.grounder, "encoder": self.encoder}
+        if "diffusion" in self.stages or any(stage in PRETRAINING for stage in self.stages):
+            found["conditioner"] = self.conditioner
+        return found
 
     def _recipes(self, shop: Workshop) -> tuple[dict[str, Any], dict[str, Any]]:
         """The conditioner's and UNet's recipes, with the dimensions that data and each other give them."""

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra.utils import instantiate
 from rich.console import Console
 from rich.table import Table
 
@@ -23,6 +22,7 @@ from ..media.fit import Squeeze
 from ..media.video import read_clip
 from ..metrics.envelope import envelope_correlation
 from ..metrics.level import measure_level
+from ..parts import build
 from ..pipeline import Pipeline
 from ..randomness import seed_of
 from ..report.pictures import clip_picture
@@ -55,7 +55,7 @@ def extract_clips(videos: Path, captions: Path, out: Path, grounder: dict, encod
                   learned_s: float, unheard_s: float) -> Path:
     """Manifest and shards in ``out`` ⇒ the folder of shards."""
     manifest = write_manifest(videos, captions, out, learned_s, unheard_s)
-    extract_dataset(manifest, videos, out / "shards", instantiate(grounder), instantiate(encoder), fps)
+    extract_dataset(manifest, videos, out / "shards", build(grounder), build(encoder), fps)
     return out / "shards"
 
 

@@ -16,6 +16,7 @@ import yaml
 
 from ..atomic import write_text
 from ..errors import InputError
+from ..parts import canonical
 
 
 @contextmanager
@@ -62,14 +63,16 @@ class StageFolder:
         return (self.path / "done").exists()
 
     def claim(self, overwrite: bool) -> None:
-        """Start, or go on with the same config. Raises InputError with the difference when the config changed."""
+        """Start, or go on with the same config, however its parts are named. Raises InputError with the difference
+        when the config changed."""
         stored = self.path / "config.yaml"
         told = _text(self.config)
         if overwrite and self.path.exists():
             shutil.rmtree(self.path)
-        if stored.exists() and stored.read_text() != told:
+        before = _stored(stored) if stored.exists() else told
+        if before != told:
             lines = difflib.unified_diff(
-                stored.read_text().splitlines(), told.splitlines(), str(stored), "now", lineterm="", n=0
+                before.splitlines(), told.splitlines(), str(stored), "now", lineterm="", n=0
             )
             raise InputError(
                 f"{self.path} was made with another config:\n  " + "\n  ".join(lines) +
@@ -83,4 +86,14 @@ class StageFolder:
 
 
 def _text(config: dict[str, Any]) -> str:
-    return yaml.safe_dump(config, sort_keys=True, allow_unicode=True)
+    return yaml.safe_dump(canonical(config), sort_keys=True, allow_unicode=True)
+
+
+def _stored(path: Path) -> str:
+    """A stored config as it would be written now: one from before parts had short names gets them."""
+    text = path.read_text()
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    return _text(config) if isinstance(config, dict) else text

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from hydra.utils import get_class, instantiate
 from rich.progress import Progress
 
 from ..clip import ClipFeatures, ClipSpec
@@ -21,6 +20,7 @@ from ..errors import InputError
 from ..generation.parts import build_part, load_vocoder
 from ..mel import log_mel
 from ..model_folder import ModelRecipe, load_weights, read_recipe
+from ..parts import build, class_of, short_name
 from ..pipeline import Pipeline
 from ..randomness import seed_of
 from ..shards.datamodule import ShardDataModule, ShardReader
@@ -61,7 +61,7 @@ def train_vae(shop: Workshop, folder: StageFolder, settings: StageSettings, reci
     if recipe.get("mel_mean") is None:
         recipe = {**recipe, **_mel_statistics(data.reader(data.train_split))}
     with shop.seeded("vae"):
-        codec = instantiate(recipe, _convert_="all")
+        codec = build(recipe)
     if codec.stride != shop.spec.latent_stride_frames:
         raise InputError(f"the VAE's stride is {codec.stride} mel frames, clip.latent_stride_frames says "
                          f"{shop.spec.latent_stride_frames}; make them agree")
@@ -127,7 +127,7 @@ def load_stage_vocoder(recipe: dict[str, Any], starts: Starts) -> tuple[Any, dic
     :func:`vocoder_folder` says."""
     folder = vocoder_folder(recipe, starts.vae, starts.vocoder)
     if folder is None:
-        return instantiate(recipe, _convert_="all"), recipe
+        return build(recipe), recipe
     found = read_recipe(folder)
     return load_vocoder(found, folder), found.vocoder or {}
 
@@ -138,12 +138,12 @@ def vocoder_folder(recipe: dict[str, Any], vae: Path | None, vocoder: Path | Non
     vae: of a VAE that exists already, or None; vocoder: of the vocoder itself, which goes first. Raises InputError
     where neither holds such weights: a vocoder of random weights makes noise.
     """
-    kind: Any = get_class(recipe["_target_"])
+    kind = class_of(recipe["_target_"])
     if not getattr(kind, "needs_weights", False):
         return None
     folder = vocoder or vae
     found = read_recipe(folder).vocoder if folder else None
-    if found is None or found["_target_"] != recipe["_target_"]:
+    if found is None or found["_target_"] != short_name(recipe["_target_"]):
         without = f", and {folder} holds none" if folder else ""
         raise InputError(f"the vocoder {kind.__name__} needs weights{without}; "
                          "give vae=audioldm, whose checkpoint has them, or vocoder_from=FOLDER of a model with them, "
@@ -153,7 +153,7 @@ def vocoder_folder(recipe: dict[str, Any], vae: Path | None, vocoder: Path | Non
 
 def build_conditioner(shop: Workshop, recipe: dict[str, Any]) -> Conditioner:
     """The time base is handed over afterwards: Hydra would turn it into a dict."""
-    return instantiate(recipe, _partial_=True, _convert_="all")(spec=shop.spec)
+    return build(recipe, _partial_=True)(spec=shop.spec)
 
 
 def load_pretrained(conditioner: Conditioner, folders: dict[str, Path]) -> None:
@@ -223,7 +223,7 @@ def train_diffusion(shop: Workshop, folder: StageFolder, settings: StageSettings
     scale = latent_scale(vae_recipe, latents, start)
     data = shop.datamodule("diffusion", settings, latents)
     with shop.seeded("diffusion"):
-        unet = instantiate(parts.unet, _partial_=True, _convert_="all")(spec=shop.spec)
+        unet = build(parts.unet, _partial_=True)(spec=shop.spec)
         conditioner = build_conditioner(shop, conditioner_recipe)
         conditioner.adapt(unet)
     load_pretrained(conditioner, parts.starts.pretrained)
@@ -232,10 +232,10 @@ def train_diffusion(shop: Workshop, folder: StageFolder, settings: StageSettings
     if start is not None:
         start.fill(unet, conditioner)
         shop.console.print(*start.lines(), sep="\n", highlight=False, markup=False, soft_wrap=True)
-    objective: VPrediction = instantiate(parts.objective)
+    objective: VPrediction = build(parts.objective)
     module = LatentDiffusion(unet, conditioner, objective, scale, parts.dropout, Augmentation(**parts.augment),
                              settings.optimise(slower))
-    sampler = instantiate(parts.sampler)
+    sampler = build(parts.sampler)
     networks = {"vocoder": vocoder} if vocoder_recipe is not parts.vocoder else {}
 
     def make(trained: LatentDiffusion) -> Pipeline:

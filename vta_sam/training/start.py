@@ -15,9 +15,8 @@ from ..diffusion.unet import LatentUNet
 from ..errors import InputError
 from ..generation.parts import build_denoiser
 from ..model_folder import ModelRecipe, load_weights, read_recipe
+from ..parts import short_name
 
-_VTA_LDM = "vta_sam.conditioners.vta_ldm.VTALDMConditioner"
-_VTA_SAM = "vta_sam.conditioners.vta_sam.VTASAMConditioner"
 _CONV_IN = "unet.conv_in.weight"
 
 
@@ -38,7 +37,8 @@ class Start:
 
     def is_of(self, conditioner: dict[str, Any]) -> bool:
         """Has the source a conditioner of this recipe's kind?"""
-        return bool(self.recipe.conditioner and self.recipe.conditioner["_target_"] == conditioner["_target_"])
+        source = self.recipe.conditioner
+        return bool(source and source["_target_"] == short_name(conditioner["_target_"]))
 
     def conditioner_recipe(self, recipe: dict[str, Any]) -> dict[str, Any]:
         """The recipe of the conditioner to train, changed where it takes over how the source saw frames.
@@ -49,7 +49,7 @@ class Start:
         source: Any = self.recipe.conditioner
         if self.is_of(recipe) and source.get("carried"):  # a model that was itself started from VTA-LDM
             return {**recipe, "carried": source["carried"]}
-        if (source["_target_"], recipe["_target_"]) != (_VTA_LDM, _VTA_SAM):
+        if (source["_target_"], short_name(recipe["_target_"])) != ("vta_ldm", "vta_sam"):
             return recipe
         width, found = source["encoder"]["frame_dim"], recipe["encoder"]["frame_dim"]
         if width != found:

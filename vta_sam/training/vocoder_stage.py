@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from hydra.utils import instantiate
-
 from ..errors import InputError
 from ..model_folder import ModelRecipe
+from ..parts import build
 from ..vocoder import HiFiGAN
 from ..vocoder.adversary import Adversary
 from ..vocoder.lit import VocoderTraining
@@ -22,7 +21,7 @@ def train_vocoder(shop: Workshop, folder: StageFolder, settings: StageSettings, 
     :class:`~vta_sam.vocoder.adversary.Adversary`. Raises InputError for a vocoder that has nothing to train."""
     data = shop.datamodule("vocoder", settings)
     with shop.seeded("vocoder"):
-        vocoder = instantiate(recipe, _convert_="all")
+        vocoder = build(recipe)
         if not isinstance(vocoder, HiFiGAN):
             raise InputError(f"stage vocoder trains a HiFiGAN, and vocoder is a {type(vocoder).__name__}; give "
                              "+exp=vocoder, or vocoder=hifigan")

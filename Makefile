@@ -9,7 +9,7 @@ ARGS ?=
 TEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install train smoke test test-slow test-slurm lint clean
+.PHONY: help install train smoke test test-slow test-slurm golden lint clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ test-slurm: install ## start SLURM on this machine and run its tests (root, Debi
 		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq slurm-wlm munge > /dev/null; } || \
 		echo "SLURM could not be installed" >&2; fi
 	$(BIN)/python -m pytest -m slurm -rs $(TEST_ARGS)
+
+golden: install ## record anew what configs, shards, losses and sounds are (tests/golden); git diff shows what changed
+	$(BIN)/python tests/golden/record.py
 
 lint: install ## style and types
 	$(BIN)/python -m flake8 vta_sam data_prep experiments benchmarks tests

@@ -14,11 +14,11 @@ import cv2
 import numpy as np
 from _report import Report, parser
 
-from vta_sam.evaluation.files import find_sounds
+from vta_sam.evaluation.pairing import find_sounds
 from vta_sam.media.audio import read_audio
-from vta_sam.metrics.av_align import av_align_published, flow_peaks_s
+from vta_sam.metrics.alignment import av_align_published, flow_peaks_s
 from vta_sam.metrics.flow import FULL, VARIANTS, measure_flow
-from vta_sam.metrics.peaks import at_published_rate, librosa_onsets_s
+from vta_sam.metrics.onsets import at_published_rate, librosa_onsets_s
 
 
 def main() -> None:

@@ -23,14 +23,13 @@ from _report import Report, median, parser, seconds
 from av import VideoFrame
 from av.filter import Graph
 
-from vta_sam.cli import run
 from vta_sam.clip import ClipSpec
-from vta_sam.errors import InputError
 from vta_sam.media.audio import read_audio
 from vta_sam.media.container import open_media, picture_stream
-from vta_sam.media.fit import CentreCrop
-from vta_sam.media.picture_reader import PictureReader
+from vta_sam.media.picture_reader import CentreCrop, PictureReader
 from vta_sam.media.video import OnScreen, read_clip
+from vta_sam.runtime.cli import run
+from vta_sam.runtime.errors import InputError
 
 SIDE = 224  # pixels, of CLIP
 SAMPLE_RATE_HZ = 16_000

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from _report import Report, parser, peak_memory_gb
 
-from vta_sam.cli import run
+from vta_sam.runtime.cli import run
 
 VGGSOUND_CLIPS = 200_000
 
@@ -74,9 +74,9 @@ class Clock:
 @run
 def main() -> None:
     options = parse()
-    from vta_sam.encoders.clip import CLIPEncoder
-    from vta_sam.grounding.grounded_sam import GroundedSAM
-    from vta_sam.manifests.manifest import Row, write_manifest
+    from vta_sam.dataset.manifests.manifest import Row, write_manifest
+    from vta_sam.perception.clip_encoder import CLIPEncoder
+    from vta_sam.perception.grounded_sam import GroundedSAM
 
     sam = None if options.sam == "none" else options.sam
     shared = {"weights": options.weights, "device": options.device, "precision": options.precision}
@@ -96,7 +96,7 @@ def main() -> None:
 def measure(options: argparse.Namespace, manifest: Path, folder: Path, grounder: Any, encoder: Any,
             ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """⇒ (seconds a clip and share of each part, facts): one extraction whole, one with its parts timed apart."""
-    from vta_sam.extraction.extract import extract_dataset
+    from vta_sam.dataset.extraction.extract import extract_dataset
 
     def extract(out: str) -> float:
         start = time.perf_counter()
@@ -139,10 +139,10 @@ def warm_up(grounder: Any, encoder: Any, options: argparse.Namespace) -> None:
 def decode(options: argparse.Namespace, manifest: Path, grounder: Any, encoder: Any, clock: Clock,
            ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Decode every clip and throw it away, as extraction's children do ⇒ the first frames of the first clip."""
-    from vta_sam.extraction.extract import ClipExtractor
-    from vta_sam.features import Extractors
-    from vta_sam.manifests.manifest import read_manifest
+    from vta_sam.dataset.extraction.extract import ClipExtractor
+    from vta_sam.dataset.manifests.manifest import read_manifest
     from vta_sam.media.decode_pool import DecodePool
+    from vta_sam.perception.features import Extractors
 
     extractor = ClipExtractor(options.videos, Extractors(grounder, encoder), options.fps)
     first: list[tuple[np.ndarray, np.ndarray]] = []

@@ -13,7 +13,7 @@ from typing import Any
 
 from _report import Report, median, parser, peak_memory_gb, seconds
 
-from vta_sam.cli import run
+from vta_sam.runtime.cli import run
 
 
 class Stopwatch:
@@ -37,8 +37,8 @@ class Stopwatch:
 
 def one_video(pipeline: Any, video: Path, caption: str | None, folder: Path, watch: Stopwatch) -> float:
     """Put a sound under ``video`` once, step by step as Pipeline.generate and the command do ⇒ seconds of sound."""
-    from vta_sam.features import features_of, words_of
     from vta_sam.media.muxing import mux
+    from vta_sam.perception.features import features_of, words_of
 
     words = words_of(caption, None, pipeline.extractors.known_words)
     [features], _ = watch.timed("features", features_of)(video, [words], pipeline.extractors, pipeline.spec)
@@ -60,8 +60,8 @@ def main() -> None:
     [imports_s] = seconds(_import, 1)
     import torch
 
-    from vta_sam.device import choose_device
-    from vta_sam.pipeline import load
+    from vta_sam.generation.pipeline import load
+    from vta_sam.runtime.distributed import choose_device
 
     device = choose_device(options.device, options.threads)
     loaded: list[Any] = []
@@ -95,7 +95,7 @@ def main() -> None:
 
 
 def _import() -> None:
-    import vta_sam.pipeline  # noqa: F401
+    import vta_sam.generation.pipeline  # noqa: F401
 
 
 def shares(watched: dict[str, float]) -> dict[str, float]:

@@ -14,8 +14,8 @@ from typing import Any
 
 from _report import Report, parser
 
-from vta_sam.cli import run
-from vta_sam.errors import InputError
+from vta_sam.runtime.cli import run
+from vta_sam.runtime.errors import InputError
 
 LIMIT_MINUTES, LIMIT_GB = 20.0, 6.0
 

@@ -18,7 +18,7 @@ from typing import Any
 from _report import Report, median, parser
 from step import STAGES, batch_of, job_of, module_of
 
-from vta_sam.cli import run
+from vta_sam.runtime.cli import run
 
 DIMENSIONS = {"frame_dim": 64, "object_dim": 32, "caption_dim": 32}
 
@@ -30,8 +30,8 @@ def worker(rank: int, world: int, port: int, options: Any, found: Any) -> None:
     import torch
     from torch.nn.parallel import DistributedDataParallel
 
-    from vta_sam.processes import Processes
-    from vta_sam.training.kernels import attention_kernels
+    from vta_sam.runtime.distributed import Processes
+    from vta_sam.training.optimisation import attention_kernels
 
     torch.set_num_threads(options.threads or max(1, (os.cpu_count() or 1) // world))
     processes, device = Processes.of_environment(), "cuda" if torch.cuda.is_available() else "cpu"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from _report import Report, parser, peak_memory_gb, seconds
 
-from vta_sam.cli import run
+from vta_sam.runtime.cli import run
 
 
 @run
@@ -20,10 +20,9 @@ def main() -> None:
     arguments.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="processes")
     arguments.add_argument("--fps", type=float, default=12.5, help="frames a second that are looked at")
     options = arguments.parse_args()
-    from vta_sam.encoders.tiny import TinyEncoder
-    from vta_sam.extraction.extract import extract_dataset
-    from vta_sam.grounding.tiny import TinyGrounder
-    from vta_sam.scenes.world import write_world
+    from vta_sam.dataset.extraction.extract import extract_dataset
+    from vta_sam.embedded.extractors import TinyEncoder, TinyGrounder
+    from vta_sam.embedded.world import write_world
 
     rows = []
     for workers in options.workers:

@@ -21,7 +21,7 @@ from typing import Any
 from _report import Report, parser
 from step import batch_of, job_of, module_of
 
-from vta_sam.cli import run
+from vta_sam.runtime.cli import run
 
 DIMENSIONS = {"frame_dim": 768, "object_dim": 768, "caption_dim": 768}  # CLIP ViT-L/14's
 HIDDEN = 0.5
@@ -51,8 +51,8 @@ def read(job: Any, clips: int) -> tuple[float, float]:
     import numpy as np
 
     from vta_sam.clip import ClipFeatures
-    from vta_sam.shards.batch import window_of
-    from vta_sam.shards.writer import read_shard, write_shard
+    from vta_sam.dataset.shards.batch import window_of
+    from vta_sam.dataset.shards.records import read_shard, write_shard
 
     spec, random = job.spec, np.random.default_rng(0)
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from _report import Report, median, parser, seconds
 
-from vta_sam.cli import run
-from vta_sam.errors import InputError
+from vta_sam.runtime.cli import run
+from vta_sam.runtime.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 COMMANDS = {  # arguments, and the exit status that they have to end with

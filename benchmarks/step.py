@@ -18,7 +18,7 @@ from typing import Any
 
 from _report import Report, median, parser, peak_memory_gb
 
-from vta_sam.cli import run
+from vta_sam.runtime.cli import run
 
 STAGES = ("vae", "condition", "diffusion")
 CAPTION_TOKENS = 16
@@ -39,12 +39,12 @@ def job_of(exp: str, size: str) -> Any:
 
 def module_of(job: Any, stage: str, dims: dict[str, int]) -> Any:
     """The stage's LightningModule with random weights, built as the stage builds it."""
-    from vta_sam.condition.augment import Augmentation
-    from vta_sam.condition.lit import ConditionPretraining
-    from vta_sam.diffusion.lit import LatentDiffusion
-    from vta_sam.parts import build
-    from vta_sam.training.workshop import StageSettings
-    from vta_sam.vae.lit import MelVAE
+    from vta_sam.checkpoints.parts import build
+    from vta_sam.conditioners.vta_sam_pretraining import ConditionPretraining
+    from vta_sam.dataset.shards.batch import Augmentation
+    from vta_sam.diffusion.latent_diffusion import LatentDiffusion
+    from vta_sam.training.stage_context import StageSettings
+    from vta_sam.vae.mel_vae import MelVAE
 
     settings = StageSettings.of(job.fit[stage])
     if stage == "vae":
@@ -66,7 +66,7 @@ def batch_of(job: Any, size: int, dims: dict[str, int]) -> Any:
     import numpy as np
 
     from vta_sam.clip import ClipFeatures
-    from vta_sam.shards.batch import collate, window_of
+    from vta_sam.dataset.shards.batch import collate, window_of
 
     spec, random = job.spec, np.random.default_rng(0)
 
@@ -123,7 +123,7 @@ def main() -> None:
     options = arguments.parse_args()
     import torch
 
-    from vta_sam.training.kernels import attention_kernels
+    from vta_sam.training.optimisation import attention_kernels
 
     job = job_of(options.exp, options.size)
     dims = {"frame_dim": options.frame_dim, "object_dim": options.object_dim, "caption_dim": options.caption_dim}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from _report import Report, parser, peak_memory_gb, seconds
 
-from vta_sam.cli import run
+from vta_sam.runtime.cli import run
 
 
 @run
@@ -25,14 +25,13 @@ def main() -> None:
     import numpy as np
     import torch
 
-    from vta_sam.generation.parts import load_vocoder
-    from vta_sam.mel import HOP_SAMPLES, LogMel
-    from vta_sam.metrics.backbones.tiny import TinyBackbone
+    from vta_sam.checkpoints.model_folder import read_recipe
+    from vta_sam.dataset.shards.records import read_records
+    from vta_sam.dataset.shards.schema import read_dataset
+    from vta_sam.embedded.tagger import TinyBackbone
+    from vta_sam.generation.build import load_vocoder
+    from vta_sam.mel import HOP_SAMPLES, LogMel, normalise
     from vta_sam.metrics.frechet import frechet_distance
-    from vta_sam.model_folder import read_recipe
-    from vta_sam.shards.schema import read_dataset
-    from vta_sam.shards.writer import read_records
-    from vta_sam.vae.codec import normalise
     from vta_sam.vocoder import GriffinLim
 
     root, folder = Path(options.shards), Path(options.model)

@@ -6,8 +6,8 @@
 
 from pathlib import Path
 
-from vta_sam.cli import program
-from vta_sam.errors import InputError
+from vta_sam.runtime.cli import program
+from vta_sam.runtime.errors import InputError
 
 
 @program("check")
@@ -23,10 +23,10 @@ def main(config):
         raise InputError("masks=true needs a grounder, the one that the shards were made with: grounder=tiny, …")
     from rich import print as show
 
-    from vta_sam.extraction.check import check_dataset, write_check
-    from vta_sam.extraction.report import progress_bar
-    from vta_sam.generation.inputs import check_number
-    from vta_sam.report.dataset import faults_table, statistics_tables
+    from vta_sam.dataset.extraction.check import check_dataset, write_check
+    from vta_sam.dataset.extraction.dataset_statistics import faults_table, statistics_tables
+    from vta_sam.dataset.extraction.progress import progress_bar
+    from vta_sam.runtime.cli import check_number
 
     check_number("overlay", config.overlay, 0, whole=True)
     check_number("shown", config.shown, 0, 1)
@@ -40,8 +40,8 @@ def main(config):
     if faults:
         show(faults_table(faults))
     if overlays:
-        from vta_sam.extraction.overlays import write_overlays
-        from vta_sam.parts import build
+        from vta_sam.checkpoints.parts import build
+        from vta_sam.dataset.extraction.check import write_overlays
 
         grounder = build(config.grounder) if config.masks else None
         for path in write_overlays(shards, Path(config.videos), out / "overlays", config.overlay, keys, grounder,

@@ -7,8 +7,8 @@
 
 from pathlib import Path
 
-from vta_sam.cli import program
-from vta_sam.errors import InputError
+from vta_sam.runtime.cli import program
+from vta_sam.runtime.errors import InputError
 
 
 @program("encode_latents")
@@ -16,12 +16,12 @@ def main(config):
     for key, meaning in (("vae", "the model folder of a VAE"), ("shards", "a dataset's folder or URL")):
         if config[key] is None:
             raise InputError(f"{key}= is missing; it names {meaning}. --help shows all keys")
-    from vta_sam.device import choose_device
-    from vta_sam.extraction.report import followed
-    from vta_sam.model_folder import read_recipe
-    from vta_sam.shards.latents import encode_dataset, latents_folder
-    from vta_sam.shards.place import place_of
-    from vta_sam.shards.schema import read_dataset
+    from vta_sam.checkpoints.model_folder import read_recipe
+    from vta_sam.dataset.extraction.progress import followed
+    from vta_sam.dataset.shards.latents import encode_dataset, latents_folder
+    from vta_sam.dataset.shards.schema import read_dataset
+    from vta_sam.dataset.shards.storage import place_of
+    from vta_sam.runtime.distributed import choose_device
     from vta_sam.training.stages import load_codec
 
     device = choose_device(config.device, config.threads)

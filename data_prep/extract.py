@@ -7,8 +7,8 @@
 
 from pathlib import Path
 
-from vta_sam.cli import program
-from vta_sam.errors import InputError
+from vta_sam.runtime.cli import program
+from vta_sam.runtime.errors import InputError
 
 
 @program("extract")
@@ -18,9 +18,9 @@ def main(config):
             raise InputError(f"{key}= is missing; it names a folder. --help shows all keys")
     from rich import print as show
 
-    from vta_sam.extraction.extract import extract_dataset
-    from vta_sam.extraction.report import followed, summary
-    from vta_sam.parts import build
+    from vta_sam.checkpoints.parts import build
+    from vta_sam.dataset.extraction.extract import extract_dataset
+    from vta_sam.dataset.extraction.progress import followed, summary
 
     out = Path(config.out)
     grounder, encoder = (build(config[part]) for part in ("grounder", "encoder"))

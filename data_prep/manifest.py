@@ -10,13 +10,13 @@ What is left out, and why, stands beside it in manifest.left_out.csv. No video i
 import argparse
 from pathlib import Path
 
-from vta_sam.cli import run
-from vta_sam.errors import InputError
+from vta_sam.runtime.cli import run
+from vta_sam.runtime.errors import InputError
 
 
 def parser() -> argparse.ArgumentParser:
-    from vta_sam.manifests.folder import CAPTION_SOURCES
-    from vta_sam.manifests.video_files import CUTS
+    from vta_sam.dataset.manifests.folder import CAPTION_SOURCES
+    from vta_sam.dataset.manifests.tables import CUTS
 
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = made.add_subparsers(dest="verb", required=True, metavar="vggsound | folder")
@@ -51,8 +51,8 @@ def main() -> None:
     from rich import print as show
     from rich.progress import Progress
 
-    from vta_sam.manifests.folder import folder_draft
-    from vta_sam.manifests.vggsound import vggsound_draft
+    from vta_sam.dataset.manifests.folder import folder_draft
+    from vta_sam.dataset.manifests.vggsound import vggsound_draft
 
     given = vars(arguments)
     verb, out, overwrite = given.pop("verb"), given.pop("out"), given.pop("overwrite")

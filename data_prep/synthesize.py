@@ -6,15 +6,15 @@
 
 from pathlib import Path
 
-from vta_sam.cli import program
+from vta_sam.runtime.cli import program
 
 
 @program("synthesize")
 def main(config):
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from vta_sam.scenes.statistics import broken_promises, measure_world
-    from vta_sam.scenes.world import write_world
+    from vta_sam.embedded.scene_statistics import broken_promises, measure_world
+    from vta_sam.embedded.world import write_world
 
     out = Path(config.out)
     if not config.statistics:

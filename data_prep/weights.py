@@ -12,11 +12,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from vta_sam.cli import run
+from vta_sam.runtime.cli import run
 
 
 def parse() -> argparse.Namespace:
-    from vta_sam.released.registry import DEFAULT_FOLDER, VARIABLE
+    from vta_sam.checkpoints.registry import DEFAULT_FOLDER, VARIABLE
 
     parser = argparse.ArgumentParser(description="Fetch and check the weights that others have released.")
     common = argparse.ArgumentParser(add_help=False)
@@ -44,7 +44,7 @@ def parse() -> argparse.Namespace:
 
 def named(given: list[str]) -> dict[str, str]:
     """KEY=NAME … ⇒ {key: name}."""
-    from vta_sam.errors import InputError
+    from vta_sam.runtime.errors import InputError
 
     for pair in given:
         if "=" not in pair:
@@ -57,12 +57,13 @@ def main() -> None:
     arguments = parse()
     from rich.console import Console
 
-    from vta_sam.released import registry, report
+    from vta_sam.checkpoints import registry
+    from vta_sam.checkpoints import weights_report as report
 
     console = Console(highlight=False)
     if arguments.verb == "import":
-        from vta_sam.importers.recognise import import_checkpoint
-        from vta_sam.model_folder import read_recipe
+        from vta_sam.checkpoints.model_folder import read_recipe
+        from vta_sam.importers.named_models import import_checkpoint
 
         folders = [*map(Path, arguments.parts), registry.weights_folder(arguments.folder)]
         accounts = import_checkpoint(Path(arguments.checkpoint), Path(arguments.out), folders, named(arguments.set))
@@ -84,7 +85,7 @@ def main() -> None:
             console.print(f"nothing to check in {folder}", soft_wrap=True, markup=False)
         sys.exit(0 if all(found) else 1)
     elif arguments.verb == "random":
-        from vta_sam.released.random_weights import write_random
+        from vta_sam.importers.random_weights import write_random
 
         for entry in entries:
             place = write_random(entry.name, folder, narrow=arguments.narrow)

@@ -3,9 +3,8 @@
 import sys
 from pathlib import Path
 
-from vta_sam.cli import program
-from vta_sam.errors import InputError
-from vta_sam.generation.arguments import quote_text
+from vta_sam.runtime.cli import program, quote_text
+from vta_sam.runtime.errors import InputError
 
 PLAIN_TEXT = ("reference", "videos", "out", "ids", "split", "captions", "weights", "ceiling", "cache", "title",
               "note", "shards")
@@ -19,12 +18,11 @@ def main(config):
     from omegaconf import OmegaConf
     from rich.progress import Progress
 
-    from vta_sam.comparison.compare import write_comparison
+    from vta_sam.dataset.extraction.progress import followed
+    from vta_sam.evaluation.comparison.page import write_comparison
     from vta_sam.evaluation.evaluate import evaluate
-    from vta_sam.evaluation.output import write_evaluation
+    from vta_sam.evaluation.output import console, figures_table, missing_lines, write_evaluation
     from vta_sam.evaluation.request import request_of, systems_and_reference
-    from vta_sam.evaluation.table import console, figures_table, missing_lines
-    from vta_sam.extraction.report import followed
 
     settings = OmegaConf.to_container(config, resolve=True)
     systems, reference = systems_and_reference(settings["systems"], settings["reference"])

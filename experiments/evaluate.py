@@ -3,9 +3,8 @@
 import sys
 from pathlib import Path
 
-from vta_sam.cli import program
-from vta_sam.errors import InputError
-from vta_sam.generation.arguments import quote_text
+from vta_sam.runtime.cli import program, quote_text
+from vta_sam.runtime.errors import InputError
 
 PLAIN_TEXT = ("reference", "videos", "out", "ids", "split", "captions", "weights", "ceiling", "cache")
 
@@ -17,11 +16,10 @@ def main(config):
             raise InputError(f"{name}= is missing; it names a folder of sounds")
     from omegaconf import OmegaConf
 
+    from vta_sam.dataset.extraction.progress import followed
     from vta_sam.evaluation.evaluate import evaluate
-    from vta_sam.evaluation.output import write_evaluation
+    from vta_sam.evaluation.output import console, differences_table, figures_table, missing_lines, write_evaluation
     from vta_sam.evaluation.request import named_folders, request_of
-    from vta_sam.evaluation.table import console, differences_table, figures_table, missing_lines
-    from vta_sam.extraction.report import followed
 
     settings = OmegaConf.to_container(config, resolve=True)
     request = request_of(settings, named_folders(settings["generated"]), Path(config.reference))

@@ -4,17 +4,16 @@ import sys
 import warnings
 from pathlib import Path
 
-from vta_sam.cli import program
-from vta_sam.generation.arguments import quote_text
+from vta_sam.runtime.cli import program, quote_text
 
 PLAIN_TEXT = ("video", "caption", "objects", "negative_caption", "negative_objects", "out", "model", "shards")
 
 
 @program("generate")
 def main(config):
-    from vta_sam.errors import InputError
+    from vta_sam.generation.build import identify, newest_model
     from vta_sam.generation.inputs import check_solver, videos_in
-    from vta_sam.generation.model import identify, newest_model
+    from vta_sam.runtime.errors import InputError
 
     alone = bool(config.caption) and not config.video and not config.shards
     if bool(config.video) == bool(config.shards) and not alone:
@@ -22,15 +21,15 @@ def main(config):
                          "model that reads captions alone caption=WORDS")
     check_solver(config.solver)
     videos = videos_in(Path(config.video)) if config.video else {}
-    from vta_sam.importers.by_name import named_folder
+    from vta_sam.importers.named_models import named_folder
 
     folder = newest_model() if config.model is None else named_folder(config.model)
     if config.model is None:
         print(f"model: {folder}")
     warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"
-    from vta_sam.device import choose_device
     from vta_sam.diffusion.sampler import with_solver
-    from vta_sam.pipeline import load
+    from vta_sam.generation.pipeline import load
+    from vta_sam.runtime.distributed import choose_device
 
     pipeline = load(folder, choose_device(config.device, config.threads))
     pipeline.sampler = with_solver(pipeline.sampler, config.solver)
@@ -43,8 +42,7 @@ def main(config):
 
 
 def generate_for_caption(config, pipeline, model) -> None:
-    from vta_sam.generation.caption import generate_caption
-    from vta_sam.generation.videos import Prompt
+    from vta_sam.generation.videos import Prompt, generate_caption
 
     prompt = Prompt(caption=config.caption, negative_caption=config.negative_caption, seed=config.seed,
                     guidance=config.guidance, steps=config.steps)
@@ -53,9 +51,9 @@ def generate_for_caption(config, pipeline, model) -> None:
 
 def generate_for_videos(config, pipeline, model, videos) -> int:
     """⇒ exit status."""
-    from vta_sam.errors import InputError
     from vta_sam.generation.inputs import word_list
     from vta_sam.generation.videos import Outputs, Prompt, exit_status, generate_videos
+    from vta_sam.runtime.errors import InputError
 
     prompt = Prompt(
         caption=config.caption, objects=word_list(config.objects), negative_caption=config.negative_caption,
@@ -82,9 +80,9 @@ def generate_for_videos(config, pipeline, model, videos) -> int:
 def generate_for_split(config, pipeline, model) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from vta_sam.errors import InputError
+    from vta_sam.dataset.shards.storage import place_of
     from vta_sam.generation.split import SplitRequest, count_sounds, generate_split
-    from vta_sam.shards.place import place_of
+    from vta_sam.runtime.errors import InputError
 
     words = ("caption", "objects", "negative_caption", "negative_objects")
     if any(config[name] is not None for name in words):

@@ -9,7 +9,7 @@ Hand out the folder listening/raters; key.json beside it tells what is what and 
 import argparse
 from pathlib import Path
 
-from vta_sam.cli import run
+from vta_sam.runtime.cli import run
 
 
 def parser() -> argparse.ArgumentParser:
@@ -47,8 +47,8 @@ def main() -> None:
 def make(arguments: argparse.Namespace) -> None:
     from rich.progress import Progress
 
+    from vta_sam.evaluation.listening.study_files import TestRequest, make_test
     from vta_sam.evaluation.request import systems_and_reference
-    from vta_sam.listening.make import TestRequest, make_test
 
     systems, reference = systems_and_reference(str(arguments.systems), arguments.reference)
     request = TestRequest(
@@ -65,11 +65,11 @@ def make(arguments: argparse.Namespace) -> None:
 def analyse(arguments: argparse.Namespace) -> None:
     from rich import print as show
 
-    from vta_sam.errors import InputError
-    from vta_sam.listening.analysis import Screening
-    from vta_sam.listening.analysis import analyse as analyse_sessions
-    from vta_sam.listening.answers import read_key, read_sessions
-    from vta_sam.listening.report import differences_table, notes, scores_table, write_report
+    from vta_sam.evaluation.listening.analysis import Screening
+    from vta_sam.evaluation.listening.analysis import analyse as analyse_sessions
+    from vta_sam.evaluation.listening.answers import read_key, read_sessions
+    from vta_sam.evaluation.listening.report import differences_table, notes, scores_table, write_report
+    from vta_sam.runtime.errors import InputError
 
     key = read_key(arguments.test)
     sessions, refused = read_sessions(arguments.answers, key)

@@ -1,6 +1,6 @@
 """Learn a handful of real clips by heart and pair generated with true sound: see conf/exp/overfit.yaml."""
 
-from vta_sam.cli import program
+from vta_sam.runtime.cli import program
 
 
 @program("train")
@@ -9,8 +9,8 @@ def main(config):
 
     from omegaconf import OmegaConf
 
-    from vta_sam.errors import InputError
-    from vta_sam.pipeline import load
+    from vta_sam.generation.pipeline import load
+    from vta_sam.runtime.errors import InputError
     from vta_sam.training.job import TrainingJob
     from vta_sam.training.overfit import extract_clips, judge
 

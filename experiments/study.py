@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from vta_sam.cli import program
+from vta_sam.runtime.cli import program
 
 
 @program("study")

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from vta_sam.cli import run
+from vta_sam.runtime.cli import run
 
 TRAIN = Path(__file__).with_name("train.py")
 SUBMITTED = ("array", "agents")  # verbs that make SLURM jobs
@@ -51,7 +51,7 @@ def main():
         command = [sys.executable, str(TRAIN), *grid]
         print(shlex.join(["python", "experiments/train.py", *grid]))
         return subprocess.run(command).returncode if told.run else 0
-    from vta_sam.study.drawing import runs_picture
+    from vta_sam.study.sweep import runs_picture
 
     found, out = finished_runs(told.runs), told.out or told.runs
     out.mkdir(parents=True, exist_ok=True)
@@ -62,8 +62,7 @@ def main():
 
 
 def submit(told: argparse.Namespace) -> int:
-    from vta_sam.cluster.launch import launch, launch_agents
-    from vta_sam.cluster.tasks import Program
+    from vta_sam.runtime.cluster.launch import Program, launch, launch_agents
     from vta_sam.study.sweep import read_sweep
 
     train = Program(TRAIN, "train")

@@ -1,6 +1,6 @@
 """Train a video-to-audio model: ``python experiments/train.py +exp=vta_sam``. See conf/train.yaml for every setting."""
 
-from vta_sam.cli import program
+from vta_sam.runtime.cli import program
 
 
 @program("train")

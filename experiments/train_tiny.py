@@ -1,12 +1,12 @@
 """Train the tiny models of the embedded world, or measure those that are there: see conf/train_tiny.yaml."""
 
-from vta_sam.cli import program
+from vta_sam.runtime.cli import program
 
 
 @program("train_tiny")
 def main(config):
-    from vta_sam.errors import InputError
-    from vta_sam.parts import build
+    from vta_sam.checkpoints.parts import build
+    from vta_sam.runtime.errors import InputError
 
     if config.model not in ("trunk", "tagger"):
         raise InputError(f"model={config.model} is no tiny model; choose model=trunk or model=tagger")

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from conftest import write_video
 
-from vta_sam.comparison import PageClip, PageRequest
 from vta_sam.evaluation.columns import Column
-from vta_sam.evaluation.files import SoundFile, Words
+from vta_sam.evaluation.comparison import PageClip, PageRequest
+from vta_sam.evaluation.pairing import SoundFile, Words
 from vta_sam.evaluation.results import ClipScores, Evaluation, Figure, SystemResult
 from vta_sam.media.audio import write_wav
-from vta_sam.metrics.statistics import Interval
+from vta_sam.metrics.intervals import Interval
 
 RATE_HZ = 16_000
 DURATION_S = 1.0

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from vta_sam.checkpoints.model_folder import ModelRecipe, save_model
 from vta_sam.clip import ClipFeatures, ClipSpec
-from vta_sam.generation.parts import build_denoiser, build_part
-from vta_sam.model_folder import ModelRecipe, save_model
-from vta_sam.shards.batch import ClipBatch, collate, window_of
+from vta_sam.dataset.shards.batch import ClipBatch, collate, window_of
+from vta_sam.generation.build import build_denoiser, build_part
 
 FRAME_DIM, OBJECT_DIM, CAPTION_DIM = 12, 10, 6
 SPEC = ClipSpec(duration_s=1.28, fps=12.5, latent_stride_frames=16)  # 16 frames, 8 columns
@@ -72,9 +72,9 @@ def make_model_folder(tmp_path: Path, aligned: bool = False, seed: int = 0, **mo
 
 def make_tiny_weights(path: Path, seed: int = 0) -> Path:
     """A weights file of the tiny trunk with random weights: the real grounder and encoder, unable to see anything."""
-    from vta_sam.scenes.classes import WORDS
-    from vta_sam.tiny.trunk import Trunk
-    from vta_sam.tiny.weights import write_weights
+    from vta_sam.embedded.classes import WORDS
+    from vta_sam.embedded.tiny_networks import write_weights
+    from vta_sam.embedded.trunk import Trunk
 
     sizes: dict[str, Any] = {"words": len(WORDS), "word_dim": OBJECT_DIM, "embedding_dim": FRAME_DIM,
                              "widths": [4, 4, 8], "features": 8, "hidden": 8, "folded": True}
@@ -87,7 +87,7 @@ def make_tiny_weights(path: Path, seed: int = 0) -> Path:
 
 def make_seeing_model(tmp_path: Path, **more: Any) -> Path:
     """A model folder that names the tiny grounder and encoder of :func:`make_tiny_weights`, which look at videos."""
-    from vta_sam.grounding.tiny import TinyGrounder
+    from vta_sam.embedded.extractors import TinyGrounder
 
     weights = str(make_tiny_weights(tmp_path / "trunk.safetensors"))
     fingerprint = TinyGrounder(weights).fingerprint

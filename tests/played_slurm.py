@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from vta_sam.manifests.manifest import Row, write_manifest
-from vta_sam.shards import schema
+from vta_sam.dataset.manifests.manifest import Row, write_manifest
+from vta_sam.dataset.shards import schema
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PROGRAMS = sorted(path for folder in ("experiments", "data_prep") for path in (REPOSITORY / folder).glob("*.py")

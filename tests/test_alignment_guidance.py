@@ -9,16 +9,15 @@ from diffusers import DDPMScheduler
 from models import FRAME_DIM, SPEC, make_batch
 from torch.nn import functional as F
 
-from vta_sam.conditioners.diff_foley.classifier import AlignmentClassifier, ClassifierTraining
-from vta_sam.conditioners.diff_foley.contrastive import (
-    AlignedFrameEncoder, ContrastivePretraining, between_clips, windows_of, within_clip,
+from vta_sam.conditioners.diff_foley import (
+    AlignedFrameEncoder, AlignmentClassifier, ClassifierTraining, ContrastivePretraining, between_clips, windows_of,
+    within_clip
 )
-from vta_sam.conditioners.foleycrafter.onsets import OnsetPredictor, OnsetTraining
-from vta_sam.condition.objective import onset_targets
+from vta_sam.conditioners.foleycrafter import OnsetPredictor, OnsetTraining
+from vta_sam.conditioners.vta_sam_pretraining import onset_targets
 from vta_sam.diffusion.objective import SCHEDULE
 from vta_sam.diffusion.sampler import Sampler, climbing
-from vta_sam.mel import LogMel
-from vta_sam.vae.codec import normalise
+from vta_sam.mel import LogMel, normalise
 
 
 def alphas_cumprod(timestep: torch.Tensor) -> torch.Tensor:

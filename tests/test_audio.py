@@ -5,16 +5,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from vta_sam.errors import InputError
 from vta_sam.media.audio import (
-    SoundCollector,
-    fit_length,
-    normalise_waveform,
-    read_audio,
-    read_wav,
-    resample,
-    write_wav,
+    SoundCollector, fit_length, normalise_waveform, read_audio, read_wav, resample, write_wav
 )
+from vta_sam.runtime.errors import InputError
 
 
 def tone(duration_s=1.0, rate_hz=16_000, hz=440.0):

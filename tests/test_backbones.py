@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from vta_sam.errors import InputError
-from vta_sam.metrics.backbones import NOT_SHIPPED, TITLES, load_backbone
-from vta_sam.metrics.backbones.panns import FRONT_ENDS, Cnn14, LogMelFilterBank
-from vta_sam.metrics.backbones.vggish import VGGish, vggish_patches
-from vta_sam.released import registry
-from vta_sam.released.random_weights import write_random
+from vta_sam.checkpoints import registry
+from vta_sam.evaluation.backbones import NOT_SHIPPED, TITLES, load_backbone
+from vta_sam.importers.random_weights import write_random
+from vta_sam.metrics.panns import FRONT_ENDS, Cnn14, LogMelFilterBank
+from vta_sam.metrics.vggish import VGGish, vggish_patches
+from vta_sam.runtime.errors import InputError
 
 
 def tone(samples: int, rate_hz: int = 16_000) -> np.ndarray:
@@ -81,7 +81,7 @@ def test_cnn14_is_its_layers_one_by_one(weights):
     """The same numbers by plain functions, from the checkpoint's own tensors."""
     import torch.nn.functional as F
 
-    from vta_sam.checkpoint_file import read_state
+    from vta_sam.checkpoints.checkpoint_file import read_state
 
     state = read_state(registry.require("panns_16k", weights))["model"]
     backbone = load_backbone("panns_16k", weights)
@@ -140,7 +140,7 @@ def test_what_is_no_sound_is_refused(name, weights, bad):
 
 
 def test_the_tiny_backbone_is_the_tagger():
-    from vta_sam.tiny.tagger import load_tagger
+    from vta_sam.embedded.tagger import load_tagger
 
     sound, tagger = tone(32_000).astype(np.float32), load_tagger()
     [heard] = load_backbone("tiny").hear([sound])
@@ -181,7 +181,7 @@ def test_foreign_checkpoints_are_refused(name, content, tmp_path):
 
 def test_numbers_of_numpy_in_a_checkpoint_are_read_and_code_is_not(tmp_path):
     """The 16 kHz checkpoint of PANNs keeps its iteration as a numpy array."""
-    from vta_sam.checkpoint_file import read_state
+    from vta_sam.checkpoints.checkpoint_file import read_state
 
     path = tmp_path / "x.pth"
     torch.save({"iteration": np.array(3), "model": {"a": torch.ones(2)}}, path)
@@ -203,8 +203,8 @@ def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch):
     """docs/backbones.md shows a whole backbone: it hears, and an evaluation takes it."""
     import re
 
-    from vta_sam.evaluation import ears
-    from vta_sam.evaluation.cache import FeatureCache
+    from vta_sam.evaluation import backbone_embeddings as ears
+    from vta_sam.evaluation.sounds import FeatureCache
 
     text = (Path(__file__).resolve().parents[1] / "docs" / "backbones.md").read_text(encoding="utf-8")
     [source] = re.findall(r"```python\n(.*?)```", text, re.S)

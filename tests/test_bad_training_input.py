@@ -8,15 +8,15 @@ import pytest
 import yaml
 from tiny_data import CODEC, CONDITIONER, ENCODER, SPEC, build, stage_folder, stage_settings, workshop, write_dataset
 
+from vta_sam.checkpoints.model_folder import ModelRecipe, save_model
 from vta_sam.clip import ClipSpec
-from vta_sam.condition.lit import ConditionPretraining
-from vta_sam.errors import InputError
-from vta_sam.model_folder import ModelRecipe, save_model
-from vta_sam.shards.datamodule import ShardDataModule
-from vta_sam.shards.place import place_of
-from vta_sam.shards.schema import read_dataset
+from vta_sam.conditioners.vta_sam_pretraining import ConditionPretraining
+from vta_sam.dataset.shards.datamodule import ShardDataModule
+from vta_sam.dataset.shards.schema import read_dataset
+from vta_sam.dataset.shards.storage import place_of
+from vta_sam.runtime.errors import InputError
 from vta_sam.training import stages
-from vta_sam.training.data import ShardData
+from vta_sam.training.data_sources import ShardData
 
 KNOWN_CODEC = {**CODEC, "mel_mean": -5.0, "mel_std": 2.0}
 

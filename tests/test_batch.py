@@ -6,7 +6,7 @@ import torch
 from tiny_data import OBJECT_DIM, SPEC, a_clip
 
 from vta_sam.clip import ClipSpec
-from vta_sam.shards.batch import collate, window_of
+from vta_sam.dataset.shards.batch import collate, window_of
 
 
 def telling_the_time(duration_s, spec=SPEC, key="clock"):

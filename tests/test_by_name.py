@@ -14,10 +14,10 @@ import torch
 from checkpoints import writable_copy
 
 import vta_sam
-from vta_sam.errors import InputError
-from vta_sam.importers import by_name
+from vta_sam.checkpoints import weights_report as report
+from vta_sam.importers import named_models as by_name
 from vta_sam.media.audio import read_wav
-from vta_sam.released import report
+from vta_sam.runtime.errors import InputError
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 from nltk.tag.perceptron import PerceptronTagger
 
-from vta_sam import tagging
-from vta_sam.captions import nouns, singular, tagger_name
-from vta_sam.errors import InputError
-from vta_sam.scenes.captions import caption_of
-from vta_sam.scenes.classes import CLASSES, WORDS
+from vta_sam.embedded.classes import CLASSES, WORDS, caption_of
+from vta_sam.perception import tagging
+from vta_sam.perception.captions import nouns, singular, tagger_name
+from vta_sam.runtime.errors import InputError
 
 KNOWN = ("racing car", "popcorn", "badminton", "harpsichord", "clarinet", "ferret")
 RESOURCE = "averaged_perceptron_tagger_eng"

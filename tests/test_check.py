@@ -13,19 +13,16 @@ from conftest import REPOSITORY, decode_grey
 from matplotlib.image import imread
 from tiny_data import CAPTION_DIM, FRAME_DIM, OBJECT_DIM, a_clip, write_dataset
 
-from vta_sam.errors import InputError
-from vta_sam.extraction.check import check_dataset
-from vta_sam.extraction.overlays import write_overlays
-from vta_sam.extraction.statistics import DatasetStatistics
-from vta_sam.grounding.oracle import OracleGrounder
-from vta_sam.grounding.tiny import TinyGrounder
+from vta_sam.dataset.extraction.check import check_dataset, write_overlays
+from vta_sam.dataset.extraction.dataset_statistics import DatasetStatistics, statistics_picture, statistics_tables
+from vta_sam.dataset.shards.records import read_shard, write_records, write_shard
+from vta_sam.dataset.shards.schema import DatasetInfo, ShardInfo, encode_record, read_dataset
+from vta_sam.embedded.extractors import TinyGrounder
+from vta_sam.embedded.oracle import OracleGrounder
 from vta_sam.media.audio import read_audio
-from vta_sam.media.fit import Squeeze
-from vta_sam.report.dataset import statistics_picture, statistics_tables
-from vta_sam.report.film import write_film
-from vta_sam.report.overlay import COLOURS, Overlay, _free_place, picture_size
-from vta_sam.shards.schema import DatasetInfo, ShardInfo, encode_record, read_dataset
-from vta_sam.shards.writer import read_shard, write_records, write_shard
+from vta_sam.media.picture_reader import Squeeze
+from vta_sam.plots.overlay import COLOURS, Overlay, _free_place, picture_size, write_film
+from vta_sam.runtime.errors import InputError
 
 SHARD = "train-000000.tar"
 

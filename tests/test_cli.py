@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import vta_sam
-from vta_sam.cli import run
-from vta_sam.errors import InputError
+from vta_sam.runtime.cli import run
+from vta_sam.runtime.errors import InputError
 
 OURS = str(Path(vta_sam.__file__).parent / "features.py")
 

@@ -5,7 +5,7 @@ import pytest
 from tiny_data import a_clip
 
 from vta_sam.clip import MAX_OBJECTS, ClipSpec
-from vta_sam.errors import InputError
+from vta_sam.runtime.errors import InputError
 
 RATES = [2, 8, 12.5, 29.97]
 STRIDES = [4, 8, 16]

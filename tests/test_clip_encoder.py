@@ -13,10 +13,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizerFast
 
-from vta_sam.encoders.clip import CLIPEncoder
-from vta_sam.errors import InputError
-from vta_sam.media.fit import CentreCrop
-from vta_sam.released.random_weights import write_random
+from vta_sam.importers.random_weights import write_random
+from vta_sam.media.picture_reader import CentreCrop
+from vta_sam.perception.clip_encoder import CLIPEncoder
+from vta_sam.runtime.errors import InputError
 
 NAME = "clip-vit-large-patch14"
 

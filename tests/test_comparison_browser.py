@@ -9,8 +9,8 @@ import pytest
 from browser import launched_browser
 from comparison_pages import SYSTEMS, request_in
 
-from vta_sam.comparison import write_page
-from vta_sam.evaluation.files import Words
+from vta_sam.evaluation.comparison import write_page
+from vta_sam.evaluation.pairing import Words
 
 CLIPS = 40
 EVIL = "<img src=x onerror='window.hit=1'><script>window.hit=1</script>"

@@ -8,22 +8,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from comparison_pages import (CLICK_S, COLUMNS, DURATION_S, Markup, arguments_of, click, clips_of, evaluation_of,
-                              request_in)
+from comparison_pages import (
+    CLICK_S, COLUMNS, DURATION_S, Markup, arguments_of, click, clips_of, evaluation_of, request_in
+)
 from PIL import Image
 
-import vta_sam.comparison.page
-from vta_sam.comparison import write_page
-from vta_sam.comparison.drawings import lanes, percents, ticks, write_spectrogram
-from vta_sam.comparison.tables import clip_scores, decimal, number, rows
-from vta_sam.errors import InputError
-from vta_sam.evaluation.files import SoundFile, Words
+import vta_sam.evaluation.comparison.page
+from vta_sam.evaluation.comparison import write_page
+from vta_sam.evaluation.comparison.players import lanes, percents, ticks, write_spectrogram
+from vta_sam.evaluation.comparison.tables import clip_scores, decimal, number, rows
+from vta_sam.evaluation.pairing import SoundFile, Words
 from vta_sam.evaluation.results import ClipScores, Figure
 from vta_sam.media.audio import read_audio, write_wav
-from vta_sam.metrics.statistics import Interval
-from vta_sam.report.panels import decibels
+from vta_sam.metrics.intervals import Interval
+from vta_sam.plots.panels import decibels
+from vta_sam.runtime.errors import InputError
 
-ASSETS = Path(vta_sam.comparison.page.__file__).with_name("assets")
+ASSETS = Path(vta_sam.evaluation.comparison.page.__file__).with_name("assets")
 EVIL = '<script>hit=1</script>"\'><img src=x onerror=hit=1>'
 
 
@@ -222,7 +223,7 @@ def test_a_page_that_cannot_be_finished_leaves_the_old_one(tmp_path, monkeypatch
     def fail(request):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(vta_sam.comparison.page, "_index_markup", fail)
+    monkeypatch.setattr(vta_sam.evaluation.comparison.page, "_index_markup", fail)
     with pytest.raises(InputError, match="No space left"):
         write_page(replace(request, title="another"))
     assert (request.out / "index.html").read_bytes() == before

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vta_sam.compiled import librosa
+from vta_sam.runtime.librosa_import import librosa
 
-CODE = "import numpy as np; from vta_sam.compiled import librosa; " \
+CODE = "import numpy as np; from vta_sam.runtime.librosa_import import librosa; " \
        "print(librosa.util.peak_pick(np.sin(np.arange(200) / 5), pre_max=3, post_max=3, pre_avg=3, post_avg=3, " \
        "delta=0.01, wait=5).tolist())"
 

@@ -5,19 +5,21 @@ import math
 import numpy as np
 import pytest
 import torch
-from models import FRAME_DIM as MODEL_FRAME_DIM, OBJECT_DIM as MODEL_OBJECT_DIM, SPEC as MODEL_SPEC, make_batch
+from models import FRAME_DIM as MODEL_FRAME_DIM
+from models import OBJECT_DIM as MODEL_OBJECT_DIM
+from models import SPEC as MODEL_SPEC
+from models import make_batch
 from tiny_data import ENCODER, FRAME_DIM, OBJECT_DIM, SPEC, a_clip, build
 
-from vta_sam.condition.augment import Augmentation
-from vta_sam.condition.encoder import TemporalSemanticEncoder, sinusoids
-from vta_sam.condition.lit import ConditionPretraining
-from vta_sam.condition.objective import contrastive_loss, energy_targets, onset_targets, retrieval_accuracy
-from vta_sam.condition.semantics import WEIGHTS, frame_semantics, threshold
-from vta_sam.errors import InputError
-from vta_sam.mel import LOG_FLOOR, LogMel
-from vta_sam.shards.batch import collate, window_of
-from vta_sam.training.optimise import AdamWithWarmup
-from vta_sam.vae.codec import normalise
+from vta_sam.conditioners.vta_sam import WEIGHTS, TemporalSemanticEncoder, frame_semantics, threshold
+from vta_sam.conditioners.vta_sam_pretraining import (
+    ConditionPretraining, contrastive_loss, energy_targets, onset_targets, retrieval_accuracy
+)
+from vta_sam.dataset.shards.batch import Augmentation, collate, window_of
+from vta_sam.diffusion.positions import sinusoids
+from vta_sam.mel import LOG_FLOOR, LogMel, normalise
+from vta_sam.runtime.errors import InputError
+from vta_sam.training.optimisation import AdamWithWarmup
 
 
 def batch_of(*keys, duration_s=SPEC.duration_s, **more):

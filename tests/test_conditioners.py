@@ -9,7 +9,7 @@ from torch import nn
 
 from vta_sam.clip import ClipSpec
 from vta_sam.conditioners.vta_sam import VTASAMConditioner
-from vta_sam.shards.batch import collate, window_of
+from vta_sam.dataset.shards.batch import collate, window_of
 
 
 @pytest.fixture(scope="module", params=[0, 4], ids=["cross-attention", "aligned"])

@@ -18,12 +18,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import nn
 
+from vta_sam.checkpoints.parts import build
 from vta_sam.clip import ClipFeatures, ClipSpec
-from vta_sam.parts import build
-from vta_sam.shards.batch import collate, window_of
-from vta_sam.shards.schema import DatasetInfo
+from vta_sam.dataset.shards.batch import collate, window_of
+from vta_sam.dataset.shards.schema import DatasetInfo
 from vta_sam.training.job import STAGES, TrainingJob
-from vta_sam.training.workshop import StageSettings
+from vta_sam.training.stage_context import StageSettings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONF = REPOSITORY / "conf"

@@ -8,11 +8,10 @@ import pytest
 import torch
 from tiny_data import COUNTS, FRAME_DIM, SPEC, a_clip, write_dataset
 
-from vta_sam.errors import InputError
-from vta_sam.shards import datamodule
-from vta_sam.shards.datamodule import ShardDataModule
-from vta_sam.shards.order import SampleOrder
-from vta_sam.shards.schema import from_pcm16, to_pcm16
+from vta_sam.dataset.shards import datamodule
+from vta_sam.dataset.shards.datamodule import SampleOrder, ShardDataModule
+from vta_sam.dataset.shards.schema import from_pcm16, to_pcm16
+from vta_sam.runtime.errors import InputError
 
 
 @pytest.fixture(scope="module")

@@ -14,12 +14,11 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, decode_grey
 
-from vta_sam.errors import InputError
 from vta_sam.media.decode_pool import DecodePool
-from vta_sam.media.decoding import ClipRequest, GuardedReader
-from vta_sam.media.decoding_answers import Claims, Incoming, Nonsense, send_answer
-from vta_sam.media.fit import CentreCrop, Squeeze, Within
+from vta_sam.media.decoding import Claims, ClipRequest, GuardedReader, Incoming, Nonsense, send_answer
+from vta_sam.media.picture_reader import CentreCrop, Squeeze, Within
 from vta_sam.media.video import ClipStream, read_clip, stream_clip
+from vta_sam.runtime.errors import InputError
 
 SIZE = (Squeeze(24, 32),)
 

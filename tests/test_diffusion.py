@@ -8,13 +8,13 @@ from diffusers import UNet2DConditionModel
 from models import SPEC, make_batch
 from tiny_data import CONDITIONER, ENCODER, UNET, UNET_CONFIG, build
 
-from vta_sam.condition.augment import Augmentation
-from vta_sam.conditioners.base import Condition
-from vta_sam.diffusion.lit import LatentDiffusion, initial_noise
+from vta_sam.dataset.shards.batch import Augmentation
+from vta_sam.diffusion.condition import Condition
+from vta_sam.diffusion.latent_diffusion import LatentDiffusion, initial_noise
 from vta_sam.diffusion.objective import TRAIN_TIMESTEPS, VPrediction
 from vta_sam.diffusion.sampler import Sampler, guided
-from vta_sam.errors import InputError
-from vta_sam.randomness import generator
+from vta_sam.runtime.errors import InputError
+from vta_sam.runtime.randomness import generator
 
 COLUMNS, FREQ, FRAMES = SPEC.columns, 4, SPEC.frames
 

@@ -10,12 +10,12 @@ import torch
 from shard_server import serving
 from tiny_data import CODEC, SPEC, build, workshop, write_dataset
 
-from vta_sam.errors import InputError
-from vta_sam.model_folder import ModelRecipe, save_model
-from vta_sam.shards import latents
-from vta_sam.shards.latents import encode_dataset, is_complete, latents_folder
-from vta_sam.shards.place import place_of
-from vta_sam.shards.schema import read_dataset
+from vta_sam.checkpoints.model_folder import ModelRecipe, save_model
+from vta_sam.dataset.shards import latents
+from vta_sam.dataset.shards.latents import encode_dataset, is_complete, latents_folder
+from vta_sam.dataset.shards.schema import read_dataset
+from vta_sam.dataset.shards.storage import place_of
+from vta_sam.runtime.errors import InputError
 from vta_sam.training import stages
 
 SCRIPT = Path(__file__).resolve().parents[1] / "data_prep" / "encode_latents.py"

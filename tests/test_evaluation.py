@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from vta_sam.errors import InputError
 from vta_sam.evaluation.evaluate import evaluate
 from vta_sam.evaluation.output import write_evaluation
 from vta_sam.evaluation.request import Request
 from vta_sam.evaluation.results import load_evaluation
 from vta_sam.media.audio import write_wav
+from vta_sam.runtime.errors import InputError
 
 RATE = 16_000
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vta_sam.errors import InputError
-from vta_sam.evaluation.cache import FeatureCache, cache_key
-from vta_sam.evaluation.pool import map_guarded
+from vta_sam.evaluation.measure import map_guarded
+from vta_sam.evaluation.sounds import FeatureCache, cache_key
+from vta_sam.runtime.errors import InputError
 
 
 def act(job: tuple[int, str]) -> str:

@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vta_sam.errors import InputError
-from vta_sam.evaluation.files import find_sounds, find_systems, read_ids, read_words
-from vta_sam.evaluation.plan import make_plan
+from vta_sam.evaluation.pairing import find_sounds, find_systems, make_plan, read_ids, read_words
 from vta_sam.evaluation.request import named_folders
 from vta_sam.media.audio import write_wav
+from vta_sam.runtime.errors import InputError
 
 
 def touch(folder: Path, *names: str) -> Path:

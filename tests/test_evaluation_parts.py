@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from test_evaluation import write_folder
 
-from vta_sam.errors import InputError
+from vta_sam.evaluation.clip_measurements import timelines
 from vta_sam.evaluation.evaluate import evaluate
-from vta_sam.evaluation.files import SoundFile
 from vta_sam.evaluation.measure import ClipJob, apart, failed_clip, joined, measure_clip
+from vta_sam.evaluation.pairing import SoundFile
 from vta_sam.evaluation.request import Request, request_of, systems_and_reference
 from vta_sam.evaluation.sounds import LoadingPolicy
-from vta_sam.evaluation.truth import timelines
+from vta_sam.runtime.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 QUICK = {"set_resamples": 20, "resamples": 100}
@@ -86,7 +86,7 @@ def test_broken_pictures_leave_the_sound(films, tmp_path):
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory) -> Path:
-    from vta_sam.scenes.world import write_world
+    from vta_sam.embedded.world import write_world
 
     folder = tmp_path_factory.mktemp("scenes")
     write_world(folder, {"test": 6}, seed=0, workers=1)
@@ -185,7 +185,7 @@ def test_the_reference_may_be_one_of_the_systems(films):
 def test_probabilities_come_from_a_dataset(tmp_path):
     from tiny_data import write_dataset
 
-    from vta_sam.shards.writer import read_shard
+    from vta_sam.dataset.shards.records import read_shard
 
     info, shards = write_dataset(tmp_path), tmp_path
     record = next(iter(read_shard(shards / info.shards(next(iter(info.splits)))[0].name)))

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, decode_grey
 
-from vta_sam.errors import InputError
-from vta_sam.extraction.extract import extract_dataset
-from vta_sam.extraction.output import failures
-from vta_sam.grounding.base import Grounding
-from vta_sam.manifests.manifest import manifest_hash, read_manifest, slices
-from vta_sam.media.fit import Squeeze, Within
-from vta_sam.shards.schema import read_dataset
-from vta_sam.shards.writer import read_shard
+from vta_sam.dataset.extraction.extract import extract_dataset
+from vta_sam.dataset.extraction.shard_folder import failures
+from vta_sam.dataset.manifests.manifest import manifest_hash, read_manifest, slices
+from vta_sam.dataset.shards.records import read_shard
+from vta_sam.dataset.shards.schema import read_dataset
+from vta_sam.media.picture_reader import Squeeze, Within
+from vta_sam.perception.base import Grounding
+from vta_sam.runtime.errors import InputError
 
 
 class BrightnessGrounder:
@@ -215,7 +215,7 @@ def test_another_way_of_decoding_is_another_config(undisturbed, manifest, videos
     with pytest.raises(InputError, match="hwaccel=steam is not known here"):
         extract(manifest, videos, tmp_path / "out", hwaccel="steam")
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr("vta_sam.extraction.extract.check_hwaccel", lambda name: None)
+    monkeypatch.setattr("vta_sam.dataset.extraction.extract.check_hwaccel", lambda name: None)
     with pytest.raises(InputError, match="begun with another config .*hwaccel"):
         extract(manifest, videos, undisturbed[0], hwaccel="cuda")
 
@@ -295,7 +295,7 @@ def test_a_manifest_sorted_by_class_gives_mixed_shards(tmp_path):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    from vta_sam.scenes.world import write_world
+    from vta_sam.embedded.world import write_world
 
     folder = tmp_path_factory.mktemp("world")
     write_world(folder, {"train": 3}, seed=5)
@@ -310,8 +310,8 @@ def run_script(*arguments):
 
 @pytest.mark.slow
 def test_the_script_extracts_the_embedded_world_with_oracles(world, tmp_path):
-    from vta_sam.scenes.classes import WORDS
-    from vta_sam.scenes.truth import read_truth
+    from vta_sam.embedded.classes import WORDS
+    from vta_sam.embedded.truth import read_truth
 
     out = tmp_path / "out"
     run = run_script(f"videos={world}", f"out={out}", "grounder=oracle", "encoder=oracle", "workers=1")
@@ -334,9 +334,8 @@ def test_the_script_extracts_the_embedded_world_with_oracles(world, tmp_path):
 
 
 def test_the_oracles_follow_a_stretch_and_refuse_other_videos(world, videos):
-    from vta_sam.encoders.oracle import OracleEncoder
-    from vta_sam.grounding.oracle import OracleGrounder
-    from vta_sam.scenes.truth import read_truth
+    from vta_sam.embedded.oracle import OracleEncoder, OracleGrounder
+    from vta_sam.embedded.truth import read_truth
 
     video = sorted(world.rglob("*.mp4"))[0]
     truth = read_truth(video)

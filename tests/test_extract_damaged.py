@@ -10,12 +10,12 @@ from conftest import REPOSITORY
 from damaged_videos import EITHER, FAILS, GOOD, Case, write_corpus
 from processes import children_of, run_watched, survivors
 
-from vta_sam.extraction.check import check_dataset
-from vta_sam.extraction.extract import extract_dataset
-from vta_sam.manifests.manifest import Row, read_manifest, slices, write_manifest
+from vta_sam.dataset.extraction.check import check_dataset
+from vta_sam.dataset.extraction.extract import extract_dataset
+from vta_sam.dataset.manifests.manifest import Row, read_manifest, slices, write_manifest
+from vta_sam.dataset.shards.records import read_shard
+from vta_sam.dataset.shards.schema import read_dataset
 from vta_sam.media.decoding import GuardedReader
-from vta_sam.shards.schema import read_dataset
-from vta_sam.shards.writer import read_shard
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at processes by /proc")
 FPS = 4.0
@@ -113,8 +113,7 @@ def check_reason(reason, path):
 
 
 def test_a_few_damaged_videos_cost_only_themselves(corpus, tmp_path):
-    from vta_sam.encoders.tiny import TinyEncoder
-    from vta_sam.grounding.tiny import TinyGrounder
+    from vta_sam.embedded.extractors import TinyEncoder, TinyGrounder
 
     folder, cases = corpus
     manifest, case_of = manifest_of(tmp_path / "m.csv", [case for case in cases if case.path in FEW])
@@ -152,8 +151,7 @@ def test_a_folder_of_damaged_videos_through_the_command_line(corpus, tmp_path):
 
 @pytest.mark.slow
 def test_decoders_that_hang_or_eat_memory_cost_one_clip_each(corpus, tmp_path, monkeypatch):
-    from vta_sam.encoders.tiny import TinyEncoder
-    from vta_sam.grounding.tiny import TinyGrounder
+    from vta_sam.embedded.extractors import TinyEncoder, TinyGrounder
 
     monkeypatch.setattr(GuardedReader, "command", (sys.executable, "-c", BAD_CHILD))
     folder, cases = corpus

@@ -18,16 +18,17 @@ from conftest import REPOSITORY, write_video
 from damaged_videos import SIZE, noise, textured
 from processes import session_of, survivors
 
-from vta_sam.extraction.extract import extract_dataset
-from vta_sam.manifests.manifest import Row, write_manifest
-from vta_sam.shards.schema import read_dataset
+from vta_sam.dataset.extraction.extract import extract_dataset
+from vta_sam.dataset.manifests.manifest import Row, write_manifest
+from vta_sam.dataset.shards.schema import read_dataset
 
 pytestmark = [pytest.mark.slow,
               pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at processes by /proc")]
 GOOD, BROKEN, SHARD_SIZE, WORLD, FPS = 40, 5, 4, 2, 4.0
 SHARDS = -(-(GOOD + BROKEN) // SHARD_SIZE)
-IMPORTED = ["pytest", "inflect", "nltk", "textblob", "vta_sam.extraction.extract", "vta_sam.encoders.tiny",
-            "vta_sam.grounding.tiny"]
+IMPORTED = ["pytest", "inflect", "nltk", "textblob", "vta_sam.dataset.extraction.extract",
+            "vta_sam.embedded.extractors",
+            "vta_sam.embedded.extractors"]
 PATIENCE_S = 10.0  # for a child that is still starting up when its parent dies, on a busy machine
 
 
@@ -93,8 +94,7 @@ class Fork:
 def extract_in_a_session(manifest, videos, out, rank, settings):
     import torch
 
-    from vta_sam.encoders.tiny import TinyEncoder
-    from vta_sam.grounding.tiny import TinyGrounder
+    from vta_sam.embedded.extractors import TinyEncoder, TinyGrounder
 
     os.setsid()  # so that its children are known by it
     torch.set_num_threads(1)

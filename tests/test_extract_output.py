@@ -16,13 +16,13 @@ import pytest
 from conftest import REPOSITORY
 from test_extract import BrightnessGrounder, contents, extract, write_manifest
 
-import vta_sam.extraction.output as output
-import vta_sam.extraction.report as report
-from vta_sam.errors import InputError
-from vta_sam.extraction.output import failures
-from vta_sam.manifests.manifest import read_manifest, slices
-from vta_sam.shards.schema import read_dataset
-from vta_sam.shards.writer import read_shard
+import vta_sam.dataset.extraction.progress as report
+import vta_sam.dataset.extraction.shard_folder as output
+from vta_sam.dataset.extraction.shard_folder import failures
+from vta_sam.dataset.manifests.manifest import read_manifest, slices
+from vta_sam.dataset.shards.records import read_shard
+from vta_sam.dataset.shards.schema import read_dataset
+from vta_sam.runtime.errors import InputError
 
 
 class CountingGrounder(BrightnessGrounder):

@@ -9,19 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import released
 from conftest import REPOSITORY
 from test_extract import write_manifest
 
-import released
 from vta_sam.clip import ClipSpec
-from vta_sam.encoders.clip import CLIPEncoder
-from vta_sam.errors import InputError
-from vta_sam.extraction.extract import extract_dataset
-from vta_sam.features import Extractors, features_of, words_of
-from vta_sam.grounding.grounded_sam import GroundedSAM
-from vta_sam.grounding.segmenter import Segmenter
-from vta_sam.released.random_weights import write_random
-from vta_sam.shards.writer import read_shard
+from vta_sam.dataset.extraction.extract import extract_dataset
+from vta_sam.dataset.shards.records import read_shard
+from vta_sam.importers.random_weights import write_random
+from vta_sam.perception.clip_encoder import CLIPEncoder
+from vta_sam.perception.features import Extractors, features_of, words_of
+from vta_sam.perception.grounded_sam import GroundedSAM
+from vta_sam.perception.sam import Segmenter
+from vta_sam.runtime.errors import InputError
 
 SIDE = 224  # pixels: little more than Grounding DINO needs
 

@@ -14,23 +14,12 @@ from pathlib import Path
 
 import pytest
 from weights_server import (
-    DATA,
-    HASTE,
-    OTHER,
-    Handler,
-    Shelf,
-    answers,
-    breaks_off,
-    fetch,
-    hangs,
-    ignores_range,
-    lying,
-    serve,
+    DATA, HASTE, OTHER, Handler, Shelf, answers, breaks_off, fetch, hangs, ignores_range, lying, serve
 )
 
-from vta_sam.errors import InputError
-from vta_sam.released.part import Part
-from vta_sam.released.registry import ReleasedFile
+from vta_sam.checkpoints.download import Part
+from vta_sam.checkpoints.registry import ReleasedFile
+from vta_sam.runtime.errors import InputError
 
 
 def test_a_file_comes_whole_and_only_then_has_its_name(tmp_path, shelf):
@@ -283,8 +272,8 @@ def test_a_folder_that_is_a_file_is_a_sentence(tmp_path, shelf):
 
 FETCHER = """
 import sys
-from vta_sam.released.fetch import fetch_file
-from vta_sam.released.registry import ReleasedFile
+from vta_sam.checkpoints.download import fetch_file
+from vta_sam.checkpoints.registry import ReleasedFile
 from pathlib import Path
 path, url, size, sha256, folder = sys.argv[1:]
 print(fetch_file(ReleasedFile(path, url, int(size), sha256), Path(folder), say=lambda words: print(words, flush=True)))

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 import torch
-
-from vta_sam.shards.batch import collate, window_of
-from vta_sam.training.figures import HeldOut, levels, swap_objects, timing
-
 from tiny_data import SPEC, a_clip
+
+from vta_sam.dataset.shards.batch import collate, window_of
+from vta_sam.training.figures import HeldOut, levels, swap_objects, timing
 
 
 def clicks(times_s) -> np.ndarray:

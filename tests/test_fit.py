@@ -4,7 +4,7 @@ import av
 import numpy as np
 import pytest
 
-from vta_sam.media.fit import CentreCrop, Squeeze, Within
+from vta_sam.media.picture_reader import CentreCrop, Squeeze, Within
 from vta_sam.media.video import read_clip
 
 SHAPES = [(240, 320), (720, 1280), (720, 720), (1280, 720), (360, 626), (224, 224), (100, 41), (1080, 1920), (7, 3)]

@@ -10,14 +10,13 @@ import pytest
 import torch
 from models import CAPTION_DIM, FRAME_DIM, OBJECT_DIM, SPEC, make_batch, make_features, make_model_folder, make_recipe
 
-from vta_sam.conditioners.foleycrafter.attention import attention_scale
-from vta_sam.diffusion.lit import LatentDiffusion
+from vta_sam.conditioners.foleycrafter import attention_scale
+from vta_sam.dataset.shards.batch import Augmentation, collate, window_of
+from vta_sam.diffusion.latent_diffusion import LatentDiffusion
 from vta_sam.diffusion.objective import VPrediction
-from vta_sam.condition.augment import Augmentation
-from vta_sam.generation.parts import build_denoiser
-from vta_sam.pipeline import load
-from vta_sam.shards.batch import collate, window_of
-from vta_sam.training.optimise import AdamWithWarmup
+from vta_sam.generation.build import build_denoiser
+from vta_sam.generation.pipeline import load
+from vta_sam.training.optimisation import AdamWithWarmup
 
 ENCODER: dict[str, Any] = {"_target_": "temporal_semantic_encoder", "frame_dim": FRAME_DIM,
                            "object_dim": OBJECT_DIM, "fps": SPEC.fps, "width": 16, "layers": 1, "heads": 2}
@@ -191,7 +190,7 @@ def test_what_is_added_to_the_unet_starts_at_nothing():
     condition = conditioner(batch)
     plain, _ = parts_of("tango")
     plain.load_state_dict({key: value for key, value in unet.state_dict().items() if key in plain.state_dict()})
-    from vta_sam.conditioners.base import Condition
+    from vta_sam.diffusion.condition import Condition
 
     expected = predicted(plain, Condition(condition.tokens, condition.mask), 2)
     assert torch.allclose(predicted(unet, condition, 2), expected, atol=1e-6)

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from models import SPEC, make_features, make_model_folder, make_seeing_model
 
-import vta_sam.pipeline
-from vta_sam.generation.arguments import quote_text
+import vta_sam.generation.pipeline
+from vta_sam.dataset.shards.records import write_shard
+from vta_sam.dataset.shards.schema import DatasetInfo, ShardInfo
 from vta_sam.generation.inputs import videos_in, word_list
 from vta_sam.media.audio import read_wav
 from vta_sam.media.muxing import picture_duration_s
-from vta_sam.shards.schema import DatasetInfo, ShardInfo
-from vta_sam.shards.writer import write_shard
+from vta_sam.runtime.cli import quote_text
 
 SCRIPT = Path(__file__).resolve().parents[1] / "experiments" / "generate.py"
 
@@ -32,14 +32,14 @@ def model(tmp_path_factory) -> Path:
     return make_seeing_model(tmp_path_factory.mktemp("model"))
 
 
-loaded = functools.cache(vta_sam.pipeline.load)  # loading is tried elsewhere; here it would be most of the time
+loaded = functools.cache(vta_sam.generation.pipeline.load)  # loading is tried elsewhere; here it costs most
 
 
 @pytest.fixture
 def generate(model, tmp_path, monkeypatch):
     """Call the script in this process with the model of these tests ⇒ (exit status, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("vta_sam.pipeline.load", loaded)
+    monkeypatch.setattr("vta_sam.generation.pipeline.load", loaded)
 
     def call(*arguments: str, model_argument: str | None = f"model={model}") -> tuple[int, str, str]:
         given = [*([model_argument] if model_argument else []), "device=cpu", *arguments]
@@ -396,8 +396,8 @@ def test_real_clips(generate, shared_dir, tmp_path):
 @pytest.mark.slow
 def test_an_embedded_scene_with_oracles(generate, tmp_path):
     """Extractors that must be told which video they are asked about, and given all of its frames at once."""
-    from vta_sam.scenes.truth import read_truth
-    from vta_sam.scenes.world import write_world
+    from vta_sam.embedded.truth import read_truth
+    from vta_sam.embedded.world import write_world
 
     write_world(tmp_path / "world", {"test": 1}, seed=0, workers=1)
     video, = (tmp_path / "world").rglob("*.mp4")

@@ -14,13 +14,12 @@ import torch
 from PIL import Image
 from segment_anything import SamPredictor
 
-from vta_sam.errors import InputError
-from vta_sam.grounding.detector import Detector, build_detector_network, scaled_size
-from vta_sam.grounding.grounded_sam import GroundedSAM
-from vta_sam.grounding.prompt import build_prompt
-from vta_sam.grounding.segmenter import Segmenter, build_segmenter_network
-from vta_sam.media.fit import Within
-from vta_sam.released.random_weights import write_random
+from vta_sam.importers.random_weights import write_random
+from vta_sam.media.picture_reader import Within
+from vta_sam.perception.grounded_sam import GroundedSAM
+from vta_sam.perception.grounding_dino import Detector, build_detector_network, build_prompt, scaled_size
+from vta_sam.perception.sam import Segmenter, build_segmenter_network
+from vta_sam.runtime.errors import InputError
 
 CPU = torch.device("cpu")
 FP32 = torch.autocast("cpu", enabled=False)

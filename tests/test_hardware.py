@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from av.codec.hwaccel import hwdevices_available
 
-from vta_sam.errors import InputError
-from vta_sam.media import container, hardware
+from vta_sam.media import container
+from vta_sam.media import container as hardware
+from vta_sam.media.container import check_hwaccel
 from vta_sam.media.decoding import ClipRequest, GuardedReader
-from vta_sam.media.fit import Squeeze
-from vta_sam.media.hardware import check_hwaccel
+from vta_sam.media.picture_reader import Squeeze
 from vta_sam.media.video import read_clip, stream_clip
+from vta_sam.runtime.errors import InputError
 
 ECHO = """
 import resource, sys

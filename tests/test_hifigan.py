@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vta_sam.errors import InputError
+from vta_sam.runtime.errors import InputError
 from vta_sam.vocoder import HiFiGAN
 
 SMALL = {"channels": 32, "resblock_kernels": (3,), "resblock_dilations": ((1, 3),)}

@@ -108,7 +108,7 @@ def setup() -> configparser.ConfigParser:
 
 
 def test_weights_come_with_the_package_and_are_small():
-    folder = REPOSITORY / "vta_sam" / "weights"
+    folder = REPOSITORY / "vta_sam" / "embedded" / "weights"
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert any(path.suffix == ".safetensors" for path in files)
     patterns = setup()["options.package_data"]["vta_sam"].split()

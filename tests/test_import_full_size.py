@@ -10,10 +10,13 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
-from transformers import (CLIPConfig, CLIPTextModelWithProjection, CLIPVisionModelWithProjection, T5Config,
-                          T5EncoderModel)
+from transformers import (
+    CLIPConfig, CLIPTextModelWithProjection, CLIPVisionModelWithProjection, T5Config, T5EncoderModel
+)
 
-from vta_sam.importers import audioldm, tango, vta_ldm, whole_model
+from vta_sam.importers import audioldm
+from vta_sam.importers import components as whole_model
+from vta_sam.importers import tango, vta_ldm
 
 SCHEDULER = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000,
              "prediction_type": "v_prediction", "clip_sample": False, "steps_offset": 1}
@@ -57,13 +60,13 @@ def back_end_state(released) -> dict[str, torch.Tensor]:
 
 
 def audioldm_vocoder(name: str) -> str:
-    from vta_sam.importers.compvis import vocoder_name
+    from vta_sam.importers.components import vocoder_name
 
     return vocoder_name(name.removeprefix("vocoder."))
 
 
 def audioldm_vae(name: str) -> str:
-    from vta_sam.importers.compvis import vae_name
+    from vta_sam.importers.components import vae_name
 
     return "network." + vae_name(name, 3)
 

@@ -11,11 +11,11 @@ import torch
 from checkpoints import writable_copy
 from models import make_features
 
-from vta_sam.conditioners.base import Condition
-from vta_sam.errors import InputError
+from vta_sam.dataset.shards.batch import collate, window_of
+from vta_sam.diffusion.condition import Condition
+from vta_sam.generation.pipeline import load
 from vta_sam.importers.tango import import_tango
-from vta_sam.pipeline import load
-from vta_sam.shards.batch import collate, window_of
+from vta_sam.runtime.errors import InputError
 
 
 @pytest.fixture

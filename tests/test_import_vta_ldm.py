@@ -10,11 +10,11 @@ import torch
 from checkpoints import writable_copy
 from models import make_features
 
+from vta_sam.dataset.shards.batch import collate, window_of
 from vta_sam.diffusion.sampler import Sampler, guided
-from vta_sam.errors import InputError
+from vta_sam.generation.pipeline import load
 from vta_sam.importers.vta_ldm import import_vta_ldm
-from vta_sam.pipeline import load
-from vta_sam.shards.batch import collate, window_of
+from vta_sam.runtime.errors import InputError
 
 VAE = {"vae": "audioldm_tiny.ckpt"}
 

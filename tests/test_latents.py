@@ -7,11 +7,11 @@ import pytest
 import torch
 from tiny_data import CODEC, SPEC, a_clip, build, write_dataset
 
-from vta_sam.errors import InputError
-from vta_sam.shards.datamodule import ShardDataModule
-from vta_sam.shards.latents import is_complete, read_latents, read_std, weights_hash, write_latents
-from vta_sam.shards.schema import ShardInfo
-from vta_sam.shards.writer import read_shard
+from vta_sam.dataset.shards.datamodule import ShardDataModule
+from vta_sam.dataset.shards.latents import is_complete, read_latents, read_std, weights_hash, write_latents
+from vta_sam.dataset.shards.records import read_shard
+from vta_sam.dataset.shards.schema import ShardInfo
+from vta_sam.runtime.errors import InputError
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ import pytest
 import yaml
 from played_slurm import REPOSITORY, array_of, directives, start
 
-from vta_sam.cluster.batch_script import Job, Slurm, batch_script
-from vta_sam.errors import InputError
-from vta_sam.parts import class_of
+from vta_sam.checkpoints.parts import class_of
+from vta_sam.runtime.cluster.slurm import Job, Slurm, batch_script
+from vta_sam.runtime.errors import InputError
 
 NASTY = ["", " ", "a b", "it's", '"', "$HOME", "`id`", "$(id)", "a,b", "line\nend", "\n#PBS -q x\n'$HOME'\\n",
          "tab\t", "back\\slash", "\\", "!", "*", "#no", "~", "-n", ";exit 3", "é⇒", "&& false", "'\"'\"'", ")",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from played_slurm import array_of
 
-from vta_sam.manifests.manifest import read_manifest, slices
+from vta_sam.dataset.manifests.manifest import read_manifest, slices
 
 
 @pytest.mark.parametrize("shards_per_job", [1, 3, 100])

@@ -16,8 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from played_slurm import PROGRAMS, REPOSITORY, array_of, directives
 
-from vta_sam.cluster.launch import asks_for_launcher
-from vta_sam.cluster.tasks import combinations
+from vta_sam.runtime.cluster.launch import asks_for_launcher, combinations
 
 
 def test_there_are_programs():

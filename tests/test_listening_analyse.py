@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from simulated_raters import Crowd, write_session
 
-from vta_sam.errors import InputError
-from vta_sam.listening.analysis import Screening, agreement, analyse, interval
-from vta_sam.listening.answers import Key, read_key, read_session, read_sessions
-from vta_sam.listening.design import Item, plans, tokens
-from vta_sam.listening.stimuli import HIDDEN, REFERENCE
+from vta_sam.evaluation.listening.analysis import Screening, agreement, analyse, interval
+from vta_sam.evaluation.listening.answers import Key, read_key, read_session, read_sessions
+from vta_sam.evaluation.listening.stimuli import HIDDEN, REFERENCE
+from vta_sam.evaluation.listening.study_files import Item, plans, tokens
+from vta_sam.runtime.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CROWD = Crowd({"ours": 3.6, "theirs": 3.1})

@@ -8,9 +8,9 @@ import pytest
 from browser import launched_browser
 from test_listening_make import write_systems
 
-from vta_sam.listening.analysis import analyse
-from vta_sam.listening.answers import read_key, read_sessions
-from vta_sam.listening.make import TestRequest, make_test
+from vta_sam.evaluation.listening.analysis import analyse
+from vta_sam.evaluation.listening.answers import read_key, read_sessions
+from vta_sam.evaluation.listening.study_files import TestRequest, make_test
 
 pytestmark = pytest.mark.slow
 

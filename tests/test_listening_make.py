@@ -11,12 +11,13 @@ import numpy as np
 import pyloudnorm
 import pytest
 
-from vta_sam.errors import InputError
-from vta_sam.listening.answers import read_key
-from vta_sam.listening.design import QUESTIONS, Item, order, plans, shares, tokens
-from vta_sam.listening.make import TestRequest, make_test
-from vta_sam.listening.stimuli import HIDDEN, LOW_PASSED, REFERENCE, SHIFTED, equally_loud, headphone_trials
+from vta_sam.evaluation.listening.answers import read_key
+from vta_sam.evaluation.listening.stimuli import HIDDEN, LOW_PASSED, REFERENCE, SHIFTED, equally_loud, headphone_trials
+from vta_sam.evaluation.listening.study_files import (
+    QUESTIONS, Item, TestRequest, make_test, order, plans, shares, tokens
+)
 from vta_sam.media.audio import read_audio, write_wav
+from vta_sam.runtime.errors import InputError
 
 RATE = 16_000
 

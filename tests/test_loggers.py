@@ -4,7 +4,7 @@ from pathlib import Path
 
 from lightning.pytorch.loggers import CSVLogger
 
-from vta_sam.training.loggers import close, has_wandb_account, wandb_logger
+from vta_sam.training.fit import close, has_wandb_account, wandb_logger
 
 
 def test_each_stage_is_a_run_of_its_own_kept_on_disk(tmp_path, monkeypatch):

@@ -12,11 +12,11 @@ from collections import Counter
 import pytest
 from conftest import REPOSITORY
 
-from vta_sam.errors import InputError
-from vta_sam.manifests.folder import folder_draft, path_id
-from vta_sam.manifests.manifest import Row, read_manifest, write_manifest
-from vta_sam.manifests.vggsound import read_vggsound, vggsound_draft
-from vta_sam.shards.schema import member_key
+from vta_sam.dataset.manifests.folder import folder_draft, path_id
+from vta_sam.dataset.manifests.manifest import Row, read_manifest, write_manifest
+from vta_sam.dataset.manifests.vggsound import read_vggsound, vggsound_draft
+from vta_sam.dataset.shards.schema import member_key
+from vta_sam.runtime.errors import InputError
 
 
 def touch(folder, *paths, content="v"):

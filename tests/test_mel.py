@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from vta_sam.errors import InputError
 from vta_sam.mel import FRAME_RATE_HZ, HOP_SAMPLES, LOG_FLOOR, N_MELS, SAMPLE_RATE_HZ, LogMel, log_mel, mel_frames
+from vta_sam.runtime.errors import InputError
 
 
 def test_agrees_with_audioldm(shared_dir):

@@ -7,19 +7,16 @@ import json
 import numpy as np
 import pytest
 
-from vta_sam.errors import InputError
 from vta_sam.media.audio import read_audio
-from vta_sam.metrics.aa_align import aa_align_matched, aa_align_published
-from vta_sam.metrics.av_align import av_align_matched, av_align_published, av_align_sta, flow_peaks_s
-from vta_sam.metrics.flow import FlowTrajectory, flow_magnitudes, measure_flow
-from vta_sam.metrics.onset_scores import (
-    FoleyOnsets,
-    foley_onsets,
-    onset_scores_matched,
-    onset_scores_published,
-    weighed,
+from vta_sam.metrics.alignment import (
+    aa_align_matched, aa_align_published, av_align_matched, av_align_published, av_align_sta, flow_peaks_s
 )
-from vta_sam.metrics.peaks import at_published_rate, librosa_onsets_s, matched_pairs
+from vta_sam.metrics.flow import FlowTrajectory, flow_magnitudes, measure_flow
+from vta_sam.metrics.onsets import (
+    FoleyOnsets, at_published_rate, foley_onsets, librosa_onsets_s, matched_pairs, onset_scores_matched,
+    onset_scores_published, weighed
+)
+from vta_sam.runtime.errors import InputError
 
 CLIPS = ("2", "3", "5", "6", "9", "11")
 CLICKS = [6615, 17640, 26460, 35280]  # samples at 22 050 Hz

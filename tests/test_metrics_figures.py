@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vta_sam.errors import InputError
 from vta_sam.mel import LOG_FLOOR
-from vta_sam.metrics.level import measure_level
-from vta_sam.metrics.reconstruction import ErrorShare, mel_error_share
-from vta_sam.metrics.statistics import bootstrap_interval, derangement, paired_difference
+from vta_sam.metrics.intervals import bootstrap_interval, derangement, paired_difference
+from vta_sam.metrics.signal import ErrorShare, measure_level, mel_error_share
+from vta_sam.runtime.errors import InputError
 
 
 def sine(amplitude: float, samples: int = 16_000) -> np.ndarray:

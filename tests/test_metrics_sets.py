@@ -8,20 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from vta_sam.errors import InputError
-from vta_sam.metrics.classes import inception_score, kl_divergence, kl_eps1e_6, kl_sigmoid, kl_sigmoid_eps1e_6
+from vta_sam.metrics.classes import cosine, inception_score, kl_divergence, kl_eps1e_6, kl_sigmoid, kl_sigmoid_eps1e_6
 from vta_sam.metrics.frechet import (
-    FrechetDistance,
-    clip_draws,
-    fad_infinity,
-    fad_infinity_published,
-    frechet_distance,
-    frechet_from_moments,
-    resampled_distances,
-    standard_error,
+    FrechetDistance, clip_draws, fad_infinity, fad_infinity_published, frechet_distance, frechet_from_moments,
+    kernel_distance, resampled_distances, standard_error
 )
-from vta_sam.metrics.kernel import kernel_distance
-from vta_sam.metrics.similarity import cosine
+from vta_sam.runtime.errors import InputError
 
 
 def R(seed: int) -> np.random.RandomState:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vta_sam.errors import InputError
-from vta_sam.metrics.envelope import energy_envelope, envelope_lag
-from vta_sam.metrics.spectral import log_spectral_distance_db
+from vta_sam.metrics.signal import energy_envelope, envelope_lag, log_spectral_distance_db
+from vta_sam.runtime.errors import InputError
 
 
 def music(seed: int = 0, samples: int = 32_000) -> np.ndarray:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vta_sam.errors import InputError
 from vta_sam.mel import SAMPLE_RATE_HZ
-from vta_sam.metrics.envelope import NATS_PER_DB, correlation, energy_envelope, envelope_correlation
 from vta_sam.metrics.onsets import detect_onsets, onset_f1
+from vta_sam.metrics.signal import NATS_PER_DB, correlation, energy_envelope, envelope_correlation
+from vta_sam.runtime.errors import InputError
 
 DURATION_S = 4.0
 NOTES_S = np.array([0.30, 0.85, 1.40, 2.30, 3.10, 3.55])
@@ -95,7 +95,8 @@ def test_nothing_starts_in_silence_or_steady_noise():
 
 
 def test_onsets_of_the_embedded_world():
-    sounds, timeline = pytest.importorskip("vta_sam.scenes.sounds"), pytest.importorskip("vta_sam.scenes.timeline")
+    sounds = pytest.importorskip("vta_sam.embedded.scene_sounds")
+    timeline = pytest.importorskip("vta_sam.embedded.timeline")
     scores = []
     for index in range(12):
         scene = timeline.make_scene(seed=3, split="onsets", index=index)

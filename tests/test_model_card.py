@@ -7,12 +7,11 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-
 from models import make_model_folder, make_seeing_model
-from vta_sam.errors import InputError
-from vta_sam.model_card import model_card
-from vta_sam.model_folder import read_content
-from vta_sam.pipeline import Pipeline, load
+
+from vta_sam.checkpoints.model_folder import model_card, read_content
+from vta_sam.generation.pipeline import Pipeline, load
+from vta_sam.runtime.errors import InputError
 
 
 def test_a_folder_has_a_card_with_licence_data_and_figures(tmp_path):

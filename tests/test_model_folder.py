@@ -8,9 +8,9 @@ import yaml
 from models import make_model_folder, make_recipe
 from safetensors.torch import load_file, save_file
 
-from vta_sam.errors import InputError
-from vta_sam.generation.parts import build_part
-from vta_sam.model_folder import load_weights, read_recipe, refuse_foreign, save_model
+from vta_sam.checkpoints.model_folder import load_weights, read_recipe, refuse_foreign, save_model
+from vta_sam.generation.build import build_part
+from vta_sam.runtime.errors import InputError
 
 
 @pytest.fixture()
@@ -52,7 +52,7 @@ def test_a_folder_that_is_not_whole_has_no_yaml(tmp_path):
 
 
 @pytest.mark.parametrize("target", [
-    "os.system", "builtins.exec", "torch.nn.Linear", "vta_sam.vae.codec.normalise", "vta_sam.vae.codec.MelCodec ", "",
+    "os.system", "builtins.exec", "torch.nn.Linear", "vta_sam.mel.normalise", "vta_sam.vae.codec.MelCodec ", "",
     None, ["vta_sam.vae.codec.MelCodec"], {"a": 1},
 ])
 @pytest.mark.parametrize("place", ["codec", "network", "vocoder", "about"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from vta_sam.training.optimise import AdamWithWarmup
+from vta_sam.training.optimisation import AdamWithWarmup
 
 
 def test_the_rate_rises_and_falls():

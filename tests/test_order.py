@@ -6,8 +6,8 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from vta_sam.errors import InputError
-from vta_sam.shards.order import SampleOrder, consecutive
+from vta_sam.dataset.shards.datamodule import SampleOrder, consecutive
+from vta_sam.runtime.errors import InputError
 
 COUNTS = (8, 0, 5, 11, 8)  # 32 records
 

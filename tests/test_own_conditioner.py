@@ -8,17 +8,17 @@ import torch
 from test_training_resume import diffusion_parts, run_stage
 from tiny_data import SPEC, a_clip, stage_folder, stage_settings, workshop, write_dataset
 
-from vta_sam import model_folder, parts
-from vta_sam.errors import InputError
-from vta_sam.pipeline import load
-from vta_sam.shards.batch import collate, window_of
-from vta_sam.shards.schema import read_dataset
+from vta_sam.checkpoints import model_folder, parts
+from vta_sam.dataset.shards.batch import collate, window_of
+from vta_sam.dataset.shards.schema import read_dataset
+from vta_sam.generation.pipeline import load
+from vta_sam.runtime.errors import InputError
 from vta_sam.training import stages
 
 SOURCE = """
 import torch
 from torch import nn
-from vta_sam.conditioners.base import Condition, Conditioner
+from vta_sam.diffusion.condition import Condition, Conditioner
 
 class MotionConditioner(Conditioner):
     def __init__(self, spec, frame_dim, token_dim):

@@ -12,12 +12,11 @@ from test_configs import composed
 from test_own_conditioner import SOURCE
 
 import vta_sam
-from vta_sam import parts
-from vta_sam.errors import InputError
-from vta_sam.generation.parts import build_part
-from vta_sam.model_card import model_card
-from vta_sam.model_folder import read_content, read_recipe, save_model
-from vta_sam.training.data import embedded_shards, extractor_kind
+from vta_sam.checkpoints import parts
+from vta_sam.checkpoints.model_folder import model_card, read_content, read_recipe, save_model
+from vta_sam.generation.build import build_part
+from vta_sam.runtime.errors import InputError
+from vta_sam.training.data_sources import embedded_shards, extractor_kind
 from vta_sam.training.job import TrainingJob
 from vta_sam.training.run_folder import StageFolder
 
@@ -107,7 +106,7 @@ def test_every_part_of_the_configs_has_a_short_name():
     ("grounded_sm", r"'grounded_sm' names no part \(did you mean grounded_sam\?\); the parts are aligned_frame_enc"),
     ("qqqq", "'qqqq' names no part; the parts are .* its dotted path"),
     ("nowhere.Thing", "nowhere.Thing can't be imported .*nowhere.*Python's path"),
-    ("vta_sam.parts.Nothing", "vta_sam.parts.Nothing can't be imported .*Nothing"),
+    ("vta_sam.checkpoints.parts.Nothing", "vta_sam.checkpoints.parts.Nothing can't be imported .*Nothing"),
 ])
 def test_an_unknown_name_is_refused_in_a_sentence(name, words):
     with pytest.raises(InputError, match=words):
@@ -115,7 +114,8 @@ def test_an_unknown_name_is_refused_in_a_sentence(name, words):
 
 
 def test_no_torch_and_no_config_library_are_needed_for_names():
-    code = "import sys, vta_sam.parts as p; p.short_name('clip'); assert not {'torch', 'hydra'} & set(sys.modules)"
+    code = ("import sys, vta_sam.checkpoints.parts as p; p.short_name('clip'); "
+            "assert not {'torch', 'hydra'} & set(sys.modules)")
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -225,9 +225,9 @@ def test_a_stage_is_held_to_what_it_writes_alone(mine):
     job_of("stages=[vae]", conditioner=recipe)._check_settings()
 
 
-@pytest.mark.parametrize("trust", ["vta_sam.trust", "vta_sam.model_folder.trust"])
+@pytest.mark.parametrize("trust", ["vta_sam.trust", "vta_sam.checkpoints.model_folder.trust"])
 def test_a_module_trusts_its_own_class(mine, trust):
-    target = mine(f"\nimport vta_sam, vta_sam.model_folder\n{trust}('mine.MotionConditioner')\n")
+    target = mine(f"\nimport vta_sam, vta_sam.checkpoints.model_folder\n{trust}('mine.MotionConditioner')\n")
     recipe = {"_target_": target, "token_dim": 32, "frame_dim": "from_data"}
     job = job_of("stages=[vae,diffusion]", conditioner=recipe)
     job._check_settings()

@@ -11,9 +11,9 @@ from models import SPEC, make_batch, make_features, make_model_folder, make_seei
 
 import vta_sam
 from vta_sam.clip import ClipSpec
-from vta_sam.errors import InputError
-from vta_sam.features import words_of
-from vta_sam.pipeline import Pipeline, limited
+from vta_sam.generation.pipeline import Pipeline, limited
+from vta_sam.perception.features import words_of
+from vta_sam.runtime.errors import InputError
 
 
 @pytest.fixture(scope="module")

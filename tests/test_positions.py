@@ -8,9 +8,9 @@ from models import SPEC, make_batch, make_model_folder, make_recipe
 from tiny_data import UNET, UNET_CONFIG, build
 
 import vta_sam
-from vta_sam.conditioners.base import Condition
-from vta_sam.diffusion.attention import attention_maps, watched
+from vta_sam.diffusion.condition import Condition
 from vta_sam.diffusion.positions import TimedCrossAttention
+from vta_sam.generation.attention_maps import attention_maps, watched
 
 COLUMNS, ROWS, FRAMES, DURATION_S = 8, 4, 16, 1.28
 

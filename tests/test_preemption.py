@@ -19,10 +19,11 @@ from safetensors.torch import load_file
 from test_training_resume import pretraining, run_stage
 from tiny_data import CAPTION_DIM, CONDITIONER, FRAME_DIM, stage_folder, stage_settings, workshop, write_dataset
 
-from vta_sam.errors import InputError
-from vta_sam.processes import Processes
-from vta_sam.shards.schema import read_dataset
-from vta_sam.training import stages, workshop as workshop_module
+from vta_sam.dataset.shards.schema import read_dataset
+from vta_sam.runtime.distributed import Processes
+from vta_sam.runtime.errors import InputError
+from vta_sam.training import stage_context as workshop_module
+from vta_sam.training import stages
 from vta_sam.training.preemption import REQUEUE, STOP, Preempted, Preemption, queue_name, requeue
 
 STEPS = 8
@@ -111,7 +112,7 @@ def test_a_loader_that_is_still_held_does_not_keep_the_process_from_ending(root)
     program = f"""
 import sys
 from tiny_data import SPEC
-from vta_sam.shards.datamodule import ShardDataModule
+from vta_sam.dataset.shards.datamodule import ShardDataModule
 
 if __name__ == "__main__":
     data = ShardDataModule({str(root)!r}, SPEC, 2, 0, "test", workers=2)

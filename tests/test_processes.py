@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from tiny_data import stage_settings, write_dataset
 from together import CLIPS_A_STEP, STEPS, finish, start, train
 
-from vta_sam.errors import InputError
-from vta_sam.processes import Processes, gathered
+from vta_sam.runtime.distributed import Processes, gathered
+from vta_sam.runtime.errors import InputError
 from vta_sam.training.preemption import EXIT_STATUS
 
 STAGES = ("vae", "condition", "diffusion")

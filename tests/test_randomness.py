@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from vta_sam.randomness import SampleDraws, generator, seed_of
+from vta_sam.runtime.randomness import SampleDraws, generator, seed_of
 
 GOLDEN = {("order", 0, 0): 8162653594506637687, ("a", 1): 4665976284724862560, ("a1",): 5742849598844073613}
 
@@ -19,7 +19,7 @@ def test_seeds_are_the_same_everywhere(parts):
 
 def test_seeds_do_not_depend_on_the_process():
     """Python's hash() of a text differs from process to process."""
-    code = "from vta_sam.randomness import seed_of; print(seed_of('order', 0, 0))"
+    code = "from vta_sam.runtime.randomness import seed_of; print(seed_of('order', 0, 0))"
     out = subprocess.run([sys.executable, "-c", code], env={"PYTHONHASHSEED": "77"}, capture_output=True, text=True)
     assert out.stdout.strip() == str(GOLDEN["order", 0, 0]), out.stderr
 

@@ -10,17 +10,11 @@ import sys
 from pathlib import PurePosixPath
 
 import pytest
-from weights_server import (
-    DATA,
-    OTHER,
-    REPOSITORY,
-    SCRIPT,
-    fetch,
-)
+from weights_server import DATA, OTHER, REPOSITORY, SCRIPT, fetch
 
-from vta_sam.errors import InputError
-from vta_sam.released import registry
-from vta_sam.released.registry import require
+from vta_sam.checkpoints import registry
+from vta_sam.checkpoints.registry import require
+from vta_sam.runtime.errors import InputError
 
 
 def test_the_table_is_well_formed():
@@ -181,13 +175,13 @@ def test_the_script_by_itself(tmp_path, shelf):
 def test_listing_imports_no_torch():
     told = subprocess.run([sys.executable, "-X", "importtime", str(SCRIPT), "list"], capture_output=True, text=True,
                           timeout=60)
-    assert told.returncode == 0 and "vta_sam.released.registry" in told.stderr
+    assert told.returncode == 0 and "vta_sam.checkpoints.registry" in told.stderr
     assert not re.search(r"\b(torch|numpy|lightning|transformers)\b", told.stderr)
 
 
 def test_random_weights_have_the_released_layout(tmp_path):
     """Every file of an entry that the table names is there but what no loader reads; a second call writes nothing."""
-    from vta_sam.released.random_weights import write_random
+    from vta_sam.importers.random_weights import write_random
 
     for name in ("bert-base-uncased", "clip-vit-large-patch14"):
         place = write_random(name, tmp_path, narrow=True)

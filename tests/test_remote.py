@@ -11,13 +11,13 @@ from shard_server import HASTE, breaks_off, cuts, garbles, serving
 from tiny_data import COUNTS, SPEC, write_dataset
 from weights_server import answers
 
-from vta_sam.errors import InputError
-from vta_sam.shards.datamodule import ShardDataModule
-from vta_sam.shards.place import Folder, place_of
-from vta_sam.shards.remote import Remote
-from vta_sam.shards.schema import ShardInfo, read_dataset
-from vta_sam.shards.writer import read_records, read_shard
-from vta_sam.training.data import ShardData
+from vta_sam.dataset.shards.datamodule import ShardDataModule
+from vta_sam.dataset.shards.records import read_records, read_shard
+from vta_sam.dataset.shards.remote_storage import Remote
+from vta_sam.dataset.shards.schema import ShardInfo, read_dataset
+from vta_sam.dataset.shards.storage import Folder, place_of
+from vta_sam.runtime.errors import InputError
+from vta_sam.training.data_sources import ShardData
 
 FIRST = ShardInfo("train-000000.tar", 8, 0)
 
@@ -101,7 +101,7 @@ def test_and_given_up_in_a_sentence(shelf, manner, words):
 
 def test_pauses_grow(shelf, monkeypatch):
     pauses = []
-    monkeypatch.setattr("vta_sam.shards.remote.time.sleep", pauses.append)
+    monkeypatch.setattr("vta_sam.dataset.shards.remote_storage.time.sleep", pauses.append)
     shelf.manners.extend([answers(500)] * 10)
     place = Remote(shelf.url, patience=dataclasses.replace(HASTE, attempts=5, wait_s=1.0))
     with pytest.raises(InputError, match="in 5 attempts"):

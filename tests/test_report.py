@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from vta_sam.errors import InputError
-from vta_sam.metrics.statistics import Interval
-from vta_sam.report.panels import COLOURS
-from vta_sam.report.pictures import (attention_picture, clip_picture, curve_picture, spectrogram_image,
-                                     timeline_image)
+from vta_sam.metrics.intervals import Interval
+from vta_sam.plots.clip_pictures import (
+    attention_picture, clip_picture, curve_picture, spectrogram_image, timeline_image
+)
+from vta_sam.plots.panels import COLOURS
+from vta_sam.runtime.errors import InputError
 
 DURATION_S = 2.0
 NOISE = 0.1 * np.random.default_rng(0).normal(size=32_000).astype(np.float32)

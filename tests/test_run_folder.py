@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from vta_sam.errors import InputError
+from vta_sam.runtime.errors import InputError
 from vta_sam.training.run_folder import StageFolder, locked
 
 HOLD = """

@@ -7,15 +7,15 @@ import av
 import numpy as np
 import pytest
 
-from vta_sam.errors import InputError
-from vta_sam.scenes.classes import CLASSES, LOOK_ALIKES, WORDS
-from vta_sam.scenes.pen import Looks
-from vta_sam.scenes.render import render, sprites
-from vta_sam.scenes.sounds import SAMPLES, render_sound
-from vta_sam.scenes.statistics import broken_promises, facts_of_scene, facts_of_truth, measure, measure_world
-from vta_sam.scenes.timeline import FRAMES, HEIGHT_PX, WIDTH_PX, Thing, frame_times_s, make_scene
-from vta_sam.scenes.truth import Event, SceneObject, read_truth, truth_paths, write_truth
-from vta_sam.scenes.world import write_clip, write_world
+from vta_sam.embedded.canvas import Looks
+from vta_sam.embedded.classes import CLASSES, LOOK_ALIKES, WORDS
+from vta_sam.embedded.render import render, sprites
+from vta_sam.embedded.scene_sounds import SAMPLES, render_sound
+from vta_sam.embedded.scene_statistics import broken_promises, facts_of_scene, facts_of_truth, measure, measure_world
+from vta_sam.embedded.timeline import FRAMES, HEIGHT_PX, WIDTH_PX, Thing, frame_times_s, make_scene
+from vta_sam.embedded.truth import Event, SceneObject, read_truth, truth_paths, write_truth
+from vta_sam.embedded.world import write_clip, write_world
+from vta_sam.runtime.errors import InputError
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,12 @@ from shard_server import HASTE, breaks_off, cuts, damaged, garbles, serving
 from test_remote import assert_same, batches
 from tiny_data import write_dataset
 
-from vta_sam.errors import InputError
-from vta_sam.shards.place import Folder, place_of, with_cache
-from vta_sam.shards.remote import Remote
-from vta_sam.shards.schema import ShardInfo
-from vta_sam.shards.writer import read_records
-from vta_sam.training.data import ShardData
+from vta_sam.dataset.shards.records import read_records
+from vta_sam.dataset.shards.remote_storage import Remote
+from vta_sam.dataset.shards.schema import ShardInfo
+from vta_sam.dataset.shards.storage import Folder, place_of, with_cache
+from vta_sam.runtime.errors import InputError
+from vta_sam.training.data_sources import ShardData
 
 NAMES = [f"train-{i:06d}.tar" for i in range(4)]
 SHARDS = [ShardInfo(name, 2, 0) for name in NAMES]

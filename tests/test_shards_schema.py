@@ -9,10 +9,11 @@ import safetensors.numpy
 import webdataset
 
 from vta_sam.clip import ClipFeatures
-from vta_sam.errors import InputError
-from vta_sam.shards.schema import (DatasetInfo, ShardInfo, decode_record, encode_record, from_pcm16, member_key,
-                                   read_dataset, to_pcm16)
-from vta_sam.shards.writer import read_shard, write_shard
+from vta_sam.dataset.shards.records import read_shard, write_shard
+from vta_sam.dataset.shards.schema import (
+    DatasetInfo, ShardInfo, decode_record, encode_record, from_pcm16, member_key, read_dataset, to_pcm16
+)
+from vta_sam.runtime.errors import InputError
 
 
 def a_clip(key="a", objects=("dog", "canary"), frames=5, seed=0, **changes):

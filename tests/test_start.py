@@ -6,17 +6,16 @@ import dataclasses
 
 import pytest
 import torch
-
 from models import FRAME_DIM, SPEC, make_batch, make_model_folder, make_recipe
-from vta_sam.conditioners.vta_sam import VTASAMConditioner
+
 from vta_sam.conditioners.vta_ldm import FrameProjection
-from vta_sam.condition.encoder import TemporalSemanticEncoder
+from vta_sam.conditioners.vta_sam import TemporalSemanticEncoder, VTASAMConditioner
 from vta_sam.diffusion.unet import LatentUNet
-from vta_sam.errors import InputError
+from vta_sam.generation.pipeline import load
 from vta_sam.importers.vta_ldm import import_vta_ldm
-from vta_sam.pipeline import load
+from vta_sam.runtime.errors import InputError
 from vta_sam.training.stages import Starts, latent_scale, vocoder_folder
-from vta_sam.training.start import Start
+from vta_sam.training.warm_start import Start
 
 
 def vta_ldm_recipe(positions=False, null="zeros"):

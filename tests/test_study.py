@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from test_configs import composed
 
-from vta_sam.errors import InputError
+from vta_sam.runtime.errors import InputError
 from vta_sam.study import run as running
 from vta_sam.study.plan import Study, study_of
 from vta_sam.study.record import KEYS, PER_CLIP, Record, read_record

@@ -12,10 +12,9 @@ from PIL import Image
 from test_configs import composed
 from test_study import job_of
 
-from vta_sam.errors import InputError
-from vta_sam.study.drawing import runs_picture
-from vta_sam.study.sweep import FIGURES, SWEEPS, finished_runs, read_sweep, write_table
-from vta_sam.training import loggers
+from vta_sam.runtime.errors import InputError
+from vta_sam.study.sweep import FIGURES, SWEEPS, finished_runs, read_sweep, runs_picture, write_table
+from vta_sam.training import fit as loggers
 
 NAMES = sorted(path.stem for path in SWEEPS.glob("*.yaml"))
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vta_sam.metrics.tagger import load_tagger
-from vta_sam.scenes.classes import WORDS
-from vta_sam.tiny.sounds import SoundBatches, coarse, mels_of, solo_sounds, vocoded
-from vta_sam.tiny.tagger_lit import tagger_figures
+from vta_sam.embedded.classes import WORDS
+from vta_sam.embedded.tagger import load_tagger
+from vta_sam.embedded.tagger_training import SoundBatches, coarse, mels_of, solo_sounds, tagger_figures, vocoded
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +81,8 @@ def test_coarse_keeps_the_mean_and_loses_detail():
 
 
 def test_shipped_figures_meet_the_bar(tagger):
-    from vta_sam.metrics.tagger import SHIPPED_TAGGER
-    from vta_sam.tiny.weights import read_weights
+    from vta_sam.embedded.tagger import SHIPPED_TAGGER
+    from vta_sam.embedded.tiny_networks import read_weights
 
     figures = read_weights(SHIPPED_TAGGER, "tagger").about["figures"]
     assert figures["top1"] >= 0.95 and figures["top1_vocoded"] >= 0.95 and figures["top1_smeared"] >= 0.9

@@ -8,14 +8,12 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from vta_sam.errors import InputError
-from vta_sam.scenes.classes import WORDS
-from vta_sam.tiny.layers import fold
-from vta_sam.tiny.pictures import PictureBatches, Pictures, augment, pack
-from vta_sam.tiny.tagger import SHIPPED_TAGGER, Tagger
-from vta_sam.tiny.trunk import SHIPPED_TRUNK, Trunk, load_trunk
-from vta_sam.tiny.trunk_lit import TrunkTraining
-from vta_sam.tiny.weights import fill, read_weights, write_weights
+from vta_sam.embedded.classes import WORDS
+from vta_sam.embedded.tagger import SHIPPED_TAGGER, Tagger
+from vta_sam.embedded.tiny_networks import fill, fold, read_weights, write_weights
+from vta_sam.embedded.trunk import SHIPPED_TRUNK, Trunk, load_trunk
+from vta_sam.embedded.trunk_training import PictureBatches, Pictures, TrunkTraining, augment, pack
+from vta_sam.runtime.errors import InputError
 
 LOSSES = ("heat", "overlap", "presence", "acting", "told_presence", "told_pose", "told_place", "told_look_alikes")
 
@@ -150,7 +148,7 @@ def test_weights_that_are_not_those_are_refused(tmp_path):
 
 @pytest.mark.slow
 def test_the_recipes_run_from_end_to_end(tmp_path):
-    from vta_sam.tiny.recipes import TaggerRecipe, TrunkRecipe
+    from vta_sam.embedded.recipes import TaggerRecipe, TrunkRecipe
 
     trunk = TrunkRecipe(
         scenes=str(tmp_path / "scenes"), train_clips=4, train_seed=1, test_clips=4, test_seed=2, fps=3.125, seed=0,

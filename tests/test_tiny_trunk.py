@@ -8,19 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from vta_sam.encoders.tiny import TinyEncoder
-from vta_sam.errors import InputError
-from vta_sam.grounding.base import Grounding
-from vta_sam.grounding.tiny import TinyGrounder, boxes_of
-from vta_sam.media.fit import Squeeze
-from vta_sam.scenes.classes import WORDS
-from vta_sam.scenes.render import render
-from vta_sam.scenes.timeline import make_scene
-from vta_sam.tiny import words as tiny_words
-from vta_sam.tiny.eyes import shared_eyes
-from vta_sam.tiny.pictures import read_pictures, with_truth
-from vta_sam.tiny.trunk import load_trunk
-from vta_sam.tiny.trunk_figures import calibration_error, trunk_figures
+from vta_sam.embedded import extractors as tiny_words
+from vta_sam.embedded.classes import WORDS
+from vta_sam.embedded.extractors import TinyEncoder, TinyGrounder, boxes_of, shared_eyes
+from vta_sam.embedded.render import render
+from vta_sam.embedded.timeline import make_scene
+from vta_sam.embedded.trunk import load_trunk
+from vta_sam.embedded.trunk_training import calibration_error, read_pictures, trunk_figures, with_truth
+from vta_sam.media.picture_reader import Squeeze
+from vta_sam.perception.base import Grounding
+from vta_sam.runtime.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +176,7 @@ def test_shipped_figures_meet_the_bars():
 
 @pytest.mark.slow
 def test_trunk_on_freshly_rendered_scenes(tmp_path):
-    from vta_sam.scenes.world import write_world
+    from vta_sam.embedded.world import write_world
 
     pictures = read_pictures(write_world(tmp_path / "world", {"fresh": 12}, seed=11, workers=1), fps=12.5)
     figures = trunk_figures(load_trunk()[0], pictures)

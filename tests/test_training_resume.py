@@ -10,16 +10,16 @@ import lightning as L
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_data import (CODEC, CONDITIONER, ENCODER, UNET, build, stage_folder, stage_settings, workshop,
-                       write_dataset)
+from tiny_data import CODEC, CONDITIONER, ENCODER, UNET, build, stage_folder, stage_settings, workshop, write_dataset
 
-from vta_sam.condition.augment import Augmentation
-from vta_sam.condition.lit import ConditionPretraining
-from vta_sam.errors import InputError
-from vta_sam.shards.schema import read_dataset
-from vta_sam.training import stages, workshop as workshop_module
+from vta_sam.conditioners.vta_sam_pretraining import ConditionPretraining
+from vta_sam.dataset.shards.batch import Augmentation
+from vta_sam.dataset.shards.schema import read_dataset
+from vta_sam.runtime.errors import InputError
+from vta_sam.training import stage_context as workshop_module
+from vta_sam.training import stages
 from vta_sam.training.fit import fit, read_checkpoint
-from vta_sam.training.workshop import StageSettings
+from vta_sam.training.stage_context import StageSettings
 
 STAGES = ("vae", "condition", "diffusion")
 AUGMENT = {"objects": 0.3, "frames": 0.3, "appearance": 1.0}

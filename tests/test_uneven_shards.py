@@ -11,10 +11,9 @@ import pytest
 import torch
 from tiny_data import SPEC, a_clip, write_dataset
 
-from vta_sam.shards.datamodule import ShardDataModule
-from vta_sam.shards.order import SampleOrder, consecutive
-from vta_sam.shards.schema import ShardInfo
-from vta_sam.shards.writer import write_shard
+from vta_sam.dataset.shards.datamodule import SampleOrder, ShardDataModule, consecutive
+from vta_sam.dataset.shards.records import write_shard
+from vta_sam.dataset.shards.schema import ShardInfo
 
 COUNTS = (5, 1, 9, 2, 7, 13)  # 37 records
 STREAMS = 16  # an epoch of 32; 5 records wait

@@ -7,11 +7,11 @@ import pytest
 import torch
 from tiny_data import CODEC, SPEC, a_clip, build
 
-from vta_sam.mel import LOG_FLOOR, log_mel
-from vta_sam.shards.batch import collate, window_of
-from vta_sam.training.optimise import AdamWithWarmup
-from vta_sam.vae.codec import kl_to_standard_normal, normalise, sample_posterior
-from vta_sam.vae.lit import MelVAE
+from vta_sam.dataset.shards.batch import collate, window_of
+from vta_sam.mel import LOG_FLOOR, log_mel, normalise
+from vta_sam.training.optimisation import AdamWithWarmup
+from vta_sam.vae.codec import kl_to_standard_normal, sample_posterior
+from vta_sam.vae.mel_vae import MelVAE
 
 
 def codec_of(patch=8, blocks=(8, 16)):

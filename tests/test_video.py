@@ -8,11 +8,11 @@ import pytest
 from conftest import coded_grey, decode_grey
 
 from vta_sam.clip import ClipSpec
-from vta_sam.errors import InputError
 from vta_sam.media.audio import read_audio
-from vta_sam.media.fit import CentreCrop, Squeeze, Within
 from vta_sam.media.muxing import mux, picture_duration_s
+from vta_sam.media.picture_reader import CentreCrop, Squeeze, Within
 from vta_sam.media.video import OnScreen, probe, read_clip, stream_clip
+from vta_sam.runtime.errors import InputError
 
 SIZE = [Squeeze(24, 32)]
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from vta_sam.errors import InputError
 from vta_sam.mel import HOP_SAMPLES, LOG_FLOOR, SAMPLE_RATE_HZ, LogMel
+from vta_sam.runtime.errors import InputError
 from vta_sam.vocoder import GriffinLim
 
 SAMPLES = 2 * SAMPLE_RATE_HZ

@@ -8,14 +8,13 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
-from tiny_data import (CONDITIONER, FRAME_DIM, UNET, WORDS, a_clip, stage_folder, stage_settings, workshop,
-                       write_dataset)
+from tiny_data import CONDITIONER, FRAME_DIM, UNET, WORDS, a_clip, stage_folder, stage_settings, workshop, write_dataset
 
-from vta_sam.errors import InputError
-from vta_sam.importers.by_name import named_folder
-from vta_sam.model_folder import read_recipe
-from vta_sam.pipeline import load
-from vta_sam.shards.schema import read_dataset
+from vta_sam.checkpoints.model_folder import read_recipe
+from vta_sam.dataset.shards.schema import read_dataset
+from vta_sam.generation.pipeline import load
+from vta_sam.importers.named_models import named_folder
+from vta_sam.runtime.errors import InputError
 from vta_sam.training import stages
 from vta_sam.training.vocoder_stage import train_vocoder
 from vta_sam.vocoder import HiFiGAN

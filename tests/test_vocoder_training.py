@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
 from models import SPEC, make_batch
-from vta_sam.training.optimise import AdamWithWarmup
+
+from vta_sam.training.optimisation import AdamWithWarmup
 from vta_sam.vocoder import HiFiGAN
-from vta_sam.vocoder.adversary import Adversary, adversary_loss, deceiving_loss, feature_loss
-from vta_sam.vocoder.lit import VocoderTraining
+from vta_sam.vocoder.hifigan_training import Adversary, VocoderTraining, adversary_loss, deceiving_loss, feature_loss
 
 WEIGHTS = {"mel": 45.0, "features": 2.0, "adversarial": 1.0}
 

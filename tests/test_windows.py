@@ -5,9 +5,8 @@ import torch
 from models import SPEC
 
 from vta_sam.diffusion.sampler import Sampler
-from vta_sam.diffusion.windows import Windows, decode_windowed, noise_of, windowed
-from vta_sam.errors import InputError
-from vta_sam.generation.stitching import vocode
+from vta_sam.diffusion.windows import Windows, decode_windowed, noise_of, vocode, windowed
+from vta_sam.runtime.errors import InputError
 from vta_sam.vocoder import GriffinLim
 
 
@@ -84,7 +83,7 @@ def test_a_longer_cut_begins_with_the_same_noise():
 
 
 def test_noise_of_a_clip_is_what_training_validates_with():
-    from vta_sam.diffusion.lit import initial_noise
+    from vta_sam.diffusion.latent_diffusion import initial_noise
 
     assert torch.equal(initial_noise([5], (8, 8, 4))[0], noise_of(5, (8, 8, 4), 8))
 

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from vta_sam import parts
+from vta_sam.checkpoints import parts
 from vta_sam.clip import ClipFeatures, ClipSpec
-from vta_sam.shards.schema import DatasetInfo, ShardInfo
-from vta_sam.shards.writer import write_shard
-from vta_sam.training.data import ShardData
+from vta_sam.dataset.shards.records import write_shard
+from vta_sam.dataset.shards.schema import DatasetInfo, ShardInfo
+from vta_sam.training.data_sources import ShardData
 from vta_sam.training.run_folder import StageFolder
-from vta_sam.training.workshop import StageSettings, Workshop
+from vta_sam.training.stage_context import StageSettings, Workshop
 
 SPEC = ClipSpec(duration_s=5.12, fps=12.5, latent_stride_frames=16)  # 64 frames, 32 columns
 FRAME_DIM, OBJECT_DIM, CAPTION_DIM = 6, 5, 4

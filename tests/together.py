@@ -15,9 +15,10 @@ import torch.distributed as dist
 from test_training_resume import diffusion_parts
 from tiny_data import CODEC, CONDITIONER, stage_folder, stage_settings, workshop
 
-from vta_sam.processes import Processes
-from vta_sam.shards.schema import read_dataset
-from vta_sam.training import stages, workshop as workshop_module
+from vta_sam.dataset.shards.schema import read_dataset
+from vta_sam.runtime.distributed import Processes
+from vta_sam.training import stage_context as workshop_module
+from vta_sam.training import stages
 from vta_sam.training.preemption import EXIT_STATUS, Preempted, Preemption
 
 TESTS = Path(__file__).parent

@@ -13,10 +13,10 @@ from typing import Callable, Iterator
 
 import pytest
 
-from vta_sam.patience import Patience
-from vta_sam.released import registry
-from vta_sam.released.fetch import fetch_file
-from vta_sam.released.registry import Entry, ReleasedFile
+from vta_sam.checkpoints import registry
+from vta_sam.checkpoints.download import fetch_file
+from vta_sam.checkpoints.registry import Entry, ReleasedFile
+from vta_sam.runtime.files import Patience
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPT = REPOSITORY / "data_prep" / "weights.py"

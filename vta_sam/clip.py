@@ -2,13 +2,73 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 
-from .errors import InputError
+from .runtime.errors import InputError
 
 MAX_OBJECTS = 8
+
+
+@dataclass(frozen=True)
+class FrameClock:
+    """When frames are: frame i is the picture on screen at ``(i + 0.5) / fps``. No other code stretches an index.
+
+    Args:
+        fps: frames a second.
+
+    Raises:
+        InputError: fps is not positive.
+    """
+
+    fps: float
+
+    def __post_init__(self):
+        if not self.fps > 0:
+            raise InputError(f"fps={self.fps}: expected frames a second, more than 0")
+
+    def times_s(self, frames: int) -> np.ndarray:
+        """Centres of the first ``frames`` frames, in seconds ⇒ (frames,)."""
+        return (np.arange(frames) + 0.5) / self.fps
+
+    def frames_of(self, duration_s: float) -> int:
+        """Frames of a stretch: all i with ``(i + 0.5) / fps`` inside it, and at least one."""
+        return max(1, int(np.floor(duration_s * self.fps + 0.5)))
+
+
+@dataclass(frozen=True)
+class MelSpec:
+    """A log-mel front end: rates and sizes. The defaults are AudioLDM's (Liu et al. 2023).
+
+    Args:
+        sample_rate_hz: of the waveform.
+        fft_samples: length of the FFT and of the Hann window.
+        hop_samples: samples from one mel frame to the next.
+        n_mels: bins of the slaney filterbank.
+        min_hz: lower edge of the filterbank.
+        max_hz: upper edge of the filterbank.
+    """
+
+    sample_rate_hz: int = 16_000
+    fft_samples: int = 1024
+    hop_samples: int = 160
+    n_mels: int = 64
+    min_hz: float = 0.0
+    max_hz: float = 8000.0
+
+    def __post_init__(self):
+        if min(self.sample_rate_hz, self.fft_samples, self.hop_samples, self.n_mels) <= 0:
+            raise InputError(f"a mel front end needs positive rates and sizes, got {self}")
+        if not 0 <= self.min_hz < self.max_hz <= self.sample_rate_hz / 2:
+            raise InputError(f"mel.min_hz={self.min_hz} and mel.max_hz={self.max_hz}: expected 0 <= min_hz < max_hz <= "
+                             f"{self.sample_rate_hz / 2:g}, half of mel.sample_rate_hz")
+
+    @property
+    def frame_rate_hz(self) -> float:
+        return self.sample_rate_hz / self.hop_samples
 
 
 @dataclass(frozen=True)
@@ -22,11 +82,11 @@ class ClipSpec:
     duration_s: float
     fps: float
     latent_stride_frames: int  # mel frames per column: the VAE's stride in time
-    sample_rate_hz: int = 16_000
-    hop_samples: int = 160
-    n_mels: int = 64
+    mel: MelSpec = MelSpec()
 
     def __post_init__(self):
+        if isinstance(self.mel, Mapping):  # as a config or a model.yaml says it
+            object.__setattr__(self, "mel", MelSpec(**self.mel))
         if self.duration_s <= 0 or self.fps <= 0:
             raise InputError(f"a clip needs duration_s > 0 and fps > 0, got {self.duration_s} s at {self.fps} fps")
         mel_frames = self.duration_s * self.sample_rate_hz / self.hop_samples
@@ -35,6 +95,29 @@ class ClipSpec:
                 f"duration_s={self.duration_s} is {mel_frames:g} mel frames, which is not a multiple of the VAE's "
                 f"stride of {self.latent_stride_frames}; change clip.duration_s"
             )
+
+    @property
+    def clock(self) -> FrameClock:
+        return FrameClock(self.fps)
+
+    @property
+    def sample_rate_hz(self) -> int:
+        return self.mel.sample_rate_hz
+
+    @property
+    def hop_samples(self) -> int:
+        return self.mel.hop_samples
+
+    @property
+    def n_mels(self) -> int:
+        return self.mel.n_mels
+
+    def settings(self) -> dict[str, Any]:
+        """The values that rebuild the spec, ``ClipSpec(**settings)``, as model.yaml keeps them. A mel front end is
+        named where it is not the default one."""
+        settings: dict[str, Any] = {"duration_s": self.duration_s, "fps": self.fps,
+                                    "latent_stride_frames": self.latent_stride_frames}
+        return settings if self.mel == MelSpec() else settings | {"mel": asdict(self.mel)}
 
     @property
     def frames(self) -> int:
@@ -63,7 +146,7 @@ class ClipSpec:
 
     def frame_times_s(self, n: int | None = None) -> np.ndarray:
         """Centres of n frames (default: of a clip), in seconds ⇒ (n,)."""
-        return (np.arange(self.frames if n is None else n) + 0.5) / self.fps
+        return self.clock.times_s(self.frames if n is None else n)
 
     def column_times_s(self, n: int | None = None) -> np.ndarray:
         """Centres of n columns (default: of a clip), in seconds ⇒ (n,)."""
@@ -91,7 +174,7 @@ class ClipSpec:
 
     def frames_of(self, duration_s: float) -> int:
         """Frames in a stretch of any length, by the rule of :attr:`frames`."""
-        return max(1, int(np.floor(duration_s * self.fps + 0.5)))
+        return self.clock.frames_of(duration_s)
 
 
 @dataclass

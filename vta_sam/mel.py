@@ -6,10 +6,10 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from .compiled import librosa
-from .errors import InputError
+from .runtime.errors import InputError
+from .runtime.librosa_import import librosa
 
 SAMPLE_RATE_HZ = 16_000
 FFT_SAMPLES = 1024  # also the length of the window
@@ -79,3 +79,13 @@ def log_mel(waveform: np.ndarray) -> np.ndarray:
         raise InputError(f"log_mel takes one mono waveform of shape (samples,), got {waveform.shape}")
     with torch.inference_mode():
         return _cached_log_mel()(torch.from_numpy(np.array(waveform, np.float32))[None])[0].numpy()
+
+
+PEAK = 0.5  # AudioLDM: minus mean, peak of the clip to 0.5
+
+
+def normalise(waveform: Tensor) -> Tensor:
+    """Minus mean, peak to 0.5, row by row; silence stays silence. (B, samples) ⇒ (B, samples)."""
+    centred = waveform - waveform.mean(dim=1, keepdim=True)
+    peak = centred.abs().amax(dim=1, keepdim=True)
+    return torch.where(peak > 1e-4, centred * (PEAK / peak.clamp(min=1e-4)), torch.zeros_like(centred))

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ..clip import ClipSpec
-from ..shards.batch import ClipBatch
-from .base import Condition, Conditioner
+from ..dataset.shards.batch import ClipBatch
+from ..diffusion.condition import Condition, Conditioner
 
 
 class CaptionTokens(nn.Module):

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ..clip import ClipSpec
-from ..condition.encoder import sinusoids
-from ..shards.batch import ClipBatch
-from .base import Condition, Conditioner, Pretrained
+from ..dataset.shards.batch import ClipBatch
+from ..diffusion.condition import Condition, Conditioner, Pretrained
+from ..diffusion.positions import sinusoids
 
 
 class FrameProjection(nn.Module):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from ..condition.encoder import sinusoids
 
 POSITION_DIM = 64
 
@@ -81,3 +81,14 @@ def add_time_to_cross_attention(unet: UNet2DConditionModel, duration_s: float, r
         for _ in range(depth):
             at_level = (at_level + 1) // 2
         module.set_processor(TimedCrossAttention(module.inner_dim, duration_s, at_level, strength))
+
+
+def sinusoids(times_s: Tensor, dim: int, shortest_s: float = 0.1, longest_s: float = 20.0) -> Tensor:
+    """Sines and cosines of time, periods spaced geometrically. times_s (L,) seconds ⇒ (L, dim); dim is even.
+
+    Time in seconds rather than indices: frames and columns then have the same position at the same moment.
+    """
+    half = dim // 2
+    periods = torch.logspace(math.log10(shortest_s), math.log10(longest_s), half, device=times_s.device)
+    angles = 2 * math.pi * times_s[:, None] / periods
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)

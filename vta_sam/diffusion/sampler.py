@@ -9,8 +9,8 @@ import torch
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
-from ..conditioners.base import Condition, LogLikelihood
-from ..errors import InputError
+from ..runtime.errors import InputError
+from .condition import Condition, LogLikelihood
 from .objective import SCHEDULE
 
 SOLVERS = ("dpm", "ddpm")

@@ -10,9 +10,8 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
 
 from ..clip import ClipSpec
-from ..condition.encoder import sinusoids
-from ..conditioners.base import Condition
-from .positions import add_time_to_cross_attention
+from .condition import Condition
+from .positions import add_time_to_cross_attention, sinusoids
 
 
 class LatentUNet(nn.Module):

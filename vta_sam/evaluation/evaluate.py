@@ -1,28 +1,52 @@
-"""Systems on the same clips: measured once, scored, compared. All of an evaluation but its table, plots and page."""
+"""What a result rests on: files, policy, versions, seeds."""
 
 from __future__ import annotations
 
+import hashlib
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
-from ..errors import InputError
-from .bank import Bank
-from .cache import FeatureCache
-from .ceiling import Ceiling
+import cv2
+
+from .. import __version__
+from ..runtime.errors import InputError
+from .aggregate import Judge, SetFigures
+from .backbone_embeddings import Ceiling, Ears
+from .clip_measurements import Bank
 from .columns import all_columns, flow_columns
-from .ears import Ears
-from .files import Words
-from .judge import Judge
-from .measure import ClipJob, ClipMeasures, apart, failed_clip, joined, measure_clip
-from .plan import Plan, make_plan
-from .pool import map_guarded
-from .provenance import provenance
+from .measure import ClipJob, ClipMeasures, Measured, apart, failed_clip, joined, map_guarded, measure_clip
+from .pairing import Plan, Words, make_plan
 from .request import Request
 from .results import Evaluation
-from .sets import SetFigures
+from .sounds import FeatureCache, LoadingPolicy
+
+# MERGED-DOC """Systems on the same clips: measured once, scored, compared. All of an evaluation but its table, plots
+# and page."""
+
+
+_PACKAGES = ("torch", "numpy", "scipy", "librosa", "mir_eval", "av")
+
+
+def provenance(policy: LoadingPolicy, settings: dict[str, Any],
+               sounds: dict[str, Iterable[Measured]]) -> dict[str, Any]:
+    """⇒ JSON's types. sounds: {name: what was measured}; each set has one hash, which changes with any file in it."""
+    return {
+        "code_version": __version__,
+        "versions": {**{name: version(name) for name in _PACKAGES}, "OpenCV": cv2.__version__},
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "loading": {"policy": f"{policy.name} (version {policy.version})", "clip_s": policy.clip_s,
+                    "lowest_rate_hz": policy.lowest_rate_hz, "shortest_s": policy.shortest_s,
+                    "longest_s": policy.longest_s},
+        **settings,
+        "sets": {name: hashlib.sha256("".join(sorted(sound.digest for sound in found)).encode()).hexdigest()[:16]
+                 for name, found in sounds.items()},
+    }
+
 
 Progress = Callable[[int, int, int], None]  # clips done, of how many, files that could not be used
 

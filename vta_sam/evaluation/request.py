@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..device import choose_device
-from ..errors import InputError
-from ..generation.inputs import check_number
 from ..metrics.flow import VARIANTS
-from .files import CAPTIONS_NAME, Words, find_systems, read_ids, read_words
+from ..runtime.cli import check_number
+from ..runtime.distributed import choose_device
+from ..runtime.errors import InputError
+from .pairing import CAPTIONS_NAME, Words, find_systems, read_ids, read_words
 from .sounds import LoadingPolicy
 
 TRUE_SOUND = "true sound"

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..atomic import write_text
-from ..errors import InputError
-from ..metrics.statistics import Interval
+from ..metrics.intervals import Interval
+from ..runtime.errors import InputError
+from ..runtime.files import write_text
 from .columns import Column
 
 FORMAT = 1

@@ -1,19 +1,72 @@
-"""The one policy by which every evaluated sound is read. Six published evaluations load in six ways, which alone moves
-a Fréchet distance by tens; here there is one, its name stands in every result, and it is part of every cached figure's
-key."""
+"""Measured features on disk, by what they were measured from: a file is found again whatever it is called, and never
+after its content, the policy or the measuring code has changed."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
+import safetensors
+import safetensors.numpy
 
-from ..errors import InputError
 from ..media.audio import fit_length, read_audio
 from ..media.container import open_media, sound_stream
 from ..mel import SAMPLE_RATE_HZ
+from ..metrics.onsets import FoleyOnsets, at_published_rate, detect_onsets, foley_onsets, librosa_onsets_s
+from ..metrics.signal import Level, energy_envelope, measure_level
+from ..runtime.errors import InputError
+from ..runtime.files import write_bytes
+
+# MERGED-DOC """The one policy by which every evaluated sound is read. Six published evaluations load in six ways,
+# which alone moves a Fréchet distance by tens; here there is one, its name stands in every result, and it is part of
+# every cached figure's key."""
+# MERGED-DOC """What is kept of a sound once it has been heard: everything that a figure about timing or level
+# needs."""
+
+
+Arrays = dict[str, np.ndarray]
+_LARGEST_BYTES = 1 << 28
+
+
+@dataclass(frozen=True)
+class FeatureCache:
+    """A folder of safetensors files named by their key; ``folder`` None keeps nothing. Any number of processes may
+    share it: files are written whole, and equal keys mean equal content."""
+
+    folder: Path | None
+
+    def get(self, key: str) -> Arrays | None:
+        """What was put, or None. A damaged file counts as absent: it is measured again and replaced."""
+        path = self._path(key)
+        if path is None:
+            return None
+        try:
+            if path.stat().st_size > _LARGEST_BYTES:
+                return None
+            return safetensors.numpy.load(path.read_bytes())
+        except (OSError, safetensors.SafetensorError, ValueError):
+            return None
+
+    def put(self, key: str, arrays: Arrays) -> None:
+        """InputError where the folder can't be written to."""
+        path = self._path(key)
+        if path is not None:
+            try:
+                write_bytes(path, safetensors.numpy.save({k: np.asarray(a, order="C") for k, a in arrays.items()}))
+            except OSError as error:
+                raise InputError(f"cache={self.folder} can't be written to ({error.strerror}); name another folder, or "
+                                 "cache=null") from error
+
+    def _path(self, key: str) -> Path | None:
+        return self.folder and self.folder / key[:2] / f"{key}.safetensors"
+
+
+def cache_key(*parts: object) -> str:
+    """Whatever decides a figure (content hashes, policy, versions, lengths) ⇒ 40 hex digits."""
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:40]
+
 
 PADDED_S = 0.01  # a sound that ends this much before the true one is counted as padded; less is a codec's rounding
 
@@ -83,3 +136,44 @@ def content_hash(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"{path} can't be opened ({error.strerror})") from error
+
+
+FEATURES_VERSION = 1  # to be raised when what is measured changes, so that no cache answers for it
+
+
+@dataclass(frozen=True)
+class SoundFeatures:
+    """samples: of the sound at 16 kHz. envelope: at 100 Hz, in nats. onsets_s: by this project's detector;
+    librosa_onsets_s: by librosa's defaults; foley: by CondFoleyGen's settings."""
+
+    samples: int
+    envelope: np.ndarray
+    onsets_s: np.ndarray
+    librosa_onsets_s: np.ndarray
+    foley: FoleyOnsets
+    level: Level
+
+    def arrays(self) -> Arrays:
+        """As arrays, for the cache."""
+        return {
+            "samples": np.array(self.samples), "envelope": self.envelope.astype(np.float32), "onsets_s": self.onsets_s,
+            "librosa_onsets_s": self.librosa_onsets_s, "foley_samples": self.foley.samples,
+            "foley_heights": self.foley.heights, "foley_confidences": self.foley.confidences,
+            "level": np.array(astuple(self.level), np.float64),
+        }
+
+    @classmethod
+    def of_arrays(cls, arrays: Arrays) -> "SoundFeatures":
+        rms, peak, silent_share, silent, clipping = arrays["level"].tolist()
+        foley = FoleyOnsets(*(arrays[f"foley_{name}"] for name in ("samples", "heights", "confidences")))
+        return cls(int(arrays["samples"]), arrays["envelope"], arrays["onsets_s"], arrays["librosa_onsets_s"], foley,
+                   Level(rms, peak, silent_share, bool(silent), clipping))
+
+
+def sound_features(waveform: np.ndarray) -> SoundFeatures:
+    """Mono 16 kHz sound ⇒ its features."""
+    at_22050_hz = at_published_rate(waveform)
+    return SoundFeatures(
+        len(waveform), energy_envelope(waveform).astype(np.float32), detect_onsets(waveform),
+        librosa_onsets_s(at_22050_hz), foley_onsets(at_22050_hz), measure_level(waveform),
+    )

@@ -1,4 +1,4 @@
-"""What people type: videos, words and numbers, checked before anything heavy is loaded."""
+"""Command line arguments that are plain text, before Hydra's grammar sees them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
 from ..media import VIDEO_SUFFIXES
+from ..runtime.cli import check_number
+from ..runtime.errors import InputError
+
+# MERGED-DOC """What people type: videos, words and numbers, checked before anything heavy is loaded."""
 
 
 def videos_in(path: Path) -> dict[str, Path]:
@@ -34,14 +37,6 @@ def word_list(given: str | Sequence[str] | None) -> tuple[str, ...] | None:
         return None
     words = re.split(r"[,;]", given) if isinstance(given, str) else [str(word) for word in given]
     return tuple(word.strip() for word in words if word.strip())
-
-
-def check_number(name: str, value: Any, low: float, high: float = float("inf"), whole: bool = False) -> None:
-    """Raise InputError unless value is a number (an integer, where ``whole``) in [low, high]."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or whole and not isinstance(value, int) or not low <= value <= high:
-        between = f"at least {low:g}" if high == float("inf") else f"from {low:g} to {high:g}"
-        raise InputError(f"{name}={value}: expected {'a whole number' if whole else 'a number'} {between}")
 
 
 def check_solver(solver: str | None) -> None:

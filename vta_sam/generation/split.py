@@ -10,18 +10,19 @@ from pathlib import Path
 import numpy as np
 
 from .. import __version__
-from ..atomic import write_text
 from ..clip import ClipFeatures
-from ..errors import InputError
+from ..dataset.shards.batch import collate, window_of
+from ..dataset.shards.records import read_records
+from ..dataset.shards.schema import DatasetInfo, member_key, read_dataset
+from ..dataset.shards.storage import Root
 from ..media.audio import write_wav
-from ..metrics.level import measure_level
-from ..pipeline import Pipeline
-from ..randomness import seed_of
-from ..shards.batch import collate, window_of
-from ..shards.place import Root
-from ..shards.schema import DatasetInfo, member_key, read_dataset
-from ..shards.writer import read_records
-from .inputs import check_number, check_sampling
+from ..metrics.signal import measure_level
+from ..runtime.cli import check_number
+from ..runtime.errors import InputError
+from ..runtime.files import write_text
+from ..runtime.randomness import seed_of
+from .inputs import check_sampling
+from .pipeline import Pipeline
 
 SETTINGS_NAME = "generation.json"
 

@@ -8,18 +8,16 @@ from typing import Any
 
 import torch
 
-from ..checkpoint_file import read_state
+from ..checkpoints.checkpoint_file import read_state
+from ..checkpoints.model_folder import refuse_existing
 from ..clip import ClipSpec
 from ..conditioners.tango import TangoConditioner
-from ..encoders.t5 import TOKENIZER_FILES
-from ..errors import InputError
-from ..model_folder import refuse_existing
-from .account import Account
-from .back_end import AUDIOLDM_LICENCE, BackEnd, BackEndShape, checked_scale
-from .named_parts import NamedParts, read_json
-from .pretrained_encoder import empty_encoder, keep_encoder
-from .unet import import_unet
-from .whole_model import WholeModel
+from ..perception.t5_encoder import TOKENIZER_FILES
+from ..runtime.errors import InputError
+from .components import (
+    AUDIOLDM_LICENCE, BackEnd, BackEndShape, WholeModel, checked_scale, empty_encoder, import_unet, keep_encoder
+)
+from .tensor_mapping import Account, NamedParts, read_json
 
 MAIN_CONFIG, VAE_CONFIG = "main_config.json", "vae_config.json"
 LICENCE = f"Tango: CC BY-NC-ND 4.0; its VAE and vocoder are AudioLDM's: {AUDIOLDM_LICENCE}"

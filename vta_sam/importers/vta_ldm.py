@@ -7,18 +7,14 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoint_file import digest, read_state
+from ..checkpoints.checkpoint_file import digest, read_state
+from ..checkpoints.model_folder import ModelRecipe, refuse_existing
 from ..clip import ClipSpec
 from ..conditioners.vta_ldm import FrameProjection, VTALDMConditioner
-from ..errors import InputError
-from ..model_folder import ModelRecipe, refuse_existing
-from .account import Account
+from ..runtime.errors import InputError
 from .audioldm import read_audioldm
-from .back_end import AUDIOLDM_LICENCE
-from .named_parts import NamedParts, read_json
-from .pretrained_encoder import empty_encoder, keep_encoder
-from .unet import import_unet
-from .whole_model import WholeModel
+from .components import AUDIOLDM_LICENCE, WholeModel, empty_encoder, import_unet, keep_encoder
+from .tensor_mapping import Account, NamedParts, read_json
 
 SUMMARY, WEIGHTS = "summary.jsonl", "pytorch_model_2.bin"
 LICENCE = ("VTA-LDM: code Apache-2.0, weights CC BY 4.0; its VAE and vocoder are AudioLDM's: " + AUDIOLDM_LICENCE)

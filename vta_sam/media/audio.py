@@ -11,8 +11,8 @@ import av
 import numpy as np
 import soundfile
 
-from ..atomic import atomic_path
-from ..errors import InputError
+from ..runtime.errors import InputError
+from ..runtime.files import atomic_path
 from .container import LONGEST_GAP_S, Decoder, open_media, origin_s, packets, seek_before, sound_stream
 
 _JITTER_S = 0.02  # timestamps that are off by less are rounding of the container, not a gap

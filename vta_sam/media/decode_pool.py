@@ -10,7 +10,7 @@ from typing import Iterable, Iterator
 
 import numpy as np
 
-from ..errors import InputError
+from ..runtime.errors import InputError
 from .decoding import ClipRequest, GuardedReader
 from .video import Chunks, ClipStream
 

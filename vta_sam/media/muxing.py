@@ -12,8 +12,8 @@ import av
 import numpy as np
 from av.container import InputContainer
 
-from ..atomic import atomic_path
-from ..errors import InputError
+from ..runtime.errors import InputError
+from ..runtime.files import atomic_path
 from .audio import fit_length, read_audio
 from .container import open_media, origin_s, packets, picture_length_s, picture_stream
 

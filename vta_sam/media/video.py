@@ -11,11 +11,10 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from ..clip import ClipSpec
-from ..errors import InputError
+from ..runtime.errors import InputError
 from .audio import SoundCollector
 from .container import open_media, origin_s, sound_stream
-from .fit import Fit
-from .picture_reader import PictureReader, quarter_turns, require_pictures, upright_size
+from .picture_reader import Fit, PictureReader, quarter_turns, require_pictures, upright_size
 
 CHUNK_FRAMES = 32
 _MAX_SCALED_PIXELS = 1 << 15  # a side, before what sticks out is cut off

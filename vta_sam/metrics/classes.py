@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import expit, log_softmax
 
-from ..errors import InputError
+from ..runtime.errors import InputError
+
+# MERGED-DOC """How alike two vectors are in direction: scores of paired embeddings."""
+
 
 EPSILON = 1e-6
 
@@ -83,3 +86,16 @@ def _finite(logits: np.ndarray, name: str) -> np.ndarray:
     if logits.ndim != 2 or not np.isfinite(logits).all():
         raise InputError(f"{name}: expected finite logits (sounds, classes), got shape {logits.shape}")
     return logits
+
+
+def cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Paired rows (n, d) ⇒ (n,) cosines in [-1, 1]; NaN ("not defined") where a vector is zero.
+
+    What CLAP and ImageBind scores are: of sound and text, or of sound and picture. InputError: unequal shapes.
+    """
+    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    if first.ndim != 2 or first.shape != second.shape:
+        raise InputError(f"cosines need paired rows of one length, got {first.shape} and {second.shape}")
+    lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(lengths > 0, np.clip((first * second).sum(axis=1) / lengths, -1, 1), np.nan)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from ..errors import InputError
 from ..media.container import open_media
 from ..media.picture_reader import PictureReader, quarter_turns
+from ..runtime.errors import InputError
 
 FULL = "full"
 # variant ⇒ the height in pixels that frames are brought to before; None: their own. A faster one is another figure.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..runtime.errors import InputError
 
 _NAMED_ROW = re.compile(r"\{(\w+/\w+)\}")
 TRAIN = Path(__file__).resolve().parents[2] / "experiments" / "train.py"

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ..atomic import write_text
-from ..errors import InputError
-from ..metrics.statistics import Interval, bootstrap_interval, paired_difference
+from ..metrics.intervals import Interval, bootstrap_interval, paired_difference
+from ..runtime.errors import InputError
+from ..runtime.files import write_text
 from .plan import Difference, Row, Study, study_of
 from .record import Record, read_record
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from ..errors import InputError
+from ..runtime.errors import InputError
 from .plan import Row, Study
 from .record import measure_row
 

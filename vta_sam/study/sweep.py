@@ -10,10 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
-from ..atomic import atomic_path
-from ..errors import InputError
-from ..metrics.statistics import Interval
+from ..metrics.intervals import Interval
+from ..runtime.errors import InputError
+from ..runtime.files import atomic_path
+
+# MERGED-DOC """Runs beside each other as a picture: a dot and a 95 % interval per run and figure."""
+
 
 SWEEPS = Path(__file__).resolve().parents[2] / "conf" / "sweep"
 FIGURES = ("envelope_correlation", "onset_f1", "sound_class")
@@ -117,3 +122,30 @@ def write_table(path: Path, runs: list[Finished]) -> None:
             cells = [(f"{i.mean:.4f}", f"{i.low:.4f}", f"{i.high:.4f}") if (i := run.figures.get(name)) else ("",) * 3
                      for name in FIGURES]
             writer.writerow([run.name, *(run.varied[key] for key in varied), *(c for cell in cells for c in cell)])
+
+
+_ROW_INCHES = 0.32
+
+
+def runs_picture(path: Path, runs: list[Finished]) -> None:
+    """runs: from the best to the worst; drawn from top to bottom."""
+    shown = [name for name in FIGURES if any(name in run.figures for run in runs)]
+    figure = Figure(figsize=(3.4 * len(shown) + 2.5, 1.1 + _ROW_INCHES * len(runs)), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    for axes, name in zip(panels, shown):
+        for y, run in enumerate(runs):
+            interval = run.figures.get(name)
+            if interval is not None:
+                axes.plot([interval.low, interval.high], [y, y], color="#4477aa", linewidth=2, solid_capstyle="round")
+                axes.plot(interval.mean, y, "o", color="#4477aa", markersize=6)
+        axes.set_title(name.replace("_", " "), fontsize=10)
+        axes.grid(axis="x", color="0.9")
+        axes.set_axisbelow(True)
+        for side in ("top", "right", "left"):
+            axes.spines[side].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+    panels[0].set_yticks(range(len(runs)), [run.name for run in runs], fontsize=8)
+    panels[0].set_ylim(len(runs) - 0.4, -0.6)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")

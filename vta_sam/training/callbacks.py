@@ -1,24 +1,119 @@
-"""What happens beside a training step: a progress bar, and generated samples at every validation."""
+"""Stop before a step that would spoil the weights, and say which clips it was."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ..metrics.envelope import envelope_correlation
+from ..dataset.shards.batch import ClipBatch
+from ..generation.pipeline import Pipeline
+from ..metrics.intervals import bootstrap_interval
 from ..metrics.onsets import detect_onsets, onset_f1
-from ..metrics.statistics import bootstrap_interval
-from ..pipeline import Pipeline
-from ..randomness import seed_of
-from ..report.pictures import spectrogram_image, timeline_image
-from ..shards.batch import ClipBatch
+from ..metrics.signal import envelope_correlation
+from ..plots.clip_pictures import spectrogram_image, timeline_image
+from ..runtime.errors import InputError
+from ..runtime.files import atomic_path, write_text
+from ..runtime.randomness import seed_of
+from .preemption import REQUEUE, Preempted, Preemption
+from .sharding import total_norm
+
+# MERGED-DOC """Checkpoints to go on from: whole or absent, and never from between a step and its validation."""
+# MERGED-DOC """What happens beside a training step: a progress bar, and generated samples at every validation."""
+
+
+class FiniteGuard(L.Callback):
+    """Ends the fit where a loss or a gradient is NaN or infinite, before the optimiser takes the step: the weights and
+    the last checkpoint stay good. Every process writes the keys of its own batches to ``folder``/nonfinite-<rank>.json.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._keys: list[str] = []
+        self._losses: list[torch.Tensor] = []
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int,
+                             ) -> None:
+        self._keys += batch.keys
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: torch.Tensor) -> None:
+        self._losses.append(loss.detach())
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
+        """DDP has put the processes' gradients together by now, so that all of them see what one of them spoiled."""
+        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        norm = total_norm(gradients) if gradients else torch.tensor(0.0)
+        keys, losses = self._keys, torch.stack(self._losses)
+        self._keys, self._losses = [], []  # of accumulated batches, all of the step's
+        if torch.isfinite(torch.cat([losses, norm.reshape(1).to(losses)])).all():  # one wait for the device
+            return
+        path = self.folder / f"nonfinite-{trainer.global_rank}.json"
+        noted = {"step": trainer.global_step, "losses": [str(loss) for loss in losses.tolist()],
+                 "gradient_norm": str(float(norm)), "clips": keys}
+        write_text(path, json.dumps(noted, indent=1) + "\n")
+        raise InputError(
+            f"step {trainer.global_step}: the loss is {float(losses.mean()):g}, the gradient's norm {float(norm):g}; "
+            f"the step was not taken, its clips stand in {path}. Look at those clips, or lower learning_rate; the same "
+            "command goes on from the last checkpoint")
+
+
+class LastCheckpoint(Checkpoint):
+    """Write ``path`` every so many optimiser steps, after each validation, and when the job is asked to stop.
+
+    Where a validation is due at the same step, only after it, and after the callbacks before this one in the trainer's
+    list: what was validated best so far is part of the checkpoint, and a run that goes on from it must not choose anew.
+    Raises Preempted once it has saved what it was asked to save.
+    """
+
+    def __init__(self, path: Path, every_steps: int, validate_every_steps: int, preemption: Preemption):
+        self.path, self.every_steps, self.validate_every_steps = path, every_steps, validate_every_steps
+        self.preemption = preemption
+        self._ended_step = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._ended_step = trainer.global_step
+        if self.preemption.watched:
+            self.preemption.listen()  # again: the trainer has set handlers of its own by now
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs, batch, batch_idx) -> None:
+        step = trainer.global_step
+        if step == self._ended_step:  # with accumulated gradients a step lasts several batches
+            return
+        self._ended_step = step
+        if step % self.validate_every_steps:
+            self._save(trainer, due=step % self.every_steps == 0)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._save(trainer, due=True)
+
+    def _save(self, trainer: L.Trainer, due: bool) -> None:
+        asked = self.preemption.asked()
+        if due or asked:
+            trainer.save_checkpoint(self.path)
+        if asked:
+            raise Preempted(asked == REQUEUE)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write checkpoints beside their place and rename them, so that a kill leaves the old one or the new one.
+
+    Lightning's own writes to the system's temporary folder and moves, which copies where that is another disk.
+    """
+
+    def save_checkpoint(self, checkpoint: Mapping[str, Any], path, storage_options: Any = None) -> None:
+        with atomic_path(path, sync=True) as temporary:
+            torch.save(checkpoint, temporary)
 
 
 class StepProgress(L.Callback):

@@ -12,17 +12,14 @@ import numpy as np
 import torch
 
 from ..clip import ClipFeatures
-from ..metrics.envelope import correlation, energy_envelope
-from ..metrics.level import measure_level
+from ..dataset.shards.batch import ClipBatch, collate, window_of
+from ..dataset.shards.datamodule import ShardReader, consecutive
+from ..embedded.tagger import load_tagger
+from ..generation.pipeline import Pipeline
+from ..metrics.intervals import Interval, bootstrap_interval, derangement, paired_difference
 from ..metrics.onsets import detect_onsets, onset_f1
-from ..metrics.reconstruction import ErrorShare, mel_error_share
-from ..metrics.statistics import Interval, bootstrap_interval, derangement, paired_difference
-from ..metrics.tagger import load_tagger
-from ..pipeline import Pipeline
-from ..randomness import seed_of
-from ..shards.batch import ClipBatch, collate, window_of
-from ..shards.datamodule import ShardReader
-from ..shards.order import consecutive
+from ..metrics.signal import ErrorShare, correlation, energy_envelope, measure_level, mel_error_share
+from ..runtime.randomness import seed_of
 
 Tick = Callable[[int], None]
 

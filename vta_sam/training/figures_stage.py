@@ -11,16 +11,15 @@ import torch
 from rich.progress import Progress
 
 from .. import __version__
-from ..atomic import write_text
-from ..model_card import CARD_NAME, model_card
-from ..model_folder import read_content
-from ..parts import build
-from ..pipeline import load
+from ..checkpoints.model_folder import CARD_NAME, model_card, read_content
+from ..checkpoints.parts import build
+from ..generation.pipeline import load
+from ..runtime.files import write_text
 from .figures import held_out, measure
-from .loggers import close
-from .showcase import figures_rows, figures_table, figures_title, show
+from .fit import close
+from .run_report import figures_rows, figures_table, figures_title, show
+from .stage_context import StageSettings, Workshop
 from .stages import true_onsets
-from .workshop import StageSettings, Workshop
 
 if TYPE_CHECKING:
     from .job import TrainingJob

@@ -1,34 +1,71 @@
-"""One stage's training: a Trainer with checkpoints to resume from, averaged weights, and a choice by figure; on one
-device, or on several by DDP."""
+"""Loggers that need a decision before they are made."""
 
 from __future__ import annotations
 
 import logging
+import netrc
+import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+import yaml
 from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
-from ..errors import InputError
-from ..processes import Processes
-from ..shards.datamodule import ShardDataModule
-from .callbacks import StepProgress
-from .checkpoints import AtomicCheckpointIO, LastCheckpoint
-from .guard import FiniteGuard
-from .kernels import attention_kernels
-from .loggers import close
-from .precision import choose_precision, training_device
+from ..dataset.shards.datamodule import ShardDataModule
+from ..runtime.distributed import Processes
+from ..runtime.errors import InputError
+from .callbacks import AtomicCheckpointIO, FiniteGuard, LastCheckpoint, StepProgress
+from .optimisation import attention_kernels, choose_precision, training_device
 from .preemption import Preemption
 from .run_folder import StageFolder
 from .sharding import fill_whole, to_be_sharded
+
+# MERGED-DOC """One stage's training: a Trainer with checkpoints to resume from, averaged weights, and a choice by
+# figure; on one device, or on several by DDP."""
+
+
+def has_wandb_account() -> bool:
+    """A key in the environment or in ~/.netrc; no connection is opened to find out."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def wandb_logger(save_dir: str, name: str, project: str, tags: Sequence[str] = ()) -> WandbLogger:
+    """A run of its own per stage, grouped by the job's folder; offline unless there is an account.
+
+    Its config is what the stage was told, so that a table of runs shows what differs. In a sweep the agent has named
+    one run for the whole job: all stages go into that one. save_dir: the stage's folder, <runs>/<run>/<stage>.
+    """
+    stage = Path(save_dir)
+    offline = not has_wandb_account() or os.environ.get("WANDB_MODE") == "offline"
+    told: dict[str, Any] = {"name": f"{stage.parent.name}/{stage.name}", "group": stage.parent.name,
+                            "job_type": stage.name}
+    if os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"):
+        told = {"name": stage.parent.name, "id": os.environ["WANDB_RUN_ID"], "resume": "allow"}
+    config = stage / "config.yaml"
+    if config.exists():
+        told["config"] = {stage.name: yaml.safe_load(config.read_text())}
+    return WandbLogger(project=project, save_dir=save_dir, offline=offline, tags=list(tags), **told)
+
+
+def close(loggers: Iterable[Logger]) -> None:
+    """End what would otherwise go on into the next stage: wandb keeps one run open per process."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()
+
 
 LoggerFactory = Callable[..., Logger]  # (save_dir=…, name=…) ⇒ Logger
 

@@ -17,24 +17,23 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ..atomic import write_text
+from ..checkpoints.model_folder import read_recipe
+from ..checkpoints.parts import build, canonical, class_of, require_loadable
 from ..clip import ClipSpec
-from ..errors import InputError
-from ..importers.by_name import named_folder
-from ..model_folder import read_recipe
-from ..parts import build, canonical, class_of, require_loadable
-from ..processes import Processes
-from ..shards.schema import read_dataset
-from .data import DataSource
+from ..dataset.shards.schema import read_dataset
+from ..importers.named_models import named_folder
+from ..runtime.distributed import Processes
+from ..runtime.errors import InputError
+from ..runtime.files import write_text
+from .data_sources import DataSource
 from .figures_stage import run_figures
 from .preemption import EXIT_STATUS, Preempted, Preemption, queue_name, requeue
 from .pretraining import PRETRAINING
-from .recipes import decisive, with_dimensions
-from .run_folder import StageFolder, locked
+from .run_folder import StageFolder, decisive, locked, with_dimensions
+from .stage_context import StageSettings, Workshop
 from .stages import DiffusionParts, Starts, train_diffusion, train_part, train_vae, vocoder_folder
-from .start import Start
 from .vocoder_stage import train_vocoder
-from .workshop import StageSettings, Workshop
+from .warm_start import Start
 
 STAGES = ("vae", "vocoder", *PRETRAINING, "diffusion", "figures")
 # Settings of a job that name classes

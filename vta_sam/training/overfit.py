@@ -13,21 +13,20 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ..atomic import atomic_path, write_text
-from ..errors import InputError
-from ..extraction.extract import extract_dataset
-from ..manifests.manifest import read_manifest
+from ..checkpoints.parts import build
+from ..dataset.extraction.extract import extract_dataset
+from ..dataset.manifests.manifest import read_manifest
+from ..dataset.shards.records import read_shard
+from ..dataset.shards.schema import read_dataset
+from ..generation.pipeline import Pipeline
 from ..media.audio import write_wav
-from ..media.fit import Squeeze
+from ..media.picture_reader import Squeeze
 from ..media.video import read_clip
-from ..metrics.envelope import envelope_correlation
-from ..metrics.level import measure_level
-from ..parts import build
-from ..pipeline import Pipeline
-from ..randomness import seed_of
-from ..report.pictures import clip_picture
-from ..shards.schema import read_dataset
-from ..shards.writer import read_shard
+from ..metrics.signal import envelope_correlation, measure_level
+from ..plots.clip_pictures import clip_picture
+from ..runtime.errors import InputError
+from ..runtime.files import atomic_path, write_text
+from ..runtime.randomness import seed_of
 
 SPLITS = ("train", "test")  # seconds learned by heart; seconds never heard
 

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from ..processes import Processes
+from ..runtime.distributed import Processes
 
 STOP, REQUEUE = 1, 2  # what is asked for; the larger wins where processes were asked different things
 _ASKED = {signal.SIGTERM: STOP, signal.SIGUSR1: REQUEUE}

@@ -8,12 +8,11 @@ from typing import Any
 
 import lightning as L
 
-from ..condition.augment import Augmentation
-from ..condition.lit import ConditionPretraining
-from ..conditioners.diff_foley.classifier import ClassifierTraining
-from ..conditioners.diff_foley.contrastive import ContrastivePretraining
-from ..conditioners.foleycrafter.onsets import OnsetTraining
-from .optimise import AdamWithWarmup
+from ..conditioners.diff_foley import ClassifierTraining, ContrastivePretraining
+from ..conditioners.foleycrafter import OnsetTraining
+from ..conditioners.vta_sam_pretraining import ConditionPretraining
+from ..dataset.shards.batch import Augmentation
+from .optimisation import AdamWithWarmup
 
 Make = Callable[[Any, dict[str, float], Augmentation, AdamWithWarmup, float], L.LightningModule]
 

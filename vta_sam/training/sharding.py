@@ -18,9 +18,9 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
-from ..conditioners.base import Condition, Conditioner
-from ..diffusion.lit import LatentDiffusion
-from ..errors import InputError
+from ..diffusion.condition import Condition, Conditioner
+from ..diffusion.latent_diffusion import LatentDiffusion
+from ..runtime.errors import InputError
 
 # gathered and let go one by one, while the one after is on its way
 _BLOCKS = (BasicTransformerBlock, ResnetBlock2D)

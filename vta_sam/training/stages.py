@@ -11,34 +11,34 @@ import numpy as np
 import torch
 from rich.progress import Progress
 
+from ..checkpoints.model_folder import ModelRecipe, load_weights, read_recipe
+from ..checkpoints.parts import build, class_of, short_name
 from ..clip import ClipFeatures, ClipSpec
-from ..condition.augment import Augmentation
-from ..conditioners.base import Conditioner
-from ..diffusion.lit import LatentDiffusion
+from ..dataset.shards.batch import Augmentation
+from ..dataset.shards.datamodule import ShardDataModule, ShardReader
+from ..dataset.shards.latents import encode_dataset, is_complete, latents_folder, read_std
+from ..diffusion.condition import Conditioner
+from ..diffusion.latent_diffusion import LatentDiffusion
 from ..diffusion.objective import VPrediction
-from ..errors import InputError
-from ..generation.parts import build_part, load_vocoder
-from ..mel import log_mel
-from ..model_folder import ModelRecipe, load_weights, read_recipe
-from ..parts import build, class_of, short_name
-from ..pipeline import Pipeline
-from ..randomness import seed_of
-from ..shards.datamodule import ShardDataModule, ShardReader
-from ..shards.latents import encode_dataset, is_complete, latents_folder, read_std
-from ..vae.codec import MelCodec, normalise
-from ..vae.lit import MelVAE
+from ..generation.build import build_part, load_vocoder
+from ..generation.pipeline import Pipeline
+from ..mel import log_mel, normalise
+from ..runtime.errors import InputError
+from ..runtime.randomness import seed_of
+from ..vae.codec import MelCodec
+from ..vae.mel_vae import MelVAE
 from .callbacks import Reference, ValidationSamples
-from .data import DataSource
+from .data_sources import DataSource
 from .pretraining import PRETRAINING
 from .run_folder import StageFolder
-from .start import Start
-from .workshop import StageSettings, Workshop
+from .stage_context import StageSettings, Workshop
+from .warm_start import Start
 
 MEL_STATISTICS_CLIPS = 256
 
 
 def clip_dict(spec: ClipSpec) -> dict[str, Any]:
-    return {"duration_s": spec.duration_s, "fps": spec.fps, "latent_stride_frames": spec.latent_stride_frames}
+    return spec.settings()
 
 
 def load_codec(folder: Path, spec: ClipSpec) -> tuple[MelCodec, ModelRecipe]:
@@ -73,7 +73,7 @@ def train_vae(shop: Workshop, folder: StageFolder, settings: StageSettings, reci
 
 def _mel_statistics(reader: ShardReader) -> dict[str, float]:
     """Mean and standard deviation of normalised log-mels over the first records of the training split."""
-    from ..shards.order import consecutive
+    from ..dataset.shards.datamodule import consecutive
 
     mels = []
     for shard, index in islice(consecutive(reader.counts), MEL_STATISTICS_CLIPS):
@@ -266,8 +266,8 @@ def _inherited(starts: Starts) -> dict[str, Any]:
 
 def reference_of(shop: Workshop, data: ShardDataModule, clips: int) -> Reference:
     """The first clips of the validation split, with their true sound and onsets."""
-    from ..shards.batch import collate, window_of
-    from ..shards.order import consecutive
+    from ..dataset.shards.batch import collate, window_of
+    from ..dataset.shards.datamodule import consecutive
 
     reader = data.reader(data.val_split)
     records = [reader.record(*place)[0] for place in islice(consecutive(reader.counts), clips)]

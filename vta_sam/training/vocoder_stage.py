@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import InputError
-from ..model_folder import ModelRecipe
-from ..parts import build
+from ..checkpoints.model_folder import ModelRecipe
+from ..checkpoints.parts import build
+from ..runtime.errors import InputError
 from ..vocoder import HiFiGAN
-from ..vocoder.adversary import Adversary
-from ..vocoder.lit import VocoderTraining
+from ..vocoder.hifigan_training import Adversary, VocoderTraining
 from .run_folder import StageFolder
+from .stage_context import StageSettings, Workshop
 from .stages import clip_dict
-from .workshop import StageSettings, Workshop
 
 
 def train_vocoder(shop: Workshop, folder: StageFolder, settings: StageSettings, recipe: dict[str, Any],
                   adversary: dict[str, Any]) -> None:
     """⇒ ``folder.model`` with the vocoder, for ``vocoder_from=``. adversary: arguments of
-    :class:`~vta_sam.vocoder.adversary.Adversary`. Raises InputError for a vocoder that has nothing to train."""
+    :class:`~vta_sam.vocoder.hifigan_training.Adversary`. Raises InputError for a vocoder that has nothing to train."""
     data = shop.datamodule("vocoder", settings)
     with shop.seeded("vocoder"):
         vocoder = build(recipe)

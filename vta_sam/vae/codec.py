@@ -8,16 +8,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..mel import LOG_FLOOR, LogMel
-
-PEAK = 0.5  # AudioLDM: minus mean, peak of the clip to 0.5
-
-
-def normalise(waveform: Tensor) -> Tensor:
-    """Minus mean, peak to 0.5, row by row; silence stays silence. (B, samples) ⇒ (B, samples)."""
-    centred = waveform - waveform.mean(dim=1, keepdim=True)
-    peak = centred.abs().amax(dim=1, keepdim=True)
-    return torch.where(peak > 1e-4, centred * (PEAK / peak.clamp(min=1e-4)), torch.zeros_like(centred))
+from ..mel import LOG_FLOOR, LogMel, normalise
 
 
 class MelCodec(nn.Module):

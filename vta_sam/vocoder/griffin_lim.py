@@ -7,8 +7,8 @@ import math
 import torch
 from torch import nn
 
-from ..errors import InputError
 from ..mel import FFT_SAMPLES, HOP_SAMPLES, LOG_FLOOR, N_MELS, SAMPLE_RATE_HZ, mel_filters
+from ..runtime.errors import InputError
 
 # A Gaussian exp(-t² / 2σ²) that comes closest to the Hann window of the mel front end has this σ (Průša, Balazs and
 # Søndergaard, 2017: γ = 0.25645 N² for N samples of Hann, and γ = 2πσ²).

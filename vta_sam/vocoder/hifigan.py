@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ..errors import InputError
 from ..mel import N_MELS, SAMPLE_RATE_HZ
+from ..runtime.errors import InputError
 
 
 class HiFiGAN(nn.Module):

@@ -1,0 +1,122 @@
+"""Every command that README and docs/ print is one that its program takes: settings compose, arguments parse."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from vta_sam.runtime.cluster.launch import combinations
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+PROGRAM = re.compile(r"(?:experiments|data_prep|benchmarks)/\w+\.py")
+
+
+def commands(page: Path) -> list[str]:
+    """The command lines of a page's code blocks, each with the lines that a backslash continues."""
+    found, fenced, begun = [], False, ""
+    for line in page.read_text(encoding="utf-8").splitlines():
+        if line.lstrip().startswith("```"):
+            fenced = not fenced
+            continue
+        code = line.strip() if fenced or line.startswith("    ") else ""
+        if begun or PROGRAM.search(code.partition(" #")[0]) or re.match(r"make \w", code):
+            begun += code.removesuffix("\\").strip() + " "
+            if not code.endswith("\\"):
+                found.append(begun.strip())
+                begun = ""
+    return found
+
+
+def words_of(command: str) -> list[str]:
+    """A command's words, without comment, redirection, ellipsis and the brackets of what is optional."""
+    words = shlex.split(command, comments=True)
+    words = words[: words.index(">")] if ">" in words else words
+    return [word[1:-1] if word.startswith("[") and word.endswith("]") and "=" in word else word
+            for word in words if word not in ("…", "...")]
+
+
+ALL = [(page.name, command) for page in PAGES for command in commands(page)]
+
+
+def test_commands_are_found():
+    assert len(ALL) > 60, "the search looks in the wrong place"
+    assert {name for name, _ in ALL} >= {"README.md", "cluster.md", "extraction.md", "weights.md", "evaluation.md"}
+
+
+class Parsed(Exception):
+    """Raised in place of the work that follows once a program's arguments are parsed."""
+
+
+@pytest.fixture
+def parse_only(monkeypatch):
+    parse = argparse.ArgumentParser.parse_args
+
+    def parsed(self, *args, **kwargs):
+        parse(self, *args, **kwargs)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parsed)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def configs():
+    GlobalHydra.instance().clear()
+    before = HydraConfig.instance().cfg
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        yield
+    HydraConfig.instance().cfg = before
+
+
+@pytest.mark.parametrize(("page", "command"), ALL, ids=[f"{page}: {command[:70]}" for page, command in ALL])
+def test_a_command_of_the_documentation_is_taken(page, command, monkeypatch, parse_only):
+    words = words_of(command)
+    if words[0] == "make":
+        targets = re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.M)
+        assert words[1] in targets
+        return
+    at = next(i for i, word in enumerate(words) if PROGRAM.fullmatch(word))
+    script, arguments = REPOSITORY / words[at], words[at + 1:]
+    assert script.is_file(), f"{words[at]} doesn't exist"
+    if "@program(" in script.read_text(encoding="utf-8"):
+        compose_all(script, arguments)
+    else:
+        parse(script, arguments, monkeypatch)
+
+
+def compose_all(script: Path, arguments: list[str]) -> None:
+    """Compose a Hydra program's settings for each combination of swept values; interpolations are resolved."""
+    name = re.search(r'@program\("(\w+)"', script.read_text(encoding="utf-8"))
+    assert name is not None
+    if arguments in (["--help"], []):
+        arguments = []
+    parsed = OverridesParser.create().parse_overrides(arguments)
+    for overrides in combinations(parsed):
+        config = compose(name[1], list(overrides), return_hydra_config=True)
+        HydraConfig.instance().set_config(config)  # ${hydra:…} in a run's name
+        del OmegaConf.to_container(config, resolve=False)["hydra"]
+        for key in config:
+            if key != "hydra":
+                OmegaConf.to_container(OmegaConf.create({key: OmegaConf.select(config, key)}), resolve=False)
+
+
+def parse(script: Path, arguments: list[str], monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", [str(script), *arguments])
+    monkeypatch.syspath_prepend(str(script.parent))
+    spec = importlib.util.spec_from_file_location(f"documented_{script.stem}", script)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with pytest.raises(Parsed):
+        module.main()

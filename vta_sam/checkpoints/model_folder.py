@@ -1,0 +1,216 @@
+"""A trained model on disk: ``model.yaml`` (what to build) and one safetensors file per part (what to fill it with).
+
+A model folder is data. Its yaml is read by ``yaml.safe_load``, may name only what
+:data:`~vta_sam.checkpoints.parts.MODEL_PARTS` holds, and
+what is trusted, and nothing in it is run.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import yaml
+from torch import nn
+
+from ..clip import ClipSpec
+from ..runtime.errors import InputError
+from ..runtime.files import atomic_path, write_text
+from .parts import TARGET, build, canonical, class_name, is_loadable
+from .parts import trust as trust  # noqa: F401
+
+# MERGED-DOC """The model card: what a person should know of a model before using it, as README.md beside its
+# weights."""
+
+
+FORMAT_VERSION = 1
+YAML_NAME = "model.yaml"
+
+
+@dataclass
+class ModelRecipe:
+    """What model.yaml says. Recipes are nested {"_target_": name, argument: value}; the ClipSpec is added on building.
+
+    codec: with it alone the folder is a VAE (stage 1). condition_encoder: with it alone the folder is stage 2's.
+    pretrained: with it alone the folder is that of another stage before the third; {part: recipe of its conditioner}.
+    codec, unet, conditioner: the diffusion model. latent_scale: 1 / std of latents.
+    sampler, vocoder, grounder, encoder: what generation uses unless told otherwise. features: fingerprints and
+    dimensions of the features that the model was trained on. about: experiment, steps, figures, code version.
+    """
+
+    clip: dict[str, Any]
+    codec: dict[str, Any] | None = None
+    condition_encoder: dict[str, Any] | None = None
+    pretrained: dict[str, dict[str, Any]] | None = None
+    latent_scale: float = 1.0
+    unet: dict[str, Any] | None = None
+    conditioner: dict[str, Any] | None = None
+    sampler: dict[str, Any] | None = None
+    vocoder: dict[str, Any] | None = None
+    grounder: dict[str, Any] | None = None
+    encoder: dict[str, Any] | None = None
+    features: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def spec(self) -> ClipSpec:
+        return ClipSpec(**self.clip)
+
+    def build(self, part: str, **arguments) -> Any:
+        """Instantiate one part from its recipe. Raises InputError when its class is not in the table."""
+        recipe = getattr(self, part)
+        if recipe is None:
+            raise InputError(f"this model folder has no {part}; a finished diffusion model has: train stage 3 first")
+        refuse_foreign(recipe, part)
+        return build(recipe, **arguments)
+
+
+def refuse_foreign(recipe: Any, where: str) -> None:
+    """Raise InputError where a recipe names a class outside the table, or asks Hydra for anything but a class."""
+    if isinstance(recipe, str) and "${" in recipe:  # ${oc.create:…} would make a recipe that nobody has looked at
+        raise InputError(f"{where} is {recipe!r}; a model folder holds values, no ${{…}} to be filled in; not loaded")
+    if isinstance(recipe, dict):
+        for key, value in recipe.items():
+            if key == TARGET and not is_loadable(value):
+                raise InputError(f"{where} names the class {value!r}, which is none of this project's; not loaded")
+            if str(key).startswith("_") and key != TARGET:
+                raise InputError(f"{where} has the key {key!r}, which a model folder may not use; not loaded")
+            refuse_foreign(value, f"{where}.{key}")
+    elif isinstance(recipe, (list, tuple)):
+        for i, value in enumerate(recipe):
+            refuse_foreign(value, f"{where}[{i}]")
+
+
+def save_model(folder: Path, recipe: ModelRecipe, parts: dict[str, nn.Module]) -> None:
+    """Write weights and the model card first and model.yaml last, so that a folder with a model.yaml is whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, module in parts.items():
+        state = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+        with atomic_path(folder / f"{name}.safetensors") as temporary:
+            safetensors.torch.save_file(state, temporary)
+    content = {"format_version": FORMAT_VERSION, **canonical(asdict(recipe))}
+    write_text(folder / CARD_NAME, model_card(content))
+    write_text(folder / YAML_NAME, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+def refuse_existing(out: Path) -> None:
+    """Raise InputError where ``out`` is there already."""
+    if out.exists():
+        raise InputError(f"{out} exists; remove it or name another folder")
+
+
+def write_model(out: Path, recipe: ModelRecipe, parts: dict[str, nn.Module],
+                beside: Callable[[Path], None] = lambda folder: None) -> None:
+    """Like :func:`save_model`, as a new folder that appears whole or not at all.
+
+    beside: writes what else belongs into the folder. Raises InputError where ``out`` exists or can't be written.
+    """
+    refuse_existing(out)
+    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.partial")
+    try:
+        temporary.mkdir(parents=True)
+        beside(temporary)
+        save_model(temporary, recipe, parts)
+        os.rename(temporary, out)
+    except OSError as error:
+        raise InputError(f"{out} can't be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_content(folder: str | Path) -> dict[str, Any]:
+    """model.yaml ⇒ what it says, unchecked but for its version. Raises InputError when it is missing or not ours."""
+    path = Path(folder) / YAML_NAME
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{folder} is no model folder: it has no {YAML_NAME}; training writes one per stage, as "
+                         "<run>/<stage>/model") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path} can't be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
+        raise InputError(f"{path} is not a model.yaml of format version {FORMAT_VERSION}")
+    content.pop("format_version")
+    return content
+
+
+def read_recipe(folder: str | Path) -> ModelRecipe:
+    """model.yaml ⇒ ModelRecipe, its parts by their short names. Raises InputError when it is missing, not ours, or
+    names a foreign class."""
+    path, content = Path(folder) / YAML_NAME, read_content(folder)
+    unknown = set(content) - set(ModelRecipe.__dataclass_fields__)
+    if unknown or not isinstance(content.get("clip"), dict):
+        raise InputError(f"{path} has unknown keys {sorted(unknown)} or lacks clip; it is not a model.yaml of ours")
+    refuse_foreign(content, str(path))
+    try:
+        ClipSpec(**content["clip"])
+    except (TypeError, InputError) as error:
+        raise InputError(f"{path}: its clip can't be used: {error}") from error
+    return ModelRecipe(**canonical(content))
+
+
+def load_weights(module: nn.Module, folder: str | Path, part: str) -> nn.Module:
+    """Fill a built part from its file; every key must match. Raises InputError naming the file and what differs."""
+    path = Path(folder) / f"{part}.safetensors"
+    try:
+        state = safetensors.torch.load_file(path)
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; the model folder is not whole") from None
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(f"{path} can't be read ({error}); copy the model folder again") from error
+    own = module.state_dict()
+    wrong = sorted(set(own) ^ set(state)) + [k for k in own if k in state and own[k].shape != state[k].shape]
+    if wrong:
+        raise InputError(f"{path} doesn't fit the {part} that {YAML_NAME} describes: {len(wrong)} keys differ, "
+                         f"the first is {wrong[0]!r}")
+    module.load_state_dict(state)
+    return module
+
+
+FIGURE_COLUMNS = ("figure", "score", "control", "ceiling")
+CARD_NAME = "README.md"
+_UNSAID = "No licence was stated. Say one here before you publish the weights."
+
+
+def model_card(content: dict[str, Any], figures: Sequence[Sequence[str]] = (), measured: str = "") -> str:
+    """What model.yaml says (as a dict) ⇒ Markdown with licence, data, training and figures.
+
+    figures: rows of the table of figures, in :data:`FIGURE_COLUMNS`; measured: on what.
+    """
+    about, clip = content.get("about") or {}, content["clip"]
+    kind = class_name((content.get("conditioner") or {}).get(TARGET, "")).removesuffix("Conditioner")
+    name = about.get("source") or about.get("experiment") or (kind and f"{kind}, trained with VTA-SAM's framework")
+    name = name or "A part of a model of VTA-SAM's framework"
+    parts = [part for part in ("codec", "condition_encoder", "unet", "conditioner", "vocoder") if content.get(part)]
+    lines = ["---", "library_name: vta-sam", "tags: [video-to-audio]", "---", "", f"# {name}", "",
+             f"Clips of {clip['duration_s']:g} s, {clip['fps']:g} pictures a second, sound of 16 kHz. "
+             f"Parts: {', '.join(parts) or 'one stage before the diffusion'}.", "", "## Licence", "",
+             *_licences(about), "", "## Data and training", ""]
+    told = {key: value for key, value in about.items() if key not in ("licence", "starts")}
+    lines += [f"- {key.replace('_', ' ')}: {value}" for key, value in told.items()] or ["Nothing was recorded."]
+    lines += ["", "## Figures", ""]
+    if figures:
+        rows = (FIGURE_COLUMNS, ["---"] * len(FIGURE_COLUMNS), *figures)
+        padded = ([*row, *[""] * (len(FIGURE_COLUMNS) - len(row))] for row in rows)
+        lines += [f"{measured}.", "", *(f"| {' | '.join(cell.strip() for cell in row)} |" for row in padded)]
+    else:
+        lines += ["None were measured with these weights."]
+    if content.get("unet"):
+        lines += ["", "## Use", "", "```python", "import vta_sam", "",
+                  'pipeline = vta_sam.load("this/folder").to("cpu")',
+                  'sound = pipeline.generate(video="in.mp4", caption="a dog barks")  # .waveform, 16 kHz', "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _licences(about: dict[str, Any]) -> list[str]:
+    starts = about.get("starts") or {}
+    own = [about["licence"]] if about.get("licence") else [] if starts else [_UNSAID]
+    inherited = [f"- {part}, that training began with: {licence}" for part, licence in starts.items()]
+    return [*own, *inherited] + (["", _UNSAID] if starts and not own else [])

@@ -1,0 +1,281 @@
+"""Diff-Foley's first stage: an audio-visual encoder trained to tell which sound belongs to which moment of which clip
+(CAVP; Luo et al. 2023, arXiv 2306.17203, section 3.1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..clip import ClipSpec
+from ..dataset.shards.batch import ClipBatch
+from ..diffusion.condition import Condition, Conditioner, LogLikelihood, Pretrained
+from ..diffusion.objective import TRAIN_TIMESTEPS, VPrediction
+from ..diffusion.positions import sinusoids
+from ..mel import LOG_FLOOR, N_MELS, LogMel, normalise
+from ..runtime.distributed import gathered
+from ..runtime.randomness import SampleDraws
+from ..runtime.stage_module import StageModule
+from ..vae.codec import sample_posterior
+
+# MERGED-DOC """Diff-Foley's alignment classifier: does this noisy latent belong to these pictures? (Luo et al. 2023,
+# section 3.3)"""
+# MERGED-DOC """Diff-Foley: features of a contrastive audio-visual encoder, and guidance by an alignment
+# classifier."""
+
+
+FURTHEST_SCALE = math.log(100)
+
+
+class _Tower(nn.Module):
+    """Convolutions over time, residual, then a linear layer; row by row of unit length."""
+
+    def __init__(self, in_dim: int, width: int, dim: int, layers: int, kernel: int):
+        super().__init__()
+        self.enter = nn.Linear(in_dim, width)
+        self.layers = nn.ModuleList([
+            nn.Sequential(nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=width),
+                          nn.Conv1d(width, 2 * width, 1), nn.GELU(), nn.Conv1d(2 * width, width, 1))
+            for _ in range(layers)
+        ])
+        self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(layers)])
+        self.leave = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, dim))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x (B, T, in_dim), mask (B, T) True = real ⇒ (B, T, dim), unit vectors."""
+        x = self.enter(x)
+        for norm, layer in zip(self.norms, self.layers):
+            h = norm(x) * mask[..., None]  # padding must look like the zeros beyond the clip's ends
+            x = x + layer(h.transpose(1, 2)).transpose(1, 2)
+        return F.normalize(self.leave(x), dim=-1)
+
+
+class AlignedFrameEncoder(nn.Module):
+    """Frame embeddings ⇒ what is heard at each frame, as unit vectors. Published: SlowOnly-R50 on 4 frames a second;
+    here convolutions over the frame embeddings that all systems share.
+
+    Args: frame_dim Dv; width, layers, kernel_frames of the convolutions; dim of the vectors (published: 512).
+    """
+
+    def __init__(self, frame_dim: int, width: int = 192, dim: int = 128, layers: int = 3, kernel_frames: int = 5):
+        super().__init__()
+        self.dim = dim
+        self.norm = nn.LayerNorm(frame_dim)
+        self.tower = _Tower(frame_dim, width, dim, layers, kernel_frames)
+
+    def forward(self, batch: ClipBatch) -> Tensor:
+        """⇒ (B, T, dim)."""
+        return self.tower(self.norm(batch.frame_embedding), batch.frame_mask)
+
+
+class HeardFrameEncoder(nn.Module):
+    """Log-mel (B, mel frames, 64) ⇒ unit vectors at the moments of the video's frames (B, T, dim). Used in this stage
+    alone."""
+
+    def __init__(self, width: int = 128, dim: int = 128, layers: int = 3, kernel_frames: int = 5):
+        super().__init__()
+        self.listen = nn.Sequential(nn.Conv1d(N_MELS, width, 5, padding=2), nn.GELU(),
+                                    nn.Conv1d(width, width, 5, padding=2), nn.GELU())
+        self.tower = _Tower(width, width, dim, layers, kernel_frames)
+
+    def forward(self, mel: Tensor, mask: Tensor) -> Tensor:
+        """mask (B, T): which of the video's frames are real."""
+        h = self.listen(((mel - LOG_FLOOR) / 8 - 0.5).transpose(1, 2))
+        return self.tower(F.adaptive_avg_pool1d(h, mask.shape[1]).transpose(1, 2), mask)
+
+
+def windows_of(x: Tensor, frames: int) -> Tensor:
+    """(B, T, D) ⇒ unit vectors (B, T // frames, D): the largest value of each dimension within each window, as the
+    published encoder pools."""
+    count = x.shape[1] // frames
+    pooled = x[:, : count * frames].unflatten(1, (count, frames)).amax(dim=2)
+    return F.normalize(pooled, dim=-1)
+
+
+def between_clips(seen: Tensor, heard: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Window w of a clip's pictures against window w of every clip's sound, and the reverse. (B, W, D) twice ⇒ (loss,
+    share of windows whose own sound is the nearest)."""
+    logits = torch.einsum("bwd,cwd->wbc", seen, heard)
+    labels = torch.arange(len(seen), device=seen.device).expand(logits.shape[0], -1)
+    return _both_ways(logits * scale, labels), (logits.argmax(dim=2) == labels).float().mean()
+
+
+def within_clip(seen: Tensor, heard: Tensor, displaced: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Each window of a clip's pictures against all windows of its own sound and of the same sound shifted in time.
+
+    seen, heard, displaced (B, W, D) ⇒ (loss, share of windows whose own moment is the nearest).
+    """
+    logits = seen @ torch.cat([heard, displaced], dim=1).transpose(1, 2)
+    labels = torch.arange(seen.shape[1], device=seen.device).expand(len(seen), -1)
+    back = heard @ seen.transpose(1, 2)
+    loss = (F.cross_entropy((logits * scale).flatten(0, 1), labels.flatten())
+            + F.cross_entropy((back * scale).flatten(0, 1), labels.flatten())) / 2
+    return loss, (logits.argmax(dim=2) == labels).float().mean()
+
+
+def _both_ways(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy over the last axis, and over the one before it. logits (W, B, B), labels (W, B)."""
+    return (F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+            + F.cross_entropy(logits.transpose(1, 2).flatten(0, 1), labels.flatten())) / 2
+
+
+class ContrastivePretraining(StageModule):
+    """Tell sounds apart between clips, within a clip, and from themselves displaced in time.
+
+    Args: encoder, the one that is kept; weights of the loss terms, under the names they are logged by: between, within;
+    window_frames, what is pooled into one moment; shortest_shift_frames of the displaced sound; optimise, (module) ⇒
+    Lightning's optimiser and schedule.
+    """
+
+    def __init__(self, encoder: AlignedFrameEncoder, weights: dict[str, float], optimise: Callable,
+                 window_frames: int = 8, shortest_shift_frames: int = 4):
+        super().__init__(optimise)
+        self.encoder, self.weights = encoder, weights
+        self.window_frames, self.shortest_shift_frames = window_frames, shortest_shift_frames
+        self.hearing, self.log_mel = HeardFrameEncoder(dim=encoder.dim), LogMel()
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    def _forward(self, batch: ClipBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """⇒ (losses, figures)."""
+        assert batch.waveform is not None, "this stage hears the sound itself"
+        mel = self.log_mel(normalise(batch.waveform))[:, :-1]
+        seen, heard = self.encoder(batch), self.hearing(mel, batch.frame_mask)
+        scale = self.log_scale.clamp(max=FURTHEST_SCALE).exp()
+        displaced = windows_of(self._displaced(heard, batch.seeds), self.window_frames)
+        seen, heard = windows_of(seen, self.window_frames), windows_of(heard, self.window_frames)
+        between, told_clips = between_clips(gathered(seen), gathered(heard), scale)
+        within, told_moments = within_clip(seen, heard, displaced, scale)
+        return ({"between": between, "within": within}, {"between_accuracy": told_clips,
+                                                         "within_accuracy": told_moments})
+
+    def _displaced(self, heard: Tensor, seeds: Tensor) -> Tensor:
+        """Each row shifted round by frames of its own, at least the shortest either way. (B, T, D) ⇒ (B, T, D)."""
+        frames = heard.shape[1]
+        free = max(1, frames - 2 * self.shortest_shift_frames)
+        shift = SampleDraws(seeds, "displace").integer(free) + self.shortest_shift_frames
+        places = (torch.arange(frames) + shift[:, None]) % frames
+        return heard.gather(1, places.to(heard.device)[..., None].expand_as(heard))
+
+    def measure(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        losses, figures = self._forward(batch)
+        return torch.stack([self.weights[name] * value for name, value in losses.items()]).sum(), {**losses, **figures}
+
+
+TIMESTEP_DIM = 64
+
+
+class AlignmentClassifier(nn.Module):
+    """log p(aligned | noisy latent, timestep, frame features).
+
+    Published: a UNet's encoder half with cross-attention to the whole video's features; here the features of the very
+    window, brought to the latent's columns, so that no step of guidance looks at other seconds than it makes.
+
+    Args: feature_dim, of the frame features; latent_rows, channels times frequency rows of the latent; spec; width,
+    layers and kernel_columns of the convolutions over columns.
+    """
+
+    def __init__(self, feature_dim: int, latent_rows: int, spec: ClipSpec, width: int = 128, layers: int = 3,
+                 kernel_columns: int = 5):
+        super().__init__()
+        self.hear, self.see = nn.Linear(latent_rows, width), nn.Linear(feature_dim, width)
+        self.timestep = nn.Sequential(nn.Linear(TIMESTEP_DIM, width), nn.SiLU(), nn.Linear(width, width))
+        self.norms = nn.ModuleList([nn.GroupNorm(8, width) for _ in range(layers)])
+        self.layers = nn.ModuleList([
+            nn.Conv1d(width, width, kernel_columns, padding=kernel_columns // 2) for _ in range(layers)
+        ])
+        self.judge = nn.Linear(2 * width, 1)
+        self.register_buffer("interpolation", torch.from_numpy(spec.interpolation()), persistent=False)
+
+    def logit(self, latent: Tensor, timestep: Tensor, features: Tensor) -> Tensor:
+        """latent (B, C, columns, freq), timestep (B,), features (B, T, dim) ⇒ (B,)."""
+        heard = self.hear(latent.permute(0, 2, 1, 3).flatten(2))
+        seen = self.see(torch.einsum("ct,btd->bcd", self.interpolation.to(features.dtype), features))
+        x = (heard * (1 + seen) + seen + self.timestep(
+            sinusoids(timestep.float() / TRAIN_TIMESTEPS, TIMESTEP_DIM, 0.01, 10.0).to(seen.dtype))[:, None])
+        x = x.transpose(1, 2)
+        for norm, layer in zip(self.norms, self.layers):
+            x = x + layer(F.silu(norm(x)))
+        return self.judge(torch.cat([x.mean(dim=2), x.amax(dim=2)], dim=1))[:, 0]
+
+    def forward(self, latent: Tensor, timestep: Tensor, features: Tensor) -> Tensor:
+        """⇒ log p(aligned), (B,), ≤ 0."""
+        return F.logsigmoid(self.logit(latent, timestep, features))
+
+
+class ClassifierTraining(StageModule):
+    """Own pictures against another clip's, and against its own displaced in time, at every level of noise.
+
+    Args: classifier; encoder, frozen; latent_scale, 1 / std of the latents; optimise, (module) ⇒ Lightning's optimiser
+    and schedule.
+    """
+
+    def __init__(self, classifier: AlignmentClassifier, encoder: AlignedFrameEncoder, latent_scale: float,
+                 optimise: Callable):
+        super().__init__(optimise)
+        self.classifier, self.encoder = classifier, encoder.requires_grad_(False)
+        self.latent_scale, self.objective = latent_scale, VPrediction()
+
+    def measure(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """⇒ (loss, accuracy). A third each: its own, another clip's, its own displaced; own ones weigh as much as the
+        other two together."""
+        assert batch.moments is not None, "the classifier is trained on latent shards"
+        draws, device = SampleDraws(batch.seeds, "classifier"), batch.moments.device
+        shape = (batch.moments.shape[1] // 2, *batch.moments.shape[2:])
+        latent = sample_posterior(batch.moments, draws.normal(*shape).to(device)) * self.latent_scale
+        timestep = draws.integer(TRAIN_TIMESTEPS).to(device)
+        noisy, _ = self.objective.noised(latent, draws.normal(*shape).to(device), timestep)
+        features = self.encoder(batch)
+        frames = features.shape[1]
+        shift = (draws.integer(frames // 2) + frames // 4).to(device)
+        places = (torch.arange(frames, device=device) + shift[:, None]) % frames
+        displaced = features.gather(1, places[..., None].expand_as(features))
+        logits = [self.classifier.logit(noisy, timestep, x) for x in (features, features.roll(1, 0), displaced)]
+        wrong = torch.cat(logits[1:])
+        loss = (F.softplus(-logits[0]).mean() + F.softplus(wrong).mean()) / 2
+        accuracy = ((logits[0] > 0).float().mean() + (wrong <= 0).float().mean()) / 2
+        return loss, {"accuracy": accuracy}
+
+
+class DiffFoleyConditioner(Conditioner):
+    """The frozen encoder's features through a linear layer, with learned positions.
+
+    Args: encoder, trained by stage ``contrastive``; token_dim; latent_channels and latent_freq of the latent;
+    classifier, sizes of the AlignmentClassifier that stage ``classifier`` trains (None: no double guidance);
+    classifier_scale, s of v' = v − s·(σ/α)·∇log p (0: none).
+    """
+
+    pretrained = {"contrastive": Pretrained("encoder", "frame_encoder"),
+                  "classifier": Pretrained("classifier", "classifier", required=False)}
+
+    def __init__(self, encoder: AlignedFrameEncoder, spec: ClipSpec, token_dim: int, latent_channels: int,
+                 latent_freq: int, classifier: dict | None = None, classifier_scale: float = 0.0):
+        super().__init__()
+        self.encoder, self.spec, self.token_dim = encoder, spec, token_dim
+        self.project = nn.Linear(encoder.dim, token_dim)
+        self.positions = nn.Embedding(spec.frames, token_dim)
+        nn.init.normal_(self.positions.weight, std=0.02)
+        self.null_token = nn.Parameter(torch.randn(token_dim) * 0.02)
+        self.classifier_scale = float(classifier_scale)
+        self.classifier = None if classifier is None else AlignmentClassifier(
+            encoder.dim, latent_channels * latent_freq, spec, **classifier)
+
+    def _positions(self, like: Tensor) -> Tensor:
+        return self.positions.weight[: self.spec.frames].to(like.dtype)
+
+    def forward(self, batch: ClipBatch) -> Condition:
+        tokens = self.project(self.encoder(batch) * self.encoder.dim**0.5)  # unit vectors ⇒ values of about 1
+        return Condition(tokens + self._positions(tokens), batch.frame_mask)
+
+    def null(self, batch: ClipBatch) -> Condition:
+        tokens = self.null_token + self._positions(self.null_token)
+        return Condition(tokens.expand(len(batch), -1, -1), batch.frame_mask)
+
+    def guide(self, batch: ClipBatch) -> tuple[LogLikelihood, float] | None:
+        classifier = self.classifier
+        if classifier is None or not self.classifier_scale:
+            return None
+        features = self.encoder(batch)
+        return lambda latent, timestep: classifier(latent, timestep, features), self.classifier_scale

@@ -1,0 +1,225 @@
+"""A finished dataset, read again: is every record what dataset.json says, and what do the clips hold?"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+
+from ...clip import ClipFeatures, FrameClock
+from ...media.picture_reader import Fit, Squeeze
+from ...media.video import probe, stream_clip
+from ...plots.overlay import SHOWN, Overlay, picture_size, write_film
+from ...runtime.errors import InputError
+from ...runtime.files import write_text
+from ..shards.records import read_members
+from ..shards.schema import DatasetInfo, ShardInfo, decode_record, member_key, read_dataset
+from .dataset_statistics import DatasetStatistics, Fault, statistics_picture
+from .shard_folder import failures
+
+# MERGED-DOC """Films of a dataset's clips with their grounding drawn over them, made from the shards and the
+# videos."""
+
+
+_ROUNDING = 1e-3  # half a step of fp16 at 1
+_MASK_DIM = 256
+_LONGEST_S = 1e6  # no clip, and no number of frames a second, is larger
+Progress = Callable[[int, int, int], None]  # clips read, of how many, faults
+
+
+def check_dataset(root: Path, progress: Progress | None = None) -> tuple[DatasetStatistics, list[Fault]]:
+    """Read every record of a dataset, one at a time ⇒ statistics of those that could be read, and all faults.
+
+    Raises InputError where dataset.json itself can't be used.
+    """
+    root = Path(root)
+    info = read_dataset(root)
+    shards = [(split, shard) for split, found in info.splits.items() for shard in found]
+    total = sum(shard.records for _, shard in shards)
+    statistics, faults = DatasetStatistics(), _strangers(root, {shard.name for _, shard in shards})
+    seen: set[bytes] = set()
+    read = 0
+    if progress:
+        progress(read, total, len(faults))  # shows the total before the first record
+    for split, shard in shards:
+        records = 0
+        for record in read_records(root / shard.name):
+            records += bool(record.key)  # a fault without a key is one of the shard
+            if isinstance(record, Fault):
+                faults.append(record)
+            else:
+                faults += [Fault(shard.name, record.key, what) for what in record_faults(record, info)]
+                faults += _again(seen, shard, record.key)
+                statistics.add(split, record)
+            if progress:
+                progress(read + records, total, len(faults))
+        read += records
+        faults += _count_faults(root, shard, records)
+    return statistics, faults
+
+
+def write_check(out: Path, statistics: DatasetStatistics, faults: list[Fault], title: str) -> None:
+    """Write ``out``/statistics.json, statistics.png and faults.jsonl, an empty one where all is well."""
+    lines = "".join(json.dumps(asdict(fault), ensure_ascii=False) + "\n" for fault in faults)
+    write_text(out / "faults.jsonl", lines)
+    content = {**statistics.to_dict(), "faults": len(faults)}
+    write_text(out / "statistics.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+    statistics_picture(out / "statistics.png", statistics, f"{title}: {statistics.clips} clips, "
+                                                           f"{statistics.seconds / 3600:.2f} hours")
+
+
+def record_faults(clip: ClipFeatures, info: DatasetInfo) -> list[str]:
+    """What of a clip disagrees with its dataset, with itself, or with the meaning of its numbers. Arrays whose shapes
+    disagree with each other, and NaN, were refused when it was read."""
+    faults = []
+
+    def expect(holds: bool, what: str) -> None:
+        if not holds:
+            faults.append(what)
+
+    shapes = {"frame_embedding": (None, info.frame_dim), "object_embedding": (None, info.object_dim),
+              "caption_tokens": (None, info.caption_dim), "mask_embedding": (*clip.probs.shape, _MASK_DIM)}
+    for name, shape in shapes.items():
+        array = getattr(clip, name)
+        if array is not None:
+            fits = array.ndim == len(shape) and all(e in (None, n) for e, n in zip(shape, array.shape))
+            expected = ", ".join("…" if length is None else str(length) for length in shape)
+            expect(fits, f"{name} has shape {array.shape}, expected ({expected})")
+    expect(clip.fps == info.fps, f"fps is {clip.fps}, dataset.json says {info.fps}")
+    expect(clip.sample_rate_hz == info.sample_rate_hz,
+           f"sample_rate_hz is {clip.sample_rate_hz}, dataset.json says {info.sample_rate_hz}")
+    if 0 < clip.duration_s < _LONGEST_S and 0 < clip.fps < _LONGEST_S:
+        frames, samples = FrameClock(clip.fps).frames_of(clip.duration_s), round(clip.duration_s * clip.sample_rate_hz)
+        expect(len(clip.probs) == frames, f"{len(clip.probs)} frames, expected {frames} in {clip.duration_s} s")
+        expect(len(clip.waveform) == samples,
+               f"{len(clip.waveform)} samples of sound, expected {samples} in {clip.duration_s} s")
+    else:
+        faults.append(f"duration_s is {clip.duration_s} at {clip.fps} fps, expected more than 0 and what a video can "
+                      "have")
+    expect(math.isfinite(clip.start_s) and clip.start_s >= 0, f"start_s is {clip.start_s}, expected seconds >= 0")
+    expect(all(clip.objects) and len(set(clip.objects)) == len(clip.objects),
+           f"objects are {clip.objects}, expected words that differ")
+    for name in ("probs", "boxes", "areas"):
+        array = getattr(clip, name)
+        low, high = float(array.min(initial=0.0)), float(array.max(initial=0.0))
+        expect(low >= -_ROUNDING and high <= 1 + _ROUNDING, f"{name} go from {low:g} to {high:g}, expected 0 to 1")
+    return faults
+
+
+def read_records(path: Path) -> Iterator[ClipFeatures | Fault]:
+    """The records of a shard, in order, and in place of a damaged one, or at the end, what is wrong."""
+    try:
+        for key, members in read_members(path):
+            try:
+                yield decode_record(key, members)
+            except InputError as error:
+                yield Fault(path.name, unquote(key), str(error))
+    except InputError as error:
+        yield Fault(path.name, "", str(error))
+
+
+def _again(seen: set[bytes], shard: ShardInfo, key: str) -> list[Fault]:
+    """A fault where the key was met before. Keys are remembered by 8 bytes of their hash."""
+    short = hashlib.blake2b(key.encode(), digest_size=8).digest()
+    if short in seen:
+        return [Fault(shard.name, key, "the id stands in the dataset before; ids must differ")]
+    seen.add(short)
+    return []
+
+
+def _count_faults(root: Path, shard: ShardInfo, records: int) -> list[Fault]:
+    faults = []
+    if records != shard.records:
+        faults.append(Fault(shard.name, "", f"it holds {records} records, dataset.json says {shard.records}"))
+    listed = root / f"{Path(shard.name).stem}.failed.jsonl"
+    if shard.failed or listed.exists():
+        try:
+            failed = len(failures(listed))
+            if failed != shard.failed:
+                told = f"{listed.name} lists {failed} clips that failed, dataset.json says {shard.failed}"
+                faults.append(Fault(shard.name, "", told))
+        except InputError as error:
+            faults.append(Fault(shard.name, "", str(error)))
+    return faults
+
+
+def _strangers(root: Path, known: set[str]) -> list[Fault]:
+    """Tars that dataset.json doesn't name: training passes them over."""
+    return [Fault(path.name, "", "it is not in dataset.json") for path in sorted(root.glob("*.tar"))
+            if path.name not in known and not path.name.startswith(".")]
+
+
+_CHUNK_FRAMES = 32
+
+
+def write_overlays(root: Path, videos: Path, out: Path, count: int = 3, keys: Sequence[str] = (),
+                   grounder: Any | None = None, shown: float = SHOWN) -> Iterator[Path]:
+    """Write ``out``/<id>.mp4 for the first ``count`` clips of a dataset, or those of ``keys`` ⇒ each path when done.
+
+    videos: the folder that they were extracted from. grounder: one with ``masks(frames, objects) -> (T, K, h, w)``,
+    which is asked for them again, since shards hold their areas alone; None ⇒ boxes alone. shown: boxes and masks are
+    drawn of objects at least this likely. Raises InputError: a video or a key that isn't there, a grounder without
+    masks, or another than made the shards.
+    """
+    root, videos, out = Path(root), Path(videos), Path(out)
+    if not videos.is_dir():
+        raise InputError(f"videos={videos} is not a folder; overlays need the videos that the shards were made from")
+    if grounder is not None and not hasattr(grounder, "masks"):
+        raise InputError(f"the grounder {grounder.fingerprint} draws no masks; choose another, or masks=false")
+    if grounder is not None:  # another's masks would not be those whose areas the shards hold
+        read_dataset(root).require(str(root), grounder=grounder.fingerprint)
+    for clip in _chosen(root, count, keys):
+        yield write_overlay(clip, _video(videos, clip), out / f"{member_key(clip.key)}.mp4", grounder, shown)
+
+
+def write_overlay(clip: ClipFeatures, video: Path, out: Path, grounder: Any | None = None,
+                  shown: float = SHOWN) -> Path:
+    """One clip ⇒ the path of its film."""
+    seen = probe(video)
+    size = picture_size(seen.height, seen.width)
+    overlay = Overlay(clip, size, shown)
+    return write_film(out, _frames(overlay, video, size, grounder), clip.fps, clip.waveform, clip.sample_rate_hz)
+
+
+def _frames(overlay: Overlay, video: Path, size: tuple[int, int], grounder: Any | None) -> Iterator[np.ndarray]:
+    clip = overlay.clip
+    fits: list[Fit] = [Squeeze(*size)] + ([grounder.fit] if grounder is not None else [])
+    t = 0
+    for pictures, *grounded in stream_clip(video, start_s=clip.start_s, duration_s=clip.duration_s, fps=clip.fps,
+                                           fits=fits, want_audio=False, chunk_frames=_CHUNK_FRAMES):
+        masks = grounder.masks(grounded[0], clip.objects) if grounder is not None else None
+        for i, picture in enumerate(pictures[:len(clip.probs) - t]):
+            yield overlay.frame(picture, t, masks[i] if masks is not None else None)
+            t += 1
+    if t != len(clip.probs):
+        raise InputError(f"{video} gives {t} frames of clip {clip.key!r}, its shard has {len(clip.probs)}; is it "
+                         "another video than was extracted?")
+
+
+def _chosen(root: Path, count: int, keys: Sequence[str]) -> Iterator[ClipFeatures]:
+    wanted, left = set(keys), len(set(keys)) or count
+    shards = (shard for found in read_dataset(root).splits.values() for shard in found)
+    for record in (record for shard in shards for record in read_records(root / shard.name)):
+        if not left:
+            return
+        if isinstance(record, ClipFeatures) and (not keys or record.key in wanted):
+            left -= 1
+            wanted.discard(record.key)
+            yield record
+    if wanted:
+        raise InputError(f"{root} has no clip {', '.join(map(repr, sorted(wanted)))}; keys= names ids of the manifest")
+
+
+def _video(videos: Path, clip: ClipFeatures) -> Path:
+    source = PurePosixPath(clip.source)
+    if source.is_absolute() or ".." in source.parts:
+        raise InputError(f"clip {clip.key!r} comes from {clip.source!r}, which leaves the folder of the videos; "
+                         "extract it again")
+    return videos / source

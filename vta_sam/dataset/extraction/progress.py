@@ -1,0 +1,98 @@
+"""What extraction shows on the terminal."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+from rich.console import Group
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from ..shards.schema import DatasetInfo
+from .shard_folder import failures
+
+_REASONS = 5
+
+
+class _Rate(ProgressColumn):
+    """Clips a second in this run, and how many of them failed."""
+
+    def render(self, task: Task) -> Text:
+        rate = _pace(task.speed) if task.speed else "… clips/s"
+        failed = task.fields.get("failed", 0)
+        return Text(f"{rate}, {failed} failed", style="red" if failed else "default")
+
+
+def progress_bar() -> Progress:
+    """A bar whose tasks have a field ``failed``: done of all, time left, clips/s, failures."""
+    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), _Rate())
+
+
+@contextmanager
+def followed(title: str, log_every_s: float = 60.0) -> Iterator[Callable[[int, int, int], None]]:
+    """⇒ what extraction calls with (clips done, of how many, failed): a bar on a terminal; elsewhere, as in the log
+    of a job, the first and the last line and one whenever ``log_every_s`` seconds have passed."""
+    bar = progress_bar()
+    if not bar.console.is_terminal:
+        yield _Lines(title, log_every_s, lambda line: bar.console.print(line, soft_wrap=True, markup=False))
+        return
+    with bar:
+        task = bar.add_task(title, total=None, failed=0)
+
+        def update(done: int, clips: int, failed: int) -> None:
+            if bar.tasks[0].total is None:  # what earlier runs did is not this run's speed
+                bar.reset(task, total=clips, completed=done)
+            bar.update(task, completed=done, failed=failed)
+
+        yield update
+
+
+class _Lines:
+    """Progress in lines: clips done, clips a second in this run, time left, failures."""
+
+    def __init__(self, title: str, every_s: float, say: Callable[[str], None]) -> None:
+        self.title, self.every_s, self.say = title, every_s, say
+        self.begun: tuple[float, int] | None = None  # when, and the clips that were done by then
+        self.said_s = -math.inf
+
+    def __call__(self, done: int, clips: int, failed: int) -> None:
+        now_s = time.monotonic()
+        self.begun = self.begun or (now_s, done)
+        if now_s - self.said_s < self.every_s and done < clips:
+            return
+        self.said_s = now_s
+        elapsed_s, here = now_s - self.begun[0], done - self.begun[1]
+        pace = ""
+        if here and elapsed_s > 0:
+            left = timedelta(seconds=round((clips - done) * elapsed_s / here))
+            pace = f", {_pace(here / elapsed_s)}, {left} left"
+        self.say(f"{self.title}: {done}/{clips}{pace}, {failed} failed")
+
+
+def _pace(clips_per_s: float) -> str:
+    return f"{clips_per_s:.1f} clips/s" if clips_per_s >= 0.5 else f"{1 / clips_per_s:.1f} s a clip"
+
+
+def summary(info: DatasetInfo, out: Path) -> Group:
+    """Shards, records and failures of each split, and the most frequent reasons of failures."""
+    table = Table("split", "shards", "records", "failed", title=str(out))
+    reasons: Counter[str] = Counter()
+    for split, shards in sorted(info.splits.items()):
+        failed = sum(shard.failed for shard in shards)
+        table.add_row(split, str(len(shards)), str(sum(shard.records for shard in shards)), str(failed))
+        for shard in shards:
+            if shard.failed:
+                listed = failures(out / f"{Path(shard.name).stem}.failed.jsonl")
+                # the same reason names another file each time
+                reasons.update(entry["reason"].replace(entry["path"], "…").rpartition("/")[2] for entry in listed)
+    lines = [Text(f"{count} clips: {reason}") for reason, count in reasons.most_common(_REASONS)]
+    if not (out / "dataset.json").exists():
+        lines.append(Text("Other workers' shards are missing still; dataset.json is written with the last of them."))
+    return Group(table, *lines)

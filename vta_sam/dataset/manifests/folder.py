@@ -1,0 +1,200 @@
+"""Any folder of videos ⇒ a manifest: captions from a table, from the folders' names, or from the files' names."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+from ...runtime.errors import InputError
+from .draft import Draft
+from .manifest import Row
+from .tables import Caption, by_stem, find_clip, list_videos, read_captions
+
+CAPTION_SOURCES = ("folder", "name")
+_SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+           "testing": "test"}  # names of folders that say a split
+_LONGEST_ID = 120  # ids become names of files, which have 255 bytes at most
+Progress = Callable[[int, int], None]
+
+
+def folder_draft(videos: Path, captions: Path | None = None, caption_from: str | None = None, recursive: bool = False,
+                 split: str | None = None, cut: str = "auto", val: int = 0, test: int = 0, same_content: bool = False,
+                 progress: Progress | None = None) -> Draft:
+    """The videos of a folder ⇒ a draft of their manifest.
+
+    captions: a table, see :mod:`~vta_sam.dataset.manifests.tables`; only videos that it names get a row, and of
+    several captions of a clip the first. caption_from: "folder" or "name", whose words become the caption (and the
+    folder's the label); without both the caption is empty. split: of all clips; None ⇒ what the table says, else a
+    folder named train, val or test, else train. cut: for AudioCaps' columns, see
+    :func:`~vta_sam.dataset.manifests.tables.find_clip`. val, test: how many clips of train to move there. same_content:
+    also leave out copies under another name; progress(done, all) is called after each file that had to be read.
+    """
+    if split is not None and not re.fullmatch(r"[A-Za-z0-9_]+", split):
+        raise InputError(f"--split {split!r} becomes part of file names; use letters, digits and _")
+    draft = Draft()
+    sizes = _usable(videos, recursive, draft)
+    paths = _without_copies(videos, sizes, draft, progress) if same_content else list(sizes)
+    if captions is not None:
+        rows = _captioned(paths, read_captions(captions), cut, draft)
+    else:
+        rows = _named(paths, caption_from, draft)
+    first_with: dict[str, Row] = {}
+    for row in rows:
+        if row.id in first_with:
+            draft.leave_out(row.id, "another has the same id", f"{row.path}, as {first_with[row.id].path}")
+            continue
+        first_with[row.id] = row
+        draft.rows.append(replace(row, split=split or row.split))
+    whole = {row.path: row.id for row in reversed(draft.rows)}
+    draft.hold_out("val", val, lambda row: whole[row.path])
+    draft.hold_out("test", test, lambda row: whole[row.path], last=True)
+    return draft
+
+
+def path_id(path: str) -> str:
+    """A relative path ⇒ an id of letters, digits, ``_`` and ``-``: its parts without the suffix, joined by ``__``. A
+    part that holds anything else keeps what it can and gets a hash, so that two names don't become one."""
+    parts = PurePosixPath(path).with_suffix("").parts
+    id = "__".join(_plain(part) for part in parts)
+    return id if len(id) <= _LONGEST_ID else f"{id[:_LONGEST_ID - 17]}_{_hash(path, 16)}"
+
+
+def _plain(part: str) -> str:
+    kept = re.sub(r"[^A-Za-z0-9_-]+", "_", part)
+    return part if kept == part else f"{kept.strip('_')}_{_hash(part, 8)}".lstrip("_")
+
+
+def _hash(text: str, digits: int) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:digits]
+
+
+def _usable(videos: Path, recursive: bool, draft: Draft) -> dict[str, int]:
+    """Videos that a manifest can name ⇒ {relative path: bytes}, in order; the others go to ``draft.left_out``."""
+    sizes: dict[str, int] = {}
+    root = os.path.realpath(videos)
+    for entry in list_videos(videos, recursive):
+        path = Path(entry.path).relative_to(videos).as_posix()
+        if entry.is_symlink():
+            real = os.path.realpath(entry.path)
+            if os.path.commonpath((root, real)) != root:
+                draft.leave_out(path, "a link that leaves the folder", real)
+                continue
+        if not entry.is_file():
+            draft.leave_out(path, "no file", "a link to nothing, or a thing of another kind")
+        elif not entry.stat().st_size:
+            draft.leave_out(path, "an empty file")
+        elif path != path.strip() or not _is_utf8(path):
+            draft.leave_out(path, "a name that a manifest can't hold", "space at its ends, or no UTF-8")
+        else:
+            sizes[path] = entry.stat().st_size
+    return sizes
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _without_copies(videos: Path, sizes: dict[str, int], draft: Draft, progress: Progress | None) -> list[str]:
+    """Leave out files with the same bytes as one before. Only files of equal size are read."""
+    by_size: dict[int, list[str]] = defaultdict(list)
+    for path, size in sizes.items():
+        by_size[size].append(path)
+    alike = [path for paths in by_size.values() if len(paths) > 1 for path in paths]
+    first_with: dict[tuple[int, bytes], str] = {}
+    copies = set()
+    for done, path in enumerate(alike, 1):
+        try:
+            with open(videos / path, "rb") as file:
+                content = sizes[path], hashlib.file_digest(file, "sha256").digest()
+        except OSError as error:
+            raise InputError(f"{videos / path} can't be read ({error.strerror})") from error
+        if first_with.setdefault(content, path) != path:
+            copies.add(path)
+            draft.leave_out(path, "the same bytes as another", first_with[content])
+        if progress:
+            progress(done, len(alike))
+    return [path for path in sizes if path not in copies]
+
+
+def _named(paths: Iterable[str], caption_from: str | None, draft: Draft) -> Iterable[Row]:
+    """Rows whose caption is made of a name."""
+    for path in paths:
+        parts = PurePosixPath(path).parts
+        caption = label = ""
+        if caption_from == "folder":
+            label = parts[-2] if len(parts) > 1 and parts[-2].lower() not in _SPLITS else ""
+            caption = _words(label)
+        elif caption_from == "name":
+            caption = _words(re.sub(r"[\W_]*\d+$", "", PurePosixPath(path).stem))  # the number of a take says nothing
+        if caption_from and not caption:
+            draft.leave_out(path, f"no caption in the {'folder’s' if caption_from == 'folder' else 'file’s'} name")
+            continue
+        yield Row(path_id(path), caption, path, label=label, split=_folder_split(path))
+
+
+def _words(name: str) -> str:
+    """ "dog_barking" ⇒ "dog barking"."""
+    return " ".join(re.split(r"[\s_.-]+", name)).strip()
+
+
+def _folder_split(path: str) -> str:
+    folders = (part.lower() for part in PurePosixPath(path).parts[:-1])
+    return next((_SPLITS[folder] for folder in folders if folder in _SPLITS), "train")
+
+
+def _captioned(paths: list[str], captions: Iterable[Caption], cut: str, draft: Draft) -> Iterable[Row]:
+    """Rows of the videos that a table names, in the table's order."""
+    stems, names = by_stem(paths), _names(paths)
+    captioned: dict[str, str] = {}  # id of a row ⇒ where its caption stands
+    used = set()
+    for caption in captions:
+        row: Row | None
+        if caption.name:
+            fitting = names.get(caption.name, [])
+            if len(fitting) > 1:
+                draft.leave_out(caption.id, "a name that fits several videos", f"{caption.where}: {', '.join(fitting)}")
+                continue
+            row = Row(path_id(fitting[0]), caption.text, fitting[0]) if fitting else None
+        else:
+            row = _audiocaps_row(caption, stems, cut, draft)
+        if row is None:
+            draft.leave_out(caption.id, "a caption without a video", caption.where)
+            continue
+        used.add(row.path)
+        if row.id in captioned:
+            draft.leave_out(row.id, "another caption of the same clip", f"{caption.where}, as {captioned[row.id]}")
+            continue
+        captioned[row.id] = caption.where
+        given = _SPLITS.get(caption.split.lower(), caption.split)
+        yield replace(row, objects=caption.objects, label=caption.label, split=given or _folder_split(row.path))
+    for path in paths:
+        if path not in used:
+            draft.leave_out(path, "a video that no caption names")
+
+
+def _audiocaps_row(caption: Caption, stems: dict[str, str], cut: str, draft: Draft) -> Row | None:
+    found = find_clip(stems, caption.video, caption.start_s, cut)
+    if found is None:
+        return None
+    draft.rules[found.rule] += 1
+    return Row(caption.id, caption.text, found.path, found.start_s, found.duration_s)
+
+
+def _names(paths: list[str]) -> dict[str, list[str]]:
+    """What people call a video (its path or file name, with or without the suffix, its id) ⇒ the paths that fit. A
+    whole path that fits stands for itself."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for path in paths:
+        whole = PurePosixPath(path)
+        for name in {str(whole.with_suffix("")), whole.name, whole.stem, path_id(path)} - {path}:
+            names[name].append(path)
+    return names | {path: [path] for path in paths}

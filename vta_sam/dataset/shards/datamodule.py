@@ -1,0 +1,256 @@
+"""The order of training samples: a pure function of (seed, epoch), so that resuming is exact.
+
+Shards are shuffled, and records within each; the resulting list is cut into S equally long *streams*, and sample n of
+an epoch is taken from stream n % S. S is a multiple of (processes × loader workers), so every worker reads streams of
+its own, and how many workers there are changes nothing about the order.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from ...clip import ClipFeatures, ClipSpec
+from ...runtime.errors import InputError
+from ...runtime.randomness import seed_of
+from .batch import ClipBatch, ClipWindow, collate, window_of
+from .latents import read_latents
+from .records import read_records
+from .schema import DatasetInfo, ShardInfo, read_dataset
+from .storage import Root, place_of
+
+# MERGED-DOC """Shards ⇒ batches, for every stage: exact order, exact resume, crops at the latent's columns."""
+
+
+@dataclass(frozen=True)
+class SampleOrder:
+    """Which record is the g-th sample of a run.
+
+    counts: records in each shard. streams: S. seed: of the run. Records that do not fill all streams evenly (fewer
+    than S of them) wait for another epoch's shuffle.
+    """
+
+    counts: tuple[int, ...]
+    streams: int
+    seed: int
+
+    def __post_init__(self):
+        if sum(self.counts) == 0:
+            raise InputError("there is nothing to train on: every shard is empty")
+
+    @property
+    def epoch_samples(self) -> int:
+        """Samples in an epoch: a multiple of the number of streams."""
+        total = sum(self.counts)
+        repeats = -(-self.streams // total) if total < self.streams else 1
+        return total * repeats // self.streams * self.streams
+
+    def epoch(self, epoch: int) -> np.ndarray:
+        """⇒ (epoch_samples, 2) int: shard and record of each sample, in order."""
+        random = np.random.Generator(np.random.PCG64(seed_of("order", self.seed, epoch)))
+        parts = [
+            np.stack([np.full(self.counts[shard], shard), random.permutation(self.counts[shard])], axis=1)
+            for shard in random.permutation(len(self.counts))
+            if self.counts[shard]
+        ]
+        records = np.concatenate(parts)
+        if len(records) < self.streams:  # a handful of clips: let them come round again
+            records = np.resize(records, (self.epoch_samples, 2))
+        length = self.epoch_samples // self.streams
+        return records[: self.epoch_samples].reshape(self.streams, length, 2).swapaxes(0, 1).reshape(-1, 2)
+
+    def samples(self, start: int, part: int = 0, parts: int = 1) -> Iterator[tuple[int, int, int]]:
+        """Endlessly (epoch, shard, record) from the ``start``-th sample of the run on, every ``parts``-th of them."""
+        if self.streams % parts:
+            raise InputError(f"streams={self.streams} is not a multiple of {parts} (processes × workers)")
+        epoch, table = -1, np.empty((0, 2), int)
+        position = start + part
+        while True:
+            wanted, n = divmod(position, self.epoch_samples)
+            if wanted != epoch:
+                epoch, table = wanted, self.epoch(wanted)
+            yield epoch, int(table[n, 0]), int(table[n, 1])
+            position += parts
+
+
+def consecutive(counts: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Every (shard, record) once, as stored."""
+    for shard, count in enumerate(counts):
+        for record in range(count):
+            yield shard, record
+
+
+class ShardReader:
+    """Random access to the records of one split; the last ``cached_shards`` shards stay in memory.
+
+    root: the dataset's folder, URL or place. latents: a folder of latent shards, or None.
+    """
+
+    def __init__(self, root: Root, shards: list[ShardInfo], cached_shards: int, latents: Path | None = None):
+        self.place, self.shards, self.cached_shards, self.latents = place_of(root), shards, cached_shards, latents
+        self._cache: OrderedDict[int, tuple[list[ClipFeatures], dict[str, np.ndarray]]] = OrderedDict()
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        return tuple(shard.records for shard in self.shards)
+
+    def record(self, shard: int, index: int) -> tuple[ClipFeatures, np.ndarray | None]:
+        """⇒ the record, and its moments where there are latents."""
+        records, moments = self._load(shard)
+        record = records[index]
+        if self.latents is None:
+            return record, None
+        if record.key not in moments:
+            raise InputError(f"{self.latents} has no latent of clip {record.key!r}; delete that folder")
+        return record, moments[record.key]
+
+    def _load(self, shard: int) -> tuple[list[ClipFeatures], dict[str, np.ndarray]]:
+        if shard in self._cache:
+            self._cache.move_to_end(shard)
+            return self._cache[shard]
+        info = self.shards[shard]
+        records = read_records(self.place, info)
+        self._cache[shard] = records, read_latents(self.latents, info) if self.latents else {}
+        while len(self._cache) > self.cached_shards:
+            self._cache.popitem(last=False)
+        return self._cache[shard]
+
+
+class _TrainingSamples(IterableDataset):
+    """One process' share of the samples from ``start`` on; with loader workers, each reads streams of its own."""
+
+    def __init__(self, reader: ShardReader, order: SampleOrder, spec: ClipSpec, stage: str, start: int,
+                 rank: int, world: int):
+        self.reader, self.order, self.spec, self.stage = reader, order, spec, stage
+        self.start, self.rank, self.world = start, rank, world
+
+    def __iter__(self) -> Iterator[ClipWindow]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        part, parts = self.rank + self.world * worker, self.world * workers
+        for epoch, shard, index in self.order.samples(self.start, part, parts):
+            record, moments = self.reader.record(shard, index)
+            seed = seed_of(self.order.seed, self.stage, epoch, record.key)
+            yield window_of(record, self.spec, seed, self._crop(record, seed), moments)
+
+    def _crop(self, record: ClipFeatures, seed: int) -> int:
+        """The first column of a crop: uniform over those that keep the crop inside the record."""
+        spare = int(record.waveform.shape[0] / self.spec.sample_rate_hz / self.spec.column_s + 1e-6) - self.spec.columns
+        return seed_of("crop", seed) % (spare + 1) if spare > 0 else 0
+
+
+def _outlive_signals(worker: int) -> None:
+    """SLURM signals every process of a job, these too. A loader process that ended by it would end the training before
+    it has saved. Their own process still ends them by SIGTERM, or its exit would wait for them for ever; without it
+    they end by themselves."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # left to the thread, which learns who sent it
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(process: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != process:
+        pass
+    os._exit(0)
+
+
+class _Batches:
+    """Samples ⇒ batches, put together in the main process so that batch size and workers don't meet."""
+
+    def __init__(self, samples: DataLoader, spec: ClipSpec, batch_size: int):
+        self.samples, self.spec, self.batch_size = samples, spec, batch_size
+
+    def __iter__(self) -> Iterator[ClipBatch]:
+        iterator = iter(self.samples)
+        while windows := list(islice(iterator, self.batch_size)):
+            yield collate(windows, self.spec)
+
+
+class _FixedBatches:
+    """The same batches at every pass. A plain list would be taken for a list of loaders."""
+
+    def __init__(self, batches: list[ClipBatch]):
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[ClipBatch]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class ShardDataModule(L.LightningDataModule):
+    """Batches of one stage.
+
+    Args: root, a dataset's folder or URL (dataset.json and tars); spec, the clip; batch_size, per process;
+    val_batch_size, of validation, where every process sees every clip (None: as in training); seed and stage, which
+    with epoch and key decide every random draw; streams, see order.py (a multiple of processes × workers); workers,
+    loader processes (0: in the main process); cached_shards, decoded ones that they keep in memory together; latents, a
+    folder of latent shards; val_clips, how many clips of the validation split to use; expect, fields of dataset.json
+    that the model relies on.
+    """
+
+    def __init__(self, root: Root, spec: ClipSpec, batch_size: int, seed: int, stage: str, streams: int = 8,
+                 workers: int = 0, cached_shards: int = 64, latents: Path | None = None, val_clips: int = 64,
+                 train_split: str = "train", val_split: str = "val", expect: dict[str, object] | None = None,
+                 val_batch_size: int | None = None):
+        super().__init__()
+        self.place, self.spec, self.batch_size = place_of(root), spec, batch_size
+        self.val_batch_size = val_batch_size or batch_size
+        self.seed, self.stage, self.streams, self.workers = seed, stage, streams, workers
+        self.cached_shards, self.latents, self.val_clips = cached_shards, latents, val_clips
+        self.train_split, self.val_split = train_split, val_split
+        self.info: DatasetInfo = read_dataset(self.place)
+        self.info.require(str(self.place), **{"fps": spec.fps, "sample_rate_hz": spec.sample_rate_hz, **(expect or {})})
+        self._start = 0
+
+    def reader(self, split: str) -> ShardReader:
+        return ShardReader(self.place, self.info.shards(split), self.cached_shards, self.latents)
+
+    def _kept_shards(self, world: int) -> int:
+        """Of each loader process, so that those of one process together keep about ``cached_shards``; but each keeps at
+        least the shards that its streams are in, and as many that come next: no shard is read twice in an epoch."""
+        workers = max(1, self.workers)
+        return max(2 * -(-self.streams // (world * workers)), self.cached_shards // workers)
+
+    def train_dataloader(self) -> _Batches:
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        shards = self.info.shards(self.train_split)
+        reader = ShardReader(self.place, shards, self._kept_shards(world), self.latents)
+        order = SampleOrder(reader.counts, self.streams, self.seed)
+        samples = _TrainingSamples(reader, order, self.spec, self.stage, self._start, rank, world)
+        loader = DataLoader(samples, batch_size=None, num_workers=self.workers, worker_init_fn=_outlive_signals)
+        return _Batches(loader, self.spec, self.batch_size)
+
+    def val_dataloader(self) -> _FixedBatches:
+        return _FixedBatches(list(self.batches(self.val_split, self.val_clips)))
+
+    def batches(self, split: str, limit: int | None = None) -> Iterator[ClipBatch]:
+        """Clips of a split in stored order, from their beginning, the last batch short."""
+        reader = self.reader(split)
+        windows = (self._stored(reader, shard, index) for shard, index in islice(consecutive(reader.counts), limit))
+        while chunk := list(islice(windows, self.val_batch_size)):
+            yield collate(chunk, self.spec)
+
+    def _stored(self, reader: ShardReader, shard: int, index: int) -> ClipWindow:
+        record, moments = reader.record(shard, index)
+        return window_of(record, self.spec, seed_of(self.seed, self.stage, "fixed", record.key), 0, moments)
+
+    def state_dict(self) -> dict[str, int]:
+        """Samples consumed, over all processes: checkpoints are written between optimiser steps only."""
+        assert self.trainer is not None, "a datamodule's state is saved by a trainer"
+        per_step = self.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        return {"samples": self.trainer.global_step * per_step}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self._start = state_dict["samples"]

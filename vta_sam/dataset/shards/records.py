@@ -1,0 +1,115 @@
+"""Tars of records, byte for byte the same for the same records."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from typing import BinaryIO, Callable, Iterable, Iterator
+
+from webdataset.handlers import reraise_exception
+from webdataset.tariterators import group_by_keys, tar_file_expander
+
+from ...clip import ClipFeatures
+from ...runtime.errors import InputError
+from ...runtime.files import atomic_path
+from .remote_storage import require_whole
+from .schema import MEMBERS, ShardInfo, decode_record, encode_record, member_key
+from .storage import Place, Root, place_of
+
+
+def write_shard(path: str | os.PathLike, clips: Iterable[ClipFeatures]) -> int:
+    """Write clips as a WebDataset tar ⇒ how many; none is legal. See :func:`write_records`."""
+    return write_records(path, ((clip.key, encode_record(clip)) for clip in clips))
+
+
+def write_records(path: str | os.PathLike, records: Iterable[tuple[str, dict[str, bytes]]]) -> int:
+    """Write (key, members) pairs, members as ``encode_record`` makes them, as a WebDataset tar ⇒ how many.
+
+    Times and owners are zero and the header format is fixed, so the bytes depend on the records alone. Written under a
+    temporary name, flushed to the disk, then renamed: the tar is whole or absent. Raises InputError when two records
+    share a key.
+    """
+    seen: set[str] = set()
+    with atomic_path(path, sync=True) as temporary:
+        # webdataset's own TarWriter adds today's user and lets tarfile choose the header format
+        with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
+            for key, members in records:
+                if key in seen:
+                    raise InputError(f"{path}: two records have the key {key!r}")
+                seen.add(key)
+                for suffix, data in members.items():
+                    header = tarfile.TarInfo(f"{member_key(key)}.{suffix}")
+                    header.size = len(data)
+                    header.mode = 0o644
+                    header.mtime = header.uid = header.gid = 0
+                    tar.addfile(header, io.BytesIO(data))
+    return len(seen)
+
+
+def read_shard(path: str | os.PathLike) -> Iterator[ClipFeatures]:
+    """The records of a shard, in order. Raises InputError that names the file when it is missing, cut short or holds a
+    damaged record."""
+    yield from _decoded(str(path), read_members(path))
+
+
+def read_records(root: Root, shard: ShardInfo) -> list[ClipFeatures]:
+    """All records of one shard of a dataset, in order. Raises InputError that names the file when it is missing,
+    damaged or not what dataset.json says; a damaged copy in a cache is fetched anew once before that."""
+    place = place_of(root)
+    try:
+        return _all_records(place, shard)
+    except InputError:
+        if not place.forget(shard.name):
+            raise
+    return _all_records(place, shard)
+
+
+def _all_records(place: Place, shard: ShardInfo) -> list[ClipFeatures]:
+    where = place.where(shard.name)
+    with _opened(where, lambda: place.open(shard.name)) as file:
+        records = list(_decoded(where, _members(where, file)))
+    if len(records) != shard.records:
+        raise InputError(f"{where} holds {len(records)} records, dataset.json says {shard.records}: the file was cut "
+                         "or replaced; delete it and extract again")
+    return records
+
+
+def read_members(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """The records of a shard as they are stored, in order ⇒ (key, {suffix: bytes}), for ``decode_record`` or
+    ``write_records``. Raises InputError that names the file when it is missing or cut short."""
+    with _opened(str(path), lambda: open(path, "rb")) as file:
+        yield from _members(str(path), file)
+
+
+def _opened(where: str, opener: Callable[[], BinaryIO]) -> BinaryIO:
+    try:
+        return opener()
+    except FileNotFoundError:
+        raise InputError(f"{where} doesn't exist") from None
+    except OSError as error:
+        raise _cut_short(where, error) from error
+
+
+def _decoded(where: str, members: Iterable[tuple[str, dict[str, bytes]]]) -> Iterator[ClipFeatures]:
+    for key, found in members:
+        try:
+            yield decode_record(key, found)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+
+
+def _members(where: str, file: BinaryIO) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Consecutive members of one key ⇒ (key, {suffix: bytes}). webdataset is given the open file and never a name that
+    it would open, or run, itself."""
+    try:
+        require_whole(file)
+        members = tar_file_expander([{"url": where, "stream": file}], handler=reraise_exception)
+        for sample in group_by_keys(members, suffixes=set(MEMBERS)):
+            yield sample["__key__"], {suffix: sample[suffix] for suffix in MEMBERS if suffix in sample}
+    except (tarfile.TarError, EOFError, OSError, ValueError) as error:  # ValueError: a member that stands twice
+        raise _cut_short(where, error) from error
+
+
+def _cut_short(where: str, error: Exception) -> InputError:
+    return InputError(f"{where} is cut short or is no tar ({error}); delete it and extract again")

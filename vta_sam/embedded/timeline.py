@@ -1,0 +1,282 @@
+"""Who is where and who sounds when: a scene, as a pure function of (version, seed, split, index). Nothing is drawn."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .classes import IMPULSE, LOOK_ALIKES, WORDS, SoundingClass, caption_of, class_of
+from .truth import SCENES_VERSION, Event
+
+WIDTH_PX, HEIGHT_PX = 128, 96
+FPS, FRAMES = 25.0, 128
+DURATION_S = FRAMES / FPS
+
+COUNT_PROBABILITIES = (0.45, 0.33, 0.22)  # one, two, three named objects
+LOOK_ALIKE_PROBABILITY = 0.42
+MARGIN_PX = 5  # a thing at home keeps this far from the edge: more than the camera ever shakes
+BOUT_S, PAUSE_S = (0.4, 1.6), (0.4, 1.5)
+SETTLE_S = 0.08  # a thing that has just come in, or is about to leave, is silent this long
+LEAST_IMPULSES, LEAST_SUSTAINED_S = 3, 1.2
+
+
+@dataclass(frozen=True)
+class Stay:
+    """One visit to the picture. Between start_s + enter_s and end_s - leave_s the thing is at home (moving slowly from
+    home to home_end, centres in px); before and after it slides in and out along enter_from and leave_to (px)."""
+
+    start_s: float
+    end_s: float
+    enter_s: float
+    leave_s: float
+    home: tuple[float, float] = (0.0, 0.0)
+    home_end: tuple[float, float] = (0.0, 0.0)
+    enter_from: tuple[float, float] = (0.0, 0.0)
+    leave_to: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def settled_s(self) -> tuple[float, float]:
+        """The stretch at home, in which sounding is allowed."""
+        return self.start_s + self.enter_s + SETTLE_S, self.end_s - self.leave_s - SETTLE_S
+
+
+@dataclass
+class Thing:
+    """One thing of a scene. gestures move its pose; of named things they are also what sounds."""
+
+    word: str
+    named: bool
+    seed: int  # of its looks and of its voice
+    height_px: int = 0
+    width_px: int = 0
+    mirrored: bool = False
+    stays: list[Stay] = field(default_factory=list)
+    gestures: list[Event] = field(default_factory=list)
+
+    @property
+    def events(self) -> list[Event]:
+        return self.gestures if self.named else []
+
+    def pose_at(self, times_s: np.ndarray) -> np.ndarray:
+        """Pose in [0, 1] at these times: an impulse is up within 20 ms, stays for 80 ms and is over after 220 ms; a
+        sustained gesture rises in 40 ms and falls within 80 ms of its end."""
+        pose = np.zeros(len(times_s))
+        for event in self.gestures:
+            since, after = times_s - event.onset_s, times_s - event.end_s
+            if event.kind == IMPULSE:
+                shape = np.minimum(since / 0.02, (0.22 - since) / 0.14)
+            else:
+                shape = np.minimum(since / 0.04, 1 - after / 0.08)
+            pose = np.maximum(pose, np.clip(shape, 0, 1))
+        return pose
+
+    def sounding(self) -> np.ndarray:
+        """(128,) bool: an event is under way during the picture."""
+        starts = np.arange(FRAMES) / FPS
+        during = np.zeros(FRAMES, bool)
+        for event in self.events:
+            during |= (starts < event.end_s) & (starts + 1 / FPS > event.onset_s)
+        return during
+
+    def centres_px(self, times_s: np.ndarray) -> np.ndarray:
+        """(n, 2) centre of the canvas at these times, before camera shake; NaN while away."""
+        centres = np.full((len(times_s), 2), np.nan)
+        for stay in self.stays:
+            here = (times_s >= stay.start_s) & (times_s < stay.end_s)
+            centres[here] = self._path(stay, times_s[here])
+        return centres
+
+    def _path(self, stay: Stay, times_s: np.ndarray) -> np.ndarray:
+        home, home_end = np.array(stay.home), np.array(stay.home_end)
+        if class_of(self.word).word == "racing car":  # wheels turn only when it drives
+            grid = np.linspace(stay.start_s, stay.end_s, 129)
+            driven = np.cumsum(self.pose_at(grid))
+            progress = np.interp(times_s, grid, driven / max(driven[-1], 1e-9))
+        else:
+            progress = (times_s - stay.start_s) / (stay.end_s - stay.start_s)
+        path = home + progress[:, None] * (home_end - home)
+        entering = _ease((stay.start_s + stay.enter_s - times_s) / max(stay.enter_s, 1e-9))
+        leaving = _ease((times_s - (stay.end_s - stay.leave_s)) / max(stay.leave_s, 1e-9))
+        path = path + entering[:, None] * np.array(stay.enter_from) + leaving[:, None] * np.array(stay.leave_to)
+        stepping = (entering > 0) | (leaving > 0)
+        path[:, 1] += np.where(stepping, 2.0 * np.abs(np.sin(2 * np.pi * 3.5 * times_s)) - 2.0, 0.0)  # steps
+        path[:, 0] += 0.8 * np.sin(2 * np.pi * 0.7 * times_s + self.seed % 7)  # sways a little, sounding or not
+        return path
+
+
+@dataclass
+class Scene:
+    """A clip before it is drawn. things: named ones first, in the caption's order, then look-alikes."""
+
+    version: int
+    seed: int
+    split: str
+    index: int
+    caption: str
+    things: list[Thing]
+    backdrop_seed: int
+    camera_px: np.ndarray  # (128, 2) shift of the picture in x and y, |shift| < MARGIN_PX - 1
+
+    @property
+    def id(self) -> str:
+        return f"{self.split}-{self.index:06d}"
+
+    @property
+    def words(self) -> list[str]:
+        return [t.word for t in self.things if t.named]
+
+
+def frame_times_s() -> np.ndarray:
+    """(128,) the moment that picture i shows: the middle of its time on screen."""
+    return (np.arange(FRAMES) + 0.5) / FPS
+
+
+def make_scene(seed: int, split: str, index: int) -> Scene:
+    """The scene of clip ``index`` of a split. Splits differ only by their random numbers."""
+    rng = np.random.default_rng([SCENES_VERSION, seed, zlib.crc32(split.encode()), index])
+    count = 1 + int(rng.choice(3, p=COUNT_PROBABILITIES))
+    words = [str(w) for w in rng.permutation(WORDS)[:count]]
+    names = [(w, True) for w in words]
+    if rng.random() < LOOK_ALIKE_PROBABILITY:
+        # more often than not it resembles a thing of the same clip, which makes telling them apart matter
+        chosen = [k for k, w in LOOK_ALIKES.items() if w in words] if rng.random() < 0.5 else list(LOOK_ALIKES)
+        names.append((str(rng.choice(chosen)), False))
+    things = []
+    for word, named in names:
+        thing = Thing(word, named, int(rng.integers(2**31)), mirrored=bool(rng.random() < 0.5))
+        _plan_time(thing, rng)
+        things.append(thing)
+    _place(things, rng)
+    caption, backdrop_seed = caption_of(words, rng), int(rng.integers(2**31))
+    return Scene(SCENES_VERSION, seed, split, index, caption, things, backdrop_seed, _shake(rng))
+
+
+def _plan_time(thing: Thing, rng: np.random.Generator) -> None:
+    """Draw stays and gestures until the thing sounds enough to be learnt from."""
+    what = class_of(thing.word)
+    while True:
+        thing.stays = _stays(rng)
+        thing.gestures = [e for stay in thing.stays for e in _gestures(what, *stay.settled_s, rng)]
+        impulses = sum(e.kind == IMPULSE for e in thing.gestures)
+        sustained_s = sum(e.end_s - e.onset_s for e in thing.gestures if e.kind != IMPULSE)
+        if impulses >= LEAST_IMPULSES or sustained_s >= LEAST_SUSTAINED_S:
+            break
+    if not thing.named and rng.random() < 0.4:
+        thing.gestures = []  # some look-alikes only stand there
+
+
+def _stays(rng: np.random.Generator) -> list[Stay]:
+    """One or two visits that leave the thing away for two fifths of the clip on average."""
+    enter, leave = rng.uniform(0.24, 0.5, 2)
+    form = rng.choice(5, p=(0.40, 0.20, 0.20, 0.14, 0.06))
+    if form == 0:  # comes and goes
+        length = rng.uniform(2.2, 3.8)
+        start = rng.uniform(0.1, DURATION_S - length - 0.1)
+        return [Stay(start, start + length, enter, leave)]
+    if form == 1:  # is there, and goes
+        return [Stay(0.0, rng.uniform(2.0, 3.8), 0.0, leave)]
+    if form == 2:  # comes, and remains
+        return [Stay(DURATION_S - rng.uniform(2.0, 3.8), DURATION_S, enter, 0.0)]
+    if form == 3:  # is there, goes, and comes back
+        away = rng.uniform(0.9, 1.8)
+        start = rng.uniform(1.5, DURATION_S - away - 1.5)
+        return [Stay(0.0, start, 0.0, leave), Stay(start + away, DURATION_S, enter, 0.0)]
+    return [Stay(0.0, DURATION_S, 0.0, 0.0)]
+
+
+def _gestures(what: SoundingClass, start_s: float, end_s: float, rng: np.random.Generator) -> list[Event]:
+    """Bouts of events with pauses between them, all inside [start_s, end_s]."""
+    events: list[Event] = []
+    now = start_s + rng.uniform(0.0, 0.7)
+    while now < end_s - 0.3:
+        bout_end = min(now + rng.uniform(*BOUT_S), end_s)
+        while now < bout_end:
+            length = rng.uniform(*what.event_s)
+            gap = rng.uniform(*what.gap_s)
+            if now + length > end_s:
+                break
+            if what.kind == IMPULSE:
+                length = min(length, gap)  # the next pluck stops the last
+                events.append(Event(round(now, 4), round(now + length, 4), what.kind))
+                now += gap
+            else:
+                events.append(Event(round(now, 4), round(now + length, 4), what.kind))
+                now += length + gap
+        now = max(now, bout_end) + rng.uniform(*PAUSE_S)
+    return events
+
+
+def _place(things: list[Thing], rng: np.random.Generator) -> None:
+    """Give every thing a size and homes anywhere in the picture, with little overlap while together."""
+    largest = {1: 60, 2: 54, 3: 48, 4: 44}[len(things)]
+    times = frame_times_s()
+    best, best_cost = None, np.inf
+    for attempt in range(60):
+        for thing in things:
+            thing.height_px = int(rng.integers(32, largest + 1))
+            thing.width_px = min(round(thing.height_px * class_of(thing.word).aspect), WIDTH_PX // 2)
+            thing.stays = [_at_home(stay, thing, rng) for stay in thing.stays]
+        cost = _overlap(things, times)
+        if cost < best_cost:
+            best, best_cost = [(t.height_px, t.width_px, t.stays) for t in things], cost
+        if cost < 0.08:
+            break
+        largest = max(36, largest - (attempt % 8 == 7) * 2)
+    assert best is not None
+    for thing, (thing.height_px, thing.width_px, thing.stays) in zip(things, best):
+        pass
+
+
+def _at_home(stay: Stay, thing: Thing, rng: np.random.Generator) -> Stay:
+    half = np.array([thing.width_px / 2, thing.height_px / 2])
+    low, high = half + MARGIN_PX, np.array([WIDTH_PX, HEIGHT_PX]) - half - MARGIN_PX
+    home = rng.uniform(low, high)
+    reach = np.array([45.0, 2.0]) if class_of(thing.word).word == "racing car" else np.array([8.0, 3.0])
+    home_end = np.clip(home + rng.uniform(-reach, reach), low, high)
+    if class_of(thing.word).word == "racing car":  # it drives the way it looks
+        forward = -1 if thing.mirrored else 1
+        ends = sorted((home[0], home_end[0]), reverse=forward < 0)
+        home, home_end = np.array([ends[0], home[1]]), np.array([ends[1], home_end[1]])
+    return Stay(stay.start_s, stay.end_s, stay.enter_s, stay.leave_s, tuple(home), tuple(home_end),
+                _outside(home, half, rng), _outside(home_end, half, rng))
+
+
+def _outside(home: np.ndarray, half: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
+    """The way from a home to just outside the picture, over a side (mostly), the top or the bottom."""
+    to_left, to_right = -home[0] - half[0] - MARGIN_PX, WIDTH_PX - home[0] + half[0] + MARGIN_PX
+    to_top, to_bottom = -home[1] - half[1] - MARGIN_PX, HEIGHT_PX - home[1] + half[1] + MARGIN_PX
+    side = (to_left, 0.0) if rng.random() < to_right / (to_right - to_left) else (to_right, 0.0)
+    over = (0.0, to_top) if rng.random() < 0.5 else (0.0, to_bottom)
+    return side if rng.random() < 0.65 else over
+
+
+def _overlap(things: list[Thing], times_s: np.ndarray) -> float:
+    """The worst pair's shared canvas area over the smaller canvas, averaged over the pictures that hold both."""
+    worst = 0.0
+    centres = [t.centres_px(times_s) for t in things]
+    for i, a in enumerate(things):
+        for j in range(i):
+            b = things[j]
+            both = ~np.isnan(centres[i][:, 0] + centres[j][:, 0])
+            if not both.any():
+                continue
+            apart = np.abs(centres[i][both] - centres[j][both])
+            sizes_a, sizes_b = np.array([a.width_px, a.height_px]), np.array([b.width_px, b.height_px])
+            shared = np.clip(np.minimum((sizes_a + sizes_b) / 2 - apart, np.minimum(sizes_a, sizes_b)), 0, None)
+            worst = max(worst, float(shared.prod(axis=1).mean() / min(sizes_a.prod(), sizes_b.prod())))
+    return worst
+
+
+def _shake(rng: np.random.Generator) -> np.ndarray:
+    """A hand-held camera: a slow drift and a faster tremble, of random strength."""
+    times = frame_times_s()[:, None]
+    drift = rng.uniform(0, 2.2, 2) * np.sin(2 * np.pi * (rng.uniform(0.05, 0.25, 2) * times + rng.random(2)))
+    tremble = rng.uniform(0, 0.9, 2) * np.sin(2 * np.pi * (rng.uniform(1.0, 3.5, 2) * times + rng.random(2)))
+    return drift + tremble
+
+
+def _ease(x: np.ndarray) -> np.ndarray:
+    x = np.clip(x, 0, 1)
+    return x * x * (3 - 2 * x)

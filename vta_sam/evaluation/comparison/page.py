@@ -1,0 +1,330 @@
+"""What a comparison page is made of."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Iterator
+
+import jinja2
+import numpy as np
+
+from ...media.audio import read_audio
+from ...mel import SAMPLE_RATE_HZ
+from ...plots import panels
+from ...plots.panels import check_probabilities
+from ...runtime.errors import InputError
+from ...runtime.files import write_text
+from ..clip_measurements import Timeline, timelines, true_events
+from ..pairing import Plan, SoundFile, Words
+from ..request import Request
+from ..results import ClipScores, Evaluation
+from . import players as drawings
+from . import tables
+from .players import Player, make_player, without_folders
+
+# MERGED-DOC """The page's folder: what in it is its own, and how a new page takes the place of an old one."""
+# MERGED-DOC """Writing the page: media first, clips in scripts of a dozen, and a small index that loads what is
+# shown."""
+# MERGED-DOC """From an evaluation to its page: which clips, which words and events, which pictures."""
+
+
+@dataclass
+class PageClip:
+    """One clip: a column of the page. timeline: K objects, their probabilities (T, K) in [0, 1] spread evenly over
+    duration_s, and that duration; None ⇒ not known. events_s: true onsets in seconds; None ⇒ not known."""
+
+    id: str
+    words: Words = field(default_factory=Words)
+    timeline: tuple[list[str], np.ndarray, float] | None = None
+    events_s: np.ndarray | None = None
+
+
+@dataclass
+class PageRequest:
+    """A page to be written. sounds: {system: {clip id: its first sample}}; rows stand in this order, the evaluation's
+    true sound first. videos: {clip id: pictures} for systems that have only sound. out: the folder of index.html.
+    note: a sentence under the title."""
+
+    title: str
+    evaluation: Evaluation
+    sounds: dict[str, dict[str, SoundFile]]
+    clips: list[PageClip]
+    videos: dict[str, Path]
+    out: Path
+    note: str = ""
+
+    @property
+    def systems(self) -> list[str]:
+        """The rows."""
+        return sorted(self.sounds, key=lambda name: name != self.evaluation.reference)
+
+    def check(self) -> None:
+        """InputError: nothing to show, a clip twice, a timeline that doesn't fit, a source inside ``out``."""
+        ids = [clip.id for clip in self.clips]
+        if not ids or not self.sounds:
+            raise InputError(f"{self.out}: a page needs a clip and a system at least, got {len(ids)} clips and "
+                             f"{len(self.sounds)} systems")
+        twice = sorted({clip_id for clip_id in ids if ids.count(clip_id) > 1}) if len(set(ids)) < len(ids) else []
+        if twice:
+            raise InputError(f"{self.out}: clip {twice[0]!r} is named twice; name each clip once")
+        for clip in self.clips:
+            if clip.timeline is not None:
+                objects, probs, duration_s = clip.timeline
+                check_probabilities(objects, probs)
+                if not np.isfinite(probs).all() or not duration_s > 0:
+                    raise InputError(f"clip {clip.id!r}: its object probabilities hold NaN or infinity, or last "
+                                     f"{duration_s} s; extract it anew")
+        out = self.out.resolve()
+        sources = [file.path for files in self.sounds.values() for file in files.values()]
+        for path in [*sources, *self.videos.values()]:
+            if out in path.resolve().parents:
+                raise InputError(f"{path} lies in out={self.out}, which the page replaces; name another folder")
+
+
+MARKER = "comparison.json"
+OWN = ("assets", "media", "pages", "index.html")  # index.html last: while it is missing, there is no page
+NEIGHBOURS = ("results",)  # the evaluation's tables, which others write beside the page
+_NEW, _OLD = ".new", ".old"
+
+
+@contextmanager
+def replaced(out: Path) -> Iterator[Path]:
+    """An empty folder to write a page into; when the block ends, it takes the place of the page in ``out``, of which
+    nothing stays. If the block raises, the old page stays whole.
+
+    InputError: ``out`` is a file, can't be written to, or holds other things and no page.
+    """
+    _claim(out)
+    new, old = out / _NEW, out / _OLD
+    try:
+        for folder in (new, old):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+        yield new
+        for name in reversed(OWN):
+            if (out / name).exists() or (out / name).is_symlink():
+                (out / name).rename(old / name)
+        for name in OWN:
+            (new / name).rename(out / name)
+    except OSError as error:
+        raise InputError(f"out={out}: the page can't be written ({error.strerror or error})") from error
+    finally:
+        for folder in (new, old):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _claim(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not (out / MARKER).is_file():
+            foreign = sorted(path.name for path in out.iterdir() if path.name not in (*NEIGHBOURS, _NEW, _OLD))
+            if foreign:
+                raise InputError(f"out={out} holds {', '.join(foreign[:3])}{' …' * (len(foreign) > 3)} and no "
+                                 f"comparison page ({MARKER} is missing); name a new or empty folder")
+            write_text(out / MARKER, json.dumps({"page": "vta_sam.evaluation.comparison", "format": 1}) + "\n")
+    except FileExistsError as error:
+        raise InputError(f"out={out} is a file; name a folder") from error
+    except OSError as error:
+        raise InputError(f"out={out} can't be written to ({error.strerror}); name another folder") from error
+
+
+CLIPS_PER_SCRIPT = 12
+LONGEST_S = 600.0
+LONGEST_CAPTION = 120  # characters; the rest of a longer one is a click away
+_ASSETS = Path(__file__).with_name("assets")
+_POSTER_AT = 1 / 3  # of a clip: more is to be seen there than at its start
+
+
+@dataclass
+class Cell:
+    """One system's clip. player, picture: None ⇒ there is no sound, and ``gap`` says why. picture: file name of the
+    spectrogram; length_s: of the sound; scores: as they are shown; silent: no 50 ms of it are above -60 dBFS."""
+
+    system: str
+    reference: bool
+    player: Player | None = None
+    picture: str | None = None
+    length_s: float = 0.0
+    gap: str = ""
+    onsets_s: list[float] = field(default_factory=list)
+    silent: bool = False
+    scores: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def write_page(request: PageRequest, progress: Callable[[int, int], None] = lambda done, total: None) -> Path:
+    """Write the page ⇒ its index.html. progress: clips done, of how many.
+
+    A page that is there is replaced when the new one is whole. A sound that can't be read leaves its reason in its
+    cell. One clip's systems are in memory at a time. The same request gives the same bytes. InputError: see
+    PageRequest.check and folder.replaced.
+    """
+    request.check()
+    with replaced(request.out) as folder:
+        for name in ("assets", "media", "pages"):
+            (folder / name).mkdir()
+        for name in ("page.css", "page.js"):
+            shutil.copyfile(_ASSETS / name, folder / "assets" / name)
+        chunk: list[str] = []
+        for number, clip in enumerate(request.clips):
+            chunk.append(_clip_markup(request, clip, number, folder / "media"))
+            if len(chunk) == CLIPS_PER_SCRIPT or number + 1 == len(request.clips):
+                page = number // CLIPS_PER_SCRIPT
+                _write_script(folder / "pages" / f"{page + 1:04d}.js", "addClips", page, chunk)
+                chunk = []
+            progress(number + 1, len(request.clips))
+        _write_script(folder / "pages" / "index.js", "start", CLIPS_PER_SCRIPT,
+                      [[clip.id, " ".join(_words(clip))] for clip in request.clips])
+        write_text(folder / "index.html", _index_markup(request))
+    return request.out / "index.html"
+
+
+def _index_markup(request: PageRequest) -> str:
+    evaluation = request.evaluation
+    columns = tables.shown_columns(evaluation)
+    return _template("index.html.j2").render(
+        title=request.title, note=request.note, evaluation=evaluation, systems=request.systems,
+        clips=len(request.clips), columns=columns, column_groups=tables.groups(columns),
+        group_of={column.key: tables.group(column) for column in columns}, rows=tables.rows(evaluation),
+        differences=tables.differences(evaluation), missing=tables.missing(evaluation),
+        provenance=tables.provenance(evaluation), shown_db=round(panels.SHOWN_DB),
+        several=any(system.samples > len(system.clips) > 0 for system in evaluation.systems.values()),
+        timelines=any(clip.timeline is not None for clip in request.clips),
+        events=any(clip.events_s is not None for clip in request.clips),
+    )
+
+
+def _clip_markup(request: PageRequest, clip: PageClip, number: int, media: Path) -> str:
+    cells, mels = [], []
+    for row, system in enumerate(request.systems):
+        cell, mel_db = _cell(request, clip, system, media, f"c{number + 1:04d}-s{row:02d}")
+        cells.append(cell)
+        mels.append(mel_db)
+    duration_s = max([cell.length_s for cell in cells] + [clip.timeline[2] if clip.timeline else 0.0]) or 1.0
+    known = [mel for mel in mels if mel is not None]
+    for row, (cell, mel_db) in enumerate(zip(cells, mels)):
+        if mel_db is not None:
+            cell.picture = f"c{number + 1:04d}-s{row:02d}.png"
+            drawings.write_spectrogram(media / cell.picture, mel_db, panels.loudest_db(*known), duration_s)
+    poster = _poster(request, clip, media, f"c{number + 1:04d}.jpg", duration_s)
+    return _template("clip.html.j2").render(
+        clip=clip, number=number, cells=cells, duration_s=duration_s, poster=poster,
+        lanes=drawings.lanes(clip.timeline, duration_s), ticks=drawings.ticks(duration_s), percents=drawings.percents,
+        events_s=[] if clip.events_s is None else [float(time) for time in clip.events_s],
+        frequencies=drawings.frequency_marks(), longest=LONGEST_CAPTION,
+    )
+
+
+def _cell(request: PageRequest, clip: PageClip, system: str, media: Path, stem: str) -> tuple[Cell, np.ndarray | None]:
+    """⇒ the cell without its picture, and the log-mel in dB (frames, 64) that is to be drawn, None without sound."""
+    result = request.evaluation.systems.get(system)
+    scores: ClipScores | None = result.clips.get(clip.id) if result is not None else None
+    cell = Cell(system, system == request.evaluation.reference)
+    cell.scores = tables.clip_scores(tables.shown_columns(request.evaluation), scores)
+    if scores is not None:
+        cell.onsets_s, cell.silent, cell.notes = list(scores.onsets_s), scores.silent, list(scores.notes)
+    sound = request.sounds[system].get(clip.id)
+    if sound is None:
+        cell.gap = "no sound of this clip"
+        return cell, None
+    pictures = request.videos.get(clip.id)
+    try:
+        waveform = read_audio(sound.path, sample_rate_hz=SAMPLE_RATE_HZ, longest_s=LONGEST_S)
+        if not np.isfinite(waveform).all():
+            raise InputError(f"{sound.path} holds NaN or infinity")
+        cell.player = make_player(sound, waveform, pictures, media, stem)
+    except InputError as error:
+        cell.gap = without_folders(error, *_paths(sound, pictures))
+        return cell, None
+    cell.notes += cell.player.notes
+    cell.length_s = len(waveform) / SAMPLE_RATE_HZ
+    return cell, panels.decibels(waveform)
+
+
+def _paths(sound: SoundFile, pictures: Path | None) -> list[Path]:
+    return [path for path in (sound.path, sound.video, pictures) if path is not None]
+
+
+def _poster(request: PageRequest, clip: PageClip, media: Path, name: str, duration_s: float) -> str | None:
+    """Write one poster for all systems of a clip, from the first file that has a picture ⇒ its name."""
+    shown = [request.sounds[system].get(clip.id) for system in request.systems]
+    videos = [request.videos.get(clip.id), *(sound.video for sound in shown if sound is not None)]
+    for video in dict.fromkeys(path for path in videos if path is not None):
+        for time_s in (_POSTER_AT * duration_s, 0.0):
+            try:
+                drawings.write_poster(media / name, video, time_s)
+                return name
+            except InputError:
+                continue  # its cells say what is wrong with it
+    return None
+
+
+def _words(clip: PageClip) -> list[str]:
+    return [words for words in (clip.words.label, clip.words.caption, *clip.words.objects) if words]
+
+
+def _write_script(path: Path, function: str, *arguments: Any) -> None:
+    """A script that hands data to the page: files can't be fetched from disk, but scripts can be loaded."""
+    data = ",".join(json.dumps(argument, ensure_ascii=False, separators=(",", ":")) for argument in arguments)
+    write_text(path, f"comparison.{function}({data.replace('<', chr(92) + 'u003c')});\n")
+
+
+@lru_cache(maxsize=None)
+def _template(name: str) -> jinja2.Template:
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(_ASSETS), autoescape=True, trim_blocks=True,
+                                     lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    return environment.get_template(name)
+
+
+def write_comparison(evaluation: Evaluation, plan: Plan, asked: Request, out: Path, title: str, note: str = "",
+                     shards: Path | None = None, progress: Callable[[int, int], None] = lambda done, total: None,
+                     ) -> Path:
+    """Write the page of an evaluation ⇒ its index.html.
+
+    plan, asked: what was evaluated. shards: dataset of the clips, whose object probabilities are drawn over time.
+    Sounds that were skipped as bad are absent from the page as well.
+    """
+    published = _without_folders(evaluation, asked)
+    known = timelines(shards, evaluation.clips) if shards is not None else {}
+    clips = [_page_clip(clip_id, plan, asked, known.get(clip_id)) for clip_id in evaluation.clips]
+    sounds = {name: {clip_id: files[0] for clip_id, files in found.items()
+                     if clip_id in evaluation.systems[name].clips} for name, found in plan.sounds.items()}
+    return write_page(PageRequest(title, published, sounds, clips, plan.videos, out, note), progress)
+
+
+def _without_folders(evaluation: Evaluation, asked: Request) -> Evaluation:
+    """Where files lay on one machine is nobody else's business: folders by their last name, in sentences too."""
+    known = [*asked.systems.values(), asked.reference, asked.videos, asked.weights, asked.ceiling]
+    folders = sorted({str(folder) for folder in known if folder is not None}, key=len, reverse=True)
+
+    def told(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: told(item) for key, item in value.items()}
+        if isinstance(value, str):
+            for folder in folders:
+                value = value.replace(folder, Path(folder).name)
+        return value
+
+    systems = {name: replace(system, bad=told(system.bad), figures={
+        key: replace(figure, reason=told(figure.reason)) for key, figure in system.figures.items()
+    }) for name, system in evaluation.systems.items()}
+    return replace(evaluation, systems=systems, missing=told(evaluation.missing),
+                   provenance=told(evaluation.provenance))
+
+
+def _page_clip(clip_id: str, plan: Plan, asked: Request, timeline: Timeline | None) -> PageClip:
+    exact = true_events(plan.references[clip_id].path)
+    words = asked.words.get(clip_id)
+    if words is None and exact is not None:
+        words = exact[1]
+    probabilities = None if timeline is None else (timeline.objects, timeline.probs, timeline.duration_s)
+    clip = PageClip(clip_id, timeline=probabilities, events_s=None if exact is None else exact[0])
+    if words is not None:
+        clip.words = words
+    return clip

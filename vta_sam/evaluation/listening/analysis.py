@@ -1,0 +1,168 @@
+"""From ratings to mean opinion scores: screening, intervals over raters and clips, differences, agreement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import krippendorff
+import numpy as np
+
+from ...metrics.intervals import Interval
+from .answers import HEADPHONES_PASSED, Rating, Session
+from .stimuli import HIDDEN, LOW_PASSED, REFERENCE, SHIFTED
+from .study_files import QUESTIONS
+
+ANCHOR = {"quality": LOW_PASSED, "alignment": SHIFTED}  # what the hidden reference must not lose against
+_TAIL = 2.5
+
+
+@dataclass(frozen=True)
+class Screening:
+    """When a rater doesn't count, after ITU-R BS.1534's post-screening: the hidden reference is rated below
+    ``least_reference`` on average, or below the question's own anchor of the same clip in more than ``most_reversed``
+    of the cases (and more than once, since one slip is human). Either question decides."""
+
+    least_reference: float = 3.5
+    most_reversed: float = 0.15
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mean opinion score of a condition: mean, 95 % interval, and from how many ratings, raters and clips."""
+
+    mean: float
+    low: float
+    high: float
+    ratings: int
+    raters: int
+    clips: int
+
+
+@dataclass
+class Analysis:
+    """scores: {question: {condition: Score}}; differences: {question: {"A − B": Score}} between systems, over pairs of
+    one rater and one clip. unscreened: scores of all raters. excluded: {rater: why}. agreement: {question:
+    Krippendorff's alpha, ordinal; None where it is not defined}. not_headphones: raters who failed that check. hasty:
+    share of answers given without having heard the clip to its end, or in less than a second."""
+
+    scores: dict[str, dict[str, Score]]
+    differences: dict[str, dict[str, Score]]
+    unscreened: dict[str, dict[str, Score]]
+    excluded: dict[str, str]
+    agreement: dict[str, float | None]
+    raters: int
+    complete: int
+    not_headphones: list[str]
+    hasty: float
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+def analyse(sessions: Sequence[Session], systems: Sequence[str], screening: Screening = Screening(), seed: int = 0,
+            resamples: int = 2000) -> Analysis:
+    """Sessions ⇒ everything that can be said of the systems."""
+    ratings = [rating for session in sessions for rating in session.ratings]
+    excluded = {session.rater: why for session in sessions if (why := unreliable(session.ratings, screening))}
+    kept = [rating for rating in ratings if rating.rater not in excluded]
+    conditions = [*systems, *HIDDEN]
+    return Analysis(
+        {question: _scores(kept, question, conditions, seed, resamples) for question in QUESTIONS},
+        {question: _differences(kept, question, systems, seed, resamples) for question in QUESTIONS},
+        {question: _scores(ratings, question, conditions, seed, resamples) for question in QUESTIONS},
+        excluded,
+        {question: agreement([r for r in kept if r.question == question]) for question in QUESTIONS},
+        len(sessions), sum(session.complete for session in sessions),
+        [session.rater for session in sessions if session.headphones < HEADPHONES_PASSED],
+        float(np.mean([r.plays < 1 or r.seconds < 1 for r in ratings])) if ratings else 0.0,
+    )
+
+
+def unreliable(ratings: Sequence[Rating], rule: Screening) -> str:
+    """Why a rater doesn't count, or ''."""
+    for question in QUESTIONS:
+        mine = [r for r in ratings if r.question == question]
+        reference = {r.item.clip: r.value for r in mine if r.item.condition == REFERENCE}
+        anchor = {r.item.clip: r.value for r in mine if r.item.condition == ANCHOR[question]}
+        if reference and np.mean(list(reference.values())) < rule.least_reference:
+            return f"{question}: rated the hidden reference {np.mean(list(reference.values())):.2f} on average"
+        both = [clip for clip in reference if clip in anchor]
+        slips = sum(reference[clip] < anchor[clip] for clip in both)
+        if slips > max(1, rule.most_reversed * len(both)):
+            return f"{question}: rated the hidden reference below the anchor in {slips} of {len(both)} clips"
+    return ""
+
+
+def interval(values: np.ndarray, seed: int = 0, resamples: int = 2000) -> Interval:
+    """(raters, clips), NaN where nobody answered ⇒ the mean over all answers, and its 95 % interval.
+
+    Raters *and* clips are drawn with replacement (the pigeonhole bootstrap, Owen 2007): another test would have other
+    raters and other clips. Drawing single answers would take a thousand answers of ten people for a thousand people,
+    and give an interval far too narrow. This one is rather too wide than too narrow.
+    """
+    seen = ~np.isnan(values)
+    count = int(seen.sum())
+    if not count:
+        return Interval(np.nan, np.nan, np.nan, 0)
+    filled = np.where(seen, values, 0.0)
+    rng = np.random.default_rng(seed)
+    raters, clips = values.shape
+    rows = rng.multinomial(raters, np.full(raters, 1 / raters), size=resamples)
+    columns = rng.multinomial(clips, np.full(clips, 1 / clips), size=resamples)
+    total = np.einsum("br,rc,bc->b", rows, filled, columns, optimize=True)
+    weight = np.einsum("br,rc,bc->b", rows, seen.astype(float), columns, optimize=True)
+    drawn = total[weight > 0] / weight[weight > 0]
+    low, high = np.percentile(drawn, [_TAIL, 100 - _TAIL])
+    return Interval(float(filled.sum() / count), float(low), float(high), count)
+
+
+def agreement(ratings: Sequence[Rating]) -> float | None:
+    """Krippendorff's alpha for ordinal data of all raters over all stimuli; None with fewer than two raters, or where
+    all answers are the same."""
+    raters = sorted({r.rater for r in ratings})
+    tokens = sorted({r.item.token for r in ratings})
+    if len(raters) < 2 or len({r.value for r in ratings}) < 2:
+        return None
+    table = np.full((len(raters), len(tokens)), np.nan)
+    for r in ratings:
+        table[raters.index(r.rater), tokens.index(r.item.token)] = r.value
+    if (np.isfinite(table).sum(axis=0) < 2).all():
+        return None
+    return float(krippendorff.alpha(reliability_data=table, level_of_measurement="ordinal"))
+
+
+def _table(ratings: Sequence[Rating], question: str, condition: str, raters: Sequence[str],
+           clips: Sequence[str]) -> np.ndarray:
+    """(raters, clips) of one condition, NaN where there is no answer."""
+    table = np.full((len(raters), len(clips)), np.nan)
+    for r in ratings:
+        if r.question == question and r.item.condition == condition:
+            table[raters.index(r.rater), clips.index(r.item.clip)] = r.value
+    return table
+
+
+def _axes(ratings: Sequence[Rating]) -> tuple[list[str], list[str]]:
+    return sorted({r.rater for r in ratings}, key=int), sorted({r.item.clip for r in ratings})
+
+
+def _scores(ratings: Sequence[Rating], question: str, conditions: Sequence[str], seed: int,
+            resamples: int) -> dict[str, Score]:
+    axes = _axes(ratings)
+    tables = {name: _table(ratings, question, name, *axes) for name in conditions}
+    return {name: _score(table, seed, resamples) for name, table in tables.items() if np.isfinite(table).any()}
+
+
+def _differences(ratings: Sequence[Rating], question: str, systems: Sequence[str], seed: int,
+                 resamples: int) -> dict[str, Score]:
+    axes, found = _axes(ratings), {}
+    tables = {name: _table(ratings, question, name, *axes) for name in systems}
+    for i, first in enumerate(systems):
+        for second in systems[i + 1:]:
+            table = tables[first] - tables[second]
+            if np.isfinite(table).any():
+                found[f"{first} − {second}"] = _score(table, seed, resamples)
+    return found
+
+
+def _score(table: np.ndarray, seed: int, resamples: int) -> Score:
+    found, seen = interval(table, seed, resamples), np.isfinite(table)
+    return Score(found.mean, found.low, found.high, found.n, int(seen.any(1).sum()), int(seen.any(0).sum()))

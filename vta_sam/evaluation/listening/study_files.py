@@ -1,0 +1,209 @@
+"""Who hears what, in which order: blind, random, balanced, and a function of the seed and the rater's number alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from ... import __version__
+from ...mel import SAMPLE_RATE_HZ
+from ...runtime.cli import check_number
+from ...runtime.errors import InputError
+from ...runtime.files import atomic_path, write_text
+from ..pairing import SoundFile, find_sounds
+from .stimuli import HIDDEN, clip_stimuli, headphone_trials, write_stimulus
+
+# MERGED-DOC """Make a listening test: ``raters/``, a folder to hand out, and ``key.json``, which stays at home."""
+
+
+QUESTIONS = ("quality", "alignment")
+FEWEST_HIDDEN = 3  # of the reference and of each anchor, for every rater, as far as there are clips
+
+
+@dataclass(frozen=True)
+class Item:
+    """One stimulus of the test under its opaque name."""
+
+    token: str
+    clip: str
+    condition: str
+
+
+def tokens(count: int, seed: int) -> list[str]:
+    """Opaque names: random, different, in no order that says anything."""
+    rng = np.random.default_rng([seed, 1])
+    made: dict[str, None] = {}
+    while len(made) < count:
+        made["".join(rng.choice(list("abcdefghijkmnpqrstuvwxyz23456789"), size=10))] = None
+    return list(made)
+
+
+def shares(items: Sequence[Item], raters: int, per_rater: int | None, seed: int) -> list[list[Item]]:
+    """⇒ for each rater the stimuli to be judged, unordered.
+
+    Without ``per_rater`` everything. Else so many systems' stimuli each, dealt in turn from one shuffled row, so that
+    over all raters every stimulus is judged equally often (give or take one), and three hidden references and three of
+    each anchor, likewise dealt in turn. InputError: per_rater < 1.
+    """
+    if per_rater is None:
+        return [list(items)] * raters
+    if per_rater < 1:
+        raise InputError(f"--per-rater {per_rater}: expected at least 1")
+    rng = np.random.default_rng([seed, 2])
+    rows = {name: [item for item in items if item.condition == name] for name in HIDDEN}
+    rows[""] = [item for item in items if item.condition not in HIDDEN]
+    found: list[list[Item]] = [[] for _ in range(raters)]
+    for name, row in rows.items():
+        row = [row[i] for i in rng.permutation(len(row))]
+        count = min(len(row), per_rater if not name else FEWEST_HIDDEN)
+        for rater in range(raters):
+            found[rater] += [row[(rater * count + i) % len(row)] for i in range(count)]
+    return found
+
+
+def order(items: Sequence[Item], seed: int, rater: int, question: str) -> list[Item]:
+    """A random order in which no clip comes twice in a row, as far as that can be."""
+    rng = np.random.default_rng([seed, 3, rater, QUESTIONS.index(question)])
+    left: dict[str, list[Item]] = {}
+    for i in rng.permutation(len(items)):
+        left.setdefault(items[i].clip, []).append(items[i])
+    ordered: list[Item] = []
+    while left:
+        names = [name for name in left if not ordered or name != ordered[-1].clip] or list(left)
+        most = max(len(left[name]) for name in names)
+        rest = sum(map(len, left.values()))
+        # a clip that has more than half of what is left must come now, else it would meet itself later
+        urgent = [name for name in names if len(left[name]) == most and 2 * most > rest]
+        weights = np.array([len(left[name]) for name in names], float)
+        name = urgent[0] if urgent else names[int(rng.choice(len(names), p=weights / weights.sum()))]
+        ordered.append(left[name].pop())
+        if not left[name]:
+            del left[name]
+    return ordered
+
+
+def plans(items: Sequence[Item], raters: int, per_rater: int | None, seed: int) -> dict[str, list[tuple[str, str]]]:
+    """{rater's number: [(token, question), …]}: one question about all stimuli, then the other; odd and even raters
+    begin with different ones."""
+    made = {}
+    for rater, share in enumerate(shares(items, raters, per_rater, seed), 1):
+        questions = QUESTIONS if rater % 2 else QUESTIONS[::-1]
+        made[str(rater)] = [(item.token, question) for question in questions
+                            for item in order(share, seed, rater, question)]
+    return made
+
+
+FORMAT = 1
+KEY_NAME, RATERS_NAME = "key.json", "raters"
+PRACTICE = "practice"
+_LONG_AGO = 946_684_800  # 2000-01-01
+
+
+@dataclass(frozen=True)
+class TestRequest:
+    """systems: {name: folder}; reference: folder of the true sounds; clips: how many (evenly from the sorted ids), or
+    None for all that every system has; raters: how many there may be; per_rater: systems' stimuli each judges, None for
+    all; keep_level: don't match loudness; videos: folder of pictures, None for the reference's own."""
+
+    __test__ = False  # no test, whatever pytest thinks of the name
+
+    systems: Mapping[str, Path]
+    reference: Path
+    out: Path
+    clips: int | None = 12
+    raters: int = 20
+    per_rater: int | None = None
+    seed: int = 0
+    title: str = "Listening test"
+    keep_level: bool = False
+    videos: Path | None = None
+
+    def __post_init__(self):
+        for name in ("raters", *(name for name in ("clips", "per_rater") if getattr(self, name) is not None)):
+            check_number(f"--{name.replace('_', '-')}", getattr(self, name), 1, whole=True)
+        check_number("--seed", self.seed, 0, whole=True)
+        hidden = [name for name in self.systems if name in HIDDEN]
+        if hidden or not self.systems:
+            raise InputError(f"--systems: {', '.join(hidden) or 'no system'} to be judged; name folders of systems")
+
+
+def make_test(request: TestRequest, progress: Callable[[int, int], None] = lambda done, total: None) -> Path:
+    """Write the test ⇒ the page to open. InputError: a folder that already holds a test, no clip that all systems have,
+    a file that can't be used."""
+    if request.out.exists() and any(request.out.iterdir()):
+        raise InputError(f"--out {request.out} is not empty; a test that was handed out must not change under its "
+                         "raters: name another folder")
+    references, systems = find_sounds(request.reference), {n: find_sounds(f) for n, f in request.systems.items()}
+    chosen = _chosen(references, systems, request.clips)
+    pictures = find_sounds(request.videos) if request.videos else references
+    conditions = [*request.systems, *HIDDEN]
+    names = tokens(len(chosen) * len(conditions) + 1, request.seed)
+    media = request.out / RATERS_NAME / "media"
+    items: list[Item] = []
+    files: dict[str, str] = {}
+    for done, clip in enumerate(chosen):
+        video = pictures[clip][0].video if clip in pictures else None
+        sounds = {name: found[clip][0] for name, found in systems.items()}
+        for stimulus in clip_stimuli(clip, references[clip][0], sounds, request.keep_level):
+            token = names[len(items)]
+            files[token] = f"media/{write_stimulus(stimulus, video, media / token).name}"
+            items.append(Item(token, clip, stimulus.condition))
+            if stimulus.condition == HIDDEN[0] and not done:  # what is practised on is heard again later, unnamed
+                files[PRACTICE] = f"media/{write_stimulus(stimulus, video, media / names[-1]).name}"
+        progress(done + 1, len(chosen))
+    trials = _write_trials(media, request.seed)
+    planned = plans(items, request.raters, request.per_rater, request.seed)
+    test_id = hashlib.sha256(json.dumps([planned, request.title, sorted(files.values())]).encode()).hexdigest()[:16]
+    data = {"format": FORMAT, "test": test_id, "title": request.title, "raters": planned,
+            "media": dict(sorted(files.items())), "headphones": trials}
+    key = {"format": FORMAT, "test": test_id, "title": request.title, "code_version": __version__, "seed": request.seed,
+           "items": [asdict(item) for item in items], "raters": planned, "loudness_matched": not request.keep_level,
+           "systems": {name: str(folder) for name, folder in request.systems.items()},
+           "reference": str(request.reference)}
+    _write_page(request.out / RATERS_NAME, request.title, data)
+    for path in media.iterdir():  # the order of their making would tell what is what
+        os.utime(path, (_LONG_AGO, _LONG_AGO))
+    write_text(request.out / KEY_NAME, json.dumps(key, indent=1, ensure_ascii=False) + "\n")
+    return request.out / RATERS_NAME / "index.html"
+
+
+def _chosen(references: dict[str, list[SoundFile]], systems: dict[str, dict[str, list[SoundFile]]],
+            count: int | None) -> list[str]:
+    common = [clip for clip in references if all(clip in found for found in systems.values())]
+    if not common:
+        raise InputError("no clip of the reference is there from every system; their ids are their files' names")
+    if count is None or count >= len(common):
+        return common
+    return [common[i * len(common) // count] for i in range(count)]
+
+
+def _write_trials(media: Path, seed: int) -> list[dict[str, str | int]]:
+    trials: list[dict[str, str | int]] = []
+    for number, (sound, answer) in enumerate(headphone_trials(seed), 1):
+        name = f"tones-{number}.wav"
+        with atomic_path(media / name) as temporary:
+            soundfile.write(temporary, np.clip(sound, -1, 1), SAMPLE_RATE_HZ, format="WAV", subtype="PCM_16")
+        trials.append({"file": f"media/{name}", "answer": answer})
+    return trials
+
+
+def _write_page(folder: Path, title: str, data: dict) -> None:
+    environment = Environment(loader=PackageLoader("vta_sam.evaluation.listening", "assets"),
+                              autoescape=select_autoescape(default=True))
+    write_text(folder / "index.html", environment.get_template("index.html").render(title=title))
+    # in a script and not in json: pages opened from a folder may not fetch files. No "<" can end the script early
+    text = json.dumps(data, ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c")
+    write_text(folder / "data.js", f"window.TEST = {text};\n")
+    assets = Path(__file__).parent / "assets"
+    for name in ("test.css", "test.js"):
+        with atomic_path(folder / name) as temporary:
+            shutil.copyfile(assets / name, temporary)

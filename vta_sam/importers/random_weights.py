@@ -1,0 +1,159 @@
+"""Networks of random numbers in the layout of the released ones: they see nothing, and go through every line that the
+released ones go through. For tests, benchmarks, and a look at the whole path without a download."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from ..checkpoints.registry import find_entry
+from ..runtime.errors import InputError
+from ..runtime.files import atomic_path, write_text
+
+M = TypeVar("M", bound=nn.Module)
+# whole words of the small vocabulary; every other word is spelt in letters
+WORDS = """car man cart racing race ##ing ##s ##t dog cat bird people person guitar bass drum the a of guinea pig racket
+shuttle ##cock shuttlecock badminton popcorn canary chicken ferret""".split()
+# written last
+_LAST = {"bert-base-uncased": "config.json", "clip-vit-large-patch14": "preprocessor_config.json",
+         "clap-htsat-unfused": "preprocessor_config.json"}
+_NARROW = {"num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def write_random(name: str, folder: Path, seed: int = 0, narrow: bool = False) -> Path:
+    """Write weights of the ``name`` that the table of released ones gives, drawn from N(0, 0.02) ⇒ their place.
+
+    The networks are those that are released, of the same size; the vocabularies are small. narrow: language models and
+    CLIP of two thin layers, which is quicker. What is there already is kept. Raises InputError for an unknown name.
+    """
+    place = folder / find_entry(name).place
+    if (place / _LAST.get(name, "")).exists():
+        return place
+    writers: dict[str, Callable[[], None]] = {
+        "bert-base-uncased": partial(_write_bert, place, narrow),
+        "clip-vit-large-patch14": partial(_write_clip, place, seed, narrow),
+        "clap-htsat-unfused": partial(_write_clap, place, seed, narrow),
+        "vggish": partial(_write_vggish, place, seed)}
+    for kind in ("panns_16k", "panns_32k"):
+        writers[kind] = partial(_write_panns, place, kind, seed)
+    for size in ("vit_b", "vit_l", "vit_h"):
+        writers[f"sam_{size}"] = partial(_write_segmenter, place, size, seed)
+    for kind in ("swint_ogc", "swinb_cogcoor"):
+        writers[f"groundingdino_{kind}"] = partial(_write_detector, place, kind, seed, narrow)
+    if name not in writers:
+        raise InputError(f"random weights can't be made for {name!r}; they can for {', '.join(writers)}")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    writers[name]()
+    return place
+
+
+def randomise(module: M, seed: int, std: float = 0.02) -> M:
+    """Draw *every* parameter from N(0, std): the packages are born with zeros in layers, which would hide mistakes."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(0.0, std, generator=generator)
+    return module
+
+
+def _write_detector(path: Path, name: str, seed: int, narrow: bool) -> None:
+    from ..perception.grounding_dino import empty_detector_network
+
+    bert = write_random("bert-base-uncased", path.parent, seed, narrow)  # which decides the size of its language model
+    state = randomise(empty_detector_network(name, bert), seed).state_dict()
+    with atomic_path(path) as temporary:  # the official file was saved from a wrapper that puts a word before each key
+        torch.save({"model": {f"module.{key}": value for key, value in state.items()}}, temporary)
+
+
+def _write_segmenter(path: Path, name: str, seed: int) -> None:
+    from segment_anything import sam_model_registry
+
+    with atomic_path(path) as temporary:
+        torch.save(randomise(sam_model_registry[name](), seed).state_dict(), temporary)
+
+
+def _write_bert(folder: Path, narrow: bool) -> None:
+    """BERT's config, and a WordPiece tokenizer of letters and a few words."""
+    from transformers import BertConfig, BertTokenizerFast
+
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", ",", "?", "-", *letters, *(f"##{c}" for c in letters)]
+    write_text(folder / "vocab.txt", "\n".join(dict.fromkeys([*pieces, *WORDS])) + "\n")
+    BertTokenizerFast(str(folder / "vocab.txt"), do_lower_case=True).save_pretrained(folder)
+    thin = {"hidden_size": 64, "intermediate_size": 128, **_NARROW} if narrow else {}
+    BertConfig(vocab_size=len(set(pieces) | set(WORDS)) if narrow else 30_522, **thin).save_pretrained(folder)
+
+
+def _write_clip(folder: Path, seed: int, narrow: bool) -> None:
+    """CLIP in transformers' layout, with a byte-pair tokenizer of single characters."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizerFast
+    from transformers.models.clip.tokenization_clip import bytes_to_unicode
+
+    characters = list(bytes_to_unicode().values())
+    words = [*characters, *(f"{c}</w>" for c in characters), "<|startoftext|>", "<|endoftext|>"]
+    write_text(folder / "vocab.json", json.dumps({word: i for i, word in enumerate(words)}))
+    write_text(folder / "merges.txt", "#version: 0.2\n")
+    tokenizer = CLIPTokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77)
+    tokenizer.save_pretrained(folder)
+    side = 32 if narrow else 224
+    ends = {"bos_token_id": len(words) - 2, "eos_token_id": len(words) - 1, "pad_token_id": len(words) - 1}
+    thin = {"hidden_size": 32, "intermediate_size": 64, **_NARROW}
+    vision = {**thin, "image_size": side, "patch_size": 8} if narrow else {  # config.json of the released ViT-L/14
+        "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
+        "image_size": side, "patch_size": 14}
+    text = {**thin, "vocab_size": len(words)} if narrow else {
+        "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+        "vocab_size": 49_408}
+    config = CLIPConfig(projection_dim=24 if narrow else 768, vision_config=vision, text_config={**text, **ends})
+    # two thin layers need wider weights for their answers to differ by more than rounding
+    model: Any = CLIPModel(config)
+    randomise(model, seed, std=0.2 if narrow else 0.02).save_pretrained(folder, safe_serialization=True)
+    CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side}).save_pretrained(folder)
+
+
+def _write_vggish(path: Path, seed: int) -> None:
+    from ..metrics.vggish import VGGish
+
+    with atomic_path(path) as temporary:
+        torch.save(randomise(VGGish(), seed).state_dict(), temporary)
+
+
+def _write_panns(path: Path, name: str, seed: int) -> None:
+    from ..metrics.panns import FRONT_ENDS, Cnn14
+
+    front = FRONT_ENDS[name]
+    network = randomise(Cnn14(front), seed, std=0.05)
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.add_(1)  # fourteen normalisations by next to nothing would leave no sound
+    # the released file also holds the Fourier matrices of its front end
+    size = (front.fft_samples // 2 + 1, 1, front.fft_samples)
+    extra = {f"spectrogram_extractor.stft.conv_{part}.weight": torch.zeros(size) for part in ("real", "imag")}
+    with atomic_path(path) as temporary:
+        torch.save({"model": {**extra, **network.state_dict()}}, temporary)
+
+
+def _write_clap(folder: Path, seed: int, narrow: bool) -> None:
+    """CLAP in transformers' layout, with a byte-pair tokenizer of single characters."""
+    from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, RobertaTokenizerFast
+    from transformers.models.clip.tokenization_clip import bytes_to_unicode
+
+    words = ["<s>", "<pad>", "</s>", "<unk>", *bytes_to_unicode().values(), "<mask>"]
+    write_text(folder / "vocab.json", json.dumps({word: i for i, word in enumerate(words)}))
+    write_text(folder / "merges.txt", "#version: 0.2\n")
+    tokenizer = RobertaTokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=64)
+    tokenizer.save_pretrained(folder)
+    text = {"hidden_size": 32, "intermediate_size": 64, "vocab_size": len(words), **_NARROW} if narrow else {}
+    audio = {"patch_embeds_hidden_size": 16, "hidden_size": 128, "depths": [1, 1, 1, 1],
+             "num_attention_heads": [1, 2, 2, 4]} if narrow else {}
+    config = ClapConfig(text_config=text, audio_config=audio, projection_dim=24 if narrow else 512)
+    model: Any = ClapModel(config)
+    randomise(model, seed, std=0.1 if narrow else 0.02).save_pretrained(folder, safe_serialization=True)
+    ClapFeatureExtractor(truncation="rand_trunc").save_pretrained(folder)  # of the model without fusion

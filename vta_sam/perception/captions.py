@@ -1,0 +1,160 @@
+"""Caption ⇒ the nouns that name things to look for in the pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import lru_cache
+
+from ..clip import MAX_OBJECTS
+from .tagging import PLURAL_FIRST, Token, mend, read, split, tagger_name
+
+__all__ = ["Nouns", "nouns", "singular", "tagger_name"]
+
+# words that name no thing one could point at: parts of scenes and times, amounts, events
+_NO_THING = frozenset("""
+    acceleration afternoon air anyone anything area back background beginning bit blast bottom burst center corner
+    crash day defense direction distance edge end environment evening event everyone everything explosion field
+    floor flyby foreground front game grass ground group hour impact kind kit landing launch left lot mid midday
+    middle minute moment morning night noon nothing one other pace pair part pass perch piece place position
+    repetition right road room scene second set setting shot show side sky something sort speed stage start street
+    takeoff time top turn type use variety video view way while work yard
+""".split())
+# amounts: "a flock of geese"
+_AMOUNTS = frozenset("bunch couple crowd flock herd lots number pack pile row series swarm team".split())
+# what is heard and not seen: "dog bow-wow", "baby laughter", "harpsichord music"
+_SOUNDS = frozenset("""
+    applause bang bark barking beat beep blare bleat bleep boom bow-wow bray buzz cackle call caw chant chat chatter
+    cheep cheer chirp chirrup chorus chug clang clank clap clatter click clink clip-clop cluck clunk conversation
+    coo cough crackle creak croak crunch cry ding ding-dong echo giggle gobble groan growl grunt gunfire gunshot
+    gurgle heartbeat hiss honk hoot howl hum jingle knock laugh laughter melody meow moan moo murmur music neigh
+    noise oink patter pitter-patter pop purr quack rattle rhythm ringtone roar rumble rustle scream screech shout
+    sigh silence sizzle snarl snore snort sob song sound speech splash squawk squeak squeal static talk thud thump
+    tick tick-tock tone toot trill tune tweet voice vroom wail whimper whine whir whisper whoosh woof yap yell yelp
+    yip
+""".split())
+# what people do with things: named only where nothing else is
+_GAMES = frozenset("badminton billiards golf gymnastics hockey lacrosse polo rugby soccer squash tennis".split())
+_SIREN = "siren"  # is heard far away, or sits on what one sees: "ambulance siren"
+_SAME_AS = {
+    "auto": "car", "female": "woman", "folk": "person", "male": "man", "somebody": "person", "someone": "person",
+}
+_INSIDE = frozenset(("in", "inside", "within"))  # what follows is where it happens, not what makes the sound
+# words in -s that are not the plurals they look like, or that name one thing by their plural
+_KEEP = frozenset("""
+    atlas binoculars canvas chaos christmas clothes debris gas gymnastics jeans lens molasses news pajamas pancreas
+    pants pliers rhinoceros scissors series shears shorts species sports tennis thermos tongs trousers tweezers
+""".split())
+_LONGEST = 40  # letters of a word; longer ones are no English
+_REAL_PLURALS = frozenset("bikinis emus gnus gurus kiwis menus rabbis safaris skis taxis tsunamis".split())
+
+
+@dataclass(frozen=True)
+class Nouns:
+    """words: object nouns in the order of the caption, singular, lower case, each once. dropped: how many more than the
+    limit there were."""
+
+    words: list[str]
+    dropped: int = 0
+
+
+def nouns(caption: str, limit: int = MAX_OBJECTS, vocabulary: Collection[str] = ()) -> Nouns:
+    """The things that a caption names.
+
+    A compound counts as its last word ("race car" ⇒ car), unless ``vocabulary`` holds it ("racing car"); entries of the
+    vocabulary are also found where the rules would pass over them. Places ("in a pan"), games and sirens are left out
+    unless nothing else is named. No nouns ⇒ no words. Of a very long caption only the beginning is read, see
+    :func:`~.tagging.split`. The words depend on the tagger, see :func:`tagger_name`. Raises InputError where the
+    tagger's data is damaged.
+    """
+    tokens = _merge_known(read(caption), vocabulary)
+    mend(tokens)
+    things: list[str] = []
+    asides: list[str] = []
+    for start, run in _runs(tokens):
+        word = _head(run)
+        end = start + len(run)
+        if word in _AMOUNTS and end < len(tokens) and tokens[end].text == "of":
+            continue
+        if word:
+            aside = not run[0].known and _is_aside(tokens, start, word)
+            (asides if aside else things).append(word)
+    words = list(dict.fromkeys(things or asides))
+    return Nouns(words[:limit], max(0, len(words) - limit))
+
+
+@lru_cache(maxsize=1)
+def _inflections():
+    import inflect  # takes a second or two to import
+
+    return inflect.engine()
+
+
+@lru_cache(maxsize=4096)
+def singular(plural: str) -> str:
+    """A plural noun in lower case ⇒ its singular; what only looks like a plural ("tennis", "scissors") stays."""
+    if plural in _KEEP or (plural.endswith(("ss", "us", "is")) and plural not in _REAL_PLURALS):
+        return plural
+    return str(_inflections().singular_noun(plural) or plural)
+
+
+def _merge_known(tokens: list[Token], vocabulary: Collection[str]) -> list[Token]:
+    """Join the tokens of the longest vocabulary entry at each place into one noun."""
+    entries = {tuple(split(entry)): entry for entry in vocabulary}
+    longest = max(map(len, entries), default=0)
+    merged, i = [], 0
+    while i < len(tokens):
+        for length in range(min(longest, len(tokens) - i), 0, -1):
+            span = [token.text for token in tokens[i:i + length]]
+            exact = entries.get(tuple(span))
+            entry = exact or entries.get((*span[:-1], singular(span[-1])))
+            if entry:
+                merged.append(Token(" ".join(span), "NN" if exact else "NNS", entry))
+                i += length
+                break
+        else:
+            merged.append(tokens[i])
+            i += 1
+    return merged
+
+
+def _runs(tokens: list[Token]) -> list[tuple[int, list[Token]]]:
+    """Noun compounds ⇒ (index of the first token, tokens). A known entry is a run of its own, a plural ends one."""
+    runs: list[tuple[int, list[Token]]] = []
+    is_open = False
+    for i, token in enumerate(tokens):
+        if token.is_noun and is_open and not token.known:
+            runs[-1][1].append(token)
+        elif token.is_noun:
+            runs.append((i, [token]))
+        is_open = token.is_noun and not token.known and (not token.is_plural or token.text in PLURAL_FIRST)
+    return runs
+
+
+def _head(run: list[Token]) -> str:
+    """The noun that a compound names: its last that names a thing ("harpsichord music" ⇒ harpsichord), or ""."""
+    siren = ""
+    for token in reversed(run):
+        if token.known:
+            return token.known
+        word = singular(token.text) if token.is_plural else token.text
+        word = _SAME_AS.get(word, word)
+        if word == _SIREN:
+            siren = word
+        elif word not in _NO_THING and word not in _SOUNDS and 1 < len(word) <= _LONGEST:
+            return word
+    return siren
+
+
+def _is_place(tokens: list[Token], start: int) -> bool:
+    """Whether the noun phrase around ``start`` says where something happens."""
+    while start > 0 and tokens[start - 1].tag in ("DT", "JJ", "PRP$", "CD", "VBG", "VBN"):
+        start -= 1
+    return start > 0 and tokens[start - 1].text in _INSIDE
+
+
+def _is_aside(tokens: list[Token], start: int, word: str) -> bool:
+    """Whether ``word`` is named only for want of another: a siren, a game, the ball that stands for one ("playing
+    football"), or where something happens."""
+    played = start > 0 and tokens[start - 1].text in ("play", "played", "playing", "plays")
+    return word == _SIREN or word in _GAMES or (played and word.endswith("ball")) or _is_place(tokens, start)

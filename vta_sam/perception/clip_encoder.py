@@ -1,0 +1,136 @@
+"""CLIP: a vector per picture, per object word, and per token of the caption."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..checkpoints.checkpoint_file import digest
+from ..checkpoints.registry import require
+from ..media.picture_reader import CentreCrop
+from ..runtime.distributed import choose_device, choose_format, mixed_precision
+from ..runtime.errors import InputError
+
+
+class CLIPEncoder:
+    """An :class:`~vta_sam.perception.base.Encoder` of CLIP's projected embeddings (Radford et al. 2021, 2103.00020).
+
+    A picture's vector is CLIP's image embedding (768 for ViT-L/14), of its middle square, with CLIP's own mean and
+    standard deviation taken off. A word's is the text embedding of ``template`` with the word in it. A caption's tokens
+    are the last states of the text model, from its start token to its end token. None is scaled to length 1.
+
+    Args:
+        name: entry of the table of released weights, a folder in transformers' layout.
+        weights: folder with the released files; None ⇒ $VTA_SAM_WEIGHTS, or "weights".
+        template: how a word is put to CLIP.
+        batch_frames: pictures that the network sees at once.
+        normalise: take CLIP's own mean and standard deviation off; False: pictures in [0, 1], as VTA-LDM feeds it.
+        folder: where a model folder keeps a CLIP of its own, in the same layout, in place of ``name`` and ``weights``.
+        device, precision: as in :class:`~vta_sam.perception.grounded_sam.GroundedSAM`.
+
+    Raises InputError naming the file that is missing and how to get it.
+    """
+
+    kind = "clip"
+
+    def __init__(self, name: str = "clip-vit-large-patch14", weights: str | Path | None = None,
+                 template: str = "a photo of a {}", batch_frames: int = 64, device: str = "auto",
+                 precision: str = "auto", normalise: bool = True, folder: str | Path | None = None) -> None:
+        if template.count("{}") != 1 or batch_frames < 1:
+            raise InputError(f"the encoder needs one {{}} in its template and batch_frames >= 1, got {template!r} and "
+                             f"{batch_frames}")
+        place = require(name, weights) if folder is None else Path(folder)
+        self.device = choose_device(device)
+        self.model, self.tokenizer = _load(place, self.device)
+        number_format = choose_format(precision, self.device)
+        self.autocast = mixed_precision(number_format, self.device)
+        self.template, self.batch_frames = template, batch_frames
+        vision, text = self.model.config.vision_config, self.model.config.text_config
+        self.fit = CentreCrop(vision.image_size)
+        self.frame_dim = self.object_dim = self.model.config.projection_dim
+        self.caption_dim, self.max_tokens = text.hidden_size, text.max_position_embeddings
+        mean, std = _normalisation(place) if normalise else ([0.0] * 3, [1.0] * 3)
+        self.mean = torch.tensor(mean, device=self.device).view(3, 1, 1)
+        self.std = torch.tensor(std, device=self.device).view(3, 1, 1)
+        self.fingerprint = f"{name if folder is None else place.name}-{digest(place / 'model.safetensors')}"
+        self.settings: dict[str, Any] = {"template": template, "precision": number_format}  # they change a record
+        if not normalise:
+            self.settings["normalise"] = False
+        self._word = lru_cache(maxsize=4096)(self._encode_word)
+
+    def encode_frames(self, frames: np.ndarray) -> np.ndarray:
+        """(T, 224, 224, 3) uint8 RGB ⇒ (T, 768) float32."""
+        if frames.shape[1:] != (self.fit.side, self.fit.side, 3) or frames.dtype != np.uint8:
+            raise InputError(f"CLIP looks at frames of shape (T, {self.fit.side}, {self.fit.side}, 3) uint8, got "
+                             f"{frames.shape} {frames.dtype}; read the video at its fit")
+        vectors = np.empty((len(frames), self.frame_dim), np.float32)
+        for start in range(0, len(frames), self.batch_frames):
+            part = slice(start, start + self.batch_frames)
+            pictures = torch.from_numpy(np.ascontiguousarray(frames[part])).to(self.device).permute(0, 3, 1, 2)
+            vectors[part] = self.embed(pictures.float() / 255).cpu().numpy()
+        return vectors
+
+    @torch.inference_mode()
+    def embed(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Pictures (T, 3, 224, 224) float in [0, 1], on the encoder's device ⇒ (T, 768) float32."""
+        with self.autocast:
+            return self.model.get_image_features(pixel_values=(pictures - self.mean) / self.std).float()
+
+    def encode_objects(self, objects: list[str]) -> np.ndarray:
+        """K words ⇒ (K, 768) float32."""
+        if not objects:
+            return np.zeros((0, self.object_dim), np.float32)
+        return np.stack([self._word(word) for word in objects])
+
+    @torch.inference_mode()
+    def encode_caption(self, caption: str) -> np.ndarray:
+        """A caption ⇒ (L, 768) float32, 2 ≤ L ≤ 77: what is longer is cut, as CLIP does."""
+        with self.autocast:
+            states = self.model.text_model(**self._tokens(caption)).last_hidden_state[0]
+        return states.float().cpu().numpy()
+
+    @torch.inference_mode()
+    def _encode_word(self, word: str) -> np.ndarray:
+        with self.autocast:
+            vector = self.model.get_text_features(**self._tokens(self.template.format(word)))[0]
+        return vector.float().cpu().numpy()
+
+    def _tokens(self, text: str) -> dict[str, torch.Tensor]:
+        tokens = self.tokenizer(text, truncation=True, max_length=self.max_tokens, return_tensors="pt")
+        return {name: tokens[name].to(self.device) for name in ("input_ids", "attention_mask")}
+
+
+def _load(folder: Path, device: torch.device) -> tuple[Any, Any]:
+    """⇒ CLIPModel in eval mode, its tokenizer; from safetensors alone, without a look at the network."""
+    from safetensors import SafetensorError
+    from transformers import AutoTokenizer, CLIPModel
+
+    try:
+        model, told = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True,
+                                                output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"{folder} can't be read as a CLIP model ({str(error).strip().splitlines()[0]}); "
+                         "`python data_prep/weights.py check` compares it with what was released") from error
+    # released files carry the positions' running numbers, which newer code makes itself
+    unknown = [key for key in told["unexpected_keys"] if not key.endswith("position_ids")]
+    if told["missing_keys"] or unknown or told["mismatched_keys"]:
+        raise InputError(f"{folder}: model.safetensors doesn't fit config.json (missing {told['missing_keys'][:3]}, "
+                         f"unknown {unknown[:3]}, of another shape {told['mismatched_keys'][:3]})")
+    return model.float().to(device).eval(), tokenizer
+
+
+def _normalisation(folder: Path) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel that the model was trained with."""
+    from transformers import CLIPImageProcessor
+
+    try:
+        processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder} lacks a readable preprocessor_config.json "
+                         f"({str(error).strip().splitlines()[0]})") from error
+    return list(np.ravel(processor.image_mean)), list(np.ravel(processor.image_std))

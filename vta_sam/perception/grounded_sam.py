@@ -1,0 +1,142 @@
+"""Grounding SAM: Grounding DINO finds each named object in a frame, SAM, if asked for, outlines it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..checkpoints.checkpoint_file import digest
+from ..checkpoints.registry import require
+from ..media.picture_reader import Within
+from ..runtime.distributed import choose_device, choose_format, mixed_precision
+from ..runtime.errors import InputError
+from .base import Grounding
+from .grounding_dino import CONFIGS, Detections, Detector, Prompt, build_detector_network
+from .sam import MASK_DIM, Segmenter, build_segmenter_network
+
+_log = logging.getLogger(__name__)
+
+
+class GroundedSAM:
+    """A :class:`~vta_sam.perception.base.Grounder` for any word.
+
+    probs[t, k] is the largest sigmoid logit of any query of Grounding DINO at any token of the word itself, raw, no
+    threshold applied; boxes[t, k] is that query's box. With SAM, areas are those of the masks that it draws in these
+    boxes, and mask_embedding its image embedding averaged over each mask; without, areas are those of the boxes.
+
+    Args:
+        detector: "swint_ogc" or "swinb_cogcoor", the two released Grounding DINO.
+        sam: "vit_b", "vit_l", "vit_h", or None to leave SAM out.
+        weights: folder with the released files; None ⇒ $VTA_SAM_WEIGHTS, or "weights".
+        short_side, long_side: pixels, of the picture that Grounding DINO sees.
+        batch_frames, sam_batch_frames: pictures that a network sees at once.
+        device: "auto", "cpu", "cuda", "cuda:1", …
+        precision: "auto" (fp16 on a GPU), "fp32", "fp16", "bf16".
+
+    Raises InputError naming the file that is missing and how to get it.
+    """
+
+    kind = "grounded_sam"
+
+    def __init__(self, detector: str = "swint_ogc", sam: str | None = None, weights: str | Path | None = None,
+                 short_side: int = 800, long_side: int = 1333, batch_frames: int = 8, sam_batch_frames: int = 4,
+                 device: str = "auto", precision: str = "auto") -> None:
+        if detector not in CONFIGS:
+            raise InputError(f"detector={detector} is not known; it is {' or '.join(CONFIGS)}")
+        if min(batch_frames, sam_batch_frames, short_side) < 1 or long_side < short_side:
+            raise InputError("the grounder needs batch_frames, sam_batch_frames and short_side >= 1 and long_side >= "
+                             f"short_side, got {batch_frames}, {sam_batch_frames}, {short_side}, {long_side}")
+        bert = require("bert-base-uncased", weights)
+        files = [require(f"groundingdino_{detector}", weights)]
+        if sam is not None:
+            files.append(require(f"sam_{sam}", weights))
+        where = choose_device(device)
+        number_format = choose_format(precision, where)
+        self.device, self.batch_frames = where, batch_frames
+        # a picture serves both networks; what has to grow grows on their device
+        self.fit = Within(short_side, long_side) if sam is None else Within(max(short_side, 1024), max(long_side, 1024))
+        self.detector = Detector(build_detector_network(detector, files[0], bert), short_side, long_side, where,
+                                 mixed_precision(number_format, where))
+        self.segmenter = None
+        if sam is not None:
+            self.segmenter = Segmenter(build_segmenter_network(sam, files[1]), sam_batch_frames, where,
+                                       mixed_precision(number_format, where))
+        names = [f"{name}-{digest(file)}" for name, file in zip((detector, sam), files)]
+        self.fingerprint = f"grounded_sam-{'-'.join(names)}-{short_side}x{long_side}px"
+        self.settings = {"precision": number_format}  # what else changes a record
+        self._prompt = lru_cache(maxsize=16)(self._build_prompt)
+
+    def ground(self, frames: np.ndarray, objects: list[str]) -> Grounding:
+        """frames (T, H, W, 3) uint8 RGB of any size, K words ⇒ Grounding. Frames are judged one by one."""
+        if not objects:
+            return Grounding.empty(len(frames))
+        prompt = self._prompt(tuple(objects))
+        if not prompt.text:
+            return self._nothing(len(frames), len(objects))
+        parts = [self._ground(self._to_device(frames[i:i + self.batch_frames]), prompt)
+                 for i in range(0, len(frames), self.batch_frames)]
+        return Grounding.concatenate(parts)
+
+    def masks(self, frames: np.ndarray, objects: list[str]) -> np.ndarray:
+        """frames (T, H, W, 3) uint8 RGB, K words ⇒ SAM's masks (T, K, H, W) bool. Raises InputError without SAM."""
+        if self.segmenter is None:
+            raise InputError("masks are drawn by SAM, which is left out; name one, for example grounder.sam=vit_b")
+        masks = np.zeros((len(frames), len(objects), *frames.shape[1:3]), bool)
+        prompt = self._prompt(tuple(objects))
+        for i in range(0, len(frames) if prompt.text else 0, self.batch_frames):
+            pictures = self._to_device(frames[i:i + self.batch_frames])
+            seen = self.detector.detect(pictures, prompt)
+            for t, (logits, _) in enumerate(self._segment(pictures, seen), i):
+                masks[t] = (logits > 0).cpu().numpy()
+        masks[:, _unread(prompt)] = False
+        return masks
+
+    def _ground(self, pictures: torch.Tensor, prompt: Prompt) -> Grounding:
+        seen = self.detector.detect(pictures, prompt)
+        probs, boxes = seen.probs.numpy(), seen.boxes.numpy()
+        if self.segmenter is None:
+            return Grounding(probs, boxes, _areas_inside(boxes))
+        areas, pooled = np.zeros_like(probs), np.zeros((*probs.shape, MASK_DIM), np.float32)
+        for t, (logits, embedding) in enumerate(self._segment(pictures, seen)):
+            masks = logits > 0
+            areas[t] = masks.float().mean((1, 2)).cpu().numpy()
+            pooled[t] = self.segmenter.pool(embedding, masks).cpu().numpy()
+        unread = _unread(prompt)
+        areas[:, unread], pooled[:, unread] = 0.0, 0.0
+        return Grounding(probs, boxes, areas, pooled)
+
+    def _nothing(self, frames: int, objects: int) -> Grounding:
+        zeros = np.zeros((frames, objects), np.float32)
+        pooled = None if self.segmenter is None else np.zeros((frames, objects, MASK_DIM), np.float32)
+        return Grounding(zeros, np.zeros((frames, objects, 4), np.float32), zeros, pooled)
+
+    def _segment(self, pictures: torch.Tensor, seen: Detections) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        assert self.segmenter is not None
+        return self.segmenter.segment(pictures, seen.boxes.to(self.device))
+
+    def _to_device(self, frames: np.ndarray) -> torch.Tensor:
+        """(B, H, W, 3) uint8 ⇒ (B, 3, H, W) uint8 on the device."""
+        return torch.from_numpy(np.ascontiguousarray(frames)).to(self.device).permute(0, 3, 1, 2)
+
+    def _build_prompt(self, objects: tuple[str, ...]) -> Prompt:
+        prompt = self.detector.prompt(list(objects))
+        for word, span in zip(objects, prompt.spans):
+            if not span:
+                _log.warning("nothing of the object %r can be read by Grounding DINO; it gets probability 0", word)
+        return prompt
+
+
+def _unread(prompt: Prompt) -> list[int]:
+    return [k for k, span in enumerate(prompt.spans) if not span]
+
+
+def _areas_inside(boxes: np.ndarray) -> np.ndarray:
+    """Boxes (T, K, 4) ⇒ the share of the picture (T, K) that they cover; parts beyond its edges don't count."""
+    first = np.clip(boxes[..., :2] - boxes[..., 2:] / 2, 0.0, 1.0)
+    end = np.clip(boxes[..., :2] + boxes[..., 2:] / 2, 0.0, 1.0)
+    return np.prod(end - first, axis=-1).astype(np.float32)

@@ -1,0 +1,201 @@
+"""Pictures of a clip, of attention and of curves: PNG files for a report, arrays for a logger.
+
+Figures are made without pyplot, so that nothing global is touched and nothing has to be closed.
+"""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from typing import Literal, Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ..mel import SAMPLE_RATE_HZ
+from ..metrics.intervals import Interval
+from ..runtime.errors import InputError
+from ..runtime.files import atomic_path
+from . import panels
+
+DPI = 110
+TILES = 12
+# of a clip's picture, in inches
+_WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM, _GAP = 11.0, 0.8, 1.6, 0.15, 0.5, 0.2
+_TIMELINE, _SPECTROGRAM, _TITLE_LINE = 1.0, 1.5, 0.22
+_TALLEST_STRIP = 1.8
+
+
+def clip_picture(
+    path: str | os.PathLike,
+    frames: np.ndarray,
+    objects: Sequence[str],
+    probs: np.ndarray,
+    generated_waveform: np.ndarray,
+    true_waveform: np.ndarray | None = None,
+    onsets: np.ndarray | None = None,
+    *,
+    duration_s: float,
+    title: str = "",
+) -> None:
+    """Write one clip as a PNG: frames, who is visible, and the log-mel of its sounds, all over the same seconds.
+
+    Args:
+        path: the PNG to write.
+        frames: (T, H, W, 3) uint8 RGB, spread evenly over the clip; twelve of them are shown.
+        objects: K names.
+        probs: (T', K) in [0, 1], also spread evenly; K = 0 is drawn as a note.
+        generated_waveform: (samples,) mono 16 kHz.
+        true_waveform: likewise, drawn above the generated one if given; both share one scale of colours.
+        onsets: times in seconds of the events to be heard, marked on each spectrogram.
+        duration_s: length of the clip in seconds.
+        title: shown above the frames, at most two lines of it.
+
+    InputError: shapes that don't fit.
+    """
+    if frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
+        raise InputError(f"{path}: frames has shape {frames.shape}, expected (T, H, W, 3) with T ≥ 1")
+    sounds = {"generated": panels.decibels(generated_waveform, duration_s)}
+    if true_waveform is not None:
+        sounds = {"true": panels.decibels(true_waveform, duration_s), **sounds}
+    lines = textwrap.wrap(title, 110, max_lines=2, placeholder=" …")
+    tile_width = (_WIDTH - _LEFT - _RIGHT) / TILES
+    strip = min(tile_width * frames.shape[1] / frames.shape[2], _TALLEST_STRIP)
+    rows = [strip, _TIMELINE] + [_SPECTROGRAM] * len(sounds)
+    figure, (strip_axes, timeline, *spectrograms) = _rows(rows, _TOP + _TITLE_LINE * len(lines))
+    if lines:
+        figure.text(_LEFT / _WIDTH, 1 - _TOP / 2 / figure.get_figheight(), "\n".join(lines), va="top", fontsize=11,
+                    parse_math=False)
+    panels.draw_strip(strip_axes, frames, duration_s, TILES)
+    panels.draw_timeline(timeline, objects, probs, duration_s)
+    top_db = panels.loudest_db(*sounds.values())
+    for axes, (name, mel) in zip(spectrograms, sounds.items()):
+        image = panels.draw_spectrogram(axes, mel, top_db, duration_s, onsets)
+        axes.set_ylabel(f"{name} (kHz)")
+    for axes in (timeline, *spectrograms[:-1]):
+        axes.tick_params(labelbottom=False)
+    spectrograms[-1].set_xlabel("time (s)")
+    _colour_bar(figure, spectrograms, image)
+    if onsets is not None and len(onsets):
+        first = spectrograms[0]
+        first.plot([1.018], [1.0], transform=first.transAxes, **panels.EVENT_MARK)
+        first.text(1.03, 1.0, "event", transform=first.transAxes, fontsize=8, va="center")
+    _save(figure, path)
+
+
+def attention_picture(path: str | os.PathLike, maps: Mapping[str, np.ndarray], title: str = "") -> None:
+    """Write attention as a PNG, one panel per UNet level: maps name ⇒ (columns, frames), each with colours of its own.
+
+    A model that has learnt timing is bright along the dashed diagonal. InputError: no map, or one not of two axes.
+    """
+    if not maps:
+        raise InputError(f"{path}: there is no attention map to draw")
+    across = 3 if len(maps) in (5, 6) else min(len(maps), 4)
+    down = -(-len(maps) // across)
+    figure = _figure(3.2 * across + 0.3, 2.9 * down + (0.4 if title else 0.1), layout="constrained")
+    grid = figure.subplots(down, across, squeeze=False).flat
+    for axes, (name, weights) in zip(grid, maps.items()):
+        image = panels.draw_attention(axes, np.asarray(weights, dtype=np.float64), name)
+        figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02).ax.tick_params(labelsize=7)
+    for axes in list(figure.axes):
+        if not axes.has_data():
+            axes.set_axis_off()
+    if title:
+        figure.suptitle(title, fontsize=11, parse_math=False)
+    _save(figure, path)
+
+
+def curve_picture(
+    path: str | os.PathLike,
+    steps: Sequence[float],
+    values: Mapping[str, Sequence[Interval | float]],
+    ylabel: str,
+    xlabel: str = "step",
+    title: str = "",
+) -> None:
+    """Write curves as a PNG: values name ⇒ one figure per step; an Interval brings its band, NaN leaves a gap.
+
+    InputError: a curve that has not as many values as there are steps.
+    """
+    figure = _figure(7.0, 4.2, layout="constrained")
+    axes = figure.subplots()
+    for number, (name, curve) in enumerate(values.items()):
+        if len(curve) != len(steps):
+            raise InputError(f"{path}: curve {name!r} has {len(curve)} values for {len(steps)} steps")
+        colour = panels.COLOURS[number % len(panels.COLOURS)]
+        bounds = [(v.mean, v.low, v.high) if isinstance(v, Interval) else (v, v, v) for v in curve]
+        mean, low, high = np.array(bounds, dtype=np.float64).reshape(-1, 3).T
+        axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
+        axes.plot(steps, mean, color=colour, label=name, marker="o", markersize=3.5,
+                  linestyle=panels.LINE_STYLES[number % len(panels.LINE_STYLES)])
+    for text in axes.legend(frameon=False, fontsize=9).get_texts() if values else ():
+        text.set_parse_math(False)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.set_title(title, fontsize=11, parse_math=False)
+    axes.grid(color="0.9", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)
+
+
+def spectrogram_image(waveform: np.ndarray) -> np.ndarray:
+    """Mono 16 kHz sound (samples,) ⇒ a picture of its log-mel (H, W, 3) uint8, for a logger."""
+    duration_s = len(waveform) / SAMPLE_RATE_HZ
+    mel = panels.decibels(waveform)
+    figure, (axes,) = _rows([_SPECTROGRAM * 1.3], _TOP)
+    image = panels.draw_spectrogram(axes, mel, panels.loudest_db(mel), duration_s)
+    axes.set(xlabel="time (s)", ylabel="kHz")
+    _colour_bar(figure, [axes], image)
+    return _pixels(figure)
+
+
+def timeline_image(objects: Sequence[str], probs: np.ndarray, duration_s: float) -> np.ndarray:
+    """K names and their probabilities (T, K) over a clip ⇒ a picture (H, W, 3) uint8, for a logger."""
+    figure, (axes,) = _rows([_TIMELINE * 1.5], _TOP)
+    panels.draw_timeline(axes, objects, probs, duration_s)
+    axes.set_xlabel("time (s)")
+    return _pixels(figure)
+
+
+def _figure(width: float, height: float, layout: Literal["constrained"] | None = None) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=DPI, layout=layout)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _rows(heights: Sequence[float], top: float) -> tuple[Figure, list[Axes]]:
+    """Axes below each other with one left and one right edge, heights in inches ⇒ figure, axes from the top down."""
+    total = top + sum(heights) + _GAP * (len(heights) - 1) + _BOTTOM
+    figure, all_axes, y = _figure(_WIDTH, total), [], total - top
+    for height in heights:
+        y -= height
+        all_axes.append(figure.add_axes(
+            (_LEFT / _WIDTH, y / total, (_WIDTH - _LEFT - _RIGHT) / _WIDTH, height / total)
+        ))
+        y -= _GAP
+    figure.align_ylabels(all_axes)
+    return figure, all_axes
+
+
+def _colour_bar(figure: Figure, axes: Sequence[Axes], image) -> None:
+    """A bar in the right margin, as high as all these axes together, which share its colours."""
+    bottom, top = axes[-1].get_position().y0, axes[0].get_position().y1
+    right = axes[0].get_position().x1
+    inset = 0.06 * (top - bottom)  # room for the mark that explains events
+    bar = figure.colorbar(image, cax=figure.add_axes((right + 0.012, bottom, 0.012, top - bottom - inset)))
+    bar.set_label("dB below the loudest", fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+
+
+def _pixels(figure: Figure) -> np.ndarray:
+    canvas = figure.canvas
+    assert isinstance(canvas, FigureCanvasAgg)
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _save(figure: Figure, path: str | os.PathLike) -> None:
+    # without matplotlib's version in it, so that the same picture is the same bytes
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})

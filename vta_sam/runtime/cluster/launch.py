@@ -1,0 +1,236 @@
+"""Overrides of a Hydra program ⇒ the tasks of a job, each composed and checked before anything is submitted."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import OmegaConf, open_dict
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+
+from ...checkpoints.parts import build
+from ...dataset.partition import shares
+from ..errors import InputError
+from .slurm import Job, Slurm, submit
+
+# MERGED-DOC """A command line that says ``launcher=slurm`` ⇒ a job in place of this process. docs/cluster.md is the
+# user's view."""
+
+
+GROUP = "launcher"
+# Where a program writes to, if it is one place for all that it does: two tasks must not be told the same
+_RUN_FOLDER = ("runs", "exp", "seed", "name")
+_WRITES_TO = {"train": _RUN_FOLDER, "evaluate": ("out",), "compare": ("out",), "synthesize": ("out",)}
+
+
+@dataclass(frozen=True)
+class Program:
+    """An entry script and the name of its config in conf/, the folder beside its own."""
+
+    script: Path
+    config_name: str
+
+    @property
+    def conf(self) -> Path:
+        return self.script.resolve().parents[1] / "conf"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run of a program. settings: its config, resolved; None where only the job's environment completes it."""
+
+    overrides: tuple[str, ...]
+    settings: dict[str, Any] | None
+
+
+@contextmanager
+def _hydra(program: Program) -> Iterator[None]:
+    """Hydra's compose API on the program's configs; what Hydra refuses is said in a sentence."""
+    before = HydraConfig.instance().cfg
+    try:
+        with initialize_config_dir(str(program.conf), version_base="1.3", job_name=program.script.stem):
+            yield
+    except (HydraException, OmegaConfBaseException) as error:
+        if isinstance(error.__cause__, InputError):  # of a setting of the launcher, wrapped by Hydra
+            raise error.__cause__ from error
+        raise InputError(_sentence(error)) from error
+    finally:
+        HydraConfig.instance().cfg = before
+
+
+def _sentence(error: Exception) -> str:
+    """Hydra's and OmegaConf's words in one line, with the override that they are about."""
+    told = [f"{error.override}:"] if isinstance(error, OverrideParseException) else []
+    for cause in (error, error.__cause__):
+        words = str(cause or "").partition("Config search path:")[0].splitlines()
+        told += [line.strip() for line in words if line.strip() and not line.strip().startswith("object_type=")]
+    return " ".join(told)
+
+
+def plan(program: Program, overrides: Sequence[str]) -> tuple[Slurm, list[Task]]:
+    """A command line's overrides, with ``launcher=…`` among them ⇒ the launcher's settings, and the tasks in the order
+    of Hydra's multirun. Raises InputError with Hydra's words where one of them can't be composed."""
+    with _hydra(program):
+        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+        parsed = parser.parse_overrides(list(overrides))
+        # hydra.searchpath may be where the launcher's own block is
+        slurm = _launcher(program, [word for word in parsed if _of_launcher(word) or word.is_hydra_override()])
+        own = [override for override in parsed if not _of_launcher(override)]
+        tasks = [Task(words, _settings(program, words)) for words in combinations(own)]
+    if slurm.shards_per_job is not None:
+        return slurm, _parted(program, slurm, tasks, own)
+    _refuse_one_place_for_two(program, tasks)
+    return slurm, tasks
+
+
+def combinations(overrides: Sequence[Override]) -> list[tuple[str, ...]]:
+    """Each combination of swept values, the last override's changing fastest. An override that is given twice counts
+    where it stood first, with the value that came last, as in Hydra's own sweeper."""
+    choices: dict[str, list[str]] = {}
+    for override in overrides:
+        key, line = override.get_key_element(), override.input_line
+        if not override.is_sweep_override():
+            assert line is not None  # it was parsed
+            choices[key] = [line]
+        elif override.is_discrete_sweep():
+            choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            raise InputError(f"{line}: an array needs values that can be counted, such as {key}=1,2,3")
+    return list(product(*choices.values()))
+
+
+def _of_launcher(override: Override) -> bool:
+    return override.key_or_group.partition(".")[0] == GROUP
+
+
+def _launcher(program: Program, overrides: Sequence[Override]) -> Slurm:
+    for override in overrides:
+        if override.is_sweep_override() and _of_launcher(override):
+            raise InputError(f"{override.input_line}: the launcher takes one value; quote one that has a comma "
+                             f"twice: \"{override.get_key_element()}='a,b'\"")
+    config = compose(program.config_name, [str(override.input_line) for override in overrides])
+    made = build(config[GROUP])
+    assert isinstance(made, Slurm)
+    return made
+
+
+def _settings(program: Program, overrides: Sequence[str]) -> dict[str, Any] | None:
+    config = compose(program.config_name, list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(config)  # for ${hydra:…} in a run's name
+    with open_dict(config):
+        del config["hydra"]
+    try:
+        settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except InterpolationResolutionError as error:
+        if "Environment variable" in str(error):  # launcher.setup may set it
+            return None
+        raise
+    assert isinstance(settings, dict)
+    refuse_launcher_of_a_file(settings)
+    return {str(key): value for key, value in settings.items()}
+
+
+def _parted(program: Program, slurm: Slurm, tasks: Sequence[Task], overrides: Sequence[Override]) -> list[Task]:
+    assert slurm.shards_per_job is not None
+    given = [override.input_line for override in overrides if override.key_or_group in ("rank", "world")]
+    if given:
+        raise InputError(f"{given[0]}: with launcher.shards_per_job each task is told its rank and world; leave it out")
+    if slurm.processes > 1:
+        raise InputError(f"launcher.shards_per_job makes an array of one process a job, but nodes × tasks_per_node is "
+                         f"{slurm.processes}; leave it out, and the processes of one job part the work themselves")
+    parted = []
+    for task in tasks:
+        if task.settings is None:
+            raise InputError("launcher.shards_per_job has to know the shards now; a variable of the environment that a "
+                             "setting names is not set here")
+        parts = shares(program.config_name, task.settings, slurm.shards_per_job)
+        parted += [Task((*task.overrides, *part), task.settings) for part in parts]
+    return parted
+
+
+def _refuse_one_place_for_two(program: Program, tasks: Sequence[Task]) -> None:
+    keys = _WRITES_TO.get(program.config_name, ())
+    seen: dict[tuple, Task] = {}
+    for task in tasks if keys else ():
+        if task.settings is None:
+            continue
+        place = tuple(task.settings.get(key) for key in keys)
+        if place in seen:
+            way = "name='${hydra:job.override_dirname}'" if keys is _RUN_FOLDER else "a command each, with its own out="
+            raise InputError(f"two tasks would write to one place: {' '.join(seen[place].overrides)} and "
+                             f"{' '.join(task.overrides)}. Tell them apart: {way}")
+        seen[place] = task
+
+
+_ANSWERS = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"}
+_SWEEPS = {"--multirun", "-m"}
+
+
+def asks_for_launcher(arguments: Sequence[str]) -> bool:
+    """Whether a command line chooses a launcher; ``--help`` and what else Hydra answers at once is left to it."""
+    if any(argument.partition("=")[0] in _ANSWERS for argument in arguments):
+        return False
+    chosen = [value for key, _, value in (argument.partition("=") for argument in arguments) if key == GROUP]
+    return bool(chosen) and chosen[-1] != "null"
+
+
+def launch(program: Program, arguments: Sequence[str]) -> None:
+    """Submit a program with its arguments, ``launcher=…`` among them. Comma lists make an array, in the order of
+    Hydra's multirun. Raises InputError where a config can't be composed, or sbatch refuses."""
+    overrides = [argument for argument in arguments if argument not in _SWEEPS]
+    flags = [argument for argument in overrides if argument.startswith("-")]
+    if flags:
+        raise InputError(f"{flags[0]} doesn't go with {GROUP}=, which takes overrides alone; "
+                         "hydra.searchpath=[file://FOLDER] names further folders of configs")
+    slurm, tasks = plan(program, overrides)
+    script = program.script.resolve()
+    folder = Path.cwd()
+    words = [_python(slurm), str(script.relative_to(folder) if script.is_relative_to(folder) else script)]
+    submit(slurm, Job(_name(program, tasks), folder, [[*words, *task.overrides] for task in tasks]))
+
+
+def launch_agents(program: Program, sweep_id: str, agents: int, runs_each: int, overrides: Sequence[str]) -> None:
+    """Submit an array of wandb agents, each of which ends after ``runs_each`` runs of the sweep. program: whose config
+    has the launcher; overrides: of the launcher alone."""
+    for name, value in (("count", agents), ("runs-each", runs_each)):
+        if value < 1:
+            raise InputError(f"--{name} {value}: expected a whole number from 1 on")
+    strange = [override for override in overrides if not override.startswith(f"{GROUP}.")]
+    if strange:
+        raise InputError(f"{strange[0]}: agents get their settings from the sweep; only {GROUP}.KEY=… can be given")
+    slurm, _ = plan(program, [f"{GROUP}=slurm", *overrides])
+    # an agent that doesn't pass signals on would end by the one before the time limit, and its run with it
+    command = [_python(slurm), "-m", "wandb", "agent", "--forward-signals", "--count", str(runs_each), sweep_id]
+    submit(slurm, Job("wandb-agent", Path.cwd(), [command] * agents))
+
+
+def _python(slurm: Slurm) -> str:
+    """By its name; the script's PATH begins with the folder of the one that submits."""
+    return "python" if slurm.container else Path(sys.executable).name
+
+
+def _name(program: Program, tasks: Sequence[Task]) -> str:
+    """The program, then what all tasks agree on of experiment and name: train-vta_sam-frozen."""
+    words = [program.script.stem]
+    for key in ("exp", "name"):
+        values = {str((task.settings or {}).get(key) or "") for task in tasks}
+        words += [value for value in values if value and len(values) == 1]
+    return "-".join(words)
+
+
+def refuse_launcher_of_a_file(config: Mapping) -> None:
+    """A config whose command line chose no launcher must have none. Raises InputError."""
+    if config.get("launcher") is not None:
+        raise InputError("a config file chooses the launcher, and each job would submit another one: choose it on the "
+                         "command line alone")

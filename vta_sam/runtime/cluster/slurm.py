@@ -1,0 +1,246 @@
+"""A SLURM job ⇒ the text of its batch script. The script stands alone: saved to a file, sbatch takes it as it is.
+
+Whatever comes out of a config or a command line is quoted, so that the program gets it byte for byte; the lines of
+``setup`` are the only ones that the shell interprets.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import InputError
+from ..files import write_bytes
+
+# MERGED-DOC """A batch script ⇒ a job of SLURM. Asks sbatch once, and waits for nothing else."""
+
+
+_COUNTS = ("nodes", "tasks_per_node", "cpus_per_task", "signal_s", "max_at_once", "shards_per_job")
+# A time without a colon is a number of minutes to SLURM, and 24:00:00 without quotes is the number 86400 to YAML
+_TIME = re.compile(r"(\d+-\d+(:\d+){0,2}|\d+(:\d+){1,2})")
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """What ``conf/launcher/slurm.yaml`` describes; its comments say what each field is. None: the cluster's default."""
+
+    partition: str | None = None
+    account: str | None = None
+    time: str | None = None
+    nodes: int | None = None
+    gpus: int | str | None = None
+    tasks_per_node: int | None = None
+    cpus_per_task: int | None = None
+    memory: int | str | None = None
+    requeue: bool | None = None
+    signal_s: int | None = None
+    max_at_once: int | None = None
+    shards_per_job: int | None = None
+    setup: Sequence[str] = ()
+    container: str | None = None
+    extra: Sequence[str] = ()
+    logs: str = "runs/slurm"
+    dry_run: bool = False
+
+    def __post_init__(self):
+        for key in _COUNTS:
+            value = getattr(self, key)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise InputError(f"launcher.{key}={value}: expected a whole number from 1 on, or null")
+        if self.time is not None and not _TIME.fullmatch(str(self.time)):
+            raise InputError(f'launcher.time={self.time}: expected "hours:minutes:seconds" or '
+                             '"days-hours:minutes:seconds"; in a file it stands in quotes')
+        for key in ("setup", "extra"):
+            lines = getattr(self, key)
+            if isinstance(lines, str) or not all(isinstance(line, str) for line in lines):
+                raise InputError(f"launcher.{key}={lines!r}: expected a list of lines, such as "
+                                 f"\"launcher.{key}=['first line','second line']\"")
+        for line in self.extra:
+            if not line.startswith("-") or not line.isprintable():
+                raise InputError(f"launcher.extra has {line!r}: expected options of sbatch, such as --qos=high")
+
+    @property
+    def processes(self) -> int:
+        """Of one job."""
+        return (self.nodes or 1) * (self.tasks_per_node or 1)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to run. name: of the job and its log. folder: absolute, where it runs. commands: one a task, each a list
+    of words; more than one make an array, in this order. interpreter: the Python that a command's ``python`` is."""
+
+    name: str
+    folder: Path
+    commands: Sequence[Sequence[str]]
+    interpreter: Path = Path(sys.executable)
+
+    @property
+    def safe_name(self) -> str:
+        """The name in letters that file names and SLURM's patterns take as they are."""
+        return re.sub(r"[^\w.+=-]+", "_", self.name, flags=re.ASCII).strip("_") or "job"
+
+    @property
+    def is_array(self) -> bool:
+        return len(self.commands) > 1
+
+
+def batch_script(slurm: Slurm, job: Job) -> str:
+    """⇒ the script. Raises InputError where a setting can't stand in an #SBATCH line."""
+    return "\n".join([
+        "#!/usr/bin/env bash",
+        *_directives(slurm, job),
+        "# Submitted by hand, this file needs the folder of --output to be there: SLURM doesn't make it.",
+        "set -euo pipefail",
+        f"cd {shlex.quote(str(job.folder))}",
+        *_environment(slurm, job),
+        "",
+        *_choice(job),
+        "",
+        "# A step even for one process: SLURM sends the signal before the time limit to steps alone. exec: no shell",
+        "# stands between SLURM and srun, which passes signals on. One process that fails ends the others.",
+        f"exec {_step(slurm)} \"${{command[@]}}\"",
+        "",
+    ])
+
+
+def log_pattern(slurm: Slurm, job: Job) -> Path:
+    """Where the log goes, in SLURM's patterns."""
+    folder = str(job.folder / slurm.logs).replace("%", "%%")
+    return Path(folder) / ("%x-%A_%a.log" if job.is_array else "%x-%j.log")
+
+
+def _directives(slurm: Slurm, job: Job) -> list[str]:
+    array = None
+    if job.is_array:
+        throttle = f"%{slurm.max_at_once}" if slurm.max_at_once else ""
+        array = f"0-{len(job.commands) - 1}{throttle}"
+    options = {
+        "job-name": job.safe_name, "partition": slurm.partition, "account": slurm.account, "time": slurm.time,
+        "nodes": slurm.nodes, "ntasks-per-node": slurm.tasks_per_node, "gpus-per-node": slurm.gpus,
+        "cpus-per-task": slurm.cpus_per_task, "mem": slurm.memory, "array": array,
+        # without "B:", which would send it to the shell alone
+        "signal": slurm.signal_s and f"USR1@{slurm.signal_s}",
+        "output": log_pattern(slurm, job), "open-mode": "append",  # a job that is requeued goes on in its log
+    }
+    lines = [f"--{option}={_sbatch_word(option, str(value))}" for option, value in options.items() if value is not None]
+    if slurm.requeue is not None:
+        lines.append("--requeue" if slurm.requeue else "--no-requeue")
+    return [f"#SBATCH {line}" for line in (*lines, *slurm.extra)]
+
+
+def _sbatch_word(option: str, value: str) -> str:
+    """Quoted as sbatch reads its lines: quotes as in a shell, but a backslash counts inside them too."""
+    if not value.isprintable() or "\\" in value:
+        raise InputError(f"--{option}={value!r} can't stand in a batch script: no backslash, tab or line end, please")
+    return shlex.quote(value)
+
+
+def _environment(slurm: Slurm, job: Job) -> list[str]:
+    lines = ["export PYTHONUNBUFFERED=1  # what is printed is in the log at once"]
+    if slurm.container is None:
+        lines += ["# the Python that submitted, unless the setup below brings another",
+                  f"export PATH={shlex.quote(str(job.interpreter.parent))}:\"$PATH\""]
+    if slurm.setup:  # modules and environments read variables that nobody has set
+        lines += ["", "set +u", *slurm.setup, "set -u"]
+    return lines
+
+
+def _choice(job: Job) -> list[str]:
+    """The command in words of the shell; of an array, that of this task."""
+    commands = [f"command=({' '.join(map(_shell_word, command))})" for command in job.commands]
+    if not job.is_array:
+        return commands
+    return ["case \"$SLURM_ARRAY_TASK_ID\" in",
+            *(f"    {task}) {command} ;;" for task, command in enumerate(commands)),
+            f"    *) echo \"no task $SLURM_ARRAY_TASK_ID: the array has 0 to {len(commands) - 1}\" >&2; exit 2 ;;",
+            "esac"]
+
+
+def _shell_word(word: str) -> str:
+    """Quoted for bash, and without a line end: sbatch takes any line that begins with #PBS or #BSUB for options."""
+    if "\n" in word:
+        escaped = word.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
+        return f"$'{escaped}'"
+    return shlex.quote(word)
+
+
+def _step(slurm: Slurm) -> str:
+    words = ["srun", "--kill-on-bad-exit=1"]
+    if slurm.cpus_per_task is not None:  # from SLURM 22.05 on a step doesn't take it over from its job
+        words.append(f"--cpus-per-task={slurm.cpus_per_task}")
+    step = shlex.join(words)
+    if slurm.container is not None:
+        # the folder's own code, not that of the day on which the image was built
+        step += f" apptainer exec --nv --bind \"$PWD\" --env PYTHONPATH=\"$PWD\" {_shell_word(slurm.container)}"
+    return step
+
+
+def submit(slurm: Slurm, job: Job) -> None:
+    """Submit a job and print its id and its log; with dry_run print its script alone.
+
+    The script stays beside the log, named by the job's id. Raises InputError where sbatch is missing or refuses;
+    nothing is written then.
+    """
+    script = batch_script(slurm, job)
+    if slurm.dry_run:
+        print(script, end="")
+        return
+    logs = job.folder / slurm.logs
+    made = _make_folder(logs) if shutil.which("sbatch") else []
+    try:
+        number = _sbatch(script, job.folder)
+    except InputError:
+        for folder in made:
+            folder.rmdir()
+        raise
+    tasks = f", an array of {len(job.commands)} tasks" if job.is_array else ""
+    print(f"job {number} ({job.safe_name}{tasks})")
+    print(f"log: {_log(log_pattern(slurm, job), job, number)}")
+    write_bytes(logs / f"{job.safe_name}-{number}.sh", os.fsencode(script))
+
+
+def _sbatch(script: str, folder: Path) -> str:
+    """⇒ the job's number."""
+    try:
+        # through its input: no file is left where it refuses
+        ended = subprocess.run(["sbatch", "--parsable"], input=os.fsencode(script), capture_output=True, cwd=folder)
+    except OSError as error:
+        raise InputError(f"launcher=slurm needs sbatch, which can't be started here ({error.strerror}): submit from a "
+                         "login node of the cluster; launcher.dry_run=true prints the script") from error
+    said = [stream.decode(errors="replace").strip() for stream in (ended.stdout, ended.stderr)]
+    if ended.returncode:
+        words = "; ".join(line.strip() for line in (said[1] or said[0]).splitlines() if line.strip())
+        raise InputError(f"sbatch refused the job with status {ended.returncode}: {words or 'it gave no reason'}")
+    number = said[0].splitlines()[-1].partition(";")[0] if said[0] else ""  # "number" or "number;cluster"
+    if not number.isdecimal():
+        raise InputError(f"sbatch answered {said[0]!r}, expected the job's number; squeue --me shows whether there "
+                         "is a job")
+    return number
+
+
+def _make_folder(folder: Path) -> list[Path]:
+    """SLURM doesn't make the folder of a log ⇒ the folders that were missing, the innermost first."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"launcher.logs={folder} can't be made ({error.strerror})") from error
+    return missing
+
+
+def _log(pattern: Path, job: Job, number: str) -> str:
+    """The pattern with what SLURM will put in, for people: of an array, the first and the last."""
+    def filled(task: int) -> str:
+        named = pattern.name.replace("%x", job.safe_name).replace("%j", number).replace("%A", number)
+        return named.replace("%a", str(task))
+
+    first = Path(str(pattern.parent).replace("%%", "%")) / filled(0)
+    return f"{first} … {filled(len(job.commands) - 1)}" if job.is_array else str(first)

@@ -1,0 +1,37 @@
+"""What the LightningModules of the stages before the diffusion share: measure a batch, log, return the loss."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+from torch import Tensor
+
+
+class StageModule(L.LightningModule):
+    """A stage that trains one part. optimise: (module) ⇒ Lightning's optimiser and schedule."""
+
+    def __init__(self, optimise: Callable):
+        super().__init__()
+        self.optimise = optimise
+
+    @abstractmethod
+    def measure(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """⇒ (the loss, what else is logged beside it)."""
+
+    def step(self, batch: Any, prefix: str) -> Tensor:
+        loss, figures = self.measure(batch)
+        self.log_dict({f"{prefix}/{name}": value.detach() for name, value in figures.items()}, batch_size=len(batch))
+        self.log(f"{prefix}/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
+        return loss
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.step(batch, "train")
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.step(batch, "val")
+
+    def configure_optimizers(self):
+        return self.optimise(self)

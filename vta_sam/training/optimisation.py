@@ -1,0 +1,124 @@
+"""Optimiser and schedule, the same for every stage."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import lightning as L
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..dataset.shards.batch import ClipBatch
+from ..runtime.files import write_text
+
+# MERGED-DOC """Which of torch's attention kernels training runs on."""
+# MERGED-DOC """Which number format trains faster here: measured, not assumed."""
+
+
+@dataclass(frozen=True)
+class AdamWithWarmup:
+    """AdamW; the rate rises linearly over warmup_steps, then falls on a half cosine to ``final`` of its peak.
+
+    slower: {name prefix of parameters: factor on the rate}; a factor of 0 freezes them.
+    """
+
+    learning_rate: float
+    steps: int
+    warmup_steps: int = 0
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.99)
+    final: float = 0.1
+    slower: dict[str, float] = field(default_factory=dict)
+
+    def __call__(self, module: nn.Module) -> dict:
+        """⇒ what LightningModule.configure_optimizers returns."""
+        optimiser = torch.optim.AdamW(self._groups(module), betas=(self.betas[0], self.betas[1]))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, self.factor)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def factor(self, step: int) -> float:
+        """The rate at a step, as a share of its peak."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        progress = min(1.0, (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps))
+        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def _groups(self, module: nn.Module) -> list[dict]:
+        """Parameters by (rate, decay): biases, norms and single vectors are not decayed."""
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, parameter in module.named_parameters():
+            factor = next((f for prefix, f in self.slower.items() if name.startswith(prefix)), 1.0)
+            if factor == 0:
+                parameter.requires_grad_(False)
+            if not parameter.requires_grad:
+                continue
+            decay = self.weight_decay if parameter.ndim > 1 else 0.0
+            groups.setdefault((self.learning_rate * factor, decay), []).append(parameter)
+        return [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
+
+
+@contextmanager
+def attention_kernels(device: str) -> Iterator[None]:
+    """Inside, scaled_dot_product_attention runs as training is fastest on "cuda" or "cpu".
+
+    On a CPU the fused kernel saves memory that a few hundred tokens don't need, and its backward pass is slower than
+    plain products of matrices (``benchmarks/step.py`` times both). The plain form sums bf16 in fp32.
+    """
+    with sdpa_kernel(SDPBackend.MATH) if device == "cpu" else nullcontext():
+        yield
+
+
+Precision = Literal["32-true", "bf16-mixed"]
+WORTH_IT = 0.9  # bf16 must take less than this share of fp32's time
+
+
+def training_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def choose_precision(wanted: str, module: L.LightningModule, batch: ClipBatch, folder: Path) -> Precision:
+    """"auto", "fp32" or "bf16" ⇒ Lightning's name of it.
+
+    "auto" times a training step in both on this machine's device (bf16 that a CPU emulates is slower than fp32) and
+    keeps the answer in the stage's folder, so that a resumed run computes as it did before.
+    """
+    names: dict[str, Precision] = {"fp32": "32-true", "bf16": "bf16-mixed"}
+    if wanted != "auto":
+        if wanted not in names:
+            raise ValueError(f'precision is "auto", "fp32" or "bf16", got {wanted!r}')
+        return names[wanted]
+    kept = folder / "precision.json"
+    if not kept.exists():
+        device = training_device()
+        seconds = {name: _seconds_a_step(module, batch, device, name == "bf16") for name in names}
+        chosen = "bf16" if seconds["bf16"] < WORTH_IT * seconds["fp32"] else "fp32"
+        write_text(kept, json.dumps({"chosen": chosen, "seconds_a_step": seconds, "device": device}) + "\n")
+    return names[json.loads(kept.read_text())["chosen"]]
+
+
+def _seconds_a_step(module: L.LightningModule, batch: ClipBatch, device: str, bf16: bool, repeats: int = 3) -> float:
+    """The fastest of a few forward and backward passes, after one to warm up."""
+    trial = copy.deepcopy(module).to(device)
+    batch = batch.to(device)
+    times = []
+    for _ in range(1 + repeats):
+        start = time.perf_counter()
+        with warnings.catch_warnings(), torch.autocast(device, torch.bfloat16, enabled=bf16):
+            warnings.simplefilter("ignore")  # self.log() says that there is no trainer
+            loss = trial.training_step(batch, 0)
+        assert isinstance(loss, torch.Tensor)
+        loss.backward()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return min(times[1:])

@@ -1,0 +1,160 @@
+"""What tells a vocoder's waveform from a true one: HiFi-GAN's two families of discriminators (2010.05646, section 2.3).
+
+Well-kept packages that have them (vocos, encodec) need torchaudio, which this project does without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
+
+from ..dataset.shards.batch import ClipBatch
+from ..mel import HOP_SAMPLES, LogMel, normalise
+from ..runtime.randomness import SampleDraws
+from ..runtime.stage_module import StageModule
+from .hifigan import HiFiGAN
+
+# MERGED-DOC """Train a vocoder: mels into waveforms that an adversary takes for true."""
+
+
+_SLOPE = 0.1
+Judgement = tuple[Tensor, list[Tensor]]  # a score for every place, and the features on the way to it
+
+
+class PeriodDiscriminator(nn.Module):
+    """Looks at every ``period``-th sample: what repeats with a period stands in a column. width: of the first layer,
+    which grows fourfold twice (published: 32)."""
+
+    def __init__(self, period: int, width: int):
+        super().__init__()
+        self.period = period
+        widths = (1, width, 4 * width, 16 * width, 32 * width, 32 * width)
+        strides = (3, 3, 3, 3, 1)
+        self.layers = nn.ModuleList([weight_norm(nn.Conv2d(i, o, (5, 1), (stride, 1), (2, 0)))
+                                     for i, o, stride in zip(widths, widths[1:], strides)])
+        self.score = weight_norm(nn.Conv2d(widths[-1], 1, (3, 1), 1, (1, 0)))
+
+    def forward(self, waveform: Tensor) -> Judgement:
+        """(B, samples) ⇒ judgement."""
+        padded = F.pad(waveform[:, None], (0, -waveform.shape[1] % self.period), mode="reflect")
+        x, features = padded.unflatten(2, (-1, self.period)), []
+        for layer in self.layers:
+            x = F.leaky_relu(layer(x), _SLOPE)
+            features.append(x)
+        return self.score(x), features
+
+
+class ScaleDiscriminator(nn.Module):
+    """Looks at neighbouring samples, after averaging ``pool`` times over pairs. width: of the first layer (published:
+    128)."""
+
+    def __init__(self, pool: int, width: int):
+        super().__init__()
+        self.pool = pool
+        # width, kernel, stride, groups of each layer
+        plan = ((1, 15, 1, 1), (1, 41, 2, 4), (2, 41, 2, 16), (4, 41, 4, 16), (8, 41, 4, 16), (8, 41, 1, 16),
+                (8, 5, 1, 1))
+        layers, last = [], 1
+        for factor, kernel, stride, groups in plan:
+            wide = factor * width
+            layers.append(weight_norm(nn.Conv1d(last, wide, kernel, stride, kernel // 2,
+                                                groups=min(groups, last, wide))))
+            last = wide
+        self.layers = nn.ModuleList(layers)
+        self.score = weight_norm(nn.Conv1d(last, 1, 3, 1, 1))
+
+    def forward(self, waveform: Tensor) -> Judgement:
+        """(B, samples) ⇒ judgement."""
+        x, features = waveform[:, None], []
+        for _ in range(self.pool):
+            x = F.avg_pool1d(x, 4, 2, 2)
+        for layer in self.layers:
+            x = F.leaky_relu(layer(x), _SLOPE)
+            features.append(x)
+        return self.score(x), features
+
+
+class Adversary(nn.Module):
+    """All discriminators together.
+
+    Args: period_width, scale_width, of their first layers (published: 32 and 128; powers of two); periods, in samples;
+    scales, how many times the waveform is looked at, each time at half the rate.
+    """
+
+    def __init__(self, period_width: int = 32, scale_width: int = 128, periods: Sequence[int] = (2, 3, 5, 7, 11),
+                 scales: int = 3):
+        super().__init__()
+        self.judges = nn.ModuleList([*(PeriodDiscriminator(period, period_width) for period in periods),
+                                     *(ScaleDiscriminator(pool, scale_width) for pool in range(scales))])
+
+    def forward(self, waveform: Tensor) -> list[Judgement]:
+        """(B, samples) ⇒ a judgement of each."""
+        return [judge(waveform) for judge in self.judges]
+
+
+def adversary_loss(true: list[Judgement], made: list[Judgement]) -> Tensor:
+    """What the adversary minimises: 1 for true places, 0 for made ones (least squares)."""
+    return torch.stack([((t - 1) ** 2).mean() + (m ** 2).mean() for (t, _), (m, _) in zip(true, made)]).sum()
+
+
+def deceiving_loss(made: list[Judgement]) -> Tensor:
+    """What the vocoder minimises of the same."""
+    return torch.stack([((m - 1) ** 2).mean() for m, _ in made]).sum()
+
+
+def feature_loss(true: list[Judgement], made: list[Judgement]) -> Tensor:
+    """Mean absolute difference of all features on the way, which the vocoder minimises."""
+    return torch.stack([(t.detach() - m).abs().mean()
+                        for (_, ts), (_, ms) in zip(true, made) for t, m in zip(ts, ms)]).sum()
+
+
+class VocoderTraining(StageModule):
+    """HiFi-GAN's training (2010.05646) on short segments of clips.
+
+    Both sides take one step together: the vocoder's losses see an adversary that holds still, the adversary's a
+    waveform that does, so their gradients are those of two separate passes.
+
+    Args: vocoder; adversary; weights of the loss terms: mel (mean absolute error of the log-mel, in nats), features,
+    adversarial; segment_frames, mel frames of a segment; optimise, (module) ⇒ Lightning's optimiser and schedule.
+    """
+
+    def __init__(self, vocoder: HiFiGAN, adversary: Adversary, weights: dict[str, float], optimise: Callable,
+                 segment_frames: int = 64):
+        super().__init__(optimise)
+        self.vocoder, self.adversary, self.weights = vocoder, adversary, weights
+        self.segment_frames, self.log_mel = segment_frames, LogMel()
+
+    def measure(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """⇒ (the loss, its terms); in validation the mel's error alone."""
+        true, mel = self.segments(batch)
+        made = self.vocoder(mel)[:, : true.shape[1]]
+        error = (self.log_mel(made) - self.log_mel(true)).abs().mean()
+        if not self.training:
+            return self.weights["mel"] * error, {"mel": error}
+        self.adversary.requires_grad_(False)
+        fooled = self.adversary(made)
+        self.adversary.requires_grad_(True)
+        judged = self.adversary(true)
+        terms = {"mel": error, "features": feature_loss(judged, fooled), "adversarial": deceiving_loss(fooled)}
+        loss = sum((self.weights[name] * value for name, value in terms.items()), start=error * 0)
+        terms["adversary"] = adversary_loss(judged, self.adversary(made.detach()))
+        return loss + terms["adversary"], terms
+
+    def segments(self, batch: ClipBatch) -> tuple[Tensor, Tensor]:
+        """One segment of each clip, where its seed says ⇒ waveform (B, samples), log-mel (B, frames, 64).
+
+        Mels are cut out of the whole clip's, so that their edges are those that generation has inside a clip.
+        """
+        assert batch.waveform is not None, "a vocoder hears the sound itself"
+        waveform = normalise(batch.waveform)
+        with torch.no_grad():
+            mel = self.log_mel(waveform)
+        frames = min(self.segment_frames, waveform.shape[1] // HOP_SAMPLES)
+        starts = SampleDraws(batch.seeds, "vocoder").integer(waveform.shape[1] // HOP_SAMPLES - frames + 1)
+        cuts = [(waveform[i, s * HOP_SAMPLES:(s + frames) * HOP_SAMPLES], mel[i, s:s + frames])
+                for i, s in enumerate(starts.tolist())]
+        return torch.stack([wave for wave, _ in cuts]), torch.stack([cut for _, cut in cuts])

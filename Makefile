@@ -7,9 +7,12 @@ PIP_ARGS ?=
 # For the training command: make train ARGS="seed=1 logger=tensorboard"
 ARGS ?=
 TEST_ARGS ?=
+# A process of pytest for each core, up to four; make test TEST_PROCESSES= has it all in one. The tests of a file stay
+# together, because they share what they make.
+TEST_PROCESSES ?= -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install train smoke test test-slow test-slurm golden lint clean
+.PHONY: help install train smoke test test-slow test-all test-slurm golden lint structure clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,7 +22,8 @@ $(BIN)/.installed: setup.cfg pyproject.toml
 	@command -v $(PYTHON) > /dev/null || { echo "$(PYTHON) is not there; name a Python 3.11 or later: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is $$($(PYTHON) -V 2>&1), but 3.11 or later is needed: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install $(PIP_ARGS) -e '.[dev]'
+	$(BIN)/python -m pip install --no-compile $(PIP_ARGS) -e '.[dev]'
+	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true # as pip does, but by all cores; some files are templates
 	@touch $@
 
 install: $(BIN)/.installed ## create .venv with the project and its tools in it
@@ -32,10 +36,13 @@ smoke: install ## the same with everything tiny, from nothing, in a minute or tw
 	$(BIN)/python experiments/train.py +exp=vta_sam size=smoke runs=out/smoke/runs data.root=out/smoke/data $(ARGS)
 
 test: install ## the quick tests
-	$(BIN)/python -m pytest -m "not slow and not slurm" $(TEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow and not slurm" $(TEST_PROCESSES) $(TEST_ARGS)
 
 test-slow: install ## the tests that take longer
-	$(BIN)/python -m pytest -m slow $(TEST_ARGS)
+	$(BIN)/python -m pytest -m slow $(TEST_PROCESSES) $(TEST_ARGS)
+
+test-all: install ## both, which share what they make
+	$(BIN)/python -m pytest -m "not slurm" $(TEST_PROCESSES) $(TEST_ARGS)
 
 # Daemons that only root may start; SLURM itself comes from the system's packages
 test-slurm: install ## start SLURM on this machine and run its tests (root, Debian's apt; skipped elsewhere)
@@ -50,6 +57,9 @@ golden: install ## record anew what configs, shards, losses and sounds are (test
 lint: install ## style and types
 	$(BIN)/python -m flake8 vta_sam data_prep experiments benchmarks tests
 	$(BIN)/python -m mypy
+
+structure: ## rooms, floors, arrows, circles and sizes of the package, counted from its imports
+	@$(PYTHON) benchmarks/structure.py
 
 clean: ## remove what tools leave behind; data/ and runs/ are kept
 	rm -rf build dist out/smoke *.egg-info .pytest_cache .mypy_cache

@@ -37,11 +37,11 @@ def count(job: Any) -> tuple[float, float]:
         module = module_of(job, "diffusion", DIMENSIONS)
     tokens, frames = job.networks["unet"]["config"]["cross_attention_dim"], job.spec.frames
     latent = torch.empty(1, *batch.moments.shape[1:], device="meta")[:, : batch.moments.shape[1] // 2]
-    sample = torch.empty(1, module.unet.unet.config["in_channels"], *latent.shape[2:], device="meta")
+    sample = torch.empty(1, module.denoiser.unet.config["in_channels"], *latent.shape[2:], device="meta")
     with FlopCounterMode(display=False) as counter, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         told = torch.empty(1, frames, tokens, device="meta")
-        module.unet.unet(sample, torch.empty(1, device="meta"), told).sample.sum().backward()
+        module.denoiser.unet(sample, torch.empty(1, device="meta"), told).sample.sum().backward()
     gradient = sum(4 * p.numel() for p in module.parameters() if p.requires_grad)
     return float(counter.get_total_flops()), float(gradient)
 

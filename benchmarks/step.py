@@ -34,7 +34,7 @@ def job_of(exp: str, size: str) -> Any:
     with initialize_config_dir(str(Path(__file__).resolve().parents[1] / "conf"), version_base="1.3"):
         config = compose("train", overrides=[f"+exp={exp}", f"size={size}"])
     settings: Any = OmegaConf.to_container(config, resolve=True)
-    return TrainingJob(**{k: v for k, v in settings.items() if k in TrainingJob.__dataclass_fields__})
+    return TrainingJob.of(settings)
 
 
 def module_of(job: Any, stage: str, dims: dict[str, int]) -> Any:
@@ -43,15 +43,14 @@ def module_of(job: Any, stage: str, dims: dict[str, int]) -> Any:
     from vta_sam.conditioners.vta_sam_pretraining import ConditionPretraining
     from vta_sam.dataset.shards.batch import Augmentation
     from vta_sam.diffusion.latent_diffusion import LatentDiffusion
-    from vta_sam.training.stage_context import StageSettings
+    from vta_sam.training.stage import StageSettings
     from vta_sam.vae.mel_vae import MelVAE
 
     settings = StageSettings.of(job.fit[stage])
     if stage == "vae":
         codec = {k: v for k, v in job.networks["codec"].items() if v is not None}
         return MelVAE(build(codec), settings.weights, settings.optimise())
-    info = SimpleNamespace(fps=job.spec.fps, **dims)
-    conditioner, unet = job._recipes(SimpleNamespace(info=info))
+    conditioner, unet = job.network_recipes(SimpleNamespace(dimensions={"fps": job.spec.fps, **dims}))
     if stage == "condition":
         return ConditionPretraining(build(conditioner["encoder"]), settings.weights, Augmentation(**job.augment),
                                     settings.optimise())

@@ -107,10 +107,13 @@ def floors(arrows: dict[str, set[str]]) -> dict[str, int]:
 
 
 def functions(path: Path) -> Iterator[tuple[int, str]]:
-    """(lines, name) of every function in a file."""
+    """(lines without the docstring, name) of every function in a file."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            yield (node.end_lineno or node.lineno) - node.lineno + 1, node.name
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            if ast.get_docstring(node) is not None:
+                lines -= (node.body[0].end_lineno or 0) - node.body[0].lineno + 1
+            yield lines, node.name
 
 
 def structure(root: Path = REPOSITORY) -> dict:

@@ -28,7 +28,7 @@ def main() -> None:
     from vta_sam.checkpoints.model_folder import read_recipe
     from vta_sam.dataset.shards.records import read_records
     from vta_sam.dataset.shards.schema import read_dataset
-    from vta_sam.embedded.tagger import TinyBackbone
+    from vta_sam.embedded.tiny_networks import TinyBackbone
     from vta_sam.generation.build import load_vocoder
     from vta_sam.mel import HOP_SAMPLES, LogMel, normalise
     from vta_sam.metrics.frechet import frechet_distance
@@ -41,7 +41,7 @@ def main() -> None:
     log_mel, backbone, rows = LogMel(), TinyBackbone(), []
 
     def heard(waveforms) -> np.ndarray:
-        return np.concatenate([answer.embeddings for answer in backbone.hear([w[0].numpy() for w in waveforms])])
+        return np.concatenate([answer.embeddings for answer in backbone.embed([w[0].numpy() for w in waveforms])])
 
     for name, vocoder in (("griffin_lim", GriffinLim()), ("trained", load_vocoder(read_recipe(folder), folder))):
         made: list[torch.Tensor] = []

@@ -7,11 +7,12 @@
 
 from pathlib import Path
 
+from vta_sam.dataset.partition import shards_to_encode
 from vta_sam.runtime.cli import program
 from vta_sam.runtime.errors import InputError
 
 
-@program("encode_latents")
+@program("encode_latents", shards=shards_to_encode)
 def main(config):
     for key, meaning in (("vae", "the model folder of a VAE"), ("shards", "a dataset's folder or URL")):
         if config[key] is None:
@@ -20,20 +21,20 @@ def main(config):
     from vta_sam.dataset.extraction.progress import followed
     from vta_sam.dataset.shards.latents import encode_dataset, latents_folder
     from vta_sam.dataset.shards.schema import read_dataset
-    from vta_sam.dataset.shards.storage import place_of
-    from vta_sam.runtime.distributed import choose_device
-    from vta_sam.training.stages import load_codec
+    from vta_sam.dataset.shards.storage import storage_of
+    from vta_sam.runtime.distributed import choose_device, share_of_work
+    from vta_sam.training.codec_stages import load_codec
 
-    device = choose_device(config.device, config.threads)
-    vae, root = Path(config.vae), place_of(str(config.shards), Path(config.out) if config.out else None)
+    device, (rank, world) = choose_device(config.device, config.threads), share_of_work(config.rank, config.world)
+    vae, root = Path(config.vae), storage_of(str(config.shards), Path(config.out) if config.out else None)
     info = read_dataset(root)
     spec = read_recipe(vae).spec
     info.require(str(root), sample_rate_hz=spec.sample_rate_hz)
     codec, _ = load_codec(vae, spec)
     out = latents_folder(root, info, codec)
-    mine = [shard for split in info.splits for shard in info.shards(split)][config.rank::config.world]
+    mine = [shard for split in info.splits for shard in info.shards(split)][rank::world]
     done, total = 0, sum(shard.records for shard in mine)
-    share = f" ({config.rank + 1} of {config.world})" if config.world > 1 else ""
+    share = f" ({rank + 1} of {world})" if world > 1 else ""
     with followed(f"latents into {out}{share}") as show:
         show(done, total, 0)
 
@@ -42,7 +43,7 @@ def main(config):
             done += records
             show(done, total, 0)
 
-        complete = encode_dataset(root, info, codec.to(device), out, config.rank, config.world, advance)
+        complete = encode_dataset(root, info, codec.to(device), out, rank, world, advance)
     print(f"{out} is complete" if complete else
           f"{out}: this share is done; other workers' shards are missing still, the last worker writes latents.json")
 

@@ -7,11 +7,12 @@
 
 from pathlib import Path
 
+from vta_sam.dataset.partition import shards_to_extract
 from vta_sam.runtime.cli import program
 from vta_sam.runtime.errors import InputError
 
 
-@program("extract")
+@program("extract", shards=shards_to_extract)
 def main(config):
     for key in ("videos", "out"):
         if config[key] is None:
@@ -21,16 +22,21 @@ def main(config):
     from vta_sam.checkpoints.parts import build
     from vta_sam.dataset.extraction.extract import extract_dataset
     from vta_sam.dataset.extraction.progress import followed, summary
+    from vta_sam.perception.features import build_features
+    from vta_sam.runtime.distributed import share_of_work
 
     out = Path(config.out)
     grounder, encoder = (build(config[part]) for part in ("grounder", "encoder"))
-    share = f" ({config.rank + 1} of {config.world})" if config.world > 1 else ""
+    features = build_features(config.features)
+    rank, world = share_of_work(config.rank, config.world)
+    share = f" ({rank + 1} of {world})" if world > 1 else ""
     with followed(f"clips into {out}{share}") as progress:
         info = extract_dataset(
             Path(config.manifest), Path(config.videos), out, grounder, encoder, config.fps, config.shard_size,
-            config.workers, config.rank, config.world, limit_s=config.limit_s, memory_mb=config.memory_mb,
+            config.workers, rank, world, limit_s=config.limit_s, memory_mb=config.memory_mb,
             chunk_frames=config.chunk_frames, hwaccel=config.hwaccel, retry_failed=config.retry_failed,
-            progress=progress)
+            progress=progress, features=features,
+            sample_rate_hz=config.sample_rate_hz)
     show(summary(info, out))
 
 

@@ -15,8 +15,8 @@ from vta_sam.runtime.errors import InputError
 
 
 def parser() -> argparse.ArgumentParser:
+    from vta_sam.dataset.manifests.csv_tables import CUTS
     from vta_sam.dataset.manifests.folder import CAPTION_SOURCES
-    from vta_sam.dataset.manifests.tables import CUTS
 
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = made.add_subparsers(dest="verb", required=True, metavar="vggsound | folder")

@@ -9,12 +9,11 @@ from pathlib import Path
 from vta_sam.runtime.cli import program
 
 
-@program("synthesize")
+@program("synthesize", writes_to=("out",))
 def main(config):
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from vta_sam.embedded.scene_statistics import broken_promises, measure_world
-    from vta_sam.embedded.world import write_world
+    from vta_sam.embedded.world import broken_promises, measure_world, write_world
 
     out = Path(config.out)
     if not config.statistics:

@@ -10,7 +10,7 @@ PLAIN_TEXT = ("reference", "videos", "out", "ids", "split", "captions", "weights
               "note", "shards")
 
 
-@program("compare")
+@program("compare", writes_to=("out",))
 def main(config):
     if config.systems is None:
         raise InputError("systems= is missing; it names a folder with one folder of clips per system, or is "
@@ -21,8 +21,8 @@ def main(config):
     from vta_sam.dataset.extraction.progress import followed
     from vta_sam.evaluation.comparison.page import write_comparison
     from vta_sam.evaluation.evaluate import evaluate
-    from vta_sam.evaluation.output import console, figures_table, missing_lines, write_evaluation
     from vta_sam.evaluation.request import request_of, systems_and_reference
+    from vta_sam.evaluation.results import console, figures_table, missing_lines, write_evaluation
 
     settings = OmegaConf.to_container(config, resolve=True)
     systems, reference = systems_and_reference(settings["systems"], settings["reference"])

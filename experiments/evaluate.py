@@ -9,7 +9,7 @@ from vta_sam.runtime.errors import InputError
 PLAIN_TEXT = ("reference", "videos", "out", "ids", "split", "captions", "weights", "ceiling", "cache")
 
 
-@program("evaluate")
+@program("evaluate", writes_to=("out",))
 def main(config):
     for name in ("generated", "reference"):
         if config[name] is None:
@@ -18,8 +18,8 @@ def main(config):
 
     from vta_sam.dataset.extraction.progress import followed
     from vta_sam.evaluation.evaluate import evaluate
-    from vta_sam.evaluation.output import console, differences_table, figures_table, missing_lines, write_evaluation
     from vta_sam.evaluation.request import named_folders, request_of
+    from vta_sam.evaluation.results import console, differences_table, figures_table, missing_lines, write_evaluation
 
     settings = OmegaConf.to_container(config, resolve=True)
     request = request_of(settings, named_folders(settings["generated"]), Path(config.reference))

@@ -4,12 +4,13 @@ import sys
 import warnings
 from pathlib import Path
 
+from vta_sam.dataset.partition import shards_to_generate
 from vta_sam.runtime.cli import program, quote_text
 
 PLAIN_TEXT = ("video", "caption", "objects", "negative_caption", "negative_objects", "out", "model", "shards")
 
 
-@program("generate")
+@program("generate", shards=shards_to_generate)
 def main(config):
     from vta_sam.generation.build import identify, newest_model
     from vta_sam.generation.inputs import check_solver, videos_in
@@ -42,7 +43,7 @@ def main(config):
 
 
 def generate_for_caption(config, pipeline, model) -> None:
-    from vta_sam.generation.videos import Prompt, generate_caption
+    from vta_sam.generation.videos import generate_caption, Prompt
 
     prompt = Prompt(caption=config.caption, negative_caption=config.negative_caption, seed=config.seed,
                     guidance=config.guidance, steps=config.steps)
@@ -52,7 +53,7 @@ def generate_for_caption(config, pipeline, model) -> None:
 def generate_for_videos(config, pipeline, model, videos) -> int:
     """⇒ exit status."""
     from vta_sam.generation.inputs import word_list
-    from vta_sam.generation.videos import Outputs, Prompt, exit_status, generate_videos
+    from vta_sam.generation.videos import exit_status, generate_videos, Outputs, Prompt
     from vta_sam.runtime.errors import InputError
 
     prompt = Prompt(
@@ -80,15 +81,16 @@ def generate_for_videos(config, pipeline, model, videos) -> int:
 def generate_for_split(config, pipeline, model) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from vta_sam.dataset.shards.storage import place_of
-    from vta_sam.generation.split import SplitRequest, count_sounds, generate_split
+    from vta_sam.dataset.shards.storage import storage_of
+    from vta_sam.generation.split import count_sounds, generate_split, SplitRequest
+    from vta_sam.runtime.distributed import share_of_work
     from vta_sam.runtime.errors import InputError
 
     words = ("caption", "objects", "negative_caption", "negative_objects")
     if any(config[name] is not None for name in words):
         raise InputError(f"{', '.join(words)} go with video=; a dataset has captions and objects of its own")
-    request = SplitRequest(place_of(config.shards), config.split, Path(config.out), config.samples, config.seed,
-                           config.guidance, config.steps, config.rank, config.world, config.batch_size)
+    request = SplitRequest(storage_of(config.shards), config.split, Path(config.out), config.samples, config.seed,
+                           config.guidance, config.steps, *share_of_work(config.rank, config.world), config.batch_size)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns) as bar:
         task = bar.add_task(f"sounds in {request.out}", total=count_sounds(request))

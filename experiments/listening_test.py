@@ -47,7 +47,7 @@ def main() -> None:
 def make(arguments: argparse.Namespace) -> None:
     from rich.progress import Progress
 
-    from vta_sam.evaluation.listening.study_files import TestRequest, make_test
+    from vta_sam.evaluation.listening.study_files import make_test, TestRequest
     from vta_sam.evaluation.request import systems_and_reference
 
     systems, reference = systems_and_reference(str(arguments.systems), arguments.reference)

@@ -1,4 +1,4 @@
-"""Learn a handful of real clips by heart and pair generated with true sound: see conf/exp/overfit.yaml."""
+"""Overfit a handful of real clips and pair generated with true sound: see conf/exp/overfit.yaml."""
 
 from vta_sam.runtime.cli import program
 
@@ -11,8 +11,8 @@ def main(config):
 
     from vta_sam.generation.pipeline import load
     from vta_sam.runtime.errors import InputError
+    from vta_sam.study.overfit import extract_clips, measure_pairs
     from vta_sam.training.job import TrainingJob
-    from vta_sam.training.overfit import extract_clips, judge
 
     if "overfit" not in config:
         raise InputError("give +exp=overfit overfit.videos=FOLDER overfit.captions=CSV")
@@ -21,9 +21,9 @@ def main(config):
     videos = Path(clips["videos"])
     shards = extract_clips(videos, Path(clips["captions"]), Path(clips["out"]), settings["grounder"],
                            settings["encoder"], settings["clip"]["fps"], clips["learned_s"], clips["unheard_s"])
-    job = TrainingJob(**{k: v for k, v in settings.items() if k in TrainingJob.__dataclass_fields__})
+    job = TrainingJob.of(settings)
     folder = job.run()
-    judge(load(folder / "diffusion" / "model"), shards, videos, folder / "pairs", job.seed, job.console)
+    measure_pairs(load(folder / "diffusion" / "model"), shards, videos, folder / "pairs", job.seed, job.console)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ from vta_sam.runtime.cli import program
 def main(config):
     from omegaconf import OmegaConf
 
-    from vta_sam.study.plan import study_of
-    from vta_sam.study.results import write_results
     from vta_sam.study.run import run_side_by_side, run_study
+    from vta_sam.study.plan import study_of
+    from vta_sam.study.results_page import write_results
 
     settings = OmegaConf.to_container(config.study, resolve=True)
     if config.seeds is not None:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from vta_sam.runtime.cli import run
+from vta_sam.runtime.cli import run, RUN_FOLDER
 
 TRAIN = Path(__file__).with_name("train.py")
 SUBMITTED = ("array", "agents")  # verbs that make SLURM jobs
@@ -62,10 +62,10 @@ def main():
 
 
 def submit(told: argparse.Namespace) -> int:
-    from vta_sam.runtime.cluster.launch import Program, launch, launch_agents
+    from vta_sam.runtime.cluster.launch import launch, launch_agents, Program
     from vta_sam.study.sweep import read_sweep
 
-    train = Program(TRAIN, "train")
+    train = Program(TRAIN, "train", RUN_FOLDER)
     if told.verb == "agents":
         launch_agents(train, told.sweep_id, told.count, told.runs_each, told.overrides)
     else:

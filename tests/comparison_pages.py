@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from conftest import write_video
 
-from vta_sam.evaluation.columns import Column
 from vta_sam.evaluation.comparison import PageClip, PageRequest
+from vta_sam.evaluation.metric import Metric
 from vta_sam.evaluation.pairing import SoundFile, Words
 from vta_sam.evaluation.results import ClipScores, Evaluation, Figure, SystemResult
 from vta_sam.media.audio import write_wav
@@ -21,9 +21,9 @@ DURATION_S = 1.0
 CLICK_S = 0.5
 SYSTEMS = ("truth", "ours", "theirs")
 COLUMNS = (
-    Column("onset_f1", "Onset F1", "high", "clip", control=True, source="mir_eval.onset"),
-    Column("frechet_tiny", "Fréchet distance", "low", "set", source="Heusel et al., 2017"),
-    Column("loudness_dbfs", "Loudness (RMS)", "none", "clip", "dBFS", 1),
+    Metric("onset_f1", "Onset F1", "high", "clip", control=True, source="mir_eval.onset", group="Timing"),
+    Metric("frechet_tiny", "Fréchet distance", "low", "set", source="Heusel et al., 2017"),
+    Metric("loudness_dbfs", "Loudness (RMS)", "none", "clip", "dBFS", 1, group="Level"),
 )
 VOID = {"meta", "link", "input", "img", "br", "path"}
 

@@ -1,19 +1,32 @@
-"""Fixtures that several test files share: the reference material beside the repository, and small videos."""
+"""Fixtures that several test files share: the reference material beside the repository, small videos, and what takes
+long to make and is only read."""
 
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from fractions import Fraction
 from pathlib import Path
 from typing import Callable, Sequence
 
+import one_thread  # noqa: F401  isort: skip  before numpy
+
 import numpy as np
 import pytest
 from checkpoints import released  # noqa: F401  fixture of the tests of importers
+from filelock import FileLock
 from played_slurm import cluster, dataset, dry_run, manifest, refused  # noqa: F401  fixtures of the launcher
 from weights_server import shelf, small  # noqa: F401  fixtures of the tests of released weights
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+# begun first: else one of pytest's processes would be left alone with one of them in the end
+LONGEST = ("test_train_smoke.py", "test_extract_killed.py", "test_study.py", "test_golden.py", "test_grounded_sam.py",
+           "test_training_resume.py", "test_house.py", "test_processes.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +36,42 @@ def shared_dir() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the folder of reference material, `shared`, beside the repository")
     return folder
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """A function (name, make) that returns a folder which ``make`` has filled, once for all of pytest's processes.
+    Tests read it; one that changes something copies it first."""
+    own = tmp_path_factory.getbasetemp()
+    base = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def folder_of(name: str, make: Callable[[Path], object]) -> Path:
+        folder, made = base / f"made-{name}", base / f"made-{name}.done"
+        with FileLock(base / f"made-{name}.lock"):
+            if not made.exists():
+                folder.mkdir(exist_ok=True)
+                make(folder)
+                made.touch()
+        return folder
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def random_weights(made_once) -> Callable[[str], Path]:
+    """A function (name) that returns a folder of released weights with that entry, narrow and random."""
+    from vta_sam.importers.random_weights import write_random
+
+    return lambda name: made_once(f"weights-{name}", lambda folder: write_random(name, folder, narrow=True))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_own_modules() -> None:
+    """Users' own code is called mine in many test files, each in a folder of its own; one process runs them all."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "mine"]:
+        del sys.modules[name]
+    sys.path[:] = [place for place in sys.path if not (Path(place) / "mine").exists() and
+                   not (Path(place) / "mine.py").exists()]
 
 
 @pytest.fixture(autouse=True)

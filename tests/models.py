@@ -38,8 +38,8 @@ def make_recipe(aligned: bool = False, spec: ClipSpec = SPEC, **more: Any) -> Mo
         "codec": {"_target_": "mel_codec", "network": network, "patch": 2, "mel_mean": -5.0,
                   "mel_std": 2.0},
         "latent_scale": 0.8,
-        "unet": {"_target_": "latent_unet", "config": unet, "map_channels": map_channels,
-                 "coordinate_channels": 4},
+        "denoiser": {"_target_": "latent_unet", "config": unet, "map_channels": map_channels,
+                     "coordinate_channels": 4},
         "conditioner": {
             "_target_": "vta_sam", "token_dim": 16,
             "map_channels": map_channels,
@@ -60,21 +60,20 @@ def make_model_folder(tmp_path: Path, aligned: bool = False, seed: int = 0, **mo
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         parts = {"codec": build_part(recipe, "codec", folder)}
-        parts["unet"], parts["conditioner"] = build_denoiser(recipe, folder)
-        for part in (parts["unet"], parts["conditioner"]):
+        parts["denoiser"], parts["conditioner"] = build_denoiser(recipe, folder)
+        for part in (parts["denoiser"], parts["conditioner"]):
             for parameter in part.parameters():
                 if not parameter.any():
                     parameter.normal_(std=0.1)
-        parts["unet"].unet.conv_in.weight.normal_(std=0.2)
+        parts["denoiser"].unet.conv_in.weight.normal_(std=0.2)
     save_model(folder, recipe, parts)
     return folder
 
 
 def make_tiny_weights(path: Path, seed: int = 0) -> Path:
     """A weights file of the tiny trunk with random weights: the real grounder and encoder, unable to see anything."""
-    from vta_sam.embedded.classes import WORDS
-    from vta_sam.embedded.tiny_networks import write_weights
-    from vta_sam.embedded.trunk import Trunk
+    from vta_sam.embedded.timeline import WORDS
+    from vta_sam.embedded.tiny_networks import Trunk, write_weights
 
     sizes: dict[str, Any] = {"words": len(WORDS), "word_dim": OBJECT_DIM, "embedding_dim": FRAME_DIM,
                              "widths": [4, 4, 8], "features": 8, "hidden": 8, "folded": True}

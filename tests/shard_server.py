@@ -12,9 +12,9 @@ from urllib.parse import unquote
 
 from weights_server import Handler, answers
 
-from vta_sam.runtime.files import Patience
+from vta_sam.runtime.files import RetryPolicy
 
-HASTE = Patience(connect_s=5.0, read_s=2.0, attempts=3, wait_s=0.01)
+HASTE = RetryPolicy(connect_s=5.0, read_s=2.0, attempts=3, wait_s=0.01)
 Manner = Callable[[Handler, "FolderShelf"], None]
 
 

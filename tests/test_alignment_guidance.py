@@ -10,13 +10,13 @@ from models import FRAME_DIM, SPEC, make_batch
 from torch.nn import functional as F
 
 from vta_sam.conditioners.diff_foley import (
-    AlignedFrameEncoder, AlignmentClassifier, ClassifierTraining, ContrastivePretraining, between_clips, windows_of,
+    AlignedFrameEncoder, AlignmentClassifier, ClassifierTraining, ContrastivePretraining, between_clips, pooled_windows,
     within_clip
 )
 from vta_sam.conditioners.foleycrafter import OnsetPredictor, OnsetTraining
 from vta_sam.conditioners.vta_sam_pretraining import onset_targets
-from vta_sam.diffusion.objective import SCHEDULE
-from vta_sam.diffusion.sampler import Sampler, climbing
+from vta_sam.diffusion.objective import SCHEDULE, VPrediction
+from vta_sam.diffusion.sampler import Sampler, classifier_guided
 from vta_sam.mel import LogMel, normalise
 
 
@@ -25,7 +25,7 @@ def alphas_cumprod(timestep: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, 4.0])
-def test_climbing_a_quadratic_is_its_closed_form(scale):
+def test_guidance_by_a_quadratic_is_its_closed_form(scale):
     """log p = −‖z − m‖² / 2τ² has the gradient (m − z) / τ²; v' = v − s·(σ/α)·∇log p."""
     draws = torch.Generator().manual_seed(0)
     latent, middle, v = (torch.randn(3, 2, 4, 5, generator=draws) for _ in range(3))
@@ -35,14 +35,14 @@ def test_climbing_a_quadratic_is_its_closed_form(scale):
         return -((z - middle) ** 2).sum(dim=(1, 2, 3)) / (2 * spread ** 2)
 
     with torch.no_grad():
-        found = climbing(lambda z, t: v, log_likelihood, scale)(latent, timestep)
+        found = classifier_guided(lambda z, t: v, log_likelihood, scale, VPrediction())(latent, timestep)
     kept = alphas_cumprod(timestep)
     expected = v - scale * ((1 - kept) / kept).sqrt() * (middle - latent) / spread ** 2
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
-def test_climbing_samples_the_product_of_two_gaussians():
+def test_guidance_samples_the_product_of_two_gaussians():
     """Data N(0, 1), a likelihood whose gradient at every noise level is that of N(m, τ²) seen through the noise: the
     posterior has mean m / (1 + τ²), which sampling without guidance (mean 0) misses."""
     middle, spread2 = 2.0, 1.0
@@ -56,9 +56,9 @@ def test_climbing_samples_the_product_of_two_gaussians():
 
     noise = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     sampler = Sampler(steps=100)
-    free = sampler.sample(denoise, noise)
+    free = sampler.sample(denoise, noise, VPrediction())
     start = noise + alphas_cumprod(torch.tensor([999])).sqrt() * middle / (1 + spread2)  # the last step isn't all noise
-    led = sampler.sample(climbing(denoise, log_likelihood, 1.0), start)
+    led = sampler.sample(classifier_guided(denoise, log_likelihood, 1.0, VPrediction()), start, VPrediction())
     assert abs(free.mean().item()) < 0.05
     assert abs(led.mean().item() - middle / (1 + spread2)) < 0.05
     assert abs(led.std().item() - (spread2 / (1 + spread2)) ** 0.5) < 0.06
@@ -82,7 +82,7 @@ def test_contrastive_losses_know_right_from_wrong():
 def test_windows_pool_their_own_frames():
     x = torch.zeros(1, 10, 3)
     x[0, 5, 1] = 1.0
-    pooled = windows_of(x, 4)
+    pooled = pooled_windows(x, 4)
     assert pooled.shape == (1, 2, 3) and pooled[0, 1, 1] == 1 and not pooled[0, 0].any()
 
 
@@ -136,7 +136,7 @@ def test_classifier_learns_whose_latent_it_is():
         torch.manual_seed(0)
         encoder = AlignedFrameEncoder(FRAME_DIM, 16, 8, 1)
         classifier = AlignmentClassifier(8, 8 * 4, SPEC, width=32, layers=1)
-    module = ClassifierTraining(classifier, encoder, 1.0, lambda m: None)
+    module = ClassifierTraining(classifier, encoder, 1.0, lambda m: None, VPrediction())
     assert not any(p.requires_grad for p in module.encoder.parameters())
     batch = make_batch(*[f"clip {i}" for i in range(24)])
     columns = torch.einsum("ct,btd->bdc", torch.from_numpy(SPEC.interpolation()), encoder(batch).detach())
@@ -166,7 +166,7 @@ def test_onset_stage_learns_onsets_and_ignores_padding():
         loss.backward()
         optimiser.step()
     assert figures["frame_f1"] > 0.8
-    true = onset_targets(LogMel()(normalise(batch.waveform))[:, :-1], SPEC.frames)
+    true = onset_targets(LogMel()(normalise(batch.waveform))[:, :-1], SPEC)
     assert 0 < (true > 0.5).float().mean() < 0.5
     batch.frame_mask[:, 12:] = False
     whole = module.measure(batch)[0]

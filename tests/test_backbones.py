@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from vta_sam.checkpoints import registry
-from vta_sam.evaluation.backbones import NOT_SHIPPED, TITLES, load_backbone
+from vta_sam.evaluation.embeddings import NOT_SHIPPED, TITLES, load_backbone
 from vta_sam.importers.random_weights import write_random
-from vta_sam.metrics.panns import FRONT_ENDS, Cnn14, LogMelFilterBank
-from vta_sam.metrics.vggish import VGGish, vggish_patches
+from vta_sam.metrics.released_backbones import FRONT_ENDS, Cnn14, LogMelFilterBank, VGGish, vggish_patches
 from vta_sam.runtime.errors import InputError
 
 
@@ -81,7 +80,7 @@ def test_cnn14_is_its_layers_one_by_one(weights):
     """The same numbers by plain functions, from the checkpoint's own tensors."""
     import torch.nn.functional as F
 
-    from vta_sam.checkpoints.checkpoint_file import read_state
+    from vta_sam.checkpoints.registry import read_state
 
     state = read_state(registry.require("panns_16k", weights))["model"]
     backbone = load_backbone("panns_16k", weights)
@@ -99,7 +98,7 @@ def test_cnn14_is_its_layers_one_by_one(weights):
         x = F.avg_pool2d(x, 2) if block < 6 else x
     x = x.mean(3)
     x = F.linear(x.max(2).values + x.mean(2), state["fc1.weight"], state["fc1.bias"]).relu()
-    [heard] = backbone.hear([sound])
+    [heard] = backbone.embed([sound])
     np.testing.assert_allclose(heard.embeddings[0], x[0].numpy(), rtol=1e-4, atol=1e-5)
     assert heard.embeddings.shape == (1, 2048) and heard.logits.shape == (527,)
     expected = F.linear(x, state["fc_audioset.weight"], state["fc_audioset.bias"])[0].numpy()
@@ -113,9 +112,9 @@ def test_an_answer_depends_on_its_own_sound_alone(name, weights):
     backbone = load_backbone(name, weights)
     rate = backbone.sample_rate_hz
     sounds = [noise(0, 2 * rate), noise(1, rate + 777), tone(2 * rate, rate).astype(np.float32), noise(3, 2 * rate)]
-    together = backbone.hear(sounds)
+    together = backbone.embed(sounds)
     for sound, heard in zip(sounds, together):
-        [alone] = backbone.hear([sound])
+        [alone] = backbone.embed([sound])
         scale = np.abs(alone.embeddings).max()
         assert heard.embeddings.shape[1] == backbone.dim and scale > 0
         np.testing.assert_allclose(heard.embeddings, alone.embeddings, atol=1e-4 * scale)
@@ -128,7 +127,7 @@ def test_an_answer_depends_on_its_own_sound_alone(name, weights):
 
 @pytest.mark.parametrize("name", ["tiny", "vggish", "panns_16k"])
 def test_sounds_too_short_have_no_rows(name, weights):
-    [heard] = load_backbone(name, weights).hear([noise(0, 300)])
+    [heard] = load_backbone(name, weights).embed([noise(0, 300)])
     assert len(heard.embeddings) == 0 and heard.logits is None
 
 
@@ -136,20 +135,20 @@ def test_sounds_too_short_have_no_rows(name, weights):
 @pytest.mark.parametrize("name", ["tiny", "vggish"])
 def test_what_is_no_sound_is_refused(name, weights, bad):
     with pytest.raises(InputError, match="finite mono"):
-        load_backbone(name, weights).hear([bad.astype(np.float32)])
+        load_backbone(name, weights).embed([bad.astype(np.float32)])
 
 
 def test_the_tiny_backbone_is_the_tagger():
-    from vta_sam.embedded.tagger import load_tagger
+    from vta_sam.embedded.tiny_networks import load_tagger
 
     sound, tagger = tone(32_000).astype(np.float32), load_tagger()
-    [heard] = load_backbone("tiny").hear([sound])
+    [heard] = load_backbone("tiny").embed([sound])
     np.testing.assert_allclose(heard.logits, tagger.logits(torch.from_numpy(sound)[None])[0].numpy(), atol=1e-5)
 
 
 def test_clap_reads_captions_into_the_same_space(weights):
     backbone = load_backbone("clap", weights)
-    rows = backbone.read(["a dog barks", "a dog barks", "rain"])
+    rows = backbone.embed_text(["a dog barks", "a dog barks", "rain"])
     assert rows.shape == (3, backbone.dim)
     np.testing.assert_allclose(rows[0], rows[1], atol=1e-5)
     assert np.abs(rows[0] - rows[2]).max() > 1e-4
@@ -158,7 +157,7 @@ def test_clap_reads_captions_into_the_same_space(weights):
 def test_clap_takes_the_first_ten_seconds(weights):
     backbone = load_backbone("clap", weights)
     sound = noise(0, 12 * 48_000)
-    first, second = (backbone.hear([part])[0].embeddings for part in (sound, sound[:10 * 48_000]))
+    first, second = (backbone.embed([part])[0].embeddings for part in (sound, sound[:10 * 48_000]))
     np.testing.assert_allclose(first, second, atol=1e-5)
 
 
@@ -181,7 +180,7 @@ def test_foreign_checkpoints_are_refused(name, content, tmp_path):
 
 def test_numbers_of_numpy_in_a_checkpoint_are_read_and_code_is_not(tmp_path):
     """The 16 kHz checkpoint of PANNs keeps its iteration as a numpy array."""
-    from vta_sam.checkpoints.checkpoint_file import read_state
+    from vta_sam.checkpoints.registry import read_state
 
     path = tmp_path / "x.pth"
     torch.save({"iteration": np.array(3), "model": {"a": torch.ones(2)}}, path)
@@ -203,7 +202,7 @@ def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch):
     """docs/backbones.md shows a whole backbone: it hears, and an evaluation takes it."""
     import re
 
-    from vta_sam.evaluation import backbone_embeddings as ears
+    from vta_sam.evaluation import embeddings as backbones
     from vta_sam.evaluation.sounds import FeatureCache
 
     text = (Path(__file__).resolve().parents[1] / "docs" / "backbones.md").read_text(encoding="utf-8")
@@ -212,10 +211,32 @@ def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch):
     exec(compile(source, "docs/backbones.md", "exec"), scope)
     backbone = scope["Loudness"]()
     sounds = [noise(0, 16_000), 0.1 * noise(1, 16_000), noise(2, 8_000)]
-    answers = backbone.hear(sounds)
+    answers = backbone.embed(sounds)
     assert [answer.embeddings.shape for answer in answers] == [(1, 2)] * 3
     assert answers[0].embeddings[0, 0] - answers[1].embeddings[0, 0] == pytest.approx(1, abs=0.05)
-    monkeypatch.setattr(ears, "TITLES", {**TITLES, "loudness": ("loudness", False)})
-    monkeypatch.setattr(ears, "load_backbone", lambda *_: backbone)
-    found = ears.Ears.of(["loudness"], None, "cpu", 4, FeatureCache(None))
+    monkeypatch.setattr(backbones, "TITLES", {**TITLES, "loudness": ("loudness", False)})
+    monkeypatch.setattr(backbones, "load_backbone", lambda *_: backbone)
+    found = backbones.BackboneEmbeddings.of(["loudness"], None, "cpu", 4, FeatureCache(None))
     assert found.fingerprints == (("loudness", "loudness-1"),)
+
+
+def test_an_adapter_of_version_0_1_goes_on_working(monkeypatch):
+    """It says ``hear`` and ``Heard``, which ``embed`` and ``Embedding`` have taken the place of."""
+    from vta_sam.evaluation import embeddings as backbones
+    from vta_sam.evaluation.measurements import SoundMeasurements
+    from vta_sam.evaluation.sounds import FeatureCache, WaveformFeatures
+    from vta_sam.metrics.backbones import Heard, by_length
+
+    class Old:
+        name, fingerprint, sample_rate_hz, dim = "old", "old-1", 16_000, 1
+
+        def hear(self, waveforms):
+            return by_length(waveforms, lambda batch: [Heard(np.array([[np.abs(row).max()]])) for row in batch])
+
+    monkeypatch.setattr(backbones, "TITLES", {**TITLES, "old": ("old", False)})
+    monkeypatch.setattr(backbones, "load_backbone", lambda *_: Old())
+    embeddings = backbones.BackboneEmbeddings.of(["old"], None, "cpu", 4, FeatureCache(None))
+    sound = SoundMeasurements(WaveformFeatures(noise(0, 8_000)), waveform=noise(0, 8_000))
+    embeddings.add([sound])
+    embeddings.finish()
+    assert sound.embeddings["old"]["embeddings"][0, 0] == np.abs(noise(0, 8_000)).max() and sound.waveform is None

@@ -2,21 +2,23 @@
 
 import dataclasses
 import shutil
-from pathlib import Path
 
 import pytest
 import yaml
-from tiny_data import CODEC, CONDITIONER, ENCODER, SPEC, build, stage_folder, stage_settings, workshop, write_dataset
+from tiny_data import (
+    CODEC, CONDITIONER, ENCODER, SPEC, build, stage_context, stage_folder, stage_settings, write_dataset
+)
 
 from vta_sam.checkpoints.model_folder import ModelRecipe, save_model
 from vta_sam.clip import ClipSpec
 from vta_sam.conditioners.vta_sam_pretraining import ConditionPretraining
 from vta_sam.dataset.shards.datamodule import ShardDataModule
 from vta_sam.dataset.shards.schema import read_dataset
-from vta_sam.dataset.shards.storage import place_of
+from vta_sam.dataset.shards.storage import storage_of
 from vta_sam.runtime.errors import InputError
-from vta_sam.training import stages
+from vta_sam.training import codec_stages, diffusion_stage
 from vta_sam.training.data_sources import ShardData
+from vta_sam.training.stages import STAGES
 
 KNOWN_CODEC = {**CODEC, "mel_mean": -5.0, "mel_std": 2.0}
 
@@ -37,7 +39,7 @@ def root(pristine, tmp_path):
 def vae(tmp_path):
     """A model folder of stage 1, untrained."""
     folder = tmp_path / "vae"
-    recipe = ModelRecipe(clip=stages.clip_dict(SPEC), codec=KNOWN_CODEC)
+    recipe = ModelRecipe(clip=SPEC.settings(), codec=KNOWN_CODEC)
     save_model(folder, recipe, {"codec": build(KNOWN_CODEC)})
     return folder
 
@@ -45,14 +47,14 @@ def vae(tmp_path):
 def train(root, tmp_path, stage="condition", spec=SPEC, **parts):
     from test_training_resume import diffusion_parts
 
-    shop, settings = workshop(root, read_dataset(root), spec=spec), stage_settings(2)
+    context, settings = stage_context(root, read_dataset(root), spec=spec), stage_settings(2)
     folder = stage_folder(tmp_path / "run")
     if stage == "vae":
-        stages.train_vae(shop, folder, settings, parts.get("codec", KNOWN_CODEC))
+        codec_stages.train_vae(context, folder, settings, parts.get("codec", KNOWN_CODEC))
     elif stage == "condition":
-        stages.train_part(shop, folder, settings, "condition", CONDITIONER, {}, stages.Starts(Path()))
+        STAGES["condition"].train_part(context, folder, settings, CONDITIONER, {})
     else:
-        stages.train_diffusion(shop, folder, settings, diffusion_parts(**parts))
+        diffusion_stage.train_diffusion(context, folder, settings, diffusion_parts(**parts))
 
 
 def test_shards_of_another_frame_rate(root, tmp_path):
@@ -82,7 +84,7 @@ def test_extractors_of_another_kind_than_made_the_shards(root):
         ShardData(str(root)).prepare(SPEC, grounder, tiny, None)
     with pytest.raises(InputError, match="the encoder tiny-trunk-1-0, while encoder=clip is configured"):
         ShardData(str(root)).prepare(SPEC, real, clip, None)
-    assert ShardData(str(root)).prepare(SPEC, real, tiny, None) == place_of(root)
+    assert ShardData(str(root)).prepare(SPEC, real, tiny, None) == storage_of(root)
 
 
 def test_a_missing_shard(root):
@@ -130,7 +132,7 @@ def test_a_damaged_validation_split_is_found_before_the_first_step(root, tmp_pat
 
 
 def test_a_codec_of_another_stride(root, tmp_path):
-    with pytest.raises(InputError, match="VAE's stride is 8 mel frames, clip.latent_stride_frames says 16"):
+    with pytest.raises(InputError, match="VAE has a stride of 8 mel frames, clip.latent_stride_frames is 16"):
         train(root, tmp_path, "vae", codec={**KNOWN_CODEC, "patch": 4, "network": {
             **CODEC["network"], "in_channels": 16, "out_channels": 16}})
 
@@ -145,7 +147,7 @@ def test_a_vae_that_is_not_there(root, tmp_path):
 
 def test_a_model_folder_without_a_vae(root, tmp_path):
     folder = tmp_path / "encoder"
-    save_model(folder, ModelRecipe(clip=stages.clip_dict(SPEC), condition_encoder=ENCODER),
+    save_model(folder, ModelRecipe(clip=SPEC.settings(), condition_encoder=ENCODER),
                {"condition_encoder": build(ENCODER)})
     with pytest.raises(InputError, match="encoder holds no VAE"):
         train(root, tmp_path, "diffusion", vae=folder)
@@ -188,12 +190,12 @@ def test_a_vae_with_damaged_weights(root, tmp_path, vae, damage, words):
 ])
 def test_a_pretrained_encoder_of_other_sizes(root, tmp_path, vae, encoder, words):
     folder = tmp_path / "encoder"
-    save_model(folder, ModelRecipe(clip=stages.clip_dict(SPEC), condition_encoder=encoder),
+    save_model(folder, ModelRecipe(clip=SPEC.settings(), condition_encoder=encoder),
                {"condition_encoder": build(encoder)})
     with pytest.raises(InputError, match=words):
         train(root, tmp_path, "diffusion", vae=vae, condition=folder)
 
 
 def test_a_start_that_has_no_unet(root, tmp_path, vae):
-    with pytest.raises(InputError, match="vae has no UNet"):
+    with pytest.raises(InputError, match="vae has no denoiser"):
         train(root, tmp_path, "diffusion", vae=vae, init=vae)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from nltk.tag.perceptron import PerceptronTagger
 
-from vta_sam.embedded.classes import CLASSES, WORDS, caption_of
+from vta_sam.embedded.timeline import CLASSES, WORDS, caption_of
 from vta_sam.perception import tagging
 from vta_sam.perception.captions import nouns, singular, tagger_name
 from vta_sam.runtime.errors import InputError

@@ -9,6 +9,7 @@ from dataclasses import replace
 import av
 import numpy as np
 import pytest
+import safetensors.numpy
 from conftest import REPOSITORY, decode_grey
 from matplotlib.image import imread
 from tiny_data import CAPTION_DIM, FRAME_DIM, OBJECT_DIM, a_clip, write_dataset
@@ -21,6 +22,7 @@ from vta_sam.embedded.extractors import TinyGrounder
 from vta_sam.embedded.oracle import OracleGrounder
 from vta_sam.media.audio import read_audio
 from vta_sam.media.picture_reader import Squeeze
+from vta_sam.perception.base import Grounder
 from vta_sam.plots.overlay import COLOURS, Overlay, _free_place, picture_size, write_film
 from vta_sam.runtime.errors import InputError
 
@@ -81,6 +83,11 @@ def test_statistics_know_silence_missing_objects_and_durations():
     assert (found["duration_s"]["min"], found["duration_s"]["median"], found["duration_s"]["max"]) == (1, 2, 8)
     assert found["duration_s"]["histogram"]["edges_s"][-1] == 8 and len(statistics.durations) == 3
     assert found["labels"] == {"x": 3, "": 1}
+    probs = np.concatenate([np.full(13 + 25 + 25, 0.25), np.full(100, 1.0), np.full(163, 0.3)])
+    expected = {"clips": 4, "min": 0.25, "mean": pytest.approx(probs.mean(), abs=1e-5), "max": 1}
+    assert found["features"]["probs"] == {"axes": ["T", "K"], **expected}
+    assert found["features"]["mask_embedding"] == {"axes": ["T", "K", 256], "clips": 0, "min": None, "mean": None,
+                                                   "max": None}
 
 
 CHANGES = {
@@ -88,7 +95,6 @@ CHANGES = {
         c, frame_embedding=c.frame_embedding[:, 1:]),
     "caption_tokens has shape (3, 3), expected (…, 4)": lambda c: replace(c, caption_tokens=c.caption_tokens[:, 1:]),
     "object_embedding has shape": lambda c: replace(c, object_embedding=c.object_embedding[:, 1:]),
-    "mask_embedding has shape": lambda c: replace(c, mask_embedding=np.zeros((64, len(c.objects), 255), np.float32)),
     "fps is 12.0, dataset.json says 12.5": lambda c: replace(c, fps=12.0),
     "sample_rate_hz is 8000": lambda c: replace(c, sample_rate_hz=8000, waveform=c.waveform[::2]),
     "64 frames, expected 63 in 5.0 s": lambda c: replace(c, duration_s=5.0, waveform=c.waveform[:80_000]),
@@ -117,12 +123,16 @@ def test_a_record_that_disagrees_is_named(dataset, what):
 def test_every_damaged_record_of_a_shard_is_found(dataset):
     records = [(clip.key, encode_record(clip)) for clip in read_shard(dataset / SHARD)]
     records[0][1]["flac"] = b"fLaC" + b"\0" * 40
+    arrays = safetensors.numpy.load(records[1][1]["safetensors"])
+    arrays["mask_embedding"] = np.zeros((*arrays["probs"].shape, 255), np.float16)
+    records[1][1]["safetensors"] = safetensors.numpy.save(arrays)
     words = json.loads(records[2][1]["json"])
     records[2][1]["json"] = json.dumps({**words, "objects": [1]}).encode()
     write_records(dataset / SHARD, records)
     statistics, faults = check_dataset(dataset)
-    assert [(fault.shard, fault.key) for fault in faults] == [(SHARD, records[0][0]), (SHARD, records[2][0])]
-    assert "flac" in faults[0].what and "objects" in faults[1].what and statistics.clips == 6
+    assert [(fault.shard, fault.key) for fault in faults] == [(SHARD, key) for key, _ in records]
+    assert "flac" in faults[0].what and "objects" in faults[2].what and statistics.clips == 5
+    assert "mask_embedding has shape" in faults[1].what and ", 256)" in faults[1].what
 
 
 @pytest.mark.parametrize("size", ["cut", "without end", "no tar"])
@@ -219,7 +229,7 @@ def film_dataset(folder, make_video, words=("dog", "cat"), seconds=2.0, source="
         waveform=sound, object_embedding=np.zeros((count, OBJECT_DIM), np.float32),
         frame_embedding=np.zeros((frames, FRAME_DIM), np.float32), duration_s=2.0, source=source)
     write_shard(folder / SHARD, [clip])
-    info = DatasetInfo("halves", "e", 12.5, 16_000, FRAME_DIM, OBJECT_DIM, CAPTION_DIM, "0", "0", "0",
+    info = DatasetInfo("halves-1", "e", 12.5, 16_000, FRAME_DIM, OBJECT_DIM, CAPTION_DIM, "0", "0", "0",
                        {"train": [ShardInfo(SHARD, 1, 0)]})
     info.write(folder)
     return clip
@@ -295,11 +305,16 @@ def test_pictures_keep_their_shape(height, width):
         assert shown[1] / shown[0] == pytest.approx(width / height, rel=0.05)
 
 
-class Halves:
+class Halves(Grounder):
     """Its mask of every object is the left half of whatever it is shown."""
 
+    kind = "halves"
     fit = Squeeze(8, 10)
-    fingerprint = "halves"
+    fingerprint = "halves-1"
+    draws_masks = True
+
+    def ground(self, frames, objects):
+        raise AssertionError("masks alone are asked for")
 
     def masks(self, frames, objects):
         assert frames.shape[1:] == (8, 10, 3)
@@ -325,7 +340,7 @@ def test_films_that_cannot_be_made_say_why(tmp_path, make_video):
         list(write_overlays(tmp_path, tmp_path, tmp_path / "films", keys=["nobody"]))
     with pytest.raises(InputError, match="draws no masks"):
         list(write_overlays(tmp_path, tmp_path, tmp_path / "films", grounder=OracleGrounder()))
-    with pytest.raises(InputError, match="grounder is 'halves', expected 'tiny"):
+    with pytest.raises(InputError, match="grounder is 'halves-1', expected 'tiny"):
         list(write_overlays(tmp_path, tmp_path, tmp_path / "films", grounder=TinyGrounder()))
     with pytest.raises(InputError, match="is not a folder"):
         list(write_overlays(tmp_path, tmp_path / "none", tmp_path / "films"))

@@ -13,7 +13,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizerFast
 
-from vta_sam.importers.random_weights import write_random
 from vta_sam.media.picture_reader import CentreCrop
 from vta_sam.perception.clip_encoder import CLIPEncoder
 from vta_sam.runtime.errors import InputError
@@ -22,10 +21,8 @@ NAME = "clip-vit-large-patch14"
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("weights")
-    write_random(NAME, folder, narrow=True)
-    return folder
+def weights(random_weights) -> Path:
+    return random_weights(NAME)
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +92,10 @@ def test_frames_of_another_size_are_refused(encoder):
         encoder.encode_frames(pictures(1, 16))
 
 
-def test_the_shared_tiny_checkpoint_of_real_layout_is_read(shared_dir, tmp_path):
+def test_the_shared_tiny_checkpoint_of_real_layout_is_read(shared_dir, weights, tmp_path):
     source = shared_dir / "golden" / "checkpoints" / "clip-vit-large-tiny"
     shutil.copytree(source, tmp_path / NAME)
-    shutil.copy(write_random(NAME, tmp_path / "other", narrow=True) / "preprocessor_config.json", tmp_path / NAME)
+    shutil.copy(weights / NAME / "preprocessor_config.json", tmp_path / NAME)
     encoder = CLIPEncoder(weights=tmp_path, device="cpu")
     reference = CLIPModel.from_pretrained(source).eval()
     frames = pictures(2, encoder.fit.side)

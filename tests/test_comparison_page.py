@@ -15,13 +15,13 @@ from PIL import Image
 
 import vta_sam.evaluation.comparison.page
 from vta_sam.evaluation.comparison import write_page
+from vta_sam.evaluation.comparison.page_tables import clip_scores, decimal, number, rows
 from vta_sam.evaluation.comparison.players import lanes, percents, ticks, write_spectrogram
-from vta_sam.evaluation.comparison.tables import clip_scores, decimal, number, rows
 from vta_sam.evaluation.pairing import SoundFile, Words
 from vta_sam.evaluation.results import ClipScores, Figure
 from vta_sam.media.audio import read_audio, write_wav
 from vta_sam.metrics.intervals import Interval
-from vta_sam.plots.panels import decibels
+from vta_sam.plots.clip_pictures import decibels
 from vta_sam.runtime.errors import InputError
 
 ASSETS = Path(vta_sam.evaluation.comparison.page.__file__).with_name("assets")
@@ -74,7 +74,7 @@ def test_strangers_words_stay_words(tmp_path):
     request = request_in(tmp_path, ids, systems, title=EVIL, note=EVIL)
     request.evaluation.systems[EVIL].bad = {EVIL: EVIL}
     request.evaluation.provenance = {EVIL: EVIL}
-    request.evaluation.columns[0] = replace(COLUMNS[0], title=EVIL, source=EVIL)
+    request.evaluation.metrics[0] = replace(COLUMNS[0], title=EVIL, source=EVIL)
     request.clips[0].words = Words(EVIL, EVIL * 9, (EVIL,))
     request.clips[0].timeline = ([EVIL], np.ones((4, 1)), DURATION_S)
     out = write_page(request).parent

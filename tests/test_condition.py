@@ -124,7 +124,7 @@ def test_a_burst_is_heard_in_its_frame(frame):
     at = round(SPEC.frame_times_s()[frame] * 16_000)
     waveform[at:at + 160] = np.random.default_rng(0).normal(size=160)
     mel = mel_of(waveform)
-    energy, onset = energy_targets(mel, SPEC.frames)[0], onset_targets(mel, SPEC.frames)[0]
+    energy, onset = energy_targets(mel, SPEC)[0], onset_targets(mel, SPEC)[0]
     assert energy.argmax() == frame and onset.argmax() == frame and onset[frame] == 1
     far = (torch.arange(SPEC.frames) - frame).abs() > 1  # a window of 64 ms reaches into the neighbours
     assert not energy[far].any() and not onset[far].any()
@@ -134,7 +134,7 @@ def test_energy_is_decibels_below_the_loudest():
     """A steady level and another 30 dB below it: 1 and a half."""
     noise = np.random.default_rng(0).normal(size=SPEC.samples)
     noise[SPEC.samples // 2:] *= 10 ** (-30 / 20)
-    energy = energy_targets(mel_of(noise), 64)[0]
+    energy = energy_targets(mel_of(noise), SPEC)[0]
     assert energy[2:30].mean() - energy[34:62].mean() == pytest.approx(0.5, abs=0.02)
     assert energy.max() <= 1 and energy.min() >= 0
 
@@ -142,14 +142,14 @@ def test_energy_is_decibels_below_the_loudest():
 def test_an_onset_is_a_rise_and_not_an_end():
     noise = np.random.default_rng(0).normal(size=SPEC.samples)
     noise[:20 * 1280], noise[40 * 1280:] = 0, 0
-    onset = onset_targets(mel_of(noise), 64)[0]
+    onset = onset_targets(mel_of(noise), SPEC)[0]
     assert onset[19:21].max() == 1 and onset[38:43].max() < 0.6 and onset[39:].argmax() + 39 < 42
 
 
 def test_silence_has_neither_energy_nor_onsets():
     mel = mel_of(np.zeros(SPEC.samples), np.full(SPEC.samples, 0.3))
     assert torch.all(mel <= LOG_FLOOR + 1e-3)
-    assert not energy_targets(mel, 64).any() and not onset_targets(mel, 64).any()
+    assert not energy_targets(mel, SPEC).any() and not onset_targets(mel, SPEC).any()
 
 
 def test_contrastive_loss_by_hand():

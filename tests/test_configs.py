@@ -9,7 +9,6 @@ import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,8 +21,9 @@ from vta_sam.checkpoints.parts import build
 from vta_sam.clip import ClipFeatures, ClipSpec
 from vta_sam.dataset.shards.batch import collate, window_of
 from vta_sam.dataset.shards.schema import DatasetInfo
-from vta_sam.training.job import STAGES, TrainingJob
-from vta_sam.training.stage_context import StageSettings
+from vta_sam.training.job import TrainingJob
+from vta_sam.training.stage import StageSettings
+from vta_sam.training.stages import STAGES
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONF = REPOSITORY / "conf"
@@ -46,7 +46,7 @@ def composed(*overrides: str) -> dict[str, Any]:
 @cache
 def job_of(exp: str, size: str) -> TrainingJob:
     settings = composed(f"+exp={exp}", f"size={size}")
-    return TrainingJob(**{k: v for k, v in settings.items() if k in TrainingJob.__dataclass_fields__})
+    return TrainingJob.of(settings)
 
 
 @dataclass
@@ -62,7 +62,7 @@ def built(job: TrainingJob) -> Parts:
     info = DatasetInfo(
         grounder="a", encoder="b", fps=job.spec.fps, sample_rate_hz=job.spec.sample_rate_hz, frame_dim=FRAME_DIM,
         object_dim=OBJECT_DIM, caption_dim=CAPTION_DIM, config_hash="", manifest_hash="", code_version="")
-    conditioner, unet = job._recipes(SimpleNamespace(info=info))
+    conditioner, unet = job.network_recipes(info)
     codec = {k: v for k, v in job.networks["codec"].items() if v is not None}  # null: measured on the shards
     with torch.device("meta"):
         networks = (build(codec),

@@ -15,7 +15,7 @@ import pytest
 from conftest import REPOSITORY, decode_grey
 
 from vta_sam.media.decode_pool import DecodePool
-from vta_sam.media.decoding import Claims, ClipRequest, GuardedReader, Incoming, Nonsense, send_answer
+from vta_sam.media.decoding import AnswerReader, ClipRequest, ExpectedAnswers, GuardedReader, ProtocolError, send_answer
 from vta_sam.media.picture_reader import CentreCrop, Squeeze, Within
 from vta_sam.media.video import ClipStream, read_clip, stream_clip
 from vta_sam.runtime.errors import InputError
@@ -168,9 +168,9 @@ def test_a_stream_ends_where_its_child_is_given_another_clip(video):
 
 # --- a child is not believed ----------------------------------------------------------------------------------------
 
-def claims(**settings):
-    return Claims(**{"fits": (CentreCrop(224), Within(80, 100)), "fps": 10, "duration_s": 2.0,
-                     "samples_per_s": 16_000, "chunk_frames": 16, "memory_mb": 64, **settings})
+def expected_answers(**settings):
+    return ExpectedAnswers(**{"fits": (CentreCrop(224), Within(80, 100)), "fps": 10, "duration_s": 2.0,
+                              "samples_per_s": 16_000, "chunk_frames": 16, "memory_mb": 64, **settings})
 
 
 @pytest.mark.parametrize("shapes", [
@@ -182,20 +182,20 @@ def claims(**settings):
     [[1.0, 224, 224], [1.0, 60, 80]], [[True, 224, 224], [True, 60, 80]], [["1", 224, 224], ["1", 60, 80]],
     [[1, 224, 224], None]], ids=str)
 def test_shapes_that_were_not_asked_for_are_refused(shapes):
-    with pytest.raises(Nonsense):
-        claims().shapes({"shapes": shapes})
+    with pytest.raises(ProtocolError):
+        expected_answers().shapes({"shapes": shapes})
 
 
 def test_chunks_stay_within_the_clip_the_memory_and_the_first_ones_size():
-    due = claims(chunk_frames=None)
+    due = expected_answers(chunk_frames=None)
     assert due.shapes({"shapes": [[19, 224, 224], [19, 60, 80]]}) == [(19, 224, 224, 3), (19, 60, 80, 3)]
     for shapes, words in (([[2, 224, 224], [2, 60, 80]], "21 frames for 2 s"),
                           ([[1, 224, 224], [1, 60, 79]], "pictures of"),
                           ([[10 ** 9, 224, 224], [10 ** 9, 60, 80]], "frames")):
-        with pytest.raises(Nonsense, match=words):
+        with pytest.raises(ProtocolError, match=words):
             due.shapes({"shapes": shapes})
-    whole = claims(chunk_frames=None, duration_s=None)
-    with pytest.raises(Nonsense, match="out of 64 MB"):
+    whole = expected_answers(chunk_frames=None, duration_s=None)
+    with pytest.raises(ProtocolError, match="out of 64 MB"):
         whole.shapes({"shapes": [[500, 224, 224], [500, 60, 80]]})
 
 
@@ -205,15 +205,15 @@ def test_chunks_stay_within_the_clip_the_memory_and_the_first_ones_size():
     {"duration_s": 2.0}, {"duration_s": 2.0, "samples": None}, {"duration_s": 2.0, "samples": 32_001},
     {"duration_s": 2.0, "samples": 32_000.0}, {"duration_s": 2.0, "samples": "32000"}], ids=str)
 def test_an_end_that_does_not_fit_what_came_is_refused(end):
-    due = claims()
+    due = expected_answers()
     for count in (16, 4):
         due.shapes({"shapes": [[count, 224, 224], [count, 60, 80]]})
     assert due.end({"duration_s": 2.0, "samples": 32_000}) == (2.0, 32_000)
-    with pytest.raises(Nonsense):
+    with pytest.raises(ProtocolError):
         due.end(json.loads(json.dumps(end)))
-    silent = claims(samples_per_s=None, chunk_frames=None)
+    silent = expected_answers(samples_per_s=None, chunk_frames=None)
     silent.shapes({"shapes": [[20, 224, 224], [20, 60, 80]]})
-    with pytest.raises(Nonsense):
+    with pytest.raises(ProtocolError):
         silent.end({"duration_s": 2.0, "samples": 32_000})
 
 
@@ -226,8 +226,8 @@ def test_headers_of_nonsense_are_refused(data, words):
     with ours, theirs:
         sender = threading.Thread(target=theirs.sendall, args=(data,))
         sender.start()
-        with pytest.raises(Nonsense, match=words):
-            Incoming(ours, time.monotonic() + 10).header()
+        with pytest.raises(ProtocolError, match=words):
+            AnswerReader(ours, time.monotonic() + 10).header()
         sender.join()
 
 
@@ -236,7 +236,7 @@ def test_any_message_gets_through_whatever_its_letters(letter):
     ours, theirs = socket.socketpair()
     with ours, theirs:
         send_answer(theirs, "fault", message=letter * 100_000 + "the end")
-        header = Incoming(ours, time.monotonic() + 10).header()
+        header = AnswerReader(ours, time.monotonic() + 10).header()
         assert header["message"].endswith("the end")
 
 
@@ -247,7 +247,7 @@ def test_whatever_a_fit_makes_is_believed():
         fits = (CentreCrop(int(rng.integers(1, 500))), Within(*sorted(map(int, rng.integers(1, 2000, 2)))),
                 Squeeze(*map(int, rng.integers(1, 500, 2))))
         shapes = [[2, *fit.kept(*fit.scaled(*size))] for fit in fits]
-        claims(fits=fits, memory_mb=4096).shapes({"shapes": shapes})
+        expected_answers(fits=fits, memory_mb=4096).shapes({"shapes": shapes})
 
 
 # --- pools ----------------------------------------------------------------------------------------------------------

@@ -10,9 +10,10 @@ from tiny_data import CONDITIONER, ENCODER, UNET, UNET_CONFIG, build
 
 from vta_sam.dataset.shards.batch import Augmentation
 from vta_sam.diffusion.condition import Condition
-from vta_sam.diffusion.latent_diffusion import LatentDiffusion, initial_noise
-from vta_sam.diffusion.objective import TRAIN_TIMESTEPS, VPrediction
+from vta_sam.diffusion.latent_diffusion import LatentDiffusion
+from vta_sam.diffusion.objective import TIME_END, EpsilonPrediction, VPrediction, X0Prediction
 from vta_sam.diffusion.sampler import Sampler, guided
+from vta_sam.diffusion.windows import noise_of
 from vta_sam.runtime.errors import InputError
 from vta_sam.runtime.randomness import generator
 
@@ -21,6 +22,10 @@ COLUMNS, FREQ, FRAMES = SPEC.columns, 4, SPEC.frames
 
 def normal(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def noise_for(seeds):
+    return torch.stack([noise_of(seed, (8, COLUMNS, FREQ), COLUMNS) for seed in seeds])
 
 
 def condition_of(batch=2, real=FRAMES, channels=4, seed=0):
@@ -49,10 +54,34 @@ TIMES = torch.tensor([0, 1, 100, 500, 999])
 
 def test_noise_and_target():
     latent, noise = normal(5, 2, 3, 4), normal(5, 2, 3, 4, seed=1)
-    noisy, target = VPrediction().noised(latent, noise, TIMES)
+    noisy, target = VPrediction().noised(latent, noise, TIMES), VPrediction().target(latent, noise, TIMES)
     a = alphas()[TIMES].float()[:, None, None, None]
     assert torch.allclose(noisy, a.sqrt() * latent + (1 - a).sqrt() * noise, atol=1e-4)
     assert torch.allclose(target, a.sqrt() * noise - (1 - a).sqrt() * latent, atol=1e-4)
+    assert torch.equal(EpsilonPrediction().noised(latent, noise, TIMES), noisy)
+    assert torch.equal(EpsilonPrediction().target(latent, noise, TIMES), noise)
+    assert torch.equal(X0Prediction().noised(latent, noise, TIMES), noisy)
+    assert torch.equal(X0Prediction().target(latent, noise, TIMES), latent)
+
+
+@pytest.mark.parametrize("kind", [VPrediction, EpsilonPrediction, X0Prediction])
+def test_a_prediction_stands_for_a_latent(kind):
+    objective, latent, noise = kind(), normal(5, 2, 3, 4), normal(5, 2, 3, 4, seed=1)
+    noisy, target = objective.noised(latent, noise, TIMES), objective.target(latent, noise, TIMES)
+    assert torch.allclose(objective.to_x0(target, noisy, TIMES), latent, atol=2e-3)
+    other = objective.target(latent, normal(5, 2, 3, 4, seed=2), TIMES) + 1
+    assert not torch.allclose(objective.to_x0(other, noisy, TIMES), latent, atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", [VPrediction, EpsilonPrediction, X0Prediction])
+def test_a_change_of_the_score_changes_each_prediction_alike(kind):
+    """Tweedie: E[z | z_t] = (z_t + (1−ᾱ)·score) / √ᾱ, so a score that is larger by g moves z by (1−ᾱ)/√ᾱ·g."""
+    objective, times = kind(), torch.tensor([1, 100, 500, 900])
+    noisy, prediction, gradient = (normal(4, 2, 3, 4, seed=seed) for seed in (1, 2, 3))
+    a = alphas()[times].float()[:, None, None, None]
+    moved = prediction - objective.score_gain(times)[:, None, None, None] * gradient
+    change = objective.to_x0(moved, noisy, times) - objective.to_x0(prediction, noisy, times)
+    assert torch.allclose(change, (1 - a) / a.sqrt() * gradient, rtol=1e-3, atol=1e-3)
 
 
 def test_snr():
@@ -70,6 +99,9 @@ def test_min_snr_weights_by_hand(gamma):
     assert torch.allclose(epsilon, torch.minimum(snr, torch.tensor(gamma)) / snr, rtol=1e-3)
     assert v[-1] < 0.01 and epsilon[-1] == 1  # where there is almost nothing but noise, they disagree most
     assert torch.equal(VPrediction(None).weight(TIMES), torch.ones(5))
+    clipped = torch.minimum(snr, torch.tensor(gamma))
+    assert torch.allclose(EpsilonPrediction(gamma).weight(TIMES), clipped / snr, rtol=1e-3)
+    assert torch.allclose(X0Prediction(gamma).weight(TIMES), clipped, rtol=1e-3)
     with pytest.raises(ValueError, match='"v" or "epsilon"'):
         VPrediction(weighting="x0")
 
@@ -165,7 +197,7 @@ class Listening:
     def __init__(self):
         self.calls = []
 
-    def __call__(self, latent, timestep, condition):
+    def __call__(self, latent, times, condition):
         self.calls.append((len(latent), condition))
         return latent * 0.5 + condition.tokens.mean(dim=(1, 2))[:, None, None, None]
 
@@ -196,8 +228,9 @@ def test_sampling_does_not_depend_on_the_batch(unet, solver):
 
     def sample(rows):
         parts = [Condition(c.tokens[rows], c.mask[rows], c.column_map[rows]) for c in (told, null)]
-        noise = initial_noise([seeds[r] for r in rows], (8, COLUMNS, FREQ))
-        return sampler.sample(guided(unet, *parts, 2.0), noise, [generator(seeds[r], "steps") for r in rows])
+        noise = noise_for(seeds[r] for r in rows)
+        generators = [generator(seeds[r], "steps") for r in rows]
+        return sampler.sample(guided(unet, *parts, 2.0), noise, VPrediction(), generators)
 
     together = sample([0, 1, 2])
     assert torch.isfinite(together).all() and torch.allclose(sample([2, 0]), together[[2, 0]], atol=1e-5)
@@ -206,41 +239,37 @@ def test_sampling_does_not_depend_on_the_batch(unet, solver):
 
 
 def test_dpm_draws_nothing_and_ddpm_draws_from_its_rows():
-    def denoise(latent, timestep):
+    def predict(latent, times):
         return 0.1 * latent
 
-    noise = initial_noise([1, 2], (8, COLUMNS, FREQ))
+    noise = noise_for([1, 2])
     torch.manual_seed(0)
-    first = Sampler(steps=5).sample(denoise, noise)
+    first = Sampler(steps=5).sample(predict, noise, VPrediction())
     torch.manual_seed(1)
-    assert torch.equal(Sampler(steps=5).sample(denoise, noise), first)
+    assert torch.equal(Sampler(steps=5).sample(predict, noise, VPrediction()), first)
     ancestral = Sampler(steps=5, solver="ddpm")
-    one = ancestral.sample(denoise, noise, [generator(1), generator(2)])
-    other = ancestral.sample(denoise, noise, [generator(1), generator(3)])
+    one = ancestral.sample(predict, noise, VPrediction(), [generator(1), generator(2)])
+    other = ancestral.sample(predict, noise, VPrediction(), [generator(1), generator(3)])
     assert torch.equal(one[0], other[0]) and not torch.allclose(one[1], other[1], atol=1e-2)
-    shared = ancestral.sample(denoise, noise, torch.Generator().manual_seed(1))
-    assert torch.equal(shared, ancestral.sample(denoise, noise, torch.Generator().manual_seed(1)))
+    shared = ancestral.sample(predict, noise, VPrediction(), torch.Generator().manual_seed(1))
+    assert torch.equal(shared, ancestral.sample(predict, noise, VPrediction(), torch.Generator().manual_seed(1)))
     with pytest.raises(InputError, match="dpm, ddpm"):
         Sampler(solver="euler")
 
 
+@pytest.mark.parametrize("kind", [VPrediction, EpsilonPrediction, X0Prediction])
 @pytest.mark.parametrize("solver, steps, tolerance", [("dpm", 25, 0.02), ("ddpm", 200, 0.02)])
-def test_a_perfect_denoiser_finds_the_latent(solver, steps, tolerance):
-    """v of a known z0 is (√ᾱ·x − z0) / √(1 − ᾱ)."""
+def test_a_perfect_denoiser_finds_the_latent(solver, steps, tolerance, kind):
+    """Of a known z0 the noise is (z_t − √ᾱ·z0) / √(1 − ᾱ), and the prediction the objective's target of both."""
     truth, a = normal(2, 8, COLUMNS, FREQ, seed=5), alphas().float()
 
-    def denoise(latent, timestep):
-        alpha = a[timestep.long()][:, None, None, None]
-        return (alpha.sqrt() * latent - truth) / (1 - alpha).sqrt()
+    def predict(latent, times):
+        alpha = a[times.long()][:, None, None, None]
+        return kind().target(truth, (latent - alpha.sqrt() * truth) / (1 - alpha).sqrt(), times)
 
-    noise = initial_noise([1, 2], (8, COLUMNS, FREQ))
-    found = Sampler(steps=steps, solver=solver).sample(denoise, noise, [generator(1), generator(2)])
+    noise = noise_for([1, 2])
+    found = Sampler(steps=steps, solver=solver).sample(predict, noise, kind(), [generator(1), generator(2)])
     assert (found - truth).abs().max() < tolerance
-
-
-def test_initial_noise_belongs_to_the_seed():
-    noise = initial_noise([5, 6], (8, COLUMNS, FREQ))
-    assert torch.equal(initial_noise([6], (8, COLUMNS, FREQ))[0], noise[1]) and not torch.equal(noise[0], noise[1])
 
 
 # ------------------------------------------------------------------ training step
@@ -268,7 +297,7 @@ def test_errors_do_not_depend_on_the_batch(unet):
     for rows in ([0], [5, 2], [3, 4, 1]):
         _, some, their_times = module.errors(batch.select(rows))
         assert torch.equal(their_times, times[rows]) and torch.allclose(some, errors[rows], atol=1e-5)
-    assert times.min() >= 0 and times.max() < TRAIN_TIMESTEPS and len(set(times.tolist())) == 6
+    assert times.min() >= 0 and times.max() < TIME_END and len(set(times.tolist())) == 6
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ def commands(page: Path) -> list[str]:
         if line.lstrip().startswith("```"):
             fenced = not fenced
             continue
-        code = line.strip() if fenced or line.startswith("    ") else ""
+        code = line.strip() if (fenced or line.startswith("    ")) and "└─" not in line else ""  # no drawing
         if begun or PROGRAM.search(code.partition(" #")[0]) or re.match(r"make \w", code):
             begun += code.removesuffix("\\").strip() + " "
             if not code.endswith("\\"):
@@ -61,13 +61,24 @@ class Parsed(Exception):
 
 @pytest.fixture
 def parse_only(monkeypatch):
-    parse = argparse.ArgumentParser.parse_args
+    parse_args, parse_known_args = argparse.ArgumentParser.parse_args, argparse.ArgumentParser.parse_known_args
+    within = []  # argparse calls one from the other, and from the parsers of verbs
 
-    def parsed(self, *args, **kwargs):
-        parse(self, *args, **kwargs)
-        raise Parsed
+    def stop_after(parse):
+        def parsed(self, *args, **kwargs):
+            within.append(self)
+            try:
+                found = parse(self, *args, **kwargs)
+            finally:
+                within.pop()
+            if within:
+                return found
+            raise Parsed
 
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parsed)
+        return parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop_after(parse_args))
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", stop_after(parse_known_args))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from shard_server import serving
-from tiny_data import CODEC, SPEC, build, workshop, write_dataset
+from tiny_data import CODEC, SPEC, build, stage_context, write_dataset
 
 from vta_sam.checkpoints.model_folder import ModelRecipe, save_model
 from vta_sam.dataset.shards import latents
 from vta_sam.dataset.shards.latents import encode_dataset, is_complete, latents_folder
 from vta_sam.dataset.shards.schema import read_dataset
-from vta_sam.dataset.shards.storage import place_of
+from vta_sam.dataset.shards.storage import storage_of
 from vta_sam.runtime.errors import InputError
-from vta_sam.training import stages
+from vta_sam.training import codec_stages
 
 SCRIPT = Path(__file__).resolve().parents[1] / "data_prep" / "encode_latents.py"
 KNOWN_CODEC = {**CODEC, "mel_mean": -5.0, "mel_std": 2.0}
@@ -48,20 +48,20 @@ def info(root):
 def vae(tmp_path_factory):
     """A model folder of stage 1, untrained."""
     folder = tmp_path_factory.mktemp("vae")
-    save_model(folder, ModelRecipe(clip=stages.clip_dict(SPEC), codec=KNOWN_CODEC), {"codec": build(KNOWN_CODEC)})
+    save_model(folder, ModelRecipe(clip=SPEC.settings(), codec=KNOWN_CODEC), {"codec": build(KNOWN_CODEC)})
     return folder
 
 
 @pytest.fixture(scope="module")
 def codec(vae):
-    return stages.load_codec(vae, SPEC)[0]
+    return codec_stages.load_codec(vae, SPEC)[0]
 
 
 @pytest.fixture(scope="module")
 def by_training(root, info, codec, tmp_path_factory):
     """The folder that training makes, as {file name: bytes}; its name under ""."""
     copy = shutil.copytree(root, tmp_path_factory.mktemp("training") / "shards")
-    folder = stages.encode_latents(workshop(copy, info), codec)
+    folder = codec_stages.encode_latents(stage_context(copy, info), codec)
     assert folder.parent == copy
     return contents(folder)
 
@@ -71,7 +71,7 @@ def contents(folder):
 
 
 def encode(root, info, codec, out, rank=0, world=1, **more):
-    place = place_of(root, out)
+    place = storage_of(root, out)
     folder = latents_folder(place, info, codec)
     return encode_dataset(place, info, codec, folder, rank, world, **more), folder
 
@@ -87,7 +87,7 @@ def test_three_workers_make_the_same_bytes(root, info, codec, by_training, tmp_p
     for rank in order:
         counted = []
         done.append(encode(root, info, codec, tmp_path, rank, 3, progress=counted.append)[0])
-        folder = latents_folder(place_of(root, tmp_path), info, codec)
+        folder = latents_folder(storage_of(root, tmp_path), info, codec)
         assert len(counted) == 2 and len(list(folder.glob("*.safetensors"))) == 2 * len(done)
         assert is_complete(folder, info, SPLITS) == (folder / latents.INFO_NAME).exists() == done[-1]
     assert done == [False, False, True]
@@ -121,7 +121,7 @@ def test_a_killed_worker_goes_on(root, info, codec, by_training, tmp_path, monke
         patch.setattr(place, name, stops)
         with pytest.raises(KeyboardInterrupt):
             encode(root, info, codec, tmp_path)
-    folder = latents_folder(place_of(root, tmp_path), info, codec)
+    folder = latents_folder(storage_of(root, tmp_path), info, codec)
     there = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert len(there) == {"reading": 3, "saving": 3, "measuring": 6}[at] and not is_complete(folder, info, SPLITS)
     assert encode(root, info, codec, tmp_path)[0] and contents(folder) == by_training
@@ -136,16 +136,16 @@ def test_training_finds_it_complete(root, info, codec, tmp_path, monkeypatch):
         raise AssertionError("training encoded what was there")
 
     monkeypatch.setattr(type(codec), "encode_moments", never)
-    assert stages.encode_latents(workshop(copy, info), codec) == folder
+    assert codec_stages.encode_latents(stage_context(copy, info), codec) == folder
     assert latents.read_std(folder) > 0
 
 
 def test_training_reads_a_dataset_by_url_with_latents_here(root, info, codec, by_training, tmp_path):
     with serving(root) as shelf:
-        folder = stages.encode_latents(workshop(place_of(shelf.url, tmp_path), info), codec)
+        folder = codec_stages.encode_latents(stage_context(storage_of(shelf.url, tmp_path), info), codec)
         assert folder.parent == tmp_path and contents(folder) == by_training
         with pytest.raises(InputError, match="need a local folder to live in"):
-            stages.encode_latents(workshop(place_of(shelf.url), info), codec)
+            codec_stages.encode_latents(stage_context(storage_of(shelf.url), info), codec)
 
 
 def test_a_shard_that_is_gone_is_made_and_measured_again(root, info, codec, by_training, tmp_path):
@@ -188,7 +188,7 @@ def test_the_command(root, info, codec, by_training, vae, tmp_path, script, monk
     assert status == 0 and "(2 of 2)" in told and "other workers' shards are missing still" in told, errors
     status, told, errors = script(*given, "rank=0", "world=2")
     assert status == 0 and "(1 of 2)" in told and "is complete" in told, errors
-    assert contents(latents_folder(place_of(root, tmp_path), info, codec)) == by_training
+    assert contents(latents_folder(storage_of(root, tmp_path), info, codec)) == by_training
 
 
 @pytest.mark.parametrize(("arguments", "words"), [

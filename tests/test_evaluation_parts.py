@@ -3,23 +3,24 @@ their process, and the page of several systems."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from programs import call
 from test_evaluation import write_folder
 
-from vta_sam.evaluation.clip_measurements import timelines
 from vta_sam.evaluation.evaluate import evaluate
-from vta_sam.evaluation.measure import ClipJob, apart, failed_clip, joined, measure_clip
+from vta_sam.evaluation.measure import ClipJob, failed_clip, join_files, measure_clip, split_by_file
+from vta_sam.evaluation.measurements import timelines
+from vta_sam.evaluation.metric_table import METRICS
 from vta_sam.evaluation.pairing import SoundFile
 from vta_sam.evaluation.request import Request, request_of, systems_and_reference
 from vta_sam.evaluation.sounds import LoadingPolicy
 from vta_sam.runtime.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+DISTANCE = next(metric for metric in METRICS if metric.key == "log_spectral_distance_db")
 QUICK = {"set_resamples": 20, "resamples": 100}
 
 
@@ -59,7 +60,7 @@ def films(tmp_path_factory, make_video) -> Path:
 def test_motion_meets_sound(films):
     asked = Request({"ours": films / "ours", "late": films / "late"}, films / "true", flows=("full", "fast"), **QUICK)
     found = evaluate(asked)[0]
-    keys = [column.key for column in found.columns]
+    keys = [metric.key for metric in found.metrics]
     assert {"av_align_published", "av_align_matched", "av_align_fast", "av_align_fast_matched"} <= set(keys)
     score = {name: found.systems[name].figures["av_align_published"].score.mean for name in ("ours", "late")}
     assert score["ours"] > score["late"] and score["ours"] > 0.3
@@ -123,24 +124,25 @@ def job(films: Path) -> ClipJob:
         return SoundFile("f0", 0, path if path.exists() else path.with_suffix(".mp4"), None)
 
     return ClipJob("f0", file("true"), (("ours", file("ours")), ("late", file("late"))), films / "true" / "f0.mp4",
-                   ("full",), LoadingPolicy(), (), None)
+                   ("full",), LoadingPolicy(), (), None, (DISTANCE,))
 
 
-def test_a_clip_apart_and_joined_is_the_same(films):
-    whole, parts = measure_clip(job(films)), [measure_clip(part) for part in apart(job(films))]
-    again = joined(job(films), parts)
+def test_a_clip_measured_file_by_file_is_the_same(films):
+    whole, parts = measure_clip(job(films)), [measure_clip(part) for part in split_by_file(job(films))]
+    again = join_files(job(films), parts)
+    assert all(sound.pair_values[DISTANCE.key] >= 0 for sound in whole.sounds.values())
     assert len(parts) == 4 and set(again.sounds) == {("ours", 0), ("late", 0)}
     for key, sound in whole.sounds.items():
         assert again.sounds[key].digest == sound.digest
-        assert again.sounds[key].log_spectral_distance_db == sound.log_spectral_distance_db
+        assert again.sounds[key].pair_values == sound.pair_values
     np.testing.assert_array_equal(again.flows["full"].magnitudes, whole.flows["full"].magnitudes)
 
 
 @pytest.mark.parametrize("broken", range(4))
 def test_the_file_that_ended_its_process_is_named(films, broken):
-    jobs = apart(job(films))
+    jobs = split_by_file(job(films))
     parts = [failed_clip(part, "crashed") if i == broken else measure_clip(part) for i, part in enumerate(jobs)]
-    found = joined(job(films), parts)
+    found = join_files(job(films), parts)
     if broken == 0:
         assert found.reference == f"{films / 'true' / 'f0.mp4'}: the clip crashed"
     elif broken < 3:
@@ -200,13 +202,13 @@ def test_probabilities_come_from_a_dataset(tmp_path):
 
 @pytest.mark.slow
 def test_a_folder_of_systems_becomes_a_page(films, tmp_path):
-    command = [sys.executable, str(REPOSITORY / "experiments" / "compare.py"), f"systems={films}", "reference=true",
-               f"out={tmp_path / 'out'}", "backbones=[tiny]", "cache=null", "title=Three systems"]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    told_what = (f"systems={films}", "reference=true", f"out={tmp_path / 'out'}", "backbones=[tiny]",
+                 f"cache={tmp_path / 'cache'}", "title=Three systems")
+    told = call("experiments/compare.py", *told_what, cwd=tmp_path)
     assert told.returncode == 0, told.stderr
     page = (tmp_path / "out" / "page" / "index.html").read_text(encoding="utf-8")
     assert "Three systems" in page and "ours" in page and "late" in page
     assert str(films) not in page, "tells where files lie"
     assert (tmp_path / "out" / "evaluation.json").is_file() and (tmp_path / "out" / "figures.png").is_file()
-    again = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    again = call("experiments/compare.py", *told_what, cwd=tmp_path)
     assert again.returncode == 0, again.stderr

@@ -2,13 +2,11 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from conftest import REPOSITORY, decode_grey
+from programs import call
 
 from vta_sam.dataset.extraction.extract import extract_dataset
 from vta_sam.dataset.extraction.shard_folder import failures
@@ -16,13 +14,14 @@ from vta_sam.dataset.manifests.manifest import manifest_hash, read_manifest, sli
 from vta_sam.dataset.shards.records import read_shard
 from vta_sam.dataset.shards.schema import read_dataset
 from vta_sam.media.picture_reader import Squeeze, Within
-from vta_sam.perception.base import Grounding
+from vta_sam.perception.base import Encoder, Grounder, Grounding
 from vta_sam.runtime.errors import InputError
 
 
-class BrightnessGrounder:
+class BrightnessGrounder(Grounder):
     """Probability of the k-th object: the frame's brightness, halved for each object before it."""
 
+    kind = "brightness"
     fit = Squeeze(12, 16)
     fingerprint = "brightness-1"
     known_words = ("racing car",)
@@ -33,9 +32,10 @@ class BrightnessGrounder:
         return Grounding(probs.astype(np.float32), boxes.astype(np.float32), probs.astype(np.float32))
 
 
-class BrightnessEncoder:
+class BrightnessEncoder(Encoder):
     """A frame is its mean colour; a word its length; a caption a token per word."""
 
+    kind = "brightness"
     fit = Squeeze(24, 32)
     frame_dim, object_dim, caption_dim = 3, 2, 2
     fingerprint = "brightness-2"
@@ -158,14 +158,10 @@ def test_shares_of_two_processes_and_of_two_workers_make_the_same_bytes(undistur
 
 @pytest.mark.parametrize("chunk_frames", [1, 3])
 def test_the_size_of_chunks_changes_no_byte(undisturbed, manifest, videos, tmp_path, chunk_frames):
-    seen = []
-
-    class Watching(BrightnessGrounder):
-        def ground(self, frames, objects):
-            seen.append(len(frames))
-            return super().ground(frames, objects)
-
-    extract(manifest, videos, tmp_path, chunk_frames=chunk_frames, grounder=Watching())
+    seen, grounder = [], BrightnessGrounder()
+    ground = grounder.ground
+    grounder.ground = lambda frames, objects: seen.append(len(frames)) or ground(frames, objects)
+    extract(manifest, videos, tmp_path, chunk_frames=chunk_frames, grounder=grounder)
     assert contents(tmp_path) == contents(undisturbed[0]) and max(seen) == chunk_frames
 
 
@@ -303,14 +299,12 @@ def world(tmp_path_factory):
 
 
 def run_script(*arguments):
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, REPOSITORY / "data_prep" / "extract.py", *arguments], text=True,
-                          capture_output=True, env=environment, timeout=120)
+    return call("data_prep/extract.py", *arguments, cwd=REPOSITORY)
 
 
 @pytest.mark.slow
 def test_the_script_extracts_the_embedded_world_with_oracles(world, tmp_path):
-    from vta_sam.embedded.classes import WORDS
+    from vta_sam.embedded.timeline import WORDS
     from vta_sam.embedded.truth import read_truth
 
     out = tmp_path / "out"
@@ -349,9 +343,9 @@ def test_the_oracles_follow_a_stretch_and_refuse_other_videos(world, videos):
     for oracle in (OracleGrounder(), encoder):
         with pytest.raises(InputError, match="good.truth.json is missing"):
             oracle.for_clip(videos / "good.mp4")
-    with pytest.raises(InputError, match="which video"):
+    with pytest.raises(InputError, match="needs the video's file"):
         encoder.encode_frames(frames)
-    with pytest.raises(InputError, match="which video"):
+    with pytest.raises(InputError, match="needs the video's file"):
         OracleGrounder().ground(frames, [word])
 
 

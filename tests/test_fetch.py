@@ -53,7 +53,7 @@ def test_a_broken_line_is_taken_up_where_it_broke(tmp_path, shelf):
 def test_what_came_is_kept_for_the_next_run(tmp_path, shelf):
     shelf.manners += [breaks_off(150_000)]
     with pytest.raises(InputError, match="1 times in a row .the line broke.; 1[3-5]\\d{4} bytes of it are kept"):
-        fetch(shelf.file(), tmp_path, patience=dataclasses.replace(HASTE, attempts=1))
+        fetch(shelf.file(), tmp_path, retry=dataclasses.replace(HASTE, attempts=1))
     kept = (tmp_path / "net/.model.bin.part").read_bytes()
     assert len(kept) >= 150_000 - 65_536 and DATA.startswith(kept)
     fetch(shelf.file(), tmp_path)
@@ -81,7 +81,7 @@ def stop_midway(shelf: Shelf, folder: Path, file: ReleasedFile) -> int:
     """⇒ bytes kept."""
     shelf.manners.append(breaks_off(150_000))
     with pytest.raises(InputError, match="the line broke"):
-        fetch(file, folder, patience=dataclasses.replace(HASTE, attempts=1))
+        fetch(file, folder, retry=dataclasses.replace(HASTE, attempts=1))
     return Part.beside(folder / file.path).size
 
 

@@ -1,12 +1,19 @@
 """The figures at the end of a run: perfect sound scores perfectly, shuffled sound at the control, swaps swap."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+import soundfile
 import torch
 from tiny_data import SPEC, a_clip
 
 from vta_sam.dataset.shards.batch import collate, window_of
-from vta_sam.training.figures import HeldOut, levels, swap_objects, timing
+from vta_sam.evaluation.evaluate import evaluate
+from vta_sam.evaluation.measurements import SoundMeasurements
+from vta_sam.evaluation.request import Request
+from vta_sam.evaluation.sounds import WaveformFeatures
+from vta_sam.training.figures import HeldOut, Scoring, levels, swap_objects
 
 
 def clicks(times_s) -> np.ndarray:
@@ -25,9 +32,21 @@ def truth():
     return np.stack([clicks(times) for times in onsets]), onsets
 
 
+def held_out(waves, onsets, label: str = "") -> HeldOut:
+    records = [a_clip(f"clip {i}") for i in range(len(waves))]
+    for record in records:
+        record.label, record.objects = label, record.objects[:1]
+        record.probs, record.boxes, record.areas = record.probs[:, :1], record.boxes[:, :1], record.areas[:, :1]
+        record.object_embedding = record.object_embedding[:1]
+    batch = collate([window_of(record, SPEC, 0) for record in records], SPEC)
+    batch = dataclasses.replace(batch, waveform=torch.from_numpy(waves))
+    return HeldOut(records, batch, onsets, np.zeros(64, np.float32))
+
+
 def test_the_truth_itself_scores_one_and_beats_its_control(truth):
     waves, onsets = truth
-    figures = timing(waves, waves, onsets, seed=0)
+    scoring = Scoring(held_out(waves, onsets), seed=0)
+    figures = scoring.timing(scoring.measure(waves))
     assert figures["envelope_correlation"]["score"]["mean"] == pytest.approx(1.0)
     assert figures["onset_f1"]["score"]["mean"] == pytest.approx(1.0)
     for name in ("envelope_correlation", "onset_f1"):
@@ -37,7 +56,8 @@ def test_the_truth_itself_scores_one_and_beats_its_control(truth):
 
 def test_sound_of_other_clips_scores_no_better_than_its_control(truth):
     waves, onsets = truth
-    figures = timing(np.roll(waves, 1, axis=0), waves, onsets, seed=0)
+    scoring = Scoring(held_out(waves, onsets), seed=0)
+    figures = scoring.timing(scoring.measure(np.roll(waves, 1, axis=0)))
     assert figures["envelope_correlation"]["score"]["mean"] < 0.6
 
 
@@ -62,4 +82,36 @@ def test_swapping_changes_the_word_and_nothing_else():
 
 def test_levels_count_silence():
     loud, silent = np.full(SPEC.samples, 0.5, np.float32), np.zeros(SPEC.samples, np.float32)
-    assert levels(np.stack([loud, silent]))["silent_clips"] == 0.5
+    assert levels([SoundMeasurements(WaveformFeatures(wave)) for wave in (loud, silent)])["silent_clips"] == 0.5
+
+
+def test_the_figures_are_those_of_evaluate(truth, tmp_path):
+    """The same sounds, once as arrays and once as files: one value."""
+    waves, _ = truth
+    late = np.roll(waves, 1000, axis=1)
+    scoring = Scoring(held_out(waves, [WaveformFeatures(wave).onsets_s for wave in waves]), seed=0)
+    figures = scoring.timing(scoring.measure(late))
+    for system, sounds in (("true", waves), ("late", late)):
+        (tmp_path / system).mkdir()
+        for i, wave in enumerate(sounds):
+            soundfile.write(tmp_path / system / f"c{i}.wav", wave, SPEC.sample_rate_hz, subtype="FLOAT")
+    asked = Request({"late": tmp_path / "late"}, tmp_path / "true", backbones=(), set_resamples=20)
+    found = evaluate(asked)[0].systems["late"].figures
+    for key, figure in figures.items():
+        for part, interval in figure.items():
+            other = dataclasses.asdict(getattr(found[key], part))
+            assert interval == {name: pytest.approx(value, abs=5.1e-5) for name, value in other.items()}, (key, part)
+    assert set(figures) == {"envelope_correlation", "onset_f1"}
+    assert 0.1 < figures["envelope_correlation"]["score"]["mean"] < 0.99
+
+
+def test_the_class_is_scored_only_where_the_tagger_knows_it(truth):
+    waves, onsets = truth
+    known, unknown = held_out(waves, onsets, "dog"), held_out(waves, onsets, "dog barking")
+    assert known.single == list(range(6)) and unknown.single == []
+    for clips, scored in ((known, True), (unknown, False)):
+        scoring = Scoring(clips, seed=0)
+        sounds = scoring.measure(waves)
+        figures = scoring.others(sounds, sounds)
+        assert ("sound_class" in figures) is scored
+    assert all(truth.label == "" for truth in scoring.truths)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from models import CAPTION_DIM, FRAME_DIM, OBJECT_DIM, SPEC, make_batch, make_features, make_model_folder, make_recipe
 
-from vta_sam.conditioners.foleycrafter import attention_scale
+from vta_sam.conditioners.foleycrafter import DecoupledCrossAttention
 from vta_sam.dataset.shards.batch import Augmentation, collate, window_of
 from vta_sam.diffusion.latent_diffusion import LatentDiffusion
 from vta_sam.diffusion.objective import VPrediction
@@ -55,9 +55,9 @@ def system(request):
 def recipe_of(name: str):
     aligned = name.endswith("aligned")
     recipe = make_recipe(aligned, conditioner=RECIPES[name])
-    assert recipe.unet is not None
-    recipe.unet["timed_attention"] = 1.0
-    recipe.unet["config"]["sample_size"] = [SPEC.columns, 4]
+    assert recipe.denoiser is not None
+    recipe.denoiser["timed_attention"] = 1.0
+    recipe.denoiser["config"]["sample_size"] = [SPEC.columns, 4]
     return recipe
 
 
@@ -204,10 +204,13 @@ def test_decoupled_attention_with_scale_0_is_text_alone():
     batch, other = make_batch("a"), make_batch("a")
     other.frame_embedding.mul_(-2)
     texts = conditioner(batch), conditioner(other)
-    attention_scale(unet, 0.0)
+    second_stream = [layer for layer in unet.modules() if isinstance(layer, DecoupledCrossAttention)]
+    for layer in second_stream:
+        layer.scale = 0.0
     silent = predicted(unet, texts[0])
     assert torch.allclose(silent, predicted(unet, texts[1]), atol=1e-6)
-    attention_scale(unet, 1.0)
+    for layer in second_stream:
+        layer.scale = 1.0
     assert not torch.allclose(silent, predicted(unet, texts[0]), atol=1e-3)
     assert not torch.allclose(predicted(unet, texts[0]), predicted(unet, texts[1]), atol=1e-3)
 

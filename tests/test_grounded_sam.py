@@ -16,6 +16,7 @@ from segment_anything import SamPredictor
 
 from vta_sam.importers.random_weights import write_random
 from vta_sam.media.picture_reader import Within
+from vta_sam.perception import grounded_sam
 from vta_sam.perception.grounded_sam import GroundedSAM
 from vta_sam.perception.grounding_dino import Detector, build_detector_network, build_prompt, scaled_size
 from vta_sam.perception.sam import Segmenter, build_segmenter_network
@@ -28,11 +29,9 @@ WORDS = ["car", "man", "racing car", "cart", "cars"]
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
+def weights(random_weights) -> Path:
     """Swin-T with every parameter drawn from N(0, 0.02), in its official file."""
-    folder = tmp_path_factory.mktemp("weights")
-    write_random("groundingdino_swint_ogc", folder, narrow=True)
-    return folder
+    return random_weights("groundingdino_swint_ogc")
 
 
 @pytest.fixture(scope="module")
@@ -162,16 +161,9 @@ def assert_equals_package(reference: torch.nn.Module, side: int, batches: list[i
     return compared / total
 
 
-def test_a_batch_equals_the_package_frame_by_frame(lively, tmp_path):
-    assert assert_equals_package(lively, SIDE, [2], [1], tmp_path) >= 0.5, "hardly any box could be compared"
-
-
 @pytest.mark.slow
-def test_all_batch_sizes_equal_the_package(network, lively, tmp_path):
-    """Every parameter from N(0, 0.02): the answers agree, but queries differ by less than rounding, so that no box can
-    be compared. With wider weights most can."""
-    assert assert_equals_package(network, 256, [1, 3, 8], [0, 1, 2, 7], tmp_path) < 0.1
-    assert assert_equals_package(lively, SIDE, [1, 3, 8], [0, 1, 2, 5, 7], tmp_path) >= 0.5, "hardly any box"
+def test_batches_equal_the_package_frame_by_frame(lively, tmp_path):
+    assert assert_equals_package(lively, SIDE, [1, 2, 4], [0, 1, 3], tmp_path) >= 0.5, "hardly any box"
 
 
 @pytest.mark.slow
@@ -280,15 +272,10 @@ def test_pictures_of_other_sizes_are_scaled_as_the_predictor_scales_them(narrow_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lively_weights", [False, True])
-def test_mask_logits_of_vit_b_equal_the_predictor(tmp_path, lively_weights):
+def test_mask_logits_of_vit_b_equal_the_predictor(tmp_path):
     network = build_segmenter_network("vit_b", write_random("sam_vit_b", tmp_path))
-    if lively_weights:
-        released.enliven(network, seed=4)
-        assert_masks_equal_predictor(network, pictures(2, 576, 1024), 2)
-    else:
-        with pytest.raises(AssertionError, match="flat mask"):  # N(0, 0.02) everywhere: equal, but nearly constant
-            assert_masks_equal_predictor(network, pictures(3, 768, 1024), 3)
+    released.enliven(network, seed=4)
+    assert_masks_equal_predictor(network, pictures(2, 576, 1024), 2)
 
 
 def test_embeddings_are_averaged_inside_the_masks(narrow_sam):
@@ -311,8 +298,8 @@ def grounder(weights) -> GroundedSAM:
 
 
 @pytest.fixture(scope="module")
-def with_sam(weights, narrow_sam) -> GroundedSAM:
-    grounder = GroundedSAM(weights=weights, short_side=SIDE, batch_frames=2, device="cpu")
+def with_sam(grounder, narrow_sam) -> GroundedSAM:
+    grounder = copy.copy(grounder)
     grounder.segmenter = Segmenter(copy.deepcopy(narrow_sam), 2, CPU, FP32)
     return grounder
 
@@ -359,7 +346,8 @@ def test_narrow_pictures_are_refused(grounder):
         grounder.ground(np.zeros((1, 16, 4096, 3), np.uint8), ["car"])
 
 
-def test_the_fingerprint_tells_weights_and_size(weights, grounder, tmp_path):
+def test_the_fingerprint_tells_weights_and_size(weights, grounder, network, monkeypatch):
+    monkeypatch.setattr(grounded_sam, "build_detector_network", lambda *_: network)  # which takes seconds to build
     assert grounder.fingerprint == GroundedSAM(weights=weights, short_side=SIDE, batch_frames=7).fingerprint
     for other in ({"short_side": 320}, {"short_side": SIDE, "long_side": 640}):
         assert grounder.fingerprint != GroundedSAM(weights=weights, **other).fingerprint
@@ -419,7 +407,7 @@ def test_a_checkpoint_of_another_bert_is_refused(weights, tmp_path):
     ({"detector": "swin_x"}, "detector=swin_x is not known; it is swint_ogc or swinb_cogcoor"),
     ({"batch_frames": 0}, "short_side >= 1"),
     ({"precision": "int8"}, "precision=int8 is not known"),
-    ({"device": "cuda:7"}, "device=cuda:7"),
+    ({"device": "cuda:77"}, "device=cuda:77"),
 ])
 def test_settings_that_make_no_sense(weights, settings, sentence):
     with pytest.raises(InputError, match=sentence):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from omegaconf import OmegaConf
+from programs import call
 from safetensors.torch import load_file
 
 from vta_sam.checkpoints.model_folder import load_weights, read_recipe
@@ -23,7 +22,7 @@ from vta_sam.importers.audioldm import import_audioldm
 from vta_sam.importers.components import vae_name, vocoder_name
 from vta_sam.importers.named_models import import_checkpoint
 from vta_sam.runtime.errors import InputError
-from vta_sam.training.stages import load_codec
+from vta_sam.training.codec_stages import load_codec
 from vta_sam.vocoder import HiFiGAN
 
 BASE = Path(__file__).parents[1] / "conf" / "size" / "base.yaml"
@@ -158,9 +157,7 @@ def test_training_takes_the_imported_vae(released, tmp_path):
 def test_the_command_says_what_does_not_fit(released, tmp_path):
     """Without the .json beside it, a checkpoint is taken to be of the released size."""
     shutil.copy(released / "audioldm_tiny.ckpt", tmp_path)
-    script = Path(__file__).parents[1] / "data_prep" / "weights.py"
-    done = subprocess.run([sys.executable, script, "import", tmp_path / "audioldm_tiny.ckpt", tmp_path / "model"],
-                          capture_output=True, text=True)
+    done = call("data_prep/weights.py", "import", tmp_path / "audioldm_tiny.ckpt", tmp_path / "model", cwd=tmp_path)
     assert done.returncode == 2 and "nothing was imported" in done.stderr and "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["audioldm_tiny.ckpt"]
 

@@ -104,7 +104,7 @@ def test_tango(meta, written, back_end_state, tmp_path, monkeypatch):
     monkeypatch.setattr(tango, "read_state", lambda path: states[path.name])
     sound, account = tango.import_tango(tmp_path, tmp_path / "model")
     assert len(sound.taken) == len(back_end_state) == 398 and len(account.taken) == len(main) and not account.left_out
-    assert numbers(written["unet"]) == 865_933_768
+    assert numbers(written["denoiser"]) == 865_933_768
     check_back_end(written)
 
 
@@ -128,7 +128,7 @@ def test_vta_ldm(meta, written, back_end_state, tmp_path, monkeypatch):
     monkeypatch.setattr(audioldm, "read_state", lambda path: {"state_dict": {"scale_factor": scale, **sounding}})
     sound, account = vta_ldm.import_vta_ldm(tmp_path, tmp_path / "model")
     assert len(sound.taken) == 398 and len(account.taken) == len(main) - 1 and set(account.left_out) == {old}
-    assert numbers(written["unet"]) == 578_052_168
+    assert numbers(written["denoiser"]) == 578_052_168
     check_back_end(written)
 
 

@@ -43,12 +43,12 @@ def test_the_imported_folder_computes_what_was_published(released, tmp_path):
     np.testing.assert_array_equal(untold.mask, golden["null_mask"].astype(bool))
     np.testing.assert_allclose(untold.tokens[:, 0], golden["null_states"][:, 0], atol=1e-4)
     latents = torch.from_numpy(golden["latents"])
-    pipeline.unet.eval()
+    pipeline.denoiser.eval()
     for name, condition in (("cond", told), ("null", untold)):
         for timestep in (981, 501, 1):
-            found = pipeline.unet(latents, torch.full((2,), timestep), condition)
+            found = pipeline.denoiser(latents, torch.full((2,), timestep), condition)
             np.testing.assert_allclose(found, golden[f"v_{name}_{timestep}"], atol=1e-4)
-    other = pipeline.unet(latents, torch.full((2,), 501), Condition(told.tokens.flip(0), told.mask.flip(0)))
+    other = pipeline.denoiser(latents, torch.full((2,), 501), Condition(told.tokens.flip(0), told.mask.flip(0)))
     assert not np.allclose(other, golden["v_cond_501"], atol=1e-3)  # the words do matter
     sampler = pipeline.sampler
     assert (sampler.solver, sampler.steps, sampler.guidance, sampler.steps_offset) == ("ddpm", 200, 3.0, 1)

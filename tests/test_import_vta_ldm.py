@@ -47,17 +47,17 @@ def test_the_imported_folder_computes_what_was_published(released, tmp_path):
     np.testing.assert_allclose(told.tokens[:, :5][mask[2:]], golden["tokens"][2:][mask[2:]], atol=1e-4)
     np.testing.assert_array_equal(untold.tokens[:, :5], golden["tokens"][:2])
     latents = torch.from_numpy(golden["latents"])
-    pipeline.unet.eval()
-    both = guided(pipeline.unet, told, untold, 3.0)
+    pipeline.denoiser.eval()
+    both = guided(pipeline.denoiser, told, untold, 3.0)
     for timestep in (981, 501, 1):
         at = torch.full((2,), timestep)
-        for name, found in (("cond", pipeline.unet(latents, at, told)), ("null", pipeline.unet(latents, at, untold)),
-                            ("guided3", both(latents, at))):
+        for name, found in (("cond", pipeline.denoiser(latents, at, told)),
+                            ("null", pipeline.denoiser(latents, at, untold)), ("guided3", both(latents, at))):
             np.testing.assert_allclose(found, golden[f"v_{name}_{timestep}"], atol=1e-4)
     sampler = pipeline.sampler
     assert (sampler.solver, sampler.steps, sampler.guidance, sampler.steps_offset) == ("ddpm", 200, 3.0, 1)
     ten = Sampler(steps=10, guidance=sampler.guidance, solver=sampler.solver, steps_offset=sampler.steps_offset)
-    found = ten.sample(both, latents, torch.Generator().manual_seed(123))
+    found = ten.sample(both, latents, pipeline.objective, torch.Generator().manual_seed(123))
     np.testing.assert_allclose(found, golden["ddpm10_guided3_generator123"], atol=1e-3)
 
 

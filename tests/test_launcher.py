@@ -14,7 +14,9 @@ import yaml
 from played_slurm import REPOSITORY, array_of, directives, start
 
 from vta_sam.checkpoints.parts import class_of
-from vta_sam.runtime.cluster.slurm import Job, Slurm, batch_script
+from vta_sam.runtime.cluster.launch import SCHEDULERS
+from vta_sam.runtime.cluster.scheduler import Job
+from vta_sam.runtime.cluster.slurm import Slurm, batch_script
 from vta_sam.runtime.errors import InputError
 
 NASTY = ["", " ", "a b", "it's", '"', "$HOME", "`id`", "$(id)", "a,b", "line\nend", "\n#PBS -q x\n'$HOME'\\n",
@@ -36,7 +38,7 @@ SHOWN = {
 
 def test_every_setting_of_the_config_is_one_of_the_launcher_and_is_shown():
     config = yaml.safe_load((REPOSITORY / "conf" / "launcher" / "slurm.yaml").read_text())
-    assert class_of(config.pop("_target_")) is Slurm
+    assert class_of(SCHEDULERS[config.pop("_target_")]) is Slurm
     assert list(config) == [field.name for field in fields(Slurm)] and set(config) == set(SHOWN)
     lines = (REPOSITORY / "conf" / "launcher" / "slurm.yaml").read_text().splitlines()
     assert all("#" in line for line in lines if line and not line.startswith(("#", "_target_")))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from programs import call
 from simulated_raters import Crowd, write_session
 
 from vta_sam.evaluation.listening.analysis import Screening, agreement, analyse, interval
@@ -186,8 +186,7 @@ def test_an_unfinished_session_counts_as_far_as_it_goes(key, tmp_path):
 # ---------------------------------------------------------------- as users call it
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(REPOSITORY / "experiments" / "listening_test.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return call("experiments/listening_test.py", *arguments, cwd=REPOSITORY)
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vta_sam.mel import FRAME_RATE_HZ, HOP_SAMPLES, LOG_FLOOR, N_MELS, SAMPLE_RATE_HZ, LogMel, log_mel, mel_frames
+from vta_sam.mel import FRAME_RATE_HZ, HOP_SAMPLES, LOG_FLOOR, N_MELS, SAMPLE_RATE_HZ, LogMel, log_mel
 from vta_sam.runtime.errors import InputError
 
 
@@ -21,7 +21,7 @@ def test_agrees_with_audioldm(shared_dir):
 @pytest.mark.parametrize("samples", [513, 1599, 1600, 81_920])
 def test_length(samples):
     mel = LogMel()(torch.randn(2, samples))
-    assert mel.shape == (2, samples // 160 + 1, N_MELS) == (2, mel_frames(samples), N_MELS)
+    assert mel.shape == (2, samples // 160 + 1, N_MELS)
 
 
 def test_silence_is_the_floor():

@@ -9,7 +9,7 @@ import pytest
 
 from vta_sam.media.audio import read_audio
 from vta_sam.metrics.alignment import (
-    aa_align_matched, aa_align_published, av_align_matched, av_align_published, av_align_sta, flow_peaks_s
+    aa_align_matched, aa_align_published, av_align_matched, av_align_published, av_align_sta_published, flow_peaks_s
 )
 from vta_sam.metrics.flow import FlowTrajectory, flow_magnitudes, measure_flow
 from vta_sam.metrics.onsets import (
@@ -127,7 +127,7 @@ def test_aa_align():
 def test_av_align():
     three, one = np.array([0.98, 1, 1.02]), np.array([1.0])
     assert av_align_published(three, one, 24) == pytest.approx(1 / 3)
-    assert av_align_sta(three, one, 24) == 3.0, "no intersection over union"
+    assert av_align_sta_published(three, one, 24) == 3.0, "no intersection over union"
     assert av_align_published(np.array([1.0]), np.array([1.2]), 4) == 1.0
     assert av_align_published(np.array([1.0]), np.array([1.2]), 25) == 0.0
     assert av_align_matched(np.array([1.0]), np.array([1.2])) == 0.0, "the window knows no frame rate"
@@ -224,7 +224,8 @@ def test_what_has_no_flow(make_video, tmp_path):
 # ---------------------------------------------------------------- one to one
 
 @pytest.mark.parametrize("score", [aa_align_published, aa_align_matched, av_align_matched,
-                                   lambda a, b: av_align_published(a, b, 25), lambda a, b: av_align_sta(a, b, 25)])
+                                   lambda a, b: av_align_published(a, b, 25),
+                                   lambda a, b: av_align_sta_published(a, b, 25)])
 def test_order_does_not_matter_and_nan_is_refused(score):
     first, second = np.array([1.0, 0.2, 3.1, 2.0]), np.array([2.02, 1.03, 0.5])
     assert score(first, second) == score(np.sort(first), np.sort(second)[::-1]) > 0

@@ -6,13 +6,14 @@ import json
 
 import numpy as np
 import pytest
-import torch
 
-from vta_sam.metrics.classes import cosine, inception_score, kl_divergence, kl_eps1e_6, kl_sigmoid, kl_sigmoid_eps1e_6
-from vta_sam.metrics.frechet import (
-    FrechetDistance, clip_draws, fad_infinity, fad_infinity_published, frechet_distance, frechet_from_moments,
-    kernel_distance, resampled_distances, standard_error
+from vta_sam.metrics.class_scores import (
+    cosine, inception_score, kl_divergence, kl_eps1e_6, kl_sigmoid, kl_sigmoid_eps1e_6
 )
+from vta_sam.metrics.frechet import (
+    fad_infinity, fad_infinity_published, frechet_distance, frechet_from_moments, kernel_distance, resampled_distances
+)
+from vta_sam.metrics.intervals import clip_draws, standard_error
 from vta_sam.runtime.errors import InputError
 
 
@@ -152,37 +153,6 @@ def test_extrapolation_takes_off_the_bias_of_a_small_set():
     assert found == fad_infinity(x, y), "not a function of its seed"
     assert found != fad_infinity(x, y, seed=1)
     assert fad_infinity(x, y[:49]) is None
-
-
-def test_the_accumulator_equals_the_function_whatever_the_batches():
-    x, y = (torch.from_numpy(rows) for rows in V1)
-    metric = FrechetDistance(32)
-    for rows, real in ((x, True), (y, False)):
-        for part in rows.split(37):
-            metric.update(part, real)
-    assert float(metric.compute()) == pytest.approx(frechet_distance(*V1), rel=1e-8)
-    metric.reset()
-    metric.update(x.flip(0).float(), True)
-    metric.update(y.flip(0).float(), False)
-    assert float(metric.compute()) == pytest.approx(frechet_distance(*V1), rel=1e-5)
-    with pytest.raises(InputError, match="32 numbers"):
-        metric.update(torch.zeros(3, 31), True)
-    with pytest.raises(InputError, match="at least two real"):
-        FrechetDistance(4).compute()
-
-
-def test_two_processes_add_up():
-    """States are sums, so that reducing them over processes is adding them."""
-    x, y = (torch.from_numpy(rows) for rows in V1)
-    first, second, both = FrechetDistance(32), FrechetDistance(32), FrechetDistance(32)
-    for metric, part in ((first, slice(0, 111)), (second, slice(111, None))):
-        metric.update(x[part], True)
-        metric.update(y[part], False)
-    for name, reduce in first._reductions.items():
-        assert reduce is not None
-        setattr(both, name, reduce(torch.stack([getattr(first, name), getattr(second, name)])))
-    both._update_count = 1
-    assert float(both.compute()) == pytest.approx(frechet_distance(*V1), rel=1e-8)
 
 
 def test_inception_score_with_one_split_does_not_know_order():

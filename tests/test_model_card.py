@@ -40,7 +40,8 @@ def test_saved_and_loaded_again(tmp_path):
     again = Pipeline.from_pretrained(tmp_path / "new")
     assert torch.equal(again.conditioner.null_token, pipeline.conditioner.null_token)
     assert dataclasses.asdict(again.sampler) == dataclasses.asdict(pipeline.sampler)
-    parts = {name: getattr(pipeline, name) for name in ("spec", "codec", "unet", "conditioner", "sampler", "vocoder")}
+    names = ("spec", "codec", "denoiser", "conditioner", "sampler", "vocoder")
+    parts = {name: getattr(pipeline, name) for name in names}
     with pytest.raises(InputError, match="without a recipe"):
         Pipeline(**parts, latent_scale=1.0).save_pretrained(tmp_path / "other")
 

@@ -29,7 +29,7 @@ def test_round_trip(folder, tmp_path):
     recipe = read_recipe(folder)
     assert recipe == make_recipe()
     parts = {}
-    for part in ("codec", "unet", "conditioner"):
+    for part in ("codec", "denoiser", "conditioner"):
         parts[part] = load_weights(build_part(recipe, part, folder), folder, part)
         stored = load_file(folder / f"{part}.safetensors")
         state = parts[part].state_dict()
@@ -79,8 +79,8 @@ def test_what_steers_hydra_is_refused(folder, key):
 ])
 def test_nothing_is_filled_in(folder, value):
     """An interpolation could make a recipe after the names in it were looked at."""
-    edit(folder, lambda content: content["unet"]["config"].update({"down_block_types": ["DownBlock2D", value]}))
-    with pytest.raises(InputError, match=r"unet\.config\.down_block_types\[1\] is .*not loaded"):
+    edit(folder, lambda content: content["denoiser"]["config"].update({"down_block_types": ["DownBlock2D", value]}))
+    with pytest.raises(InputError, match=r"denoiser\.config\.down_block_types\[1\] is .*not loaded"):
         read_recipe(folder)
     with pytest.raises(InputError, match="not loaded"):
         make_recipe(sampler={"_target_": "diffusion_sampler", "solver": value}).build("sampler")
@@ -98,8 +98,8 @@ def test_yaml_that_would_run_or_cannot_be_read_is_refused(folder, tmp_path, text
 
 
 @pytest.mark.parametrize("change, words", [
-    (lambda c: c.update(format_version=2), "not a model.yaml of format version 1"),
-    (lambda c: c.pop("format_version"), "not a model.yaml of format version 1"),
+    (lambda c: c.update(format_version=3), "not a model.yaml of format version 1 or 2"),
+    (lambda c: c.pop("format_version"), "not a model.yaml of format version 1 or 2"),
     (lambda c: c.update(surprise=1), r"unknown keys \['surprise'\]"),
     (lambda c: c.pop("clip"), "lacks clip"),
     (lambda c: c["clip"].update(surprise=1), r"model\.yaml: its clip can't be used"),
@@ -116,15 +116,15 @@ def test_a_yaml_of_another_form_is_refused(folder, change, words):
 def test_a_part_that_is_not_there_or_cannot_be_built(folder):
     with pytest.raises(InputError, match="has no condition_encoder"):
         read_recipe(folder).build("condition_encoder")
-    edit(folder, lambda content: content["unet"].update(surprise=1))
-    with pytest.raises(InputError, match=r"model\.yaml describes a unet that can't be built: .*surprise"):
-        build_part(read_recipe(folder), "unet", folder)
+    edit(folder, lambda content: content["denoiser"].update(surprise=1))
+    with pytest.raises(InputError, match=r"model\.yaml describes a denoiser that can't be built: .*surprise"):
+        build_part(read_recipe(folder), "denoiser", folder)
 
 
 def test_missing_weights(folder):
-    (folder / "unet.safetensors").unlink()
-    with pytest.raises(InputError, match=r"unet\.safetensors is missing"):
-        load_weights(build_part(read_recipe(folder), "unet", folder), folder, "unet")
+    (folder / "denoiser.safetensors").unlink()
+    with pytest.raises(InputError, match=r"denoiser\.safetensors is missing"):
+        load_weights(build_part(read_recipe(folder), "denoiser", folder), folder, "denoiser")
 
 
 @pytest.mark.parametrize("content", [b"", b"not tensors at all", b"\x80\x04\x95", None])

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from test_training_resume import diffusion_parts, run_stage
-from tiny_data import SPEC, a_clip, stage_folder, stage_settings, workshop, write_dataset
+from tiny_data import SPEC, a_clip, stage_context, stage_folder, stage_settings, write_dataset
 
 from vta_sam.checkpoints import model_folder, parts
 from vta_sam.dataset.shards.batch import collate, window_of
 from vta_sam.dataset.shards.schema import read_dataset
 from vta_sam.generation.pipeline import load
 from vta_sam.runtime.errors import InputError
-from vta_sam.training import stages
+from vta_sam.training import diffusion_stage
 
 SOURCE = """
 import torch
@@ -42,12 +42,12 @@ def test_it_trains_five_steps_and_comes_back(tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "_TRUSTED", {})
     write_dataset(tmp_path / "shards")
     run_stage("vae", tmp_path / "shards", tmp_path / "vae")
-    shop = workshop(tmp_path / "shards", read_dataset(tmp_path / "shards"))
-    recipe = {"_target_": "mine.MotionConditioner", "frame_dim": shop.info.frame_dim, "token_dim": 16}
+    context = stage_context(tmp_path / "shards", read_dataset(tmp_path / "shards"))
+    recipe = {"_target_": "mine.MotionConditioner", "frame_dim": context.info.frame_dim, "token_dim": 16}
     made_of = diffusion_parts(tmp_path / "vae" / "model", conditioner=recipe)
-    made_of = dataclasses.replace(made_of, unet={**made_of.unet, "map_channels": 0})
+    made_of = dataclasses.replace(made_of, denoiser={**made_of.denoiser, "map_channels": 0})
     folder = stage_folder(Path(tmp_path / "mine"))
-    stages.train_diffusion(shop, folder, stage_settings(5, validate_every=5), made_of)
+    diffusion_stage.train_diffusion(context, folder, stage_settings(5, validate_every=5), made_of)
     with pytest.raises(InputError, match="mine.MotionConditioner.*none of this project's"):
         load(folder.model)
     model_folder.trust("mine.MotionConditioner")

@@ -15,8 +15,10 @@ import vta_sam
 from vta_sam.checkpoints import parts
 from vta_sam.checkpoints.model_folder import model_card, read_content, read_recipe, save_model
 from vta_sam.generation.build import build_part
+from vta_sam.perception.base import kind_of
+from vta_sam.runtime.cluster.launch import SCHEDULERS
 from vta_sam.runtime.errors import InputError
-from vta_sam.training.data_sources import embedded_shards, extractor_kind
+from vta_sam.training.data_sources import embedded_shards
 from vta_sam.training.job import TrainingJob
 from vta_sam.training.run_folder import StageFolder
 
@@ -70,7 +72,7 @@ def mine(tmp_path, monkeypatch):
 
 def job_of(*overrides, **changed):
     settings = {**composed("+exp=vta_sam", "size=smoke", *overrides), **changed}
-    return TrainingJob(**{k: v for k, v in settings.items() if k in TrainingJob.__dataclass_fields__})
+    return TrainingJob.of(settings)
 
 
 # ------------------------------------------------------------------ names
@@ -99,7 +101,7 @@ def test_every_part_of_the_configs_has_a_short_name():
         for line in path.read_text().splitlines():
             _, colon, target = line.partition("#")[0].partition("_target_:")
             name = target.strip(" {}")
-            assert not colon or name in parts.PARTS or not name.startswith("vta_sam."), (path, name)
+            assert not colon or name in parts.PARTS | SCHEDULERS or not name.startswith("vta_sam."), (path, name)
 
 
 @pytest.mark.parametrize(("name", "words"), [
@@ -257,9 +259,9 @@ def test_the_kind_of_an_extractor_is_the_first_word_of_its_fingerprint(tmp_path,
     kinds = {"tiny_grounder": "tiny", "oracle_grounder": "oracle", "no_grounder": "none", "tiny_encoder": "tiny",
              "oracle_encoder": "oracle", "grounded_sam": "grounded_sam", "clip": "clip", "t5": "t5"}
     for name, kind in kinds.items():
-        assert extractor_kind({"_target_": name}) == kind
+        assert kind_of({"_target_": name}) == kind
     for name in list(kinds)[:5]:  # the others need released weights
         assert parts.build({"_target_": name}).fingerprint.startswith(f"{kinds[name]}-")
     pair = {"_target_": OLD_NAMES["tiny_grounder"]}, {"_target_": "tiny_encoder"}
     assert embedded_shards(tmp_path, *pair, 12.5) == tmp_path / "shards-tiny-tiny-12.5fps"
-    assert extractor_kind({"_target_": mine()}) == "mine", "that of a class that states none is its module"
+    assert kind_of({"_target_": mine()}) == "mine", "that of a class that states none is its module"

@@ -50,10 +50,10 @@ def test_guidance_one_is_no_guidance(pipeline):
     told = pipeline.conditioner(batch)
     with torch.no_grad():
         noise = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 8, SPEC.columns, 4)).astype(np.float32))
-        pipeline.unet.eval()
-        plain = pipeline.sampler.sample(lambda z, t: pipeline.unet(z, t, told), noise)
-        denoise = pipeline._denoiser(batch, None, 1.0)
-        assert torch.equal(pipeline.sampler.sample(denoise, noise), plain)
+        pipeline.denoiser.eval()
+        plain = pipeline.sampler.sample(lambda z, t: pipeline.denoiser(z, t, told), noise, pipeline.objective)
+        predict = pipeline._predictor(batch, None, 1.0)
+        assert torch.equal(pipeline.sampler.sample(predict, noise, pipeline.objective), plain)
     guided = pipeline.sample_latents(batch, [1], guidance=3.0)
     assert (guided - pipeline.sample_latents(batch, [1], guidance=1.0)).abs().max() > 1e-3
 
@@ -76,14 +76,14 @@ def test_a_negative_equal_to_the_prompt_cancels_guidance(pipeline):
 
 def test_steps_and_mode_of_the_modules(pipeline):
     calls = []
-    handle = pipeline.unet.register_forward_hook(lambda *_: calls.append(pipeline.unet.training))
-    pipeline.unet.train()
-    pipeline.unet.unet.mid_block.eval()
+    handle = pipeline.denoiser.register_forward_hook(lambda *_: calls.append(pipeline.denoiser.training))
+    pipeline.denoiser.train()
+    pipeline.denoiser.unet.mid_block.eval()
     pipeline.sample_latents(make_batch("a"), [1], steps=3)
     handle.remove()
     assert calls == [False] * 3
-    assert pipeline.unet.training and not pipeline.unet.unet.mid_block.training
-    pipeline.unet.eval()
+    assert pipeline.denoiser.training and not pipeline.denoiser.unet.mid_block.training
+    pipeline.denoiser.eval()
 
 
 def test_a_record_of_the_models_length_is_what_the_batch_gives(pipeline):
@@ -104,7 +104,7 @@ def test_ancestral_sampling_has_its_own_noise_per_clip(pipeline, monkeypatch):
 def test_any_length_comes_out_exactly_as_long(pipeline, duration_s):
     features = make_features("a", duration_s=duration_s)
     sizes = []
-    handle = pipeline.unet.register_forward_hook(lambda module, inputs, _: sizes.append(inputs[0].shape))
+    handle = pipeline.denoiser.register_forward_hook(lambda module, inputs, _: sizes.append(inputs[0].shape))
     waveform = pipeline.generate_features(features, 7)
     handle.remove()
     assert waveform.shape == (round(duration_s * 16_000),) and np.isfinite(waveform).all()
@@ -113,7 +113,7 @@ def test_any_length_comes_out_exactly_as_long(pipeline, duration_s):
 
 def test_a_long_video_is_generated_in_a_bounded_batch(pipeline):
     sizes = []
-    handle = pipeline.unet.register_forward_hook(lambda module, inputs, _: sizes.append(len(inputs[0])))
+    handle = pipeline.denoiser.register_forward_hook(lambda module, inputs, _: sizes.append(len(inputs[0])))
     waveform = pipeline.generate_features(make_features("a", duration_s=16.0), 7, guidance=1.0)
     handle.remove()
     assert len(waveform) == 256_000 and max(sizes) == 8
@@ -153,21 +153,22 @@ def test_as_many_seeds_as_clips(pipeline):
 
 def test_a_codec_of_another_stride_is_refused(pipeline):
     spec = ClipSpec(duration_s=1.28, fps=12.5, latent_stride_frames=8)
-    with pytest.raises(InputError, match="one column of 16 mel frames"):
-        Pipeline(spec=spec, codec=pipeline.codec, unet=pipeline.unet, conditioner=pipeline.conditioner,
+    with pytest.raises(InputError, match="stride of 16 mel frames"):
+        Pipeline(spec=spec, codec=pipeline.codec, denoiser=pipeline.denoiser, conditioner=pipeline.conditioner,
                  latent_scale=1.0, sampler=pipeline.sampler, vocoder=pipeline.vocoder)
 
 
 def test_latent_scale_divides_latents(pipeline):
     one, batch = pipeline.sample_latents(make_batch("a"), [1]), make_batch("a")
-    parts = {name: getattr(pipeline, name) for name in ("spec", "codec", "unet", "conditioner", "sampler", "vocoder")}
+    names = ("spec", "codec", "denoiser", "conditioner", "sampler", "vocoder")
+    parts = {name: getattr(pipeline, name) for name in names}
     twice = Pipeline(**parts, latent_scale=2 * pipeline.latent_scale).sample_latents(batch, [1])
     assert torch.allclose(2 * twice, one)
 
 
 def test_no_gradients_are_kept(pipeline):
     assert not pipeline.sample_latents(make_batch("a"), [1]).requires_grad
-    assert not any(p.requires_grad for p in pipeline.unet.parameters())
+    assert not any(p.requires_grad for p in pipeline.denoiser.parameters())
 
 
 @pytest.mark.slow
@@ -189,11 +190,11 @@ def _rewritten(folder, tmp_path, change):
 
 
 @pytest.mark.parametrize("change, expected", [
-    (lambda c: c["unet"].update(_target_="os.system"), "none of this project's"),
-    (lambda c: c["unet"]["config"].update(layers=3), "a unet that can't be built"),
+    (lambda c: c["denoiser"].update(_target_="os.system"), "none of this project's"),
+    (lambda c: c["denoiser"]["config"].update(layers=3), "a denoiser that can't be built"),
     (lambda c: c["sampler"].update(solver=5, speed=1), "a sampler that can't be built"),
-    (lambda c: c["unet"]["config"].update(block_out_channels=[8, 24]), "doesn't fit the unet"),
-    (lambda c: c.pop("unet"), "no unet"),
+    (lambda c: c["denoiser"]["config"].update(block_out_channels=[8, 24]), "doesn't fit the denoiser"),
+    (lambda c: c.pop("denoiser"), "no denoiser"),
 ])
 def test_a_folder_that_does_not_fit_is_refused_in_words(folder, tmp_path, change, expected):
     with pytest.raises(InputError, match=expected):
@@ -204,8 +205,8 @@ def test_a_missing_folder_and_missing_weights(folder, tmp_path):
     with pytest.raises(InputError, match="is no model folder"):
         vta_sam.load(tmp_path)
     copy = shutil.copytree(folder, tmp_path / "copy")
-    (copy / "unet.safetensors").unlink()
-    with pytest.raises(InputError, match="unet.safetensors is missing"):
+    (copy / "denoiser.safetensors").unlink()
+    with pytest.raises(InputError, match="denoiser.safetensors is missing"):
         vta_sam.load(copy)
 
 
@@ -218,8 +219,9 @@ def test_extractors_must_be_those_of_training(tmp_path):
 
 
 def test_a_pipeline_without_extractors_says_so(pipeline):
-    bare = Pipeline(spec=pipeline.spec, codec=pipeline.codec, unet=pipeline.unet, conditioner=pipeline.conditioner,
-                    latent_scale=1.0, sampler=dataclasses.replace(pipeline.sampler), vocoder=pipeline.vocoder)
+    bare = Pipeline(spec=pipeline.spec, codec=pipeline.codec, denoiser=pipeline.denoiser,
+                    conditioner=pipeline.conditioner, latent_scale=1.0,
+                    sampler=dataclasses.replace(pipeline.sampler), vocoder=pipeline.vocoder)
     with pytest.raises(InputError, match="without extractors"):
         bare.generate("in.mp4")
 

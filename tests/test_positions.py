@@ -10,9 +10,9 @@ from tiny_data import UNET, UNET_CONFIG, build
 import vta_sam
 from vta_sam.diffusion.condition import Condition
 from vta_sam.diffusion.positions import TimedCrossAttention
-from vta_sam.generation.attention_maps import attention_maps, watched
+from vta_sam.generation.attention_maps import attention_maps, recorded_attention
 
-COLUMNS, ROWS, FRAMES, DURATION_S = 8, 4, 16, 1.28
+COLUMNS, ROWS, FRAMES = SPEC.columns, 4, SPEC.frames  # 8, 16
 
 
 def normal(*shape, seed=0):
@@ -39,15 +39,15 @@ def test_without_strength_it_is_the_attention_of_diffusers(attention, real):
     bias = None if real is None else bias_of(real)
     attention.set_processor(AttnProcessor2_0())
     expected = attention(queries, tokens, attention_mask=bias)
-    attention.set_processor(TimedCrossAttention(16, DURATION_S, ROWS, strength=0.0))
+    attention.set_processor(TimedCrossAttention(16, SPEC, ROWS, strength=0.0))
     assert torch.allclose(attention(queries, tokens, attention_mask=bias), expected, atol=1e-6)
-    attention.set_processor(TimedCrossAttention(16, DURATION_S, ROWS, strength=2.0))
+    attention.set_processor(TimedCrossAttention(16, SPEC, ROWS, strength=2.0))
     assert not torch.allclose(attention(queries, tokens, attention_mask=bias), expected, atol=1e-3)
 
 
 @torch.no_grad()
 def test_masked_frames_are_never_read(attention):
-    attention.set_processor(TimedCrossAttention(16, DURATION_S, ROWS, strength=2.0))
+    attention.set_processor(TimedCrossAttention(16, SPEC, ROWS, strength=2.0))
     queries, tokens = normal(2, COLUMNS * ROWS, 32), normal(2, FRAMES, 16, seed=1)
     expected = attention(queries, tokens, attention_mask=bias_of(5))
     tokens[:, 5:] = 7.0
@@ -59,7 +59,7 @@ def test_equal_times_agree_from_the_start():
     """With nothing else to compare, a column reads the frames of its own moment, in every frequency row."""
     torch.manual_seed(0)
     attention = Attention(query_dim=32, cross_attention_dim=16, heads=4, dim_head=64)
-    processor = TimedCrossAttention(256, DURATION_S, ROWS, strength=3.0)
+    processor = TimedCrossAttention(256, SPEC, ROWS, strength=3.0)
     query, key = processor.project(attention, torch.zeros(1, COLUMNS * ROWS, 32), torch.zeros(1, FRAMES, 16))
     scores = (query @ key.transpose(-1, -2)).mean(dim=1)[0]  # (N, frames)
     scores = scores.unflatten(0, (COLUMNS, ROWS))
@@ -71,7 +71,7 @@ def test_equal_times_agree_from_the_start():
 
 
 def test_the_gradient_reaches_positions(attention):
-    processor = TimedCrossAttention(16, DURATION_S, ROWS, strength=1.0)
+    processor = TimedCrossAttention(16, SPEC, ROWS, strength=1.0)
     attention.set_processor(processor)
     attention(normal(2, COLUMNS * ROWS, 32), normal(2, FRAMES, 16, seed=1)).square().sum().backward()
     assert processor.position.weight.grad.abs().sum() > 0
@@ -111,7 +111,7 @@ def test_watching_changes_nothing_and_leaves_no_trace():
     condition = Condition(normal(1, FRAMES, 16), mask, normal(1, 4, COLUMNS))
     inputs = (normal(1, 8, COLUMNS, ROWS), torch.tensor([5]), condition)
     expected = unet(*inputs)
-    with watched(unet.unet) as seen:
+    with recorded_attention(unet.unet) as seen:
         assert torch.equal(unet(*inputs), expected)
     assert {name: id(p) for name, p in unet.unet.attn_processors.items()} == before and len(seen) == 10
     for weights in seen.values():
@@ -119,17 +119,17 @@ def test_watching_changes_nothing_and_leaves_no_trace():
         assert torch.allclose(weights.sum(dim=-1), torch.ones(weights.shape[:2]), atol=1e-5)
         assert not weights[..., 9:].any()
     with pytest.raises(KeyError):
-        with watched(unet.unet):
+        with recorded_attention(unet.unet):
             raise KeyError
     assert {name: id(p) for name, p in unet.unet.attn_processors.items()} == before
 
 
 @pytest.mark.parametrize("timed", [True, False])
 def test_attention_maps(tmp_path, timed):
-    recipe = make_recipe().unet
+    recipe = make_recipe().denoiser
     unet = {**recipe, "timed_attention": 2.0 if timed else 0.0,
             "config": {**recipe["config"], "sample_size": [COLUMNS, ROWS]}}
-    pipeline = vta_sam.load(make_model_folder(tmp_path, unet=unet))
+    pipeline = vta_sam.load(make_model_folder(tmp_path, denoiser=unet))
     batch = make_batch("a")
     batch.frame_mask[0, 12:] = False
     maps = attention_maps(pipeline, batch, seed=0)

@@ -17,14 +17,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_training_resume import pretraining, run_stage
-from tiny_data import CAPTION_DIM, CONDITIONER, FRAME_DIM, stage_folder, stage_settings, workshop, write_dataset
+from tiny_data import CAPTION_DIM, CONDITIONER, FRAME_DIM, stage_context, stage_folder, stage_settings, write_dataset
 
 from vta_sam.dataset.shards.schema import read_dataset
 from vta_sam.runtime.distributed import Processes
 from vta_sam.runtime.errors import InputError
-from vta_sam.training import stage_context as workshop_module
-from vta_sam.training import stages
+from vta_sam.training import stage as stage_module
 from vta_sam.training.preemption import REQUEUE, STOP, Preempted, Preemption, queue_name, requeue
+from vta_sam.training.stages import STAGES
 
 STEPS = 8
 
@@ -54,15 +54,24 @@ class Act(L.Callback):
 def train(root, path, step, act, preemption=None, loaders=0, **settings):
     """Eight steps of stage 2 ⇒ (module, folder, the callback)."""
     told, folder = replace(stage_settings(STEPS, **settings), workers=loaders), stage_folder(path)
-    shop = workshop(root, read_dataset(root), preemption=preemption or Preemption(Processes()))
-    with shop.seeded("condition"):
+    context = stage_context(root, read_dataset(root), preemption=preemption or Preemption(Processes()))
+    with context.seeded("condition"):
         module = pretraining(told)
     callback = Act(step, lambda pl_module: act(pl_module))
     try:
-        shop.fit(module, shop.datamodule("condition", told), folder, told, "a test", ("val/loss", "min"), [callback])
+        data = context.datamodule("condition", told)
+        context.fit(module, data, folder, told, "a test", ("val/loss", "min"), [callback])
     finally:
         module.acted = callback
     return module, folder, callback
+
+
+@pytest.fixture(scope="module")
+def whole(root, tmp_path_factory):
+    """Eight steps that nothing stops, of one batch and of two ⇒ {batches a step: (weights, the callback)}."""
+    done = {accumulate: train(root, tmp_path_factory.mktemp("whole"), -1, None, accumulate=accumulate)
+            for accumulate in (1, 2)}
+    return {accumulate: (module.state_dict(), acted) for accumulate, (module, _, acted) in done.items()}
 
 
 def steps_of(folder):
@@ -72,7 +81,7 @@ def steps_of(folder):
 @pytest.mark.parametrize("number, asked, step, accumulate", [
     (signal.SIGTERM, False, 3, 1), (signal.SIGUSR1, True, 4, 1), (signal.SIGUSR1, True, 3, 2),
 ])
-def test_asked_in_a_step_it_saves_at_the_steps_end(root, tmp_path, number, asked, step, accumulate):
+def test_asked_in_a_step_it_saves_at_the_steps_end(root, whole, tmp_path, number, asked, step, accumulate):
     """Step 3 has no checkpoint of its own; at step 4 a validation comes first. Then it goes on to the same weights."""
     preemption = Preemption(Processes())
     with preemption.watching(), pytest.raises(Preempted) as stopped:
@@ -83,8 +92,8 @@ def test_asked_in_a_step_it_saves_at_the_steps_end(root, tmp_path, number, asked
     assert steps_of(folder) == step
     assert (folder.best_checkpoint.exists()) == (step == 4), "validated before it was saved"
     resumed, _, _ = train(root, tmp_path / "one", -1, None, accumulate=accumulate)
-    whole, _, _ = train(root, tmp_path / "two", -1, None, accumulate=accumulate)
-    for name, value in whole.state_dict().items():
+    expected, _ = whole[accumulate]
+    for name, value in expected.items():
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
@@ -194,7 +203,7 @@ def spoil_gradient(module):
 
 
 @pytest.mark.parametrize("spoil, accumulate", [(spoil_loss, 1), (spoil_gradient, 2)])
-def test_a_step_that_is_not_finite_is_not_taken(root, tmp_path, spoil, accumulate):
+def test_a_step_that_is_not_finite_is_not_taken(root, whole, tmp_path, spoil, accumulate):
     with pytest.raises(InputError, match=r"step 5: the loss is .*its clips stand in .*nonfinite-0\.json"):
         train(root, tmp_path, 5, spoil, accumulate=accumulate)
     folder = stage_folder(tmp_path)
@@ -202,7 +211,7 @@ def test_a_step_that_is_not_finite_is_not_taken(root, tmp_path, spoil, accumulat
     noted = json.loads((tmp_path / "nonfinite-0.json").read_text())
     assert noted["step"] == 5 and len(noted["clips"]) == 2 * accumulate == 2 * len(noted["losses"])
     assert ("nan" in noted["losses"]) == (spoil is spoil_loss)
-    clean, _, acted = train(root, tmp_path / "clean", -1, None, accumulate=accumulate)
+    _, acted = whole[accumulate]
     assert noted["clips"] == acted.keys[5], "the clips of the step that was refused"
     assert all(torch.isfinite(value).all() for value in torch.load(folder.last_checkpoint, weights_only=True)[
         "state_dict"].values())
@@ -231,15 +240,15 @@ def vae(root, tmp_path_factory):
 def test_every_stage_before_the_diffusion_goes_on_exactly(stage, root, vae, tmp_path):
     """Model, average, optimiser, schedule and place in the data come back; noise belongs to its clip."""
     def run(out, preemption=None, stop_at=None):
-        shop = workshop(root, read_dataset(root), preemption=preemption or Preemption(Processes()))
-        original, told = workshop_module.fit, stage_settings(STEPS)
+        context = stage_context(root, read_dataset(root), preemption=preemption or Preemption(Processes()))
+        original, told = stage_module.fit, stage_settings(STEPS)
         stop = Act(stop_at, lambda module: os.kill(os.getpid(), signal.SIGUSR1))
-        workshop_module.fit = lambda *args: original(*args[:7], callbacks=[*args[7], stop], preemption=args[8])
+        stage_module.fit = lambda *args: original(*args[:7], callbacks=[*args[7], stop], preemption=args[8])
         told.weights.update(between=1.0, within=1.0)
         try:
-            stages.train_part(shop, stage_folder(out), told, stage, PARTS[stage], {}, stages.Starts(vae))
+            STAGES[stage].train_part(context, stage_folder(out), told, PARTS[stage], {}, vae)
         finally:
-            workshop_module.fit = original
+            stage_module.fit = original
         return {path.name: load_file(path) for path in (out / "model").glob("*.safetensors")}
 
     whole = run(tmp_path / "whole")

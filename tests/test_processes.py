@@ -81,15 +81,15 @@ def test_one_process_needs_nobody():
     (16, 1, 1, (16, 1)), (16, 1, 2, (8, 1)), (16, 4, 2, (16, 2)), (16, 4, 4, (16, 1)), (16, 4, 16, (4, 1)),
 ])
 def test_a_step_has_as_many_clips_whatever_the_processes(batch_size, accumulate, world, parted):
-    settings = stage_settings(8, batch_size, accumulate=accumulate).parted(world)
+    settings = stage_settings(8, batch_size, accumulate=accumulate).split_over(world)
     assert (settings.batch_size, settings.fit.accumulate) == parted
     assert settings.batch_size * settings.fit.accumulate * world == batch_size * accumulate
 
 
 @pytest.mark.parametrize("batch_size, accumulate, world", [(16, 1, 3), (4, 1, 8), (6, 2, 4 * 2), (10, 3, 2)])
 def test_clips_that_do_not_part_evenly_are_refused(batch_size, accumulate, world):
-    with pytest.raises(InputError, match="don't part evenly among"):
-        stage_settings(8, batch_size, accumulate=accumulate).parted(world)
+    with pytest.raises(InputError, match="can't be split evenly over"):
+        stage_settings(8, batch_size, accumulate=accumulate).split_over(world)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Shards by URL: the same batches as from a folder, patience with servers, and names that lead nowhere else."""
+"""Shards by URL: the same batches as from a folder, retries, and names that lead nowhere else."""
 
 import dataclasses
 import json
@@ -13,9 +13,8 @@ from weights_server import answers
 
 from vta_sam.dataset.shards.datamodule import ShardDataModule
 from vta_sam.dataset.shards.records import read_records, read_shard
-from vta_sam.dataset.shards.remote_storage import Remote
 from vta_sam.dataset.shards.schema import ShardInfo, read_dataset
-from vta_sam.dataset.shards.storage import Folder, place_of
+from vta_sam.dataset.shards.storage import LocalStorage, RemoteStorage, storage_of
 from vta_sam.runtime.errors import InputError
 from vta_sam.training.data_sources import ShardData
 
@@ -36,7 +35,7 @@ def shelf(root):
 
 
 def remote(shelf, **more):
-    return Remote(shelf.url, patience=HASTE, **more)
+    return RemoteStorage(shelf.url, retry=HASTE, **more)
 
 
 def batches(root, n=6, **more):
@@ -64,8 +63,8 @@ def test_a_shard_is_fetched_once_while_it_is_in_memory(shelf):
 
 
 def test_a_file_url_is_a_folder(root):
-    place = place_of(root.as_uri())
-    assert place == Folder(root) and read_dataset(root.as_uri()) == read_dataset(root)
+    place = storage_of(root.as_uri())
+    assert place == LocalStorage(root) and read_dataset(root.as_uri()) == read_dataset(root)
 
 
 def test_other_protocols_go_through_fsspec(root):
@@ -101,9 +100,9 @@ def test_and_given_up_in_a_sentence(shelf, manner, words):
 
 def test_pauses_grow(shelf, monkeypatch):
     pauses = []
-    monkeypatch.setattr("vta_sam.dataset.shards.remote_storage.time.sleep", pauses.append)
+    monkeypatch.setattr("vta_sam.dataset.shards.storage.time.sleep", pauses.append)
     shelf.manners.extend([answers(500)] * 10)
-    place = Remote(shelf.url, patience=dataclasses.replace(HASTE, attempts=5, wait_s=1.0))
+    place = RemoteStorage(shelf.url, retry=dataclasses.replace(HASTE, attempts=5, wait_s=1.0))
     with pytest.raises(InputError, match="in 5 attempts"):
         place.open(FIRST.name)
     assert pauses == [1.0, 2.0, 4.0, 8.0]
@@ -127,7 +126,7 @@ def test_damage_within_a_whole_tar_is_an_error_that_names_the_url(shelf):
 
 
 def test_a_server_that_is_not_there():
-    place = Remote("http://127.0.0.1:9/data", patience=HASTE)
+    place = RemoteStorage("http://127.0.0.1:9/data", retry=HASTE)
     with pytest.raises(InputError, match=r"http://127\.0\.0\.1:9/data/dataset\.json did not come through in 3"):
         read_dataset(place)
 
@@ -189,5 +188,5 @@ def test_a_source_by_url_says_where_its_latents_go(shelf, tmp_path):
     source = ShardData(shelf.url)
     assert source.describe() == f"{shelf.url}: 4 test, {COUNTS['train']} train, 4 val clips at 12.5 fps"
     with pytest.raises(InputError, match=f"{shelf.url} need a local folder to live in; name one with data.latents="):
-        place_of(shelf.url).latents_parent
-    assert place_of(shelf.url, tmp_path).latents_parent == tmp_path
+        storage_of(shelf.url).latents_parent
+    assert storage_of(shelf.url, tmp_path).latents_parent == tmp_path

@@ -10,9 +10,8 @@ from matplotlib.image import imread
 
 from vta_sam.metrics.intervals import Interval
 from vta_sam.plots.clip_pictures import (
-    attention_picture, clip_picture, curve_picture, spectrogram_image, timeline_image
+    COLOURS, attention_picture, clip_picture, curve_picture, spectrogram_image, timeline_image
 )
-from vta_sam.plots.panels import COLOURS
 from vta_sam.runtime.errors import InputError
 
 DURATION_S = 2.0

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 
-from vta_sam.embedded.classes import CLASSES, IMPULSE, WORDS
 from vta_sam.embedded.scene_sounds import (
     HIGHEST_DBFS, LOWEST_DBFS, PEAK, SAMPLE_RATE_HZ, SAMPLES, render_sound, thing_sound
 )
-from vta_sam.embedded.timeline import Thing, make_scene
+from vta_sam.embedded.timeline import CLASSES, IMPULSE, WORDS, Thing, make_scene
 from vta_sam.embedded.truth import Event
 
 RATE = SAMPLE_RATE_HZ

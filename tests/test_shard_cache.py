@@ -11,9 +11,8 @@ from test_remote import assert_same, batches
 from tiny_data import write_dataset
 
 from vta_sam.dataset.shards.records import read_records
-from vta_sam.dataset.shards.remote_storage import Remote
 from vta_sam.dataset.shards.schema import ShardInfo
-from vta_sam.dataset.shards.storage import Folder, place_of, with_cache
+from vta_sam.dataset.shards.storage import LocalStorage, RemoteStorage, storage_of, with_cache
 from vta_sam.runtime.errors import InputError
 from vta_sam.training.data_sources import ShardData
 
@@ -35,11 +34,13 @@ def shelf(root):
 
 
 def cached(shelf, folder, limit_gb=1.0):
-    return with_cache(Remote(shelf.url, patience=HASTE), folder, limit_gb, "a dataset")
+    return with_cache(RemoteStorage(shelf.url, retry=HASTE), folder, limit_gb, "a dataset")
 
 
 def kept(folder):
-    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+    """Names of all files but the empty ones that were locked."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(path.name for path in files if not (path.suffix == ".lock" and not path.stat().st_size))
 
 
 def size_of(root, *names):
@@ -54,7 +55,7 @@ def test_a_cached_dataset_is_fetched_once(root, shelf, tmp_path):
     for _ in range(2):
         assert_same(batches(cached(shelf, tmp_path)), batches(root))
     assert sorted(shelf.tars()) == [*NAMES, "val-000000.tar"]
-    assert kept(tmp_path) == [*NAMES, "val-000000.tar"], "no lock and no part stays behind"
+    assert kept(tmp_path) == [*NAMES, "val-000000.tar"], "no part stays behind"
     [copy] = tmp_path.glob("*/train-000002.tar")
     assert copy.read_bytes() == (root / copy.name).read_bytes()
 
@@ -88,8 +89,8 @@ def test_the_least_recently_used_goes_first(root, shelf, tmp_path):
 
 def test_another_version_of_the_dataset_is_not_taken_for_it_and_shares_the_bound(root, shelf, tmp_path):
     limit_gb = (size_of(root, *NAMES[:2]) + 512) / 1e9
-    old = with_cache(Remote(shelf.url, patience=HASTE), tmp_path, limit_gb, "of before")
-    new = with_cache(Remote(shelf.url, patience=HASTE), tmp_path, limit_gb, "of today")
+    old = with_cache(RemoteStorage(shelf.url, retry=HASTE), tmp_path, limit_gb, "of before")
+    new = with_cache(RemoteStorage(shelf.url, retry=HASTE), tmp_path, limit_gb, "of today")
     for place in (old, new, new):
         read_records(place, SHARDS[0])
     assert shelf.tars() == [NAMES[0]] * 2 and kept(tmp_path) == [NAMES[0]] * 2
@@ -110,7 +111,7 @@ def test_nothing_else_in_the_folder_is_removed(root, shelf, tmp_path):
 def test_what_a_kill_left_behind_goes(shelf, tmp_path):
     place = cached(shelf, tmp_path)
     read_records(place, SHARDS[0])
-    [folder] = tmp_path.iterdir()
+    [folder] = tmp_path.glob("dataset-*")
     old, young = folder / ".train-000001.0123abcd.partial.tar", folder / ".train-000002.0123abcd.partial.tar"
     for part in (old, young):
         part.write_bytes(b"part")
@@ -188,10 +189,11 @@ def test_the_config_keys_make_the_place(tmp_path):
     keys = {"latents": f"{tmp_path}/latents", "cache": f"{tmp_path}/cache", "cache_gb": 2.5}
     with serving(root) as shelf:
         place = ShardData(shelf.url, **keys).prepare(None, *extractors, None)
-        assert place == with_cache(place_of(shelf.url, tmp_path / "latents"), tmp_path / "cache", 2.5, info.fingerprint)
+        bare = storage_of(shelf.url, tmp_path / "latents")
+        assert place == with_cache(bare, tmp_path / "cache", 2.5, info.fingerprint)
         assert place.cache.limit_bytes == 2_500_000_000 and place.latents_parent == tmp_path / "latents"
         other = dataclasses.replace(info, code_version="another")
         other.write(root)
         assert ShardData(shelf.url, **keys).prepare(None, *extractors, None).cache.dataset != place.cache.dataset
     local = ShardData(str(root), **keys).prepare(None, *extractors, None)
-    assert local == Folder(root, tmp_path / "latents"), "a folder is read where it lies"
+    assert local == LocalStorage(root, tmp_path / "latents"), "a folder is read where it lies"

@@ -1,4 +1,4 @@
-"""Parameters parted among processes train as whole ones do."""
+"""Parameters sharded over processes train as whole ones do."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tiny_data import stage_settings, write_dataset
 from together import STEPS, finish, start, train
 
 from vta_sam.runtime.errors import InputError
+from vta_sam.training.fit import to_be_sharded
 from vta_sam.training.preemption import EXIT_STATUS
-from vta_sam.training.sharding import to_be_sharded
-from vta_sam.training.stage_context import StageSettings
+from vta_sam.training.stage import StageSettings
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -54,12 +54,12 @@ def test_two_processes_that_share_parameters_train_as_one_does_and_go_on_where_t
     one, two = last(tmp_path / "one")["current_model_state"], last(tmp_path / "two")["state_dict"]
     for name, value in two.items():
         assert (value - one[name]).abs().max() < 1e-3, name  # as by DDP: Adam makes much of rounding
-    saved = load_file(tmp_path / "two" / "diffusion" / "model" / "unet.safetensors")
+    saved = load_file(tmp_path / "two" / "diffusion" / "model" / "denoiser.safetensors")
     assert saved and {f"unet.{name}": value.shape for name, value in saved.items()} == {
         name: value.shape for name, value in two.items() if name.startswith("unet.")}
 
 
-def test_only_the_diffusion_stage_is_parted():
+def test_only_the_diffusion_stage_is_sharded():
     with pytest.raises(InputError, match="for stage diffusion"):
         to_be_sharded(L.LightningModule())
 
@@ -68,7 +68,7 @@ def test_the_config_asks_for_it():
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", ["+exp=vta_sam", "+strategy=fsdp2", "size=large"])
     settings = StageSettings.of(OmegaConf.to_container(config.fit, resolve=True)["diffusion"])
-    assert settings.fit.strategy == "fsdp2" and settings.parted(2).fit.strategy == "fsdp2"
+    assert settings.fit.strategy == "fsdp2" and settings.split_over(2).fit.strategy == "fsdp2"
 
 
 def test_an_unknown_strategy_is_refused():

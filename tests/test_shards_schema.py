@@ -1,14 +1,17 @@
 """The record on disk: what goes in comes out, and a damaged or foreign file is refused by name."""
 
 import dataclasses
+import io
 import json
+import tarfile
 
 import numpy as np
 import pytest
 import safetensors.numpy
 import webdataset
 
-from vta_sam.clip import ClipFeatures
+from vta_sam.clip import FEATURES, ClipFeatures
+from vta_sam.dataset.shards import storage
 from vta_sam.dataset.shards.records import read_shard, write_shard
 from vta_sam.dataset.shards.schema import (
     DatasetInfo, ShardInfo, decode_record, encode_record, from_pcm16, member_key, read_dataset, to_pcm16
@@ -33,13 +36,14 @@ def a_clip(key="a", objects=("dog", "canary"), frames=5, seed=0, **changes):
 
 
 def assert_same(left, right):
-    for f in dataclasses.fields(ClipFeatures):
-        a, b = getattr(left, f.name), getattr(right, f.name)
+    for name in {*(f.name for f in dataclasses.fields(ClipFeatures)), *FEATURES} - {"features"}:
+        a, b = getattr(left, name), getattr(right, name)
         if isinstance(a, np.ndarray):
-            assert a.dtype == b.dtype == np.float32 and a.shape == b.shape, f.name
-            assert np.array_equal(a, b), f.name
+            assert a.dtype == b.dtype == np.float32 and a.shape == b.shape, name
+            assert np.array_equal(a, b), name
         else:
-            assert a == b, f.name
+            assert a == b, name
+    assert left.features.keys() == right.features.keys()
 
 
 @pytest.mark.parametrize("changes", [
@@ -83,6 +87,34 @@ def test_a_damaged_record_is_refused_by_name(damage, words):
     with pytest.raises(InputError, match=words) as caught:
         decode_record("x7", members)
     assert "'x7'" in str(caught.value)
+
+
+@pytest.mark.parametrize("duration_s, frames", [
+    (0.4, 2**36 - 1), (0.4, 16_000 * 3), (0, 16_000 * 700), (1e6, 2**36 - 1)])
+def test_a_flac_that_claims_more_than_its_record_is_not_read(duration_s, frames, monkeypatch):
+    members = encode_record(a_clip(key="x7", duration_s=duration_s))
+    flac = bytearray(members["flac"])
+    flac[21:26] = ((flac[21] >> 4 << 36) | frames).to_bytes(5, "big")  # 36 bits of the STREAMINFO block: all samples
+    monkeypatch.setattr("soundfile.SoundFile.read", lambda *_, **__: pytest.fail("it was read"))
+    with pytest.raises(InputError, match=f"'x7': its flac member claims {frames} samples at 16000 Hz"):
+        decode_record("x7", {**members, "flac": bytes(flac)})
+
+
+def test_a_sparse_or_immense_member_is_not_read(tmp_path, monkeypatch):
+    header = tarfile.TarInfo("a.flac")
+    header.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "a.flac",
+                          "GNU.sparse.realsize": str(2**33)}
+    content = b"1\n0\n512\n".ljust(512, b"\0") + bytes(512)
+    header.size = len(content)
+    with tarfile.open(tmp_path / "sparse.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(header, io.BytesIO(content))
+    with pytest.raises(InputError, match="sparse.tar is cut short or is no tar .*'a.flac' is sparse"):
+        list(read_shard(tmp_path / "sparse.tar"))
+    write_shard(tmp_path / "large.tar", [a_clip()])
+    assert len(list(read_shard(tmp_path / "large.tar"))) == 1
+    monkeypatch.setattr(storage, "_LARGEST_MEMBER", 1000)
+    with pytest.raises(InputError, match="larger than"):
+        list(read_shard(tmp_path / "large.tar"))
 
 
 def test_shards_are_byte_stable_and_read_back(tmp_path):
@@ -140,11 +172,32 @@ def test_dataset_json_round_trip_and_counts(tmp_path):
         info.require("data", fps=8.0, frame_dim=7)
 
 
+def test_dataset_json_of_an_earlier_and_of_a_later_release_is_read(tmp_path):
+    for shard in INFO.splits["train"]:
+        write_shard(tmp_path / shard.name, [])
+    INFO.write(tmp_path)
+    content = json.loads((tmp_path / "dataset.json").read_text())
+    assert set(content) == set(EARLIEST), "earlier releases read it, as long as it says nothing new"
+    (tmp_path / "dataset.json").write_text(json.dumps({**content, "colour": 2}))
+    assert read_dataset(tmp_path) == INFO and read_dataset(tmp_path).fingerprint == INFO.fingerprint
+    more = dataclasses.replace(INFO, dims={"flow_dim": 3})
+    more.write(tmp_path)
+    found = read_dataset(tmp_path)
+    assert found == more and found.dimensions["flow_dim"] == 3 and found.dimensions["frame_dim"] == 7
+    assert found.fingerprint != INFO.fingerprint
+
+
+EARLIEST = ("grounder", "encoder", "fps", "sample_rate_hz", "frame_dim", "object_dim", "caption_dim", "config_hash",
+            "manifest_hash", "code_version", "splits", "format_version")
+
+
 @pytest.mark.parametrize("content, words", [
     (None, "doesn't exist"), ("{", "can't be read"), ("{}", "was not written by"), ("[1]", "was not written by"),
-    ('{"format_version": 99}', "format version 99"), ('{"format_version": 1, "colour": 2}', "unknown \\['colour'\\]"),
+    ('{"format_version": 99}', "format version 99.*update"), ('{"format_version": 0}', "format version 0.*extract"),
+    ('{"format_version": 1, "colour": 2}', "unknown \\['colour'\\]"),
     (json.dumps(dataclasses.asdict(INFO)), "not in the folder"),
     (json.dumps({**dataclasses.asdict(INFO), "splits": {"train": [{"name": 1}]}}), "'splits'"),
+    (json.dumps({**dataclasses.asdict(INFO), "dims": 3}), "'dims' is 3"),
 ])
 def test_a_foreign_or_unfinished_dataset_is_refused_in_words(tmp_path, content, words):
     if content is not None:

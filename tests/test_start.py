@@ -14,8 +14,9 @@ from vta_sam.diffusion.unet import LatentUNet
 from vta_sam.generation.pipeline import load
 from vta_sam.importers.vta_ldm import import_vta_ldm
 from vta_sam.runtime.errors import InputError
-from vta_sam.training.stages import Starts, latent_scale, vocoder_folder
-from vta_sam.training.warm_start import Start
+from vta_sam.training.codec_stages import latent_scale
+from vta_sam.training.diffusion_stage import TrainedFolders, vocoder_folder
+from vta_sam.training.warm_start import WarmStart
 
 
 def vta_ldm_recipe(positions=False, null="zeros"):
@@ -26,14 +27,14 @@ def vta_ldm_recipe(positions=False, null="zeros"):
 
 def started(folder, aligned, spec=SPEC, **encoder):
     """⇒ a UNet and a VTA-SAM conditioner of their own random weights, and then started from ``folder``."""
-    start = Start(folder)
+    start = WarmStart(folder)
     wanted = make_recipe(aligned)
     recipe = {**wanted.conditioner, "token_dim": start.recipe.conditioner["token_dim"]}
     recipe["encoder"] = {**recipe["encoder"], "fps": spec.fps, **encoder}
     changed = start.conditioner_recipe(recipe)
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        source = start.recipe.unet
+        source = start.recipe.denoiser
         unet = LatentUNet(source["config"], spec, recipe["map_channels"], source.get("coordinate_channels", 0))
         inner = TemporalSemanticEncoder(**{k: v for k, v in recipe["encoder"].items() if k != "_target_"})
         carried = {k: v for k, v in (changed.get("carried") or {}).items() if k != "_target_"}
@@ -56,11 +57,11 @@ def test_vta_sam_starts_as_vta_ldm(tmp_path, aligned, positions, null):
     batch = make_batch("a", "b")
     latent = torch.randn(2, 8, SPEC.columns, 4, generator=torch.Generator().manual_seed(0))
     timestep = torch.tensor([900, 30])
-    source.unet.eval()
+    source.denoiser.eval()
     for ours, theirs in ((conditioner(batch), source.conditioner(batch)),
                          (conditioner.null(batch), source.conditioner.null(batch))):
         torch.testing.assert_close(ours.tokens, theirs.tokens, atol=1e-5, rtol=0)
-        found, wanted = unet(latent, timestep, ours), source.unet(latent, timestep, theirs)
+        found, wanted = unet(latent, timestep, ours), source.denoiser(latent, timestep, theirs)
         torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
     assert len(start.taken) + len(start.resized) + len(start.new) == len(unet.state_dict()) + len(
         conditioner.state_dict())
@@ -91,14 +92,14 @@ def test_the_released_layout_starts_vta_sam(released, tmp_path):
     latent = torch.randn(2, 8, 32, 16)
     conditions = ((conditioner(batch), source.conditioner(batch)),
                   (conditioner.null(batch), source.conditioner.null(batch)))
-    source.unet.eval()
+    source.denoiser.eval()
     for ours, theirs in conditions:
         ours.column_map = ours.column_map[:, :, :32]  # a shorter latent is quicker
         for timestep in (981, 1):
             at = torch.full((2,), timestep)
-            torch.testing.assert_close(unet(latent, at, ours), source.unet(latent, at, theirs), atol=1e-4, rtol=0)
+            torch.testing.assert_close(unet(latent, at, ours), source.denoiser(latent, at, theirs), atol=1e-4, rtol=0)
     assert start.recipe.latent_scale == pytest.approx(0.9227, abs=1e-4)
-    whole = len(source.unet.state_dict())
+    whole = len(source.denoiser.state_dict())
     assert len([name for name in start.taken if name.startswith("unet.")]) == whole - 1 and len(start.resized) == 1
 
 
@@ -107,20 +108,20 @@ def test_another_conditioner_is_new_and_the_unet_is_taken(tmp_path):
     folder = make_model_folder(tmp_path, conditioner=caption)
     start, unet, _ = started(folder, aligned=False)
     assert all(name.startswith("conditioner.") for name in start.new) and not start.resized
-    source = load(folder).unet.state_dict()
+    source = load(folder).denoiser.state_dict()
     assert all(torch.equal(value, source[name]) for name, value in unet.state_dict().items())
 
 
 def test_the_same_kind_is_taken_whole(tmp_path):
     folder = make_model_folder(tmp_path)
-    start = Start(folder)
+    start = WarmStart(folder)
     assert start.is_of(start.recipe.conditioner) and not start.is_of(vta_ldm_recipe())
     pipeline = load(folder)
     before = {name: value.clone() for name, value in pipeline.conditioner.state_dict().items()}
     with torch.no_grad():
         for parameter in pipeline.conditioner.parameters():
             parameter.zero_()
-    start.fill(pipeline.unet, pipeline.conditioner)
+    start.fill(pipeline.denoiser, pipeline.conditioner)
     assert all(torch.equal(value, before[name]) for name, value in pipeline.conditioner.state_dict().items())
     assert not start.new and not start.resized
 
@@ -129,7 +130,7 @@ def test_the_same_kind_is_taken_whole(tmp_path):
 def test_a_model_that_was_started_starts_another(tmp_path):
     """What it carries from VTA-LDM goes on with it."""
     first = make_model_folder(tmp_path, conditioner=vta_ldm_recipe())
-    recipe = Start(first).conditioner_recipe(make_recipe().conditioner)
+    recipe = WarmStart(first).conditioner_recipe(make_recipe().conditioner)
     again = make_model_folder(tmp_path / "again", conditioner=recipe)
     start, unet, conditioner = started(again, aligned=False)
     source, batch = load(again), make_batch("a", "b")
@@ -146,8 +147,9 @@ def test_the_paper_s_form_starts_the_aligned_one(tmp_path):
     start, unet, conditioner = started(folder, aligned=True)
     assert {name.split(".")[1] for name in start.new} == {"to_map", "null_column"} and len(start.resized) == 1
     latent, timestep = torch.randn(2, 8, SPEC.columns, 4), torch.tensor([900, 30])
-    source.unet.eval(), source.conditioner.eval()
-    found, wanted = unet(latent, timestep, conditioner(batch)), source.unet(latent, timestep, source.conditioner(batch))
+    source.denoiser.eval(), source.conditioner.eval()
+    found = unet(latent, timestep, conditioner(batch))
+    wanted = source.denoiser(latent, timestep, source.conditioner(batch))
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
     aligned = make_model_folder(tmp_path / "aligned", aligned=True)
     with pytest.raises(InputError, match="another conditioner than is configured: (to_map|null_column)"):
@@ -158,16 +160,16 @@ def test_what_does_not_fit_is_refused(tmp_path):
     folder = make_model_folder(tmp_path, conditioner=vta_ldm_recipe())
     with pytest.raises(InputError, match="width 12, these shards hold 13"):
         started(folder, False, frame_dim=13)
-    start, other = Start(folder), make_recipe()
-    config = {**other.unet["config"], "block_out_channels": [16, 16]}
+    start, other = WarmStart(folder), make_recipe()
+    config = {**other.denoiser["config"], "block_out_channels": [16, 16]}
     unet = LatentUNet(config, SPEC, 0, 4)
-    with pytest.raises(InputError, match="another UNet"):
+    with pytest.raises(InputError, match="another denoiser"):
         start.fill(unet, load(folder).conditioner)
 
 
 def test_latents_are_scaled_as_the_source_was_trained(tmp_path):
     folder = make_model_folder(tmp_path, conditioner=vta_ldm_recipe())
-    assert latent_scale(make_recipe(latent_scale=1.0), tmp_path, Start(folder)) == 0.8
+    assert latent_scale(make_recipe(latent_scale=1.0), tmp_path, WarmStart(folder)) == 0.8
     assert latent_scale(make_recipe(latent_scale=0.9), tmp_path) == 0.9  # comes with the VAE
 
 
@@ -186,4 +188,4 @@ def test_a_vocoder_without_weights_is_refused(tmp_path):
 def test_licences_are_inherited(tmp_path):
     folder = make_model_folder(tmp_path, about={"licence": "CC BY-NC"})
     plain = make_model_folder(tmp_path / "plain")
-    assert Starts(plain, init=folder).licences() == {"init": "CC BY-NC"}
+    assert TrainedFolders(plain, init=folder).licences() == {"init": "CC BY-NC"}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vta_sam.embedded.classes import WORDS
-from vta_sam.embedded.tagger import load_tagger
 from vta_sam.embedded.tagger_training import SoundBatches, coarse, mels_of, solo_sounds, tagger_figures, vocoded
+from vta_sam.embedded.timeline import WORDS
+from vta_sam.embedded.tiny_networks import load_tagger
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +81,7 @@ def test_coarse_keeps_the_mean_and_loses_detail():
 
 
 def test_shipped_figures_meet_the_bar(tagger):
-    from vta_sam.embedded.tagger import SHIPPED_TAGGER
-    from vta_sam.embedded.tiny_networks import read_weights
+    from vta_sam.embedded.tiny_networks import SHIPPED_TAGGER, read_weights
 
     figures = read_weights(SHIPPED_TAGGER, "tagger").about["figures"]
     assert figures["top1"] >= 0.95 and figures["top1_vocoded"] >= 0.95 and figures["top1_smeared"] >= 0.9

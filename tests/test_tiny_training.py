@@ -8,10 +8,10 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from vta_sam.embedded.classes import WORDS
-from vta_sam.embedded.tagger import SHIPPED_TAGGER, Tagger
-from vta_sam.embedded.tiny_networks import fill, fold, read_weights, write_weights
-from vta_sam.embedded.trunk import SHIPPED_TRUNK, Trunk, load_trunk
+from vta_sam.embedded.timeline import WORDS
+from vta_sam.embedded.tiny_networks import (
+    SHIPPED_TAGGER, SHIPPED_TRUNK, Tagger, Trunk, fill, fold, load_trunk, read_weights, write_weights
+)
 from vta_sam.embedded.trunk_training import PictureBatches, Pictures, TrunkTraining, augment, pack
 from vta_sam.runtime.errors import InputError
 
@@ -148,7 +148,7 @@ def test_weights_that_are_not_those_are_refused(tmp_path):
 
 @pytest.mark.slow
 def test_the_recipes_run_from_end_to_end(tmp_path):
-    from vta_sam.embedded.recipes import TaggerRecipe, TrunkRecipe
+    from vta_sam.embedded.tiny_recipes import TaggerRecipe, TrunkRecipe
 
     trunk = TrunkRecipe(
         scenes=str(tmp_path / "scenes"), train_clips=4, train_seed=1, test_clips=4, test_seed=2, fps=3.125, seed=0,

@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from vta_sam.embedded import extractors as tiny_words
-from vta_sam.embedded.classes import WORDS
-from vta_sam.embedded.extractors import TinyEncoder, TinyGrounder, boxes_of, shared_eyes
+from vta_sam.embedded.extractors import TinyEncoder, TinyGrounder, boxes_of, shared_trunk
 from vta_sam.embedded.render import render
-from vta_sam.embedded.timeline import make_scene
-from vta_sam.embedded.trunk import load_trunk
+from vta_sam.embedded.timeline import WORDS, make_scene
+from vta_sam.embedded.tiny_networks import load_trunk
 from vta_sam.embedded.trunk_training import calibration_error, read_pictures, trunk_figures, with_truth
 from vta_sam.media.picture_reader import Squeeze
 from vta_sam.perception.base import Grounding
@@ -90,18 +89,18 @@ def test_chunks_equal_the_whole(grounder, encoder, scene):
     np.testing.assert_allclose(np.concatenate([encoder.encode_frames(c) for c in cuts]), vectors, atol=1e-4)
 
 
-def test_grounder_and_encoder_look_once(grounder, encoder, scene, monkeypatch):
-    looks = []
-    eyes = shared_eyes()
-    look = eyes._look
-    monkeypatch.setattr(eyes, "_look", lambda frames: looks.append(len(frames)) or look(frames))
+def test_grounder_and_encoder_run_the_trunk_once(grounder, encoder, scene, monkeypatch):
+    runs = []
+    trunk = shared_trunk()
+    run = trunk._run
+    monkeypatch.setattr(trunk, "_run", lambda frames: runs.append(len(frames)) or run(frames))
     frames = scene[0][::-1]  # not what was seen last
     grounder.ground(frames, ["dog"])
     encoder.encode_frames(frames.copy())  # a reader may hand the same pictures in another array
-    assert looks == [64]
+    assert runs == [64]
 
 
-def test_a_refilled_buffer_is_looked_at_again(encoder, scene):
+def test_a_refilled_buffer_is_read_again(encoder, scene):
     buffer = scene[0].copy()
     before = encoder.encode_frames(buffer)
     buffer[:] = 255 - buffer

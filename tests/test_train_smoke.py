@@ -10,20 +10,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from programs import call
 
 from vta_sam.media.audio import read_wav
-from vta_sam.training.overfit import Matrix
+from vta_sam.study.overfit import Matrix
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def train(folder: Path, *more: str) -> list[str]:
-    return [sys.executable, "experiments/train.py", "+exp=vta_sam", "size=smoke", f"runs={folder}/runs",
-            f"data.root={folder}/world", *more]
+    return ["experiments/train.py", "+exp=vta_sam", "size=smoke", f"runs={folder}/runs", f"data.root={folder}/world",
+            "embedded_clips.train=16", "embedded_clips.val=4", "embedded_clips.test=6", *more]
 
 
 def finish(command: list[str]) -> str:
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    done = call(*command, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout
 
@@ -33,8 +34,8 @@ def finished(tmp_path_factory) -> Path:
     """A smoke run that was killed in stage 3 and started again ⇒ the folder of runs and world."""
     folder = tmp_path_factory.mktemp("smoke")
     run = folder / "runs" / "vta_sam-0"
-    process = subprocess.Popen(train(folder), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                               start_new_session=True)
+    process = subprocess.Popen([sys.executable, *train(folder)], cwd=ROOT, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 500
     while not (run / "diffusion" / "checkpoints" / "last.ckpt").exists():
         assert process.poll() is None, "the run ended before it could be killed"
@@ -57,7 +58,7 @@ def test_a_killed_run_goes_on_and_ends_with_figures(finished):
         assert set(figures["timing"][name]) == {"score", "control", "score_minus_control"}
         assert figures["ceiling"][name]["score"]["n"] == 6
     assert 0 < figures["vae"]["mel_error_share"]
-    assert figures["parameters"]["unet"] > 100_000
+    assert figures["parameters"]["denoiser"] > 100_000
     videos = sorted((run / "figures" / "samples").glob("*.mp4"))
     assert len(videos) == 2 and all(v.with_suffix(".png").exists() for v in videos)
     assert (run / "figures" / "attention.png").exists() and (run / "figures" / "curve.png").exists()
@@ -74,7 +75,7 @@ def test_the_same_command_again_trains_nothing(finished):
 
 @pytest.mark.slow
 def test_a_changed_config_stops_with_the_difference(finished):
-    done = subprocess.run(train(finished, "fit.vae.learning_rate=0.5"), cwd=ROOT, capture_output=True, text=True)
+    done = call(*train(finished, "fit.vae.learning_rate=0.5"), cwd=ROOT)
     assert done.returncode == 2
     assert "learning_rate: 0.5" in done.stderr and "overwrite=true" in done.stderr
 
@@ -83,12 +84,11 @@ def test_a_changed_config_stops_with_the_difference(finished):
 def test_what_was_trained_generates_and_measures(finished):
     model = finished / "runs" / "vta_sam-0" / "diffusion" / "model"
     video = next((finished / "world" / "videos" / "test").glob("*.mp4"))
-    finish([sys.executable, "experiments/generate.py", f"model={model}", f"video={video}", f"out={finished}/out",
+    finish(["experiments/generate.py", f"model={model}", f"video={video}", f"out={finished}/out",
             "wav=true", "steps=2"])
     sound, rate_hz = read_wav(finished / "out" / f"{video.stem}.wav")
     assert rate_hz == 16_000 and abs(len(sound) / rate_hz - 5.12) < 0.05
-    finish([sys.executable, "experiments/train.py", "+exp=vta_sam", "size=smoke", f"runs={finished}/runs",
-            f"data.root={finished}/world", "name=measured", "stages=[figures]", f"model={model}"])
+    finish(train(finished, "name=measured", "stages=[figures]", f"model={model}"))
     again = json.loads((finished / "runs" / "vta_sam-0-measured" / "figures.json").read_text())
     first = json.loads((finished / "runs" / "vta_sam-0" / "figures.json").read_text())
     assert again["timing"] == first["timing"]

@@ -8,15 +8,17 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
-from tiny_data import CONDITIONER, FRAME_DIM, UNET, WORDS, a_clip, stage_folder, stage_settings, workshop, write_dataset
+from tiny_data import (
+    CONDITIONER, FRAME_DIM, UNET, WORDS, a_clip, stage_context, stage_folder, stage_settings, write_dataset
+)
 
 from vta_sam.checkpoints.model_folder import read_recipe
 from vta_sam.dataset.shards.schema import read_dataset
 from vta_sam.generation.pipeline import load
 from vta_sam.importers.named_models import named_folder
 from vta_sam.runtime.errors import InputError
-from vta_sam.training import stages
-from vta_sam.training.vocoder_stage import train_vocoder
+from vta_sam.training import codec_stages, diffusion_stage
+from vta_sam.training.codec_stages import train_vocoder
 from vta_sam.vocoder import HiFiGAN
 
 HIFIGAN = {"_target_": "hifigan", "channels": 32}
@@ -26,36 +28,37 @@ VTA_LDM = {"_target_": "vta_ldm", "token_dim": 16, "positions": False,
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory):
+def context(tmp_path_factory):
     root = tmp_path_factory.mktemp("shards")
     write_dataset(root)
-    return workshop(root, read_dataset(root))
+    return stage_context(root, read_dataset(root))
 
 
 @pytest.fixture(scope="module")
-def vocoder(shop, tmp_path_factory):
+def vocoder(context, tmp_path_factory):
     """⇒ the model folder of a trained vocoder."""
     folder = stage_folder(tmp_path_factory.mktemp("vocoder"))
     settings = stage_settings(2)
     settings.weights.update(mel=45.0, features=2.0, adversarial=1.0)
-    train_vocoder(shop, folder, settings, HIFIGAN, {"period_width": 1, "scale_width": 4, "periods": [2], "scales": 1})
+    adversary = {"period_width": 1, "scale_width": 4, "periods": [2], "scales": 1}
+    train_vocoder(context, folder, settings, HIFIGAN, adversary)
     return folder.model
 
 
 @pytest.fixture(scope="module")
-def vae(shop, tmp_path_factory):
+def vae(context, tmp_path_factory):
     from tiny_data import CODEC
 
     folder = stage_folder(tmp_path_factory.mktemp("vae"))
-    stages.train_vae(shop, folder, stage_settings(2), CODEC)
+    codec_stages.train_vae(context, folder, stage_settings(2), CODEC)
     return folder.model
 
 
-def train(shop, out, vae, unet=UNET, conditioner=CONDITIONER, **more):
-    starts = stages.Starts(vae, init=more.pop("init", None), vocoder=more.pop("vocoder_from", None))
+def train(context, out, vae, unet=UNET, conditioner=CONDITIONER, **more):
+    starts = diffusion_stage.TrainedFolders(vae, init=more.pop("init", None), vocoder=more.pop("vocoder_from", None))
     folder = stage_folder(out)
-    stages.train_diffusion(shop, folder, stage_settings(2), stages.DiffusionParts(**{
-        "unet": unet, "conditioner": conditioner, "dropout": 0.1, "augment": {}, "freeze": False, "starts": starts,
+    diffusion_stage.train_diffusion(context, folder, stage_settings(2), diffusion_stage.DiffusionParts(**{
+        "denoiser": unet, "conditioner": conditioner, "dropout": 0.1, "augment": {}, "freeze": False, "starts": starts,
         "objective": {"_target_": "v_prediction"},
         "sampler": {"_target_": "diffusion_sampler", "steps": 1},
         "vocoder": {"_target_": "griffin_lim", "iterations": 1, "inversion_steps": 1},
@@ -63,12 +66,12 @@ def train(shop, out, vae, unet=UNET, conditioner=CONDITIONER, **more):
     return folder.model
 
 
-def test_a_trained_vocoder_is_heard_by_another_run(shop, vocoder, vae, tmp_path):
+def test_a_trained_vocoder_is_heard_by_another_run(context, vocoder, vae, tmp_path):
     trained = load_file(vocoder / "vocoder.safetensors")
     assert read_recipe(vocoder).vocoder == HIFIGAN and not any("adversary" in key for key in trained)
     with pytest.raises(InputError, match="holds none"):
-        train(shop, tmp_path / "refused", vae, vocoder=HIFIGAN)
-    model = train(shop, tmp_path / "stage", vae, vocoder={"_target_": HIFIGAN["_target_"]}, vocoder_from=vocoder)
+        train(context, tmp_path / "refused", vae, vocoder=HIFIGAN)
+    model = train(context, tmp_path / "stage", vae, vocoder={"_target_": HIFIGAN["_target_"]}, vocoder_from=vocoder)
     pipeline = load(model)
     assert isinstance(pipeline.vocoder, HiFiGAN)
     assert all(torch.equal(value, trained[name]) for name, value in pipeline.vocoder.state_dict().items())
@@ -76,12 +79,12 @@ def test_a_trained_vocoder_is_heard_by_another_run(shop, vocoder, vae, tmp_path)
     assert pipeline.generate_features(clip, seed=0, steps=1).shape == clip.waveform.shape
 
 
-def test_stage_3_starts_from_another_model_and_says_what_it_took(shop, vae, tmp_path, monkeypatch):
+def test_stage_3_starts_from_another_model_and_says_what_it_took(context, vae, tmp_path, monkeypatch):
     plain = {**UNET, "map_channels": 0}
-    source = train(shop, tmp_path / "source", vae, unet=plain, conditioner=VTA_LDM)
+    source = train(context, tmp_path / "source", vae, unet=plain, conditioner=VTA_LDM)
     told = io.StringIO()
-    object.__setattr__(shop, "console", Console(file=told, width=200))
-    model = train(shop, tmp_path / "stage", vae, init=named_folder(str(source)))
+    object.__setattr__(context, "console", Console(file=told, width=200))
+    model = train(context, tmp_path / "stage", vae, init=named_folder(str(source)))
     taken, resized, new = told.getvalue().splitlines()[:3]
     assert "tensors taken" in taken and "carried" not in new
     assert resized == "  resized, with zeros for what is new in them: unet.conv_in.weight (12 to 16 channels)"
@@ -95,6 +98,6 @@ def test_stage_3_starts_from_another_model_and_says_what_it_took(shop, vae, tmp_
     load(model)  # its recipe builds what its weights fill
 
 
-def test_a_vocoder_that_has_nothing_to_learn_is_refused(shop, tmp_path):
+def test_a_vocoder_that_has_nothing_to_learn_is_refused(context, tmp_path):
     with pytest.raises(InputError, match="GriffinLim"):
-        train_vocoder(shop, stage_folder(tmp_path), stage_settings(2), {"_target_": "griffin_lim"}, {})
+        train_vocoder(context, stage_folder(tmp_path), stage_settings(2), {"_target_": "griffin_lim"}, {})

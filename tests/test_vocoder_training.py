@@ -9,7 +9,9 @@ from models import SPEC, make_batch
 
 from vta_sam.training.optimisation import AdamWithWarmup
 from vta_sam.vocoder import HiFiGAN
-from vta_sam.vocoder.hifigan_training import Adversary, VocoderTraining, adversary_loss, deceiving_loss, feature_loss
+from vta_sam.vocoder.hifigan_training import (
+    Discriminators, VocoderTraining, discriminator_loss, feature_matching_loss, generator_loss
+)
 
 WEIGHTS = {"mel": 45.0, "features": 2.0, "adversarial": 1.0}
 
@@ -19,7 +21,7 @@ def training(frames: int = 32, steps: int = 40) -> VocoderTraining:
         torch.manual_seed(0)
         vocoder = HiFiGAN(channels=32)
         vocoder.initialise()
-        return VocoderTraining(vocoder, Adversary(1, 4, periods=(2, 3), scales=2), WEIGHTS,
+        return VocoderTraining(vocoder, Discriminators(1, 4, periods=(2, 3), scales=2), WEIGHTS,
                                AdamWithWarmup(2e-3, steps, 2), frames)
 
 
@@ -51,13 +53,13 @@ def test_both_sides_get_the_gradients_of_two_separate_passes(batch):
     module.zero_grad()
     true, mel = module.segments(batch)
     made = module.vocoder(mel)[:, : true.shape[1]]
-    adversary_loss(module.adversary(true), module.adversary(made.detach())).backward()
+    discriminator_loss(module.adversary(true), module.adversary(made.detach())).backward()
     for name, p in module.adversary.named_parameters():
         torch.testing.assert_close(p.grad, joint[f"adversary.{name}"], atol=1e-5, rtol=1e-4)
     module.zero_grad()
     judged, fooled = module.adversary(true), module.adversary(made)
-    (45 * (module.log_mel(made) - module.log_mel(true)).abs().mean() + 2 * feature_loss(judged, fooled)
-     + deceiving_loss(fooled)).backward()
+    (45 * (module.log_mel(made) - module.log_mel(true)).abs().mean() + 2 * feature_matching_loss(judged, fooled)
+     + generator_loss(fooled)).backward()
     for name, p in module.vocoder.named_parameters():
         torch.testing.assert_close(p.grad, joint[f"vocoder.{name}"], atol=1e-4, rtol=1e-3)
 
@@ -92,5 +94,5 @@ def test_a_new_vocoder_sounds():
 def test_published_widths():
     """HiFi-GAN's discriminators have 70.7 M parameters together (its public code, and weight norm's gains)."""
     with torch.device("meta"):
-        adversary = Adversary()
+        adversary = Discriminators()
     assert round(sum(p.numel() for p in adversary.parameters()) / 1e6, 1) == 70.7

@@ -4,9 +4,11 @@ import pytest
 import torch
 from models import SPEC
 
+from vta_sam.diffusion.objective import VPrediction
 from vta_sam.diffusion.sampler import Sampler
 from vta_sam.diffusion.windows import Windows, decode_windowed, noise_of, vocode, windowed
 from vta_sam.runtime.errors import InputError
+from vta_sam.runtime.randomness import SampleDraws
 from vta_sam.vocoder import GriffinLim
 
 
@@ -57,8 +59,9 @@ def test_one_window_is_sampled_as_without_windows():
         return 0.1 * x + x.mean(dim=2, keepdim=True)
 
     noise = noise_of(3, (2, 8, 2), 8)[None]
-    plain = Sampler(steps=4).sample(mixing, noise)
-    assert torch.equal(plain, Sampler(steps=4).sample(windowed([mixing], Windows(8, 8, 2), 4), noise))
+    plain = Sampler(steps=4).sample(mixing, noise, VPrediction())
+    long = windowed([mixing], Windows(8, 8, 2), 4)
+    assert torch.equal(plain, Sampler(steps=4).sample(long, noise, VPrediction()))
 
 
 def test_windows_meet_in_a_weighted_mean():
@@ -82,10 +85,8 @@ def test_a_longer_cut_begins_with_the_same_noise():
     assert long.std().item() == pytest.approx(1, abs=0.1)
 
 
-def test_noise_of_a_clip_is_what_training_validates_with():
-    from vta_sam.diffusion.latent_diffusion import initial_noise
-
-    assert torch.equal(initial_noise([5], (8, 8, 4))[0], noise_of(5, (8, 8, 4), 8))
+def test_noise_of_a_clip_is_drawn_as_a_samples_own():
+    assert torch.equal(SampleDraws([5], "sample").normal(8, 8, 4)[0], noise_of(5, (8, 8, 4), 8))
 
 
 def test_windowed_decoding_of_a_local_decoder_is_plain_decoding():

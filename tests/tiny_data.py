@@ -15,7 +15,7 @@ from vta_sam.dataset.shards.records import write_shard
 from vta_sam.dataset.shards.schema import DatasetInfo, ShardInfo
 from vta_sam.training.data_sources import ShardData
 from vta_sam.training.run_folder import StageFolder
-from vta_sam.training.stage_context import StageSettings, Workshop
+from vta_sam.training.stage import StageContext, StageSettings
 
 SPEC = ClipSpec(duration_s=5.12, fps=12.5, latent_stride_frames=16)  # 64 frames, 32 columns
 FRAME_DIM, OBJECT_DIM, CAPTION_DIM = 6, 5, 4
@@ -48,15 +48,15 @@ CONDITIONER: dict[str, Any] = {
 
 
 def a_clip(key: str, duration_s: float = SPEC.duration_s, fps: float = SPEC.fps, frame_dim: int = FRAME_DIM,
-           words: tuple[str, ...] = WORDS) -> ClipFeatures:
+           words: tuple[str, ...] = WORDS, sample_rate_hz: int = 16_000) -> ClipFeatures:
     """Bursts of noise at a few moments; the pictures (column 0 of the embedding) and the first object's probability
     are high exactly then, all else is noise. It depends on the key alone."""
     random = np.random.default_rng([ord(c) for c in key])
-    frames, samples = max(1, int(duration_s * fps + 0.5)), round(duration_s * 16_000)
+    frames, samples = max(1, int(duration_s * fps + 0.5)), round(duration_s * sample_rate_hz)
     loud = np.zeros(frames, bool)
     for start in random.integers(0, max(1, frames - 3), size=3):
         loud[start:start + 4] = True
-    at_sample = np.minimum((np.arange(samples) / 16_000 * fps).astype(int), frames - 1)
+    at_sample = np.minimum((np.arange(samples) / sample_rate_hz * fps).astype(int), frames - 1)
     waveform = random.normal(size=samples) * np.where(loud[at_sample], 0.2, 1e-3)
     objects = list(random.permutation(list(words))[: random.integers(1, len(words) + 1)])
     frame_embedding = 0.3 * random.normal(size=(frames, frame_dim))
@@ -71,6 +71,7 @@ def a_clip(key: str, duration_s: float = SPEC.duration_s, fps: float = SPEC.fps,
         areas=np.full((frames, len(objects)), 0.1, np.float32),
         object_embedding=np.array([meaning[o] for o in objects], np.float32),
         caption_tokens=random.normal(size=(3, CAPTION_DIM)).astype(np.float32), duration_s=duration_s,
+        sample_rate_hz=sample_rate_hz,
     ).validate()
 
 
@@ -87,16 +88,17 @@ def write_dataset(folder: Path, counts: dict[str, int] = COUNTS, shard_records: 
             splits[split].append(ShardInfo(name, records, 0))
     info = DatasetInfo(
         grounder="grounder of a test", encoder="encoder of a test", fps=clip.get("fps", SPEC.fps),
-        sample_rate_hz=16_000, frame_dim=clip.get("frame_dim", FRAME_DIM), object_dim=OBJECT_DIM,
-        caption_dim=CAPTION_DIM, config_hash="0", manifest_hash="0", code_version="0", splits=splits,
+        sample_rate_hz=clip.get("sample_rate_hz", 16_000), frame_dim=clip.get("frame_dim", FRAME_DIM),
+        object_dim=OBJECT_DIM, caption_dim=CAPTION_DIM, config_hash="0", manifest_hash="0", code_version="0",
+        splits=splits,
     )
     info.write(folder)
     return info
 
 
-def workshop(root: Path, info: DatasetInfo, seed: int = 0, spec: ClipSpec = SPEC, **more: Any) -> Workshop:
+def stage_context(root: Path, info: DatasetInfo, seed: int = 0, spec: ClipSpec = SPEC, **more: Any) -> StageContext:
     """What the three stages share, on shards at ``root``."""
-    return Workshop(seed, spec, root, info, ShardData(str(root)), [], Console(quiet=True), **more)
+    return StageContext(seed, spec, root, info, ShardData(str(root)), [], Console(quiet=True), **more)
 
 
 def stage_folder(path: Path) -> StageFolder:

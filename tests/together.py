@@ -13,13 +13,14 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from test_training_resume import diffusion_parts
-from tiny_data import CODEC, CONDITIONER, stage_folder, stage_settings, workshop
+from tiny_data import CODEC, CONDITIONER, stage_context, stage_folder, stage_settings
 
 from vta_sam.dataset.shards.schema import read_dataset
 from vta_sam.runtime.distributed import Processes
-from vta_sam.training import stage_context as workshop_module
-from vta_sam.training import stages
+from vta_sam.training import codec_stages, diffusion_stage
+from vta_sam.training import stage as stage_module
 from vta_sam.training.preemption import EXIT_STATUS, Preempted, Preemption
+from vta_sam.training.stages import STAGES
 
 TESTS = Path(__file__).parent
 STEPS, CLIPS_A_STEP = 6, 4
@@ -69,21 +70,21 @@ class Losses(L.Callback):
 def train(stage: str, root: Path, out: Path, vae: Path | None = None, act=lambda step: None,
           processes: Processes = Processes(), **settings) -> dict[int, tuple[float, list[str]]]:
     """One tiny stage in ``out`` ⇒ losses by step. A process asked to stop ends with EXIT_STATUS."""
-    losses, original, preemption = Losses(act), workshop_module.fit, Preemption(processes)
-    workshop_module.fit = lambda *args: original(*args[:7], callbacks=[*args[7], losses], preemption=args[8])
-    shop = workshop(root, read_dataset(root), preemption=preemption)
+    losses, original, preemption = Losses(act), stage_module.fit, Preemption(processes)
+    stage_module.fit = lambda *args: original(*args[:7], callbacks=[*args[7], losses], preemption=args[8])
+    context = stage_context(root, read_dataset(root), preemption=preemption)
     folder = processes.alone(lambda: stage_folder(out))
     told = stage_settings(STEPS, CLIPS_A_STEP, **settings)
     try:
         with preemption.watching():
             if stage == "vae":
-                stages.train_vae(shop, folder, told, CODEC)
+                codec_stages.train_vae(context, folder, told, CODEC)
             elif stage == "condition":
-                stages.train_part(shop, folder, told, "condition", CONDITIONER, {}, stages.Starts(Path()))
+                STAGES["condition"].train_part(context, folder, told, CONDITIONER, {})
             else:
-                stages.train_diffusion(shop, folder, told, diffusion_parts(vae))
+                diffusion_stage.train_diffusion(context, folder, told, diffusion_parts(vae))
     finally:
-        workshop_module.fit = original
+        stage_module.fit = original
     return losses.found
 
 

@@ -16,11 +16,11 @@ import pytest
 from vta_sam.checkpoints import registry
 from vta_sam.checkpoints.download import fetch_file
 from vta_sam.checkpoints.registry import Entry, ReleasedFile
-from vta_sam.runtime.files import Patience
+from vta_sam.runtime.files import RetryPolicy
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPT = REPOSITORY / "data_prep" / "weights.py"
-HASTE = Patience(connect_s=5.0, read_s=0.5, attempts=3, wait_s=0.01)
+HASTE = RetryPolicy(connect_s=5.0, read_s=0.5, attempts=3, wait_s=0.01)
 DATA = random.Random(0).randbytes(400_000)
 OTHER = random.Random(1).randbytes(400_000)
 
@@ -114,11 +114,12 @@ def shelf(monkeypatch) -> Iterator[Shelf]:
 
 
 def fetch(file: ReleasedFile, folder: Path, **options) -> bool:
-    return fetch_file(file, folder, patience=options.pop("patience", HASTE), **options)
+    return fetch_file(file, folder, retry=options.pop("retry", HASTE), **options)
 
 
 def lying(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    """The files of a folder, without the empty ones that processes lock."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"}
 
 
 # the table

@@ -1,5 +1,7 @@
 """VTA-SAM: video-to-audio generation with fine-grained temporal semantics (arXiv 2409.14709)."""
 
+from .runtime.former_modules import install as _install_former_modules
+
 __version__ = "0.1.0"
 
 __all__ = ["__version__", "load", "trust"]
@@ -22,3 +24,6 @@ def trust(target, name=None):
     from .checkpoints.parts import trust as trust_part
 
     trust_part(target, name)
+
+
+_install_former_modules()

@@ -8,80 +8,93 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .clip import MelSpec
 from .runtime.errors import InputError
-from .runtime.librosa_import import librosa
 
-SAMPLE_RATE_HZ = 16_000
-FFT_SAMPLES = 1024  # also the length of the window
-HOP_SAMPLES = 160  # 100 mel frames a second
-N_MELS = 64
-MIN_HZ = 0.0
-MAX_HZ = 8000.0
+# The front end of every figure, whatever rate a model has: figures of models of different rates can be compared then.
+FIGURES = MelSpec()
+SAMPLE_RATE_HZ = FIGURES.sample_rate_hz
+FFT_SAMPLES = FIGURES.fft_samples  # also the length of the window
+HOP_SAMPLES = FIGURES.hop_samples  # 100 mel frames a second
+N_MELS = FIGURES.n_mels
+MIN_HZ = FIGURES.min_hz
+MAX_HZ = FIGURES.max_hz
+FRAME_RATE_HZ = FIGURES.frame_rate_hz
 MIN_MAGNITUDE = 1e-5  # smallest mel magnitude that is told from silence
-FRAME_RATE_HZ = SAMPLE_RATE_HZ / HOP_SAMPLES
 LOG_FLOOR = float(np.log(MIN_MAGNITUDE))  # the log-mel of digital silence, -11.5 nats
+PEAK = 0.5  # of a normalised waveform, as AudioLDM has it
 
 
-def mel_filters() -> np.ndarray:
-    """Slaney mel filterbank, area-normalised ⇒ (N_MELS, FFT_SAMPLES // 2 + 1) float32."""
-    return librosa.filters.mel(
-        sr=SAMPLE_RATE_HZ, n_fft=FFT_SAMPLES, n_mels=N_MELS, fmin=MIN_HZ, fmax=MAX_HZ, norm="slaney", htk=False
-    ).astype(np.float32)
+@lru_cache(maxsize=8)
+def mel_filters(spec: MelSpec = FIGURES) -> np.ndarray:
+    """Slaney mel filterbank, area-normalised ⇒ (n_mels, fft_samples // 2 + 1) float32; not to be written to.
 
+    Equal to ``librosa.filters.mel(norm="slaney", htk=False)``, bit for bit: triangles are rounded to float32 before
+    they are scaled, as there.
+    """
+    # here, since transformers takes seconds to import, and most processes need no filterbank
+    from transformers.audio_utils import hertz_to_mel, mel_filter_bank, mel_to_hertz
 
-def mel_frames(samples: int) -> int:
-    """Mel frames of a waveform of that many samples. Frame i is centred on sample i · HOP_SAMPLES."""
-    return samples // HOP_SAMPLES + 1
+    triangles = mel_filter_bank(
+        num_frequency_bins=spec.fft_samples // 2 + 1, num_mel_filters=spec.n_mels, min_frequency=spec.min_hz,
+        max_frequency=spec.max_hz, sampling_rate=spec.sample_rate_hz, norm=None, mel_scale="slaney",
+    ).T.astype(np.float32)
+    edges_mel = np.linspace(hertz_to_mel(spec.min_hz, "slaney"), hertz_to_mel(spec.max_hz, "slaney"), spec.n_mels + 2)
+    edges_hz = np.asarray(mel_to_hertz(edges_mel, "slaney"))
+    triangles *= (2.0 / (edges_hz[2:] - edges_hz[:-2]))[:, None]
+    return triangles
 
 
 class LogMel(nn.Module):
-    """Waveform (B, samples) float at 16 kHz ⇒ natural-log mel (B, samples // 160 + 1, 64).
+    """Waveform (B, samples) float ⇒ natural-log mel (B, samples // hop + 1, n_mels), frame i centred on sample i · hop.
 
     AudioLDM's front end (Liu et al., 2023): periodic Hann window, centred frames with reflected edges, mel on
     magnitude (not power), ``ln(max(x, 1e-5))``. Samples are taken as they are: what is to be normalised is
     normalised by the caller. Always computed in float32, also under autocast, because quiet bins span ten nats.
     Differentiable. The filterbank and the window follow the module's device and stay out of its state dict.
+
+    Args:
+        spec: rates and sizes; the default is the figures' front end, which is AudioLDM's.
     """
 
     window: torch.Tensor
     filters: torch.Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, spec: MelSpec = FIGURES) -> None:
         super().__init__()
-        self.register_buffer("window", torch.hann_window(FFT_SAMPLES, periodic=True), persistent=False)
-        self.register_buffer("filters", torch.from_numpy(mel_filters()), persistent=False)
+        self.spec = spec
+        self.register_buffer("window", torch.hann_window(spec.fft_samples, periodic=True), persistent=False)
+        self.register_buffer("filters", torch.from_numpy(mel_filters(spec).copy()), persistent=False)
 
     def forward(self, waveform: torch.Tensor) -> torch.Tensor:
-        if waveform.ndim != 2 or waveform.shape[1] <= FFT_SAMPLES // 2:
+        size = self.spec.fft_samples
+        if waveform.ndim != 2 or waveform.shape[1] <= size // 2:
             raise InputError(
-                f"a log-mel needs waveforms of shape (B, samples) with more than {FFT_SAMPLES // 2} samples, "
+                f"a log-mel needs waveforms of shape (B, samples) with more than {size // 2} samples, "
                 f"got {tuple(waveform.shape)}; pad the clip"
             )
         with torch.autocast(waveform.device.type, enabled=False):
             # a model cast as a whole (model.bfloat16()) still measures in float32, if with a rounded filterbank
             window, filters = self.window.float(), self.filters.float()
             spectrum = torch.stft(
-                waveform.float(), FFT_SAMPLES, HOP_SAMPLES, window=window, center=True, pad_mode="reflect",
+                waveform.float(), size, self.spec.hop_samples, window=window, center=True, pad_mode="reflect",
                 return_complex=True,
             )
             mel = spectrum.abs().transpose(1, 2) @ filters.T
             return mel.clamp_min(MIN_MAGNITUDE).log()
 
 
-@lru_cache(maxsize=1)
-def _cached_log_mel() -> LogMel:
-    return LogMel()
+@lru_cache(maxsize=8)
+def _cached_log_mel(spec: MelSpec) -> LogMel:
+    return LogMel(spec)
 
 
-def log_mel(waveform: np.ndarray) -> np.ndarray:
-    """:class:`LogMel` for one numpy waveform (samples,) ⇒ (samples // 160 + 1, 64) float32."""
+def log_mel(waveform: np.ndarray, spec: MelSpec = FIGURES) -> np.ndarray:
+    """:class:`LogMel` for one numpy waveform (samples,) ⇒ (samples // hop + 1, n_mels) float32."""
     if waveform.ndim != 1:
         raise InputError(f"log_mel takes one mono waveform of shape (samples,), got {waveform.shape}")
     with torch.inference_mode():
-        return _cached_log_mel()(torch.from_numpy(np.array(waveform, np.float32))[None])[0].numpy()
-
-
-PEAK = 0.5  # AudioLDM: minus mean, peak of the clip to 0.5
+        return _cached_log_mel(spec)(torch.from_numpy(np.array(waveform, np.float32))[None])[0].numpy()
 
 
 def normalise(waveform: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What has come of a file so far, and of which version of it."""
+"""One released file: fetched, resumed where it broke off, checked, and put under its name when it is whole."""
 
 from __future__ import annotations
 
@@ -19,16 +19,8 @@ import requests
 from urllib3.exceptions import NewConnectionError, ProtocolError, ReadTimeoutError
 
 from ..runtime.errors import InputError
-from ..runtime.files import PASSING_STATUSES, Patience, alone, write_text
+from ..runtime.files import RETRIED_STATUSES, RetryPolicy, exclusive, write_text
 from .registry import Entry, ReleasedFile, readable
-
-# MERGED-DOC """Is a file on the disk the one that was released?"""
-# MERGED-DOC """One answer of a server to "the file from this byte on", and what is wrong with it."""
-# MERGED-DOC """Fetch one released file: resumed where it broke off, checked, and under its name only when it is whole
-# and right. Beside the file called ``name`` lie, while it is under way, ``.name.part`` (what has come so far),
-# ``.name.part.json`` (of which version) and ``.name.lock``. A ``.part`` outlives a broken line, a kill and a full
-# disk; the next call goes on from its end, if the server still has the version that it was begun with (RFC 9110, If-
-# Range). """
 
 
 @dataclass(frozen=True)
@@ -216,7 +208,7 @@ class Line:
 def _check(answer: requests.Response, file: ReleasedFile, part: Part, offset: int, version: str | None) -> int:
     """An answer's head ⇒ the bytes that the whole file has; Refused or Broken if it doesn't answer the question."""
     code, stretch = answer.status_code, _range(answer)
-    if code in PASSING_STATUSES:
+    if code in RETRIED_STATUSES:
         raise Broken(f"answered {code} {answer.reason}")
     if code == 416 or (code == 206 and not _continues(answer, file, offset, version)):
         part.remove()
@@ -284,7 +276,7 @@ def fetch_file(
     again: bool = False,
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda words: None,
-    patience: Patience = Patience(),
+    retry: RetryPolicy = RetryPolicy(),
 ) -> bool:
     """Bring ``file`` to its place below ``folder`` ⇒ True if it was fetched, False if it lay there and was right.
 
@@ -296,11 +288,11 @@ def fetch_file(
         if _lies_there(path, file, again):
             return False  # before the lock: the folder may be one that we can only read
         path.parent.mkdir(parents=True, exist_ok=True)
-        with alone(path, lambda: say(f"{path.name}: another process is fetching it; waiting")):
+        with exclusive(path, lambda: say(f"{path.name}: another process is fetching it; waiting")):
             if _lies_there(path, file, again):
                 return False  # by now
             part = Part.beside(path)
-            _bring(file, part, path, progress, say, patience)
+            _bring(file, part, path, progress, say, retry)
             wrong = fault(part.path, file)
             if wrong is not None:
                 part.remove()
@@ -321,10 +313,10 @@ def _lies_there(path: Path, file: ReleasedFile, again: bool) -> bool:
 
 
 def _bring(file: ReleasedFile, part: Part, path: Path, progress: Progress | None, say: Callable[[str], None],
-           patience: Patience) -> None:
+           retry: RetryPolicy) -> None:
     """Ask until ``part`` is whole, or until several attempts in a row brought next to nothing."""
     in_vain = 0
-    with Line(patience.connect_s, patience.read_s) as line:
+    with Line(retry.connect_s, retry.read_s) as line:
         while True:
             before = part.size
             try:
@@ -337,11 +329,11 @@ def _bring(file: ReleasedFile, part: Part, path: Path, progress: Progress | None
                                  f"{path.resolve()}") from None
             except Broken as error:
                 in_vain = 0 if part.size - before >= Line.WORTHWHILE_BYTES else in_vain + 1
-                if in_vain >= patience.attempts:
+                if in_vain >= retry.attempts:
                     raise InputError(f"{file.url} did not come through, {in_vain} times in a row ({error}); "
                                      f"{part.size} bytes of it are kept, and the same command goes on from there"
                                      ) from None
-                pause_s = patience.pause_s(in_vain)
+                pause_s = retry.pause_s(in_vain)
                 say(f"{path.name}: {error}; going on in {pause_s:g} s")
                 time.sleep(pause_s)
 

@@ -1,8 +1,8 @@
 """A trained model on disk: ``model.yaml`` (what to build) and one safetensors file per part (what to fill it with).
 
-A model folder is data. Its yaml is read by ``yaml.safe_load``, may name only what
-:data:`~vta_sam.checkpoints.parts.MODEL_PARTS` holds, and
-what is trusted, and nothing in it is run.
+A model folder is data. Its yaml is read by ``yaml.safe_load``, may name only the classes of
+:data:`~vta_sam.checkpoints.parts.MODEL_PARTS` and those that are trusted, and nothing in it is run. Beside the two lies
+README.md, the model card: what a person should know of a model before using it.
 """
 
 from __future__ import annotations
@@ -26,23 +26,27 @@ from ..runtime.files import atomic_path, write_text
 from .parts import TARGET, build, canonical, class_name, is_loadable
 from .parts import trust as trust  # noqa: F401
 
-# MERGED-DOC """The model card: what a person should know of a model before using it, as README.md beside its
-# weights."""
-
-
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_READABLE_VERSIONS = (1, 2)  # 1 says unet for denoiser, and no objective
 YAML_NAME = "model.yaml"
+_FORMER_PARTS = {"denoiser": "unet"}  # part ⇒ what folders written before call it
 
 
 @dataclass
 class ModelRecipe:
-    """What model.yaml says. Recipes are nested {"_target_": name, argument: value}; the ClipSpec is added on building.
+    """The content of model.yaml. Recipes are nested {"_target_": name, argument: value}; building adds the ClipSpec.
 
-    codec: with it alone the folder is a VAE (stage 1). condition_encoder: with it alone the folder is stage 2's.
-    pretrained: with it alone the folder is that of another stage before the third; {part: recipe of its conditioner}.
-    codec, unet, conditioner: the diffusion model. latent_scale: 1 / std of latents.
-    sampler, vocoder, grounder, encoder: what generation uses unless told otherwise. features: fingerprints and
-    dimensions of the features that the model was trained on. about: experiment, steps, figures, code version.
+    Attributes:
+        clip: time base, arguments of ClipSpec.
+        codec: with it alone the folder is a VAE.
+        condition_encoder: with it alone the folder is that of stage ``condition``.
+        pretrained: with it alone the folder is another stage's before the diffusion; {part: recipe of its conditioner}.
+        latent_scale: 1 / std of latents.
+        denoiser, conditioner: the diffusion model, with the codec.
+        objective: what the denoiser predicts; None: v on the standard schedule.
+        sampler, vocoder, grounder, encoder: what generation uses unless another is given.
+        features: fingerprints and dimensions of the features that the model was trained on.
+        about: experiment, steps, figures, code version.
     """
 
     clip: dict[str, Any]
@@ -50,8 +54,9 @@ class ModelRecipe:
     condition_encoder: dict[str, Any] | None = None
     pretrained: dict[str, dict[str, Any]] | None = None
     latent_scale: float = 1.0
-    unet: dict[str, Any] | None = None
+    denoiser: dict[str, Any] | None = None
     conditioner: dict[str, Any] | None = None
+    objective: dict[str, Any] | None = None
     sampler: dict[str, Any] | None = None
     vocoder: dict[str, Any] | None = None
     grounder: dict[str, Any] | None = None
@@ -135,9 +140,13 @@ def read_content(folder: str | Path) -> dict[str, Any]:
                          "<run>/<stage>/model") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path} can't be read: {str(error).splitlines()[0]}") from error
-    if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
-        raise InputError(f"{path} is not a model.yaml of format version {FORMAT_VERSION}")
+    if not isinstance(content, dict) or content.get("format_version") not in _READABLE_VERSIONS:
+        raise InputError(f"{path} is not a model.yaml of format version "
+                         f"{' or '.join(map(str, _READABLE_VERSIONS))}")
     content.pop("format_version")
+    for part, former in _FORMER_PARTS.items():
+        if former in content and part not in content:
+            content[part] = content.pop(former)
     return content
 
 
@@ -156,9 +165,16 @@ def read_recipe(folder: str | Path) -> ModelRecipe:
     return ModelRecipe(**canonical(content))
 
 
+def weights_file(folder: str | Path, part: str) -> Path:
+    """Where a part's weights lie, or would lie; there may be no such file."""
+    path = Path(folder) / f"{part}.safetensors"
+    former = Path(folder) / f"{_FORMER_PARTS.get(part, part)}.safetensors"
+    return former if former.exists() and not path.exists() else path
+
+
 def load_weights(module: nn.Module, folder: str | Path, part: str) -> nn.Module:
     """Fill a built part from its file; every key must match. Raises InputError naming the file and what differs."""
-    path = Path(folder) / f"{part}.safetensors"
+    path = weights_file(folder, part)
     try:
         state = safetensors.torch.load_file(path)
     except FileNotFoundError:
@@ -188,7 +204,7 @@ def model_card(content: dict[str, Any], figures: Sequence[Sequence[str]] = (), m
     kind = class_name((content.get("conditioner") or {}).get(TARGET, "")).removesuffix("Conditioner")
     name = about.get("source") or about.get("experiment") or (kind and f"{kind}, trained with VTA-SAM's framework")
     name = name or "A part of a model of VTA-SAM's framework"
-    parts = [part for part in ("codec", "condition_encoder", "unet", "conditioner", "vocoder") if content.get(part)]
+    parts = [part for part in ("codec", "condition_encoder", "denoiser", "conditioner", "vocoder") if content.get(part)]
     lines = ["---", "library_name: vta-sam", "tags: [video-to-audio]", "---", "", f"# {name}", "",
              f"Clips of {clip['duration_s']:g} s, {clip['fps']:g} pictures a second, sound of 16 kHz. "
              f"Parts: {', '.join(parts) or 'one stage before the diffusion'}.", "", "## Licence", "",
@@ -202,7 +218,7 @@ def model_card(content: dict[str, Any], figures: Sequence[Sequence[str]] = (), m
         lines += [f"{measured}.", "", *(f"| {' | '.join(cell.strip() for cell in row)} |" for row in padded)]
     else:
         lines += ["None were measured with these weights."]
-    if content.get("unet"):
+    if content.get("denoiser"):
         lines += ["", "## Use", "", "```python", "import vta_sam", "",
                   'pipeline = vta_sam.load("this/folder").to("cpu")',
                   'sound = pipeline.generate(video="in.mp4", caption="a dog barks")  # .waveform, 16 kHz', "```"]

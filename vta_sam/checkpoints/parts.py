@@ -30,6 +30,8 @@ MODEL_PARTS: dict[str, str] = {
     "foleycrafter": "vta_sam.conditioners.foleycrafter.FoleyCrafterConditioner",
     "onset_predictor": "vta_sam.conditioners.foleycrafter.OnsetPredictor",
     "v_prediction": "vta_sam.diffusion.objective.VPrediction",
+    "epsilon_prediction": "vta_sam.diffusion.objective.EpsilonPrediction",
+    "x0_prediction": "vta_sam.diffusion.objective.X0Prediction",
     "diffusion_sampler": "vta_sam.diffusion.sampler.Sampler",
     "griffin_lim": "vta_sam.vocoder.griffin_lim.GriffinLim",
     "hifigan": "vta_sam.vocoder.hifigan.HiFiGAN",
@@ -47,9 +49,8 @@ CONFIG_PARTS: dict[str, str] = {
     "shard_data": "vta_sam.training.data_sources.ShardData",
     "embedded_data": "vta_sam.training.data_sources.EmbeddedData",
     "wandb_logger": "vta_sam.training.fit.wandb_logger",
-    "slurm": "vta_sam.runtime.cluster.slurm.Slurm",
-    "trunk_recipe": "vta_sam.embedded.recipes.TrunkRecipe",
-    "tagger_recipe": "vta_sam.embedded.recipes.TaggerRecipe",
+    "trunk_recipe": "vta_sam.embedded.tiny_recipes.TrunkRecipe",
+    "tagger_recipe": "vta_sam.embedded.tiny_recipes.TaggerRecipe",
 }
 PARTS = MODEL_PARTS | CONFIG_PARTS
 
@@ -85,7 +86,6 @@ _FORMER: dict[tuple[str, str], str] = {
     ("training.data", "ShardData"): "shard_data",
     ("training.data", "EmbeddedData"): "embedded_data",
     ("training.loggers", "wandb_logger"): "wandb_logger",
-    ("cluster.batch_script", "Slurm"): "slurm",
     ("tiny.recipes", "TrunkRecipe"): "trunk_recipe",
     ("tiny.recipes", "TaggerRecipe"): "tagger_recipe",
 }

@@ -1,5 +1,9 @@
-"""Diff-Foley's first stage: an audio-visual encoder trained to tell which sound belongs to which moment of which clip
-(CAVP; Luo et al. 2023, arXiv 2306.17203, section 3.1)."""
+"""Diff-Foley: features of a contrastive audio-visual encoder, and guidance by an alignment classifier (Luo et al. 2023,
+arXiv 2306.17203).
+
+In order: the encoder and stage ``contrastive`` that trains it (CAVP, section 3.1); the classifier of noisy latents and
+stage ``classifier`` (section 3.3); the conditioner.
+"""
 
 from __future__ import annotations
 
@@ -7,31 +11,27 @@ import math
 from collections.abc import Callable
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..clip import ClipSpec
+from ..clip import ClipSpec, MelSpec
 from ..dataset.shards.batch import ClipBatch
 from ..diffusion.condition import Condition, Conditioner, LogLikelihood, Pretrained
-from ..diffusion.objective import TRAIN_TIMESTEPS, VPrediction
+from ..diffusion.objective import TIME_END, Objective
 from ..diffusion.positions import sinusoids
-from ..mel import LOG_FLOOR, N_MELS, LogMel, normalise
+from ..mel import LOG_FLOOR, LogMel, normalise
 from ..runtime.distributed import gathered
 from ..runtime.randomness import SampleDraws
 from ..runtime.stage_module import StageModule
 from ..vae.codec import sample_posterior
+from .vta_sam_pretraining import mean_per_frame
 
-# MERGED-DOC """Diff-Foley's alignment classifier: does this noisy latent belong to these pictures? (Luo et al. 2023,
-# section 3.3)"""
-# MERGED-DOC """Diff-Foley: features of a contrastive audio-visual encoder, and guidance by an alignment
-# classifier."""
-
-
-FURTHEST_SCALE = math.log(100)
+MAX_LOG_SCALE = math.log(100)  # of the similarities, as CLIP's
 
 
 class _Tower(nn.Module):
-    """Convolutions over time, residual, then a linear layer; row by row of unit length."""
+    """Residual convolutions over time, then a linear layer ⇒ unit vectors."""
 
     def __init__(self, in_dim: int, width: int, dim: int, layers: int, kernel: int):
         super().__init__()
@@ -54,10 +54,15 @@ class _Tower(nn.Module):
 
 
 class AlignedFrameEncoder(nn.Module):
-    """Frame embeddings ⇒ what is heard at each frame, as unit vectors. Published: SlowOnly-R50 on 4 frames a second;
-    here convolutions over the frame embeddings that all systems share.
+    """Frame embeddings ⇒ unit vectors that describe the sound at each frame. Published: SlowOnly-R50 on 4 frames a
+    second; here convolutions over the frame embeddings that all systems share.
 
-    Args: frame_dim Dv; width, layers, kernel_frames of the convolutions; dim of the vectors (published: 512).
+    Args:
+        frame_dim: Dv.
+        width: of the convolutions.
+        dim: of the vectors. Published: 512.
+        layers: number of convolutions.
+        kernel_frames: of the convolutions.
     """
 
     def __init__(self, frame_dim: int, width: int = 192, dim: int = 128, layers: int = 3, kernel_frames: int = 5):
@@ -67,27 +72,34 @@ class AlignedFrameEncoder(nn.Module):
         self.tower = _Tower(frame_dim, width, dim, layers, kernel_frames)
 
     def forward(self, batch: ClipBatch) -> Tensor:
-        """⇒ (B, T, dim)."""
+        """Unit vectors (B, T, dim)."""
         return self.tower(self.norm(batch.frame_embedding), batch.frame_mask)
 
 
-class HeardFrameEncoder(nn.Module):
+class AlignedSoundEncoder(nn.Module):
     """Log-mel (B, mel frames, 64) ⇒ unit vectors at the moments of the video's frames (B, T, dim). Used in this stage
     alone."""
 
-    def __init__(self, width: int = 128, dim: int = 128, layers: int = 3, kernel_frames: int = 5):
+    def __init__(self, width: int = 128, dim: int = 128, layers: int = 3, kernel_frames: int = 5,
+                 n_mels: int = MelSpec().n_mels):
         super().__init__()
-        self.listen = nn.Sequential(nn.Conv1d(N_MELS, width, 5, padding=2), nn.GELU(),
+        self.listen = nn.Sequential(nn.Conv1d(n_mels, width, 5, padding=2), nn.GELU(),
                                     nn.Conv1d(width, width, 5, padding=2), nn.GELU())
         self.tower = _Tower(width, width, dim, layers, kernel_frames)
 
-    def forward(self, mel: Tensor, mask: Tensor) -> Tensor:
-        """mask (B, T): which of the video's frames are real."""
+    def forward(self, mel: Tensor, mask: Tensor, spec: ClipSpec) -> Tensor:
+        """Unit vectors (B, T, dim).
+
+        Args:
+            mel: log-mel, (B, mel frames, 64).
+            mask: (B, T), which of the video's frames are real.
+            spec: time base of both.
+        """
         h = self.listen(((mel - LOG_FLOOR) / 8 - 0.5).transpose(1, 2))
-        return self.tower(F.adaptive_avg_pool1d(h, mask.shape[1]).transpose(1, 2), mask)
+        return self.tower(mean_per_frame(h, spec).transpose(1, 2), mask)
 
 
-def windows_of(x: Tensor, frames: int) -> Tensor:
+def pooled_windows(x: Tensor, frames: int) -> Tensor:
     """(B, T, D) ⇒ unit vectors (B, T // frames, D): the largest value of each dimension within each window, as the
     published encoder pools."""
     count = x.shape[1] // frames
@@ -95,22 +107,37 @@ def windows_of(x: Tensor, frames: int) -> Tensor:
     return F.normalize(pooled, dim=-1)
 
 
-def between_clips(seen: Tensor, heard: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Window w of a clip's pictures against window w of every clip's sound, and the reverse. (B, W, D) twice ⇒ (loss,
-    share of windows whose own sound is the nearest)."""
-    logits = torch.einsum("bwd,cwd->wbc", seen, heard)
-    labels = torch.arange(len(seen), device=seen.device).expand(logits.shape[0], -1)
+def between_clips(video: Tensor, sound: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Contrast window w of a clip's pictures with window w of every clip's sound, and the reverse.
+
+    Args:
+        video: (B, W, D).
+        sound: (B, W, D).
+        scale: of the similarities.
+
+    Returns:
+        Loss; share of windows whose own sound is the nearest.
+    """
+    logits = torch.einsum("bwd,cwd->wbc", video, sound)
+    labels = torch.arange(len(video), device=video.device).expand(logits.shape[0], -1)
     return _both_ways(logits * scale, labels), (logits.argmax(dim=2) == labels).float().mean()
 
 
-def within_clip(seen: Tensor, heard: Tensor, displaced: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Each window of a clip's pictures against all windows of its own sound and of the same sound shifted in time.
+def within_clip(video: Tensor, sound: Tensor, displaced: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Contrast each window of a clip's pictures with all windows of its sound and of the sound shifted in time.
 
-    seen, heard, displaced (B, W, D) ⇒ (loss, share of windows whose own moment is the nearest).
+    Args:
+        video: (B, W, D).
+        sound: (B, W, D).
+        displaced: (B, W, D), windows of the shifted sound.
+        scale: of the similarities.
+
+    Returns:
+        Loss; share of windows whose own moment is the nearest.
     """
-    logits = seen @ torch.cat([heard, displaced], dim=1).transpose(1, 2)
-    labels = torch.arange(seen.shape[1], device=seen.device).expand(len(seen), -1)
-    back = heard @ seen.transpose(1, 2)
+    logits = video @ torch.cat([sound, displaced], dim=1).transpose(1, 2)
+    labels = torch.arange(video.shape[1], device=video.device).expand(len(video), -1)
+    back = sound @ video.transpose(1, 2)
     loss = (F.cross_entropy((logits * scale).flatten(0, 1), labels.flatten())
             + F.cross_entropy((back * scale).flatten(0, 1), labels.flatten())) / 2
     return loss, (logits.argmax(dim=2) == labels).float().mean()
@@ -125,39 +152,42 @@ def _both_ways(logits: Tensor, labels: Tensor) -> Tensor:
 class ContrastivePretraining(StageModule):
     """Tell sounds apart between clips, within a clip, and from themselves displaced in time.
 
-    Args: encoder, the one that is kept; weights of the loss terms, under the names they are logged by: between, within;
-    window_frames, what is pooled into one moment; shortest_shift_frames of the displaced sound; optimise, (module) ⇒
-    Lightning's optimiser and schedule.
+    Args:
+        encoder: of frames; the one that is kept.
+        weights: of the loss terms, under the names they are logged by: between, within.
+        optimise: (module) ⇒ Lightning's optimiser and schedule.
+        window_frames: pooled into one vector.
+        shortest_shift_frames: of the displaced sound.
     """
 
     def __init__(self, encoder: AlignedFrameEncoder, weights: dict[str, float], optimise: Callable,
-                 window_frames: int = 8, shortest_shift_frames: int = 4):
+                 window_frames: int = 8, shortest_shift_frames: int = 4, mel: MelSpec = MelSpec()):
         super().__init__(optimise)
         self.encoder, self.weights = encoder, weights
         self.window_frames, self.shortest_shift_frames = window_frames, shortest_shift_frames
-        self.hearing, self.log_mel = HeardFrameEncoder(dim=encoder.dim), LogMel()
+        self.hearing, self.log_mel = AlignedSoundEncoder(dim=encoder.dim, n_mels=mel.n_mels), LogMel(mel)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def _forward(self, batch: ClipBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """⇒ (losses, figures)."""
-        assert batch.waveform is not None, "this stage hears the sound itself"
+        assert batch.waveform is not None, "this stage reads waveforms"
         mel = self.log_mel(normalise(batch.waveform))[:, :-1]
-        seen, heard = self.encoder(batch), self.hearing(mel, batch.frame_mask)
-        scale = self.log_scale.clamp(max=FURTHEST_SCALE).exp()
-        displaced = windows_of(self._displaced(heard, batch.seeds), self.window_frames)
-        seen, heard = windows_of(seen, self.window_frames), windows_of(heard, self.window_frames)
-        between, told_clips = between_clips(gathered(seen), gathered(heard), scale)
-        within, told_moments = within_clip(seen, heard, displaced, scale)
-        return ({"between": between, "within": within}, {"between_accuracy": told_clips,
-                                                         "within_accuracy": told_moments})
+        video, sound = self.encoder(batch), self.hearing(mel, batch.frame_mask, batch.spec)
+        scale = self.log_scale.clamp(max=MAX_LOG_SCALE).exp()
+        displaced = pooled_windows(self._displaced(sound, batch.seeds), self.window_frames)
+        video, sound = pooled_windows(video, self.window_frames), pooled_windows(sound, self.window_frames)
+        between, between_accuracy = between_clips(gathered(video), gathered(sound), scale)
+        within, within_accuracy = within_clip(video, sound, displaced, scale)
+        return ({"between": between, "within": within},
+                {"between_accuracy": between_accuracy, "within_accuracy": within_accuracy})
 
-    def _displaced(self, heard: Tensor, seeds: Tensor) -> Tensor:
-        """Each row shifted round by frames of its own, at least the shortest either way. (B, T, D) ⇒ (B, T, D)."""
-        frames = heard.shape[1]
+    def _displaced(self, sound: Tensor, seeds: Tensor) -> Tensor:
+        """Each row (T, D) rotated by a number of frames that its seed draws, at least the shortest either way."""
+        frames = sound.shape[1]
         free = max(1, frames - 2 * self.shortest_shift_frames)
         shift = SampleDraws(seeds, "displace").integer(free) + self.shortest_shift_frames
         places = (torch.arange(frames) + shift[:, None]) % frames
-        return heard.gather(1, places.to(heard.device)[..., None].expand_as(heard))
+        return sound.gather(1, places.to(sound.device)[..., None].expand_as(sound))
 
     def measure(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
         losses, figures = self._forward(batch)
@@ -168,13 +198,18 @@ TIMESTEP_DIM = 64
 
 
 class AlignmentClassifier(nn.Module):
-    """log p(aligned | noisy latent, timestep, frame features).
+    """log p(aligned | noisy latent, time, frame features).
 
-    Published: a UNet's encoder half with cross-attention to the whole video's features; here the features of the very
-    window, brought to the latent's columns, so that no step of guidance looks at other seconds than it makes.
+    Published: a UNet's encoder half with cross-attention to the whole video's features. Here the window's own features
+    are brought to the latent's columns, so that guidance of a window depends on no other seconds.
 
-    Args: feature_dim, of the frame features; latent_rows, channels times frequency rows of the latent; spec; width,
-    layers and kernel_columns of the convolutions over columns.
+    Args:
+        feature_dim: of the frame features.
+        latent_rows: channels times frequency rows of the latent.
+        spec: the clip's time base.
+        width: of the convolutions over columns.
+        layers: number of convolutions.
+        kernel_columns: of the convolutions.
     """
 
     def __init__(self, feature_dim: int, latent_rows: int, spec: ClipSpec, width: int = 128, layers: int = 3,
@@ -189,50 +224,60 @@ class AlignmentClassifier(nn.Module):
         self.judge = nn.Linear(2 * width, 1)
         self.register_buffer("interpolation", torch.from_numpy(spec.interpolation()), persistent=False)
 
-    def logit(self, latent: Tensor, timestep: Tensor, features: Tensor) -> Tensor:
-        """latent (B, C, columns, freq), timestep (B,), features (B, T, dim) ⇒ (B,)."""
-        heard = self.hear(latent.permute(0, 2, 1, 3).flatten(2))
-        seen = self.see(torch.einsum("ct,btd->bcd", self.interpolation.to(features.dtype), features))
-        x = (heard * (1 + seen) + seen + self.timestep(
-            sinusoids(timestep.float() / TRAIN_TIMESTEPS, TIMESTEP_DIM, 0.01, 10.0).to(seen.dtype))[:, None])
+    def logit(self, latent: Tensor, times: Tensor, features: Tensor) -> Tensor:
+        """Logit of p(aligned), (B,).
+
+        Args:
+            latent: (B, C, columns, freq).
+            times: (B,), of the diffusion.
+            features: (B, T, dim).
+        """
+        sound = self.hear(rearrange(latent, "b c t f -> b t (c f)"))
+        video = self.see(torch.einsum("ct,btd->bcd", self.interpolation.to(features.dtype), features))
+        x = (sound * (1 + video) + video + self.timestep(
+            sinusoids(times.float() / TIME_END, TIMESTEP_DIM, 0.01, 10.0).to(video.dtype))[:, None])
         x = x.transpose(1, 2)
         for norm, layer in zip(self.norms, self.layers):
             x = x + layer(F.silu(norm(x)))
         return self.judge(torch.cat([x.mean(dim=2), x.amax(dim=2)], dim=1))[:, 0]
 
-    def forward(self, latent: Tensor, timestep: Tensor, features: Tensor) -> Tensor:
-        """⇒ log p(aligned), (B,), ≤ 0."""
-        return F.logsigmoid(self.logit(latent, timestep, features))
+    def forward(self, latent: Tensor, times: Tensor, features: Tensor) -> Tensor:
+        """log p(aligned), (B,), ≤ 0; arguments as of :meth:`logit`."""
+        return F.logsigmoid(self.logit(latent, times, features))
 
 
 class ClassifierTraining(StageModule):
-    """Own pictures against another clip's, and against its own displaced in time, at every level of noise.
+    """Tell a latent's own pictures from another clip's, and from its own displaced in time, at every level of noise.
 
-    Args: classifier; encoder, frozen; latent_scale, 1 / std of the latents; optimise, (module) ⇒ Lightning's optimiser
-    and schedule.
+    Args:
+        classifier: what is trained.
+        encoder: of frames, frozen.
+        latent_scale: 1 / std of the latents.
+        optimise: (module) ⇒ Lightning's optimiser and schedule.
+        objective: of the diffusion whose noisy latents the classifier is to guide.
     """
 
     def __init__(self, classifier: AlignmentClassifier, encoder: AlignedFrameEncoder, latent_scale: float,
-                 optimise: Callable):
+                 optimise: Callable, objective: Objective):
         super().__init__(optimise)
         self.classifier, self.encoder = classifier, encoder.requires_grad_(False)
-        self.latent_scale, self.objective = latent_scale, VPrediction()
+        self.latent_scale, self.objective = latent_scale, objective
 
     def measure(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """⇒ (loss, accuracy). A third each: its own, another clip's, its own displaced; own ones weigh as much as the
-        other two together."""
+        """(Loss, accuracy) over equally many own, other and displaced pictures; own ones weigh as much as the other two
+        together."""
         assert batch.moments is not None, "the classifier is trained on latent shards"
         draws, device = SampleDraws(batch.seeds, "classifier"), batch.moments.device
         shape = (batch.moments.shape[1] // 2, *batch.moments.shape[2:])
         latent = sample_posterior(batch.moments, draws.normal(*shape).to(device)) * self.latent_scale
-        timestep = draws.integer(TRAIN_TIMESTEPS).to(device)
-        noisy, _ = self.objective.noised(latent, draws.normal(*shape).to(device), timestep)
+        times = self.objective.draw_times(draws).to(device)
+        noisy = self.objective.noised(latent, draws.normal(*shape).to(device), times)
         features = self.encoder(batch)
         frames = features.shape[1]
         shift = (draws.integer(frames // 2) + frames // 4).to(device)
         places = (torch.arange(frames, device=device) + shift[:, None]) % frames
         displaced = features.gather(1, places[..., None].expand_as(features))
-        logits = [self.classifier.logit(noisy, timestep, x) for x in (features, features.roll(1, 0), displaced)]
+        logits = [self.classifier.logit(noisy, times, x) for x in (features, features.roll(1, 0), displaced)]
         wrong = torch.cat(logits[1:])
         loss = (F.softplus(-logits[0]).mean() + F.softplus(wrong).mean()) / 2
         accuracy = ((logits[0] > 0).float().mean() + (wrong <= 0).float().mean()) / 2
@@ -240,11 +285,16 @@ class ClassifierTraining(StageModule):
 
 
 class DiffFoleyConditioner(Conditioner):
-    """The frozen encoder's features through a linear layer, with learned positions.
+    """The frozen encoder's features through a linear layer, with a learned position for each frame.
 
-    Args: encoder, trained by stage ``contrastive``; token_dim; latent_channels and latent_freq of the latent;
-    classifier, sizes of the AlignmentClassifier that stage ``classifier`` trains (None: no double guidance);
-    classifier_scale, s of v' = v − s·(σ/α)·∇log p (0: none).
+    Args:
+        encoder: trained by stage ``contrastive``.
+        spec: the clip's time base.
+        token_dim: width of the denoiser's tokens.
+        latent_channels: of the latent.
+        latent_freq: frequency rows of the latent.
+        classifier: sizes of the AlignmentClassifier that stage ``classifier`` trains; None: no double guidance.
+        classifier_scale: s of v' = v − s·(σ/α)·∇log p; 0: no double guidance.
     """
 
     pretrained = {"contrastive": Pretrained("encoder", "frame_encoder"),
@@ -278,4 +328,4 @@ class DiffFoleyConditioner(Conditioner):
         if classifier is None or not self.classifier_scale:
             return None
         features = self.encoder(batch)
-        return lambda latent, timestep: classifier(latent, timestep, features), self.classifier_scale
+        return lambda latent, times: classifier(latent, times, features), self.classifier_scale

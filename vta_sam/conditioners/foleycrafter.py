@@ -1,4 +1,9 @@
-"""Decoupled cross-attention: a second stream of tokens with keys and values of its own (IP-Adapter, Ye et al. 2023)."""
+"""FoleyCrafter: text, the clip's mean picture, and predicted onsets (Zhang et al. 2024, arXiv 2407.01494).
+
+In order: decoupled cross-attention, a second stream of tokens with keys and values of its own (IP-Adapter, Ye et al.
+2023); the control branch, a copy of the UNet's encoder half that reads a track in time (ControlNet, Zhang et al. 2023);
+the onset predictor and stage ``onsets`` that trains it (section 3.3); the conditioner.
+"""
 
 from __future__ import annotations
 
@@ -8,23 +13,18 @@ from collections.abc import Callable
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..clip import ClipSpec
+from ..clip import ClipSpec, MelSpec, step_times_s
 from ..dataset.shards.batch import ClipBatch
-from ..diffusion.condition import Condition, Conditioner, Pretrained
+from ..diffusion.condition import Condition, Conditioner, Denoiser, Pretrained
+from ..diffusion.unet import LatentUNet
 from ..mel import LogMel, normalise
 from ..runtime.stage_module import StageModule
 from .tango import CaptionTokens
 from .vta_sam_pretraining import onset_targets
-
-# MERGED-DOC """A control branch: a copy of the UNet's encoder half that reads a track in time (ControlNet, Zhang et
-# al. 2023)."""
-# MERGED-DOC """FoleyCrafter's onset predictor: at which frames does a sound begin, judged by the pictures alone
-# (Zhang et al. 2024, arXiv 2407.01494, section 3.3)."""
-# MERGED-DOC """FoleyCrafter: text, the clip's mean picture by decoupled attention, and predicted onsets through a
-# control branch (Zhang et al. 2024, arXiv 2407.01494)."""
 
 
 class DecoupledCrossAttention(nn.Module):
@@ -32,6 +32,12 @@ class DecoupledCrossAttention(nn.Module):
 
     The last ``image_tokens`` of the keys are the second stream. Its values start at zero, so that a new layer computes
     what text alone would.
+
+    Args:
+        inner_dim: width of queries and keys.
+        cross_dim: width of tokens.
+        image_tokens: number of tokens of the second stream.
+        scale: of the second stream; 0: text alone.
     """
 
     def __init__(self, inner_dim: int, cross_dim: int, image_tokens: int, scale: float):
@@ -59,7 +65,7 @@ class DecoupledCrossAttention(nn.Module):
 
 
 def _heads(attn: Attention, x: Tensor) -> Tensor:
-    return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+    return rearrange(x, "b n (h d) -> b h n d", h=attn.heads)
 
 
 def decouple(unet: UNet2DConditionModel, image_tokens: int, scale: float) -> None:
@@ -70,29 +76,24 @@ def decouple(unet: UNet2DConditionModel, image_tokens: int, scale: float) -> Non
             module.set_processor(DecoupledCrossAttention(module.inner_dim, cross_dim, image_tokens, scale))
 
 
-def attention_scale(unet: nn.Module, scale: float) -> None:
-    """Change how much the second stream counts; 0: text alone."""
-    for module in unet.modules():
-        if isinstance(module, DecoupledCrossAttention):
-            module.scale = scale
-
-
 STEPS_PER_COLUMN = 4  # of the track; a column of 160 ms then tells onsets 40 ms apart
 
 
 class ControlBranch(nn.Module):
-    """What is added to the UNet's skip connections and to its middle.
+    """Additions to the UNet's skip connections and to its middle, computed from a track.
 
-    diffusers' ControlNetModel takes no mask of the tokens, so padding of captions would speak; this is the same copy of
-    the same blocks with the mask. All that leaves it goes through convolutions that start at zero.
+    diffusers' ControlNetModel takes no mask of the tokens, so that padding of captions would have an effect. This is
+    the same copy of the same blocks, with the mask. All outputs go through convolutions that start at zero.
 
-    Args: unet, copied; columns of the latent; scale of what is added (published: 0.2 at inference; trained here with
-    the scale it is used with).
+    Args:
+        unet: its encoder half is copied.
+        spec: time base of the latent and of the track.
+        scale: factor on what is added. Published: 0.2 at inference; trained here with the scale it is used with.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, columns: int, scale: float):
+    def __init__(self, unet: UNet2DConditionModel, spec: ClipSpec, scale: float):
         super().__init__()
-        self.columns, self.scale = columns, scale
+        self.spec, self.scale = spec, scale
         self.conv_in, self.time_embedding = copy.deepcopy(unet.conv_in), copy.deepcopy(unet.time_embedding)
         self.time_proj = unet.time_proj  # has no weights
         self.down_blocks, self.mid_block = copy.deepcopy(unet.down_blocks), copy.deepcopy(unet.mid_block)
@@ -107,13 +108,17 @@ class ControlBranch(nn.Module):
 
     def forward(self, sample: Tensor, timestep: Tensor, tokens: Tensor, mask: Tensor,
                 track: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        """sample (B, C, columns, freq) as the UNet's, tokens (B, L, D), mask (B, L), track (B, 1, steps) in [-1, 1] ⇒
-        what is added to each skip connection, and to the middle."""
+        """The additions to each skip connection, and to the middle.
+
+        Args:
+            sample: (B, C, columns, freq), as the UNet's.
+            timestep: (B,).
+            tokens: (B, L, D).
+            mask: (B, L), True = real.
+            track: (B, 1, T) in [-1, 1], a value for each frame.
+        """
         emb = self.time_embedding(self.time_proj(timestep).to(sample.dtype))
-        steps = self.columns * STEPS_PER_COLUMN
-        places = ((torch.arange(steps, device=track.device) + 0.5) * (track.shape[2] / steps)).long()
-        read = self.read_track(track[:, :, places].to(sample.dtype))
-        x = self.conv_in(sample) + read[..., None]
+        x = self.conv_in(sample) + self.read_track(self.steps_of(track).to(sample.dtype))[..., None]
         bias = (1 - mask.to(sample.dtype))[:, None] * -10_000.0
         skips = [x]
         for block in self.down_blocks:
@@ -128,6 +133,12 @@ class ControlBranch(nn.Module):
             x = self.mid_block(x, emb)
         return (tuple(leave(skip) * self.scale for leave, skip in zip(self.leave, skips, strict=True)),
                 self.leave_middle(x) * self.scale)
+
+    def steps_of(self, track: Tensor) -> Tensor:
+        """A value for each frame ⇒ one for each step, that of the frame on screen then. (B, 1, T) ⇒ (B, 1, steps)."""
+        steps = torch.arange(self.spec.columns * STEPS_PER_COLUMN, device=track.device)
+        frames = self.spec.clock.frame_at(step_times_s(steps, self.spec.column_s / STEPS_PER_COLUMN)).long()
+        return track[:, :, frames.clamp(max=track.shape[2] - 1)]
 
 
 def _zero_convolution(channels: int) -> nn.Conv2d:
@@ -146,14 +157,18 @@ def _skip_channels(unet: UNet2DConditionModel) -> list[int]:
     return channels
 
 
-ONSET_LEVEL = 0.5  # targets from here on count as onsets in the figures
+ONSET_LEVEL = 0.5  # targets of at least that count as onsets in the figures
 
 
 class OnsetPredictor(nn.Module):
     """Frame embeddings ⇒ onset logits per frame. Published: R(2+1)D-18 without temporal stride on small pictures; here
     convolutions over the frame embeddings that all systems share.
 
-    Args: frame_dim Dv; width, layers, kernel_frames of the convolutions.
+    Args:
+        frame_dim: Dv.
+        width: of the convolutions.
+        layers: number of convolutions.
+        kernel_frames: of the convolutions.
     """
 
     def __init__(self, frame_dim: int, width: int = 128, layers: int = 3, kernel_frames: int = 5):
@@ -165,7 +180,7 @@ class OnsetPredictor(nn.Module):
         self.leave = nn.Linear(width, 1)
 
     def forward(self, batch: ClipBatch) -> Tensor:
-        """⇒ (B, T) logits."""
+        """Logits (B, T)."""
         mask = batch.frame_mask[:, None]
         x = self.enter(self.norm(batch.frame_embedding)).transpose(1, 2)
         for layer in self.layers:
@@ -174,28 +189,30 @@ class OnsetPredictor(nn.Module):
 
 
 class OnsetTraining(StageModule):
-    """Learn where the sound's onsets are, from sound alone: no labels of events are used.
+    """Learn at which frames a sound begins. The sound itself gives the targets; no labels of events are used.
 
-    Args: predictor; onset_weight, how much more a frame with an onset counts than one without; optimise, (module) ⇒
-    Lightning's optimiser and schedule.
+    Args:
+        predictor: that is trained.
+        onset_weight: how much more a frame with an onset counts than one without.
+        optimise: (module) ⇒ Lightning's optimiser and schedule.
     """
 
-    def __init__(self, predictor: OnsetPredictor, onset_weight: float, optimise: Callable):
+    def __init__(self, predictor: OnsetPredictor, onset_weight: float, optimise: Callable, mel: MelSpec = MelSpec()):
         super().__init__(optimise)
         self.onset_weight: Tensor
-        self.predictor, self.log_mel = predictor, LogMel()
+        self.predictor, self.log_mel = predictor, LogMel(mel)
         self.register_buffer("onset_weight", torch.tensor(float(onset_weight)), persistent=False)
 
     def measure(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        assert batch.waveform is not None, "this stage hears the sound itself"
+        assert batch.waveform is not None, "this stage reads waveforms"
         logits = self.predictor(batch)
-        true = onset_targets(self.log_mel(normalise(batch.waveform))[:, :-1], logits.shape[1])
+        true = onset_targets(self.log_mel(normalise(batch.waveform))[:, :-1], batch.spec)
         real = batch.frame_mask
         loss = F.binary_cross_entropy_with_logits(logits, true, pos_weight=self.onset_weight, reduction="none")
         loss = loss[real].mean()
-        said, is_onset = (logits > 0) & real, (true >= ONSET_LEVEL) & real
-        hits = (said & is_onset).sum()
-        f1 = 2 * hits / (said.sum() + is_onset.sum()).clamp(min=1)
+        predicted, is_onset = (logits > 0) & real, (true >= ONSET_LEVEL) & real
+        hits = (predicted & is_onset).sum()
+        f1 = 2 * hits / (predicted.sum() + is_onset.sum()).clamp(min=1)
         return loss, {"frame_f1": f1}
 
 
@@ -204,17 +221,25 @@ ONSET_THRESHOLD = 0.5  # of the probability, as published
 
 class FoleyCrafterConditioner(Conditioner):
     """Three paths: caption tokens by cross-attention; the mean of all frame embeddings as a few image tokens, read by
-    attention of their own; onsets as a track of -1 and 1 through a control branch. What is seen has no time but for the
-    track, as published.
+    attention of their own; onsets as a track of -1 and 1 through a control branch. As published, pictures have no time
+    but for the track.
 
-    Published: the branch is trained after the rest, on a finished text-to-audio UNet; here everything trains together
-    from one start, as every system here does.
+    Published: the branch is trained after the rest, on a finished text-to-audio UNet. Here everything trains together
+    from one start, as every system does.
 
-    Args: onsets, trained by stage ``onsets`` and frozen; caption_dim, frame_dim, token_dim; image_tokens, how many the
-    mean frame becomes; image_scale and control_scale of the second and third path.
+    Args:
+        onsets: trained by stage ``onsets``, and frozen.
+        caption_dim: Dc.
+        frame_dim: Dv.
+        spec: the clip's time base.
+        token_dim: width of the denoiser's tokens.
+        image_tokens: made of the mean frame.
+        image_scale: of the second path.
+        control_scale: of the third path.
     """
 
     pretrained = {"onsets": Pretrained("onsets", "onset_predictor")}
+    denoiser_kind = LatentUNet
 
     def __init__(self, onsets: OnsetPredictor, caption_dim: int, frame_dim: int, spec: ClipSpec, token_dim: int,
                  image_tokens: int = 4, image_scale: float = 1.0, control_scale: float = 1.0):
@@ -235,7 +260,7 @@ class FoleyCrafterConditioner(Conditioner):
 
     @torch.no_grad()
     def track(self, batch: ClipBatch) -> Tensor:
-        """⇒ (B, 1, T): 1 where an onset is predicted, else -1; also beyond the clip's end."""
+        """The track (B, 1, T): 1 where an onset is predicted, else -1, also beyond the clip's end."""
         found = (self.onsets(batch).sigmoid() > ONSET_THRESHOLD) & batch.frame_mask
         return found[:, None].to(batch.frame_embedding.dtype) * 2 - 1
 
@@ -245,7 +270,8 @@ class FoleyCrafterConditioner(Conditioner):
         return Condition(tokens, mask, image_tokens=self.null_image.expand(size, self.image_tokens, -1),
                          control=self.null_control.expand(size, 1, frames))
 
-    def adapt(self, unet) -> None:
-        unet.forget_token_times()
-        unet.control = ControlBranch(unet.unet, self.spec.columns, self.control_scale)
-        decouple(unet.unet, self.image_tokens, self.image_scale)
+    def adapt(self, denoiser: Denoiser) -> None:
+        assert isinstance(denoiser, LatentUNet)
+        denoiser.use_plain_cross_attention()
+        denoiser.control = ControlBranch(denoiser.unet, self.spec, self.control_scale)
+        decouple(denoiser.unet, self.image_tokens, self.image_scale)

@@ -7,14 +7,17 @@ from torch import Tensor, nn
 
 from ..clip import ClipSpec
 from ..dataset.shards.batch import ClipBatch
-from ..diffusion.condition import Condition, Conditioner
+from ..diffusion.condition import Condition, Conditioner, Denoiser
 
 
 class CaptionTokens(nn.Module):
-    """The text encoder's token states ⇒ the UNet's width, and a null that is one learned token.
+    """The text encoder's token states, brought to the denoiser's width, and a null that is one learned token.
 
-    caption_dim: Dc, of the frozen text encoder's states. token_dim: D. straight: states are tokens as they are, and the
-    null is one token, the text encoder's state of an empty caption, which is to be filled in.
+    Args:
+        caption_dim: Dc, of the frozen text encoder's states.
+        token_dim: D.
+        straight: states are tokens as they are. The null is one token, the text encoder's state of an empty caption,
+            which an importer fills in.
     """
 
     def __init__(self, caption_dim: int, token_dim: int, straight: bool = False):
@@ -27,7 +30,7 @@ class CaptionTokens(nn.Module):
         self.null_token = nn.Parameter(torch.randn(token_dim) * 0.02)
 
     def forward(self, batch: ClipBatch) -> tuple[Tensor, Tensor]:
-        """⇒ tokens (B, L, D), mask (B, L)."""
+        """Tokens (B, L, D), and their mask (B, L)."""
         return self.project(self.norm(batch.caption_tokens)), batch.caption_mask
 
     def null(self, batch: ClipBatch) -> tuple[Tensor, Tensor]:
@@ -39,9 +42,15 @@ class CaptionTokens(nn.Module):
 
 class TangoConditioner(Conditioner):
     """Text to audio. Published: FLAN-T5 states of width 1024 straight into cross-attention of that width, and an empty
-    caption's as the null (``straight``); else a linear layer brings any encoder's states to the shared UNet's width.
+    caption's as the null (``straight``). Else a linear layer brings any encoder's states to the denoiser's width.
 
-    A word of a caption has no time, so cross-attention loses the times that it gives frames (:meth:`adapt`).
+    A word of a caption has no time, so that cross-attention is the plain one (:meth:`adapt`).
+
+    Args:
+        caption_dim: Dc.
+        spec: the clip's time base.
+        token_dim: width of the denoiser's tokens.
+        straight: as of :class:`CaptionTokens`.
     """
 
     def __init__(self, caption_dim: int, spec: ClipSpec, token_dim: int, straight: bool = False):
@@ -55,5 +64,5 @@ class TangoConditioner(Conditioner):
     def null(self, batch: ClipBatch) -> Condition:
         return Condition(*self.caption.null(batch))
 
-    def adapt(self, unet) -> None:
-        unet.forget_token_times()
+    def adapt(self, denoiser: Denoiser) -> None:
+        denoiser.use_plain_cross_attention()

@@ -1,4 +1,8 @@
-"""Frame semantics: what VTA-SAM adds to a video's own features (arXiv 2409.14709, figure 1a)."""
+"""VTA-SAM: one token per frame, made of its embedding v[t] and its semantics s[t] (arXiv 2409.14709, figure 1a).
+
+In order: frame semantics, the objects' embeddings weighted by how surely each is there; the temporal-semantic encoder
+[v[t] ; s[t]] ⇒ tokens; the conditioner, which may also lay tokens beside the latent's columns.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +11,22 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..clip import ClipSpec
+from ..clip import ClipSpec, FrameClock
 from ..dataset.shards.batch import ClipBatch
 from ..diffusion.condition import Condition, Conditioner, Pretrained
 from ..diffusion.positions import sinusoids
 from ..runtime.errors import InputError
 from .vta_ldm import FrameProjection
 
-# MERGED-DOC """The temporal-semantic condition encoder: [v[t] ; s[t]] per frame ⇒ one token per frame."""
-# MERGED-DOC """VTA-SAM: one token per frame made of [v[t] ; s[t]]; optionally also laid beside the latent's
-# columns."""
-
-
-Weights = Callable[[ClipBatch], Tensor]  # ⇒ (B, T, K): how much each object counts in each frame
+Weights = Callable[[ClipBatch], Tensor]  # a batch ⇒ (B, T, K): how much each object counts in each frame
 
 
 def frame_semantics(probs: Tensor, object_embedding: Tensor) -> Tensor:
-    """s[t] = Σ_k p[t, k] · e[k].
+    """s[t] = Σ_k p[t, k] · e[k] ⇒ (B, T, De).
 
-    probs (B, T, K) in [0, 1], object_embedding (B, K, De) or, where it changes with time, (B, T, K, De) ⇒ (B, T, De).
-    Padded objects have probability 0.
+    Args:
+        probs: p, (B, T, K) in [0, 1]; 0 for padded objects.
+        object_embedding: e, (B, K, De) or, where it changes with time, (B, T, K, De).
     """
     if object_embedding.ndim == 4:
         return (probs[..., None] * object_embedding).sum(dim=2)
@@ -34,12 +34,12 @@ def frame_semantics(probs: Tensor, object_embedding: Tensor) -> Tensor:
 
 
 def as_seen(batch: ClipBatch) -> Tensor:
-    """p[t, k], the paper."""
+    """p[t, k], as in the paper."""
     return batch.probs
 
 
 def uniform(batch: ClipBatch) -> Tensor:
-    """Each object's mean over the clip's real frames: which objects are there is known, when is not."""
+    """Each object's mean over the clip's real frames, which tells which objects are there and not when."""
     real = batch.frame_mask[..., None].to(batch.probs.dtype)
     mean = (batch.probs * real).sum(dim=1, keepdim=True) / real.sum(dim=1, keepdim=True).clamp(min=1)
     return mean.expand_as(batch.probs)
@@ -81,18 +81,30 @@ class TemporalBlock(nn.Module):
 
 
 class TemporalSemanticEncoder(nn.Module):
-    """Frame embeddings and frame semantics ⇒ tokens that know what happens around them.
+    """Frame embeddings and frame semantics ⇒ one token per frame, with its context in time.
 
     The frame embedding is normalised per frame, the object embeddings per object and *before* they are summed: a
     LayerNorm on the sum would divide the probabilities away whenever a clip names a single object.
 
-    Args: frame_dim Dv, object_dim De; width of a token; layers, heads, kernel_frames of the blocks; fps of the
-    frames (positions are seconds); use_frames, use_semantics: which of the two halves of [v ; s] to listen to;
-    frame_gain, object_gain: what the two norms scale by before training (they learn from there). Where both halves
-    tell what a thing is, the louder one is learned first and the other not at all: the objects' is to be that one.
-    weights: how much each object counts in a frame, a name of :data:`~vta_sam.conditioners.vta_sam.WEIGHTS`; threshold:
-    probabilities below it count as 0; mask_dim: width of mask-pooled SAM embeddings, which a linear layer adds to the
-    object's own vector frame by frame (0: not used).
+    Where both halves of [v ; s] tell what a thing is, training learns the one of larger gain first and the other not at
+    all; the objects' gain is to be the larger one.
+
+    Args:
+        frame_dim: Dv.
+        object_dim: De.
+        fps: frames a second; positions are seconds.
+        width: of a token.
+        layers: number of blocks.
+        heads: of a block's attention.
+        kernel_frames: of a block's convolution.
+        use_frames: read v.
+        use_semantics: read s.
+        frame_gain: initial scale of v's norm; it is trained.
+        object_gain: initial scale of the objects' norm; it is trained.
+        weights: how much each object counts in a frame, a name of :data:`WEIGHTS`.
+        threshold: probabilities below it count as 0.
+        mask_dim: width of mask-pooled SAM embeddings, which a linear layer adds to the object's own vector frame by
+            frame; 0: not used.
     """
 
     def __init__(
@@ -131,36 +143,40 @@ class TemporalSemanticEncoder(nn.Module):
         self.final_norm = nn.LayerNorm(width)
 
     def forward(self, batch: ClipBatch) -> Tensor:
-        """⇒ (B, T, width); rows of ``batch.frame_mask`` that are False hold no meaning."""
+        """Tokens (B, T, width). Those where ``batch.frame_mask`` is False have no meaning."""
         v = self.frame_norm(batch.frame_embedding) * float(self.use_frames)
         s = self._semantics(batch) * float(self.use_semantics)
         x = self.project(torch.cat([v, s], dim=-1))
-        times_s = (torch.arange(x.shape[1], device=x.device) + 0.5) / self.fps
+        times_s = FrameClock(self.fps).time_s(torch.arange(x.shape[1], device=x.device))
         x = x + sinusoids(times_s, self.width).to(x.dtype)
         for block in self.blocks:
             x = block(x, batch.frame_mask)
         return self.final_norm(x)
 
     def _semantics(self, batch: ClipBatch) -> Tensor:
-        """⇒ s (B, T, De)."""
+        """s (B, T, De)."""
         e = self.object_norm(batch.object_embedding) * batch.object_mask[..., None]
         if self.mask_dim:
             if batch.mask_embedding is None:
                 raise InputError("this model reads mask-pooled SAM embeddings, and the features have none; extract "
                                  "them with grounder=grounded_sam grounder.sam=vit_h")
-            looks = self.project_mask(self.mask_norm(batch.mask_embedding)) * batch.object_mask[:, None, :, None]
-            e = e[:, None] + looks
+            appearance = self.project_mask(self.mask_norm(batch.mask_embedding)) * batch.object_mask[:, None, :, None]
+            e = e[:, None] + appearance
         return frame_semantics(threshold(WEIGHTS[self.weights](batch), self.threshold), e)
 
 
 class VTASAMConditioner(Conditioner):
     """The paper's condition, and with ``map_channels`` > 0 ours.
 
-    Args: encoder, the temporal-semantic encoder (stage 2 pretrains it); spec, the time base; token_dim, the UNet's
-    cross-attention width; positions, add the frame's time to its token; map_channels, channels of the tokens
-    interpolated to the latent's columns, centre to centre (0: cross-attention only); carried, a projection of frames
-    that another model was trained with, whose tokens are added to this one's: what a start from VTA-LDM sets, together
-    with weights that make it compute what VTA-LDM does at step 0.
+    Args:
+        encoder: stage 2 pretrains it.
+        spec: the clip's time base.
+        token_dim: width of the denoiser's tokens.
+        positions: add the frame's time to its token.
+        map_channels: channels of the tokens that are interpolated to the latent's columns, centre to centre; 0:
+            cross-attention only.
+        carried: a projection of frames that another model was trained with, whose tokens are added. A start from
+            VTA-LDM sets it, with weights that make the model compute what VTA-LDM does at step 0.
     """
 
     pretrained = {"condition": Pretrained("encoder", "condition_encoder", rate=0.1, required=False)}
@@ -193,7 +209,7 @@ class VTASAMConditioner(Conditioner):
     def _positions(self, frames: int, like: Tensor) -> Tensor:
         if not self.positions:
             return like.new_zeros(frames, self.token_dim)
-        times_s = (torch.arange(frames, device=like.device) + 0.5) / self.spec.fps
+        times_s = self.spec.clock.time_s(torch.arange(frames, device=like.device))
         positions = sinusoids(times_s, self.token_dim).to(like.dtype)
         return positions if self.carried is None else positions * self.position_gain
 

@@ -1,4 +1,4 @@
-"""What stage 2 asks of the condition encoder: hear, in the pictures, what the microphone heard."""
+"""Stage 2: pretrain VTA-SAM's condition encoder to predict a sound's energy and onsets from pictures and grounding."""
 
 from __future__ import annotations
 
@@ -9,44 +9,66 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..clip import ClipSpec, MelSpec
 from ..dataset.shards.batch import Augmentation, ClipBatch
-from ..mel import LOG_FLOOR, N_MELS, LogMel, normalise
+from ..mel import LOG_FLOOR, LogMel, normalise
 from ..runtime.distributed import gathered
 from ..runtime.stage_module import StageModule
 from .vta_sam import TemporalSemanticEncoder
-
-# MERGED-DOC """Stage 2: pretrain the temporal-semantic condition encoder."""
-
 
 ENERGY_RANGE_NATS = 60 / 20 * math.log(10)  # the envelope is clipped 60 dB below the clip's maximum
 ONSET_RISE_NATS = 1.5  # a rise of 13 dB within 30 ms counts as an onset for sure
 FLUX_FRAMES = 3
 
 
-def energy_targets(mel: Tensor, frames: int) -> Tensor:
-    """Loudness of each video frame. mel (B, mel frames, 64) ⇒ (B, frames) in [0, 1]: 0 is 60 dB below the maximum."""
+def mean_per_frame(x: Tensor, spec: ClipSpec) -> Tensor:
+    """The mean over the time that each frame stands for, (B, C, mel frames) ⇒ (B, C, frames)."""
+    if _whole_mel_frames(x, spec):
+        return F.adaptive_avg_pool1d(x, spec.frames)
+    return x @ _shares(x, spec).T.to(x.dtype)
+
+
+def max_per_frame(x: Tensor, spec: ClipSpec) -> Tensor:
+    """The maximum over the time that each frame stands for, (B, C, mel frames) ⇒ (B, C, frames)."""
+    if _whole_mel_frames(x, spec):
+        return F.adaptive_max_pool1d(x, spec.frames)
+    outside = _shares(x, spec) == 0
+    return x[:, :, None].masked_fill(outside, float("-inf")).amax(dim=3)
+
+
+def _whole_mel_frames(x: Tensor, spec: ClipSpec) -> bool:
+    """Is each frame a whole number of mel frames long, all of them inside x? Then pooling needs no shares of them."""
+    return spec.mel_frames_per_frame.denominator == 1 and x.shape[2] == spec.frames * spec.mel_frames_per_frame
+
+
+def _shares(x: Tensor, spec: ClipSpec) -> Tensor:
+    return torch.from_numpy(spec.clock.shares(spec.frames, x.shape[2], 1 / spec.mel_rate_hz)).to(x.device)
+
+
+def energy_targets(mel: Tensor, spec: ClipSpec) -> Tensor:
+    """Loudness of each video frame, (B, mel frames, 64) ⇒ (B, frames) in [0, 1]; 0 is 60 dB below the maximum."""
     envelope = mel.mean(dim=2)
     top = envelope.amax(dim=1, keepdim=True)
     level = ((envelope - top) / ENERGY_RANGE_NATS + 1).clamp(0, 1)
     level = torch.where(top > LOG_FLOOR + 0.1, level, torch.zeros_like(level))  # silence has no loudest moment
-    return F.adaptive_avg_pool1d(level[:, None], frames)[:, 0]
+    return mean_per_frame(level[:, None], spec)[:, 0]
 
 
-def onset_targets(mel: Tensor, frames: int) -> Tensor:
-    """How surely a sound begins within each video frame. mel (B, mel frames, 64) ⇒ (B, frames) in [0, 1]."""
+def onset_targets(mel: Tensor, spec: ClipSpec) -> Tensor:
+    """How surely a sound begins within each video frame, (B, mel frames, 64) ⇒ (B, frames) in [0, 1]."""
     envelope = mel.mean(dim=2)
     rise = F.pad(envelope, (FLUX_FRAMES, 0), mode="replicate")
     rise = (envelope - rise[:, : envelope.shape[1]]).clamp(min=0) / ONSET_RISE_NATS
-    return F.adaptive_max_pool1d(rise.clamp(max=1)[:, None], frames)[:, 0]
+    return max_per_frame(rise.clamp(max=1)[:, None], spec)[:, 0]
 
 
-class SoundTower(nn.Module):
-    """Log-mel (B, mel frames, 64) ⇒ one vector per clip (B, dim), for telling sounds apart in stage 2 only."""
+class SoundEncoder(nn.Module):
+    """Log-mel (B, mel frames, 64) ⇒ one vector per clip (B, dim). Stage 2 alone uses it, to tell sounds apart."""
 
-    def __init__(self, dim: int, channels: int = 96):
+    def __init__(self, dim: int, channels: int = 96, n_mels: int = MelSpec().n_mels):
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv1d(N_MELS, channels, 5, stride=2, padding=2), nn.GELU(),
+            nn.Conv1d(n_mels, channels, 5, stride=2, padding=2), nn.GELU(),
             nn.Conv1d(channels, channels, 5, stride=2, padding=2), nn.GELU(),
             nn.Conv1d(channels, channels, 5, stride=2, padding=2), nn.GELU(),
         )
@@ -70,8 +92,8 @@ def retrieval_accuracy(a: Tensor, b: Tensor) -> Tensor:
     return (similarity.argmax(dim=1) == torch.arange(len(a), device=a.device)).float().mean()
 
 
-class HearingHeads(nn.Module):
-    """Tokens (B, T, width) ⇒ energy and onset logits per frame (B, T), and a clip vector (B, dim)."""
+class PretrainingHeads(nn.Module):
+    """Tokens (B, T, width) ⇒ energy and onset logits per frame (B, T), and one vector per clip (B, dim)."""
 
     def __init__(self, width: int, dim: int = 128):
         super().__init__()
@@ -90,26 +112,30 @@ class HearingHeads(nn.Module):
 class ConditionPretraining(StageModule):
     """Predict the sound's energy and onsets per frame, and tell the clip's own sound from the batch's others.
 
-    Args: encoder; weights of the loss terms, under the names they are logged by: energy, onset, contrastive;
-    augment, what training hides, as in stage 3; optimise, (module) ⇒ Lightning's optimiser and schedule.
+    Args:
+        encoder: that is pretrained.
+        weights: of the loss terms, under the names they are logged by: energy, onset, contrastive.
+        augment: hides parts of the input, as in stage 3.
+        optimise: (module) ⇒ Lightning's optimiser and schedule.
     """
 
     def __init__(self, encoder: TemporalSemanticEncoder, weights: dict[str, float], augment: Augmentation,
-                 optimise: Callable):
+                 optimise: Callable, mel: MelSpec = MelSpec()):
         super().__init__(optimise)
         self.encoder, self.weights = encoder, weights
         self.augment = augment
-        self.heads, self.tower, self.log_mel = HearingHeads(encoder.width), SoundTower(dim=128), LogMel()
+        self.heads, self.tower = PretrainingHeads(encoder.width), SoundEncoder(dim=128, n_mels=mel.n_mels)
+        self.log_mel = LogMel(mel)
 
     def _forward(self, batch: ClipBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """⇒ (losses, figures)."""
-        assert batch.waveform is not None, "stage 2 hears the sound itself"
+        """(Losses, figures), by name."""
+        assert batch.waveform is not None, "stage 2 reads waveforms"
         mel = self.log_mel(normalise(batch.waveform))[:, :-1]
         tokens = self.encoder(batch)
         energy, onset, clip = self.heads(tokens, batch.frame_mask)
         sound = self.tower(mel)
-        energy_true = energy_targets(mel, tokens.shape[1])
-        onset_true = onset_targets(mel, tokens.shape[1])
+        energy_true = energy_targets(mel, batch.spec)
+        onset_true = onset_targets(mel, batch.spec)
         real = batch.frame_mask.float() / batch.frame_mask.float().mean()
         losses = {
             "energy": (F.mse_loss(energy, energy_true, reduction="none") * real).mean(),

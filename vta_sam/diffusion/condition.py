@@ -1,4 +1,5 @@
-"""What the diffusion model listens to: the contract of every compared system (one conditioner each)."""
+"""Denoiser and conditioner: the contracts of the network that predicts and of the module that tells it what to sound
+like, and the Condition that passes between them. Each compared system is one conditioner."""
 
 from __future__ import annotations
 
@@ -11,17 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from ..dataset.shards.batch import ClipBatch
+from ..runtime.errors import InputError
 
-LogLikelihood = Callable[[Tensor, Tensor], Tensor]  # noisy latent (B, C, columns, freq), timestep (B,) ⇒ log p (B,)
+LogLikelihood = Callable[[Tensor, Tensor], Tensor]  # noisy latent (B, C, columns, freq), times (B,) ⇒ log p (B,)
 
 
 @dataclass
 class Condition:
-    """tokens (B, L, D) and mask (B, L), True = real: the keys and values of the UNet's cross-attention.
+    """What a denoiser is conditioned on.
 
-    column_map (B, C, columns), optional: channels laid beside the latent, column by column. image_tokens (B, M, D),
-    optional: a second stream, read by attention of its own. control (B, 1, steps), optional: a track over the clip's
-    time, from -1 to 1, that a control branch reads.
+    Attributes:
+        tokens: (B, L, D), keys and values of the denoiser's cross-attention.
+        mask: (B, L), True = real.
+        column_map: (B, C, columns) or None; channels laid beside the latent, column by column.
+        image_tokens: (B, M, D) or None; a second stream, read by attention of its own.
+        control: (B, 1, steps) or None; a track over the clip's time, from -1 to 1, that a control branch reads.
     """
 
     tokens: Tensor
@@ -39,12 +44,12 @@ class Condition:
         return Condition(**merged)
 
     def where(self, rows: Tensor, other: "Condition") -> "Condition":
-        """Rows (B,) that are True come from ``other``."""
+        """The same, but for the rows that are True in ``rows`` (B,), which come from ``other``."""
         return self._merge(other, lambda mine, its: torch.where(rows.view(-1, *[1] * (mine.ndim - 1)), its, mine))
 
-    def followed_by(self, other: "Condition") -> "Condition":
-        """Two batches as one, this one's rows first. The shorter one's tokens are padded with masked zeros: captions
-        have as many as they please."""
+    def concat(self, other: "Condition") -> "Condition":
+        """Two batches as one, this one's rows first. The shorter one's tokens are padded with masked zeros, since
+        captions have as many tokens as they please."""
         length = max(self.tokens.shape[1], other.tokens.shape[1])
         return self.padded(length)._merge(other.padded(length), lambda mine, its: torch.cat([mine, its]))
 
@@ -55,12 +60,66 @@ class Condition:
                        mask=nn.functional.pad(self.mask, (0, missing)))
 
 
+class Denoiser(nn.Module, ABC):
+    """Noisy latent, times, condition ⇒ what the objective has it predict.
+
+    A subclass has :meth:`forward` and the attributes; its constructor takes ``spec`` (the ClipSpec), and
+    ``map_channels`` where it reads a column map. The other methods are answers that suit a plain network.
+
+    Attributes:
+        latent_channels: C of the latent.
+        token_dim: D, width of the tokens that it reads.
+        map_channels: channels of the column map that it reads; 0: it reads none.
+    """
+
+    latent_channels: int
+    token_dim: int
+    map_channels: int = 0
+
+    @abstractmethod
+    def forward(self, latent: Tensor, times: Tensor, condition: Condition) -> Tensor:
+        """One prediction for each row ⇒ (B, C, columns, freq).
+
+        Args:
+            latent: noisy, (B, C, columns, freq).
+            times: (B,), integers or floats from 0 (clean) to 1000 (noise); see :mod:`.objective`.
+            condition: of B rows.
+        """
+
+    def use_plain_cross_attention(self) -> None:
+        """Take times out of cross-attention, for tokens that have none. Nothing to do where there are none."""
+
+    def set_token_times(self, times_s: Tensor) -> None:
+        """Tell cross-attention when tokens are, where they are not one for each frame. Nothing to do where it has no
+        times.
+
+        Args:
+            times_s: (L,), in seconds.
+        """
+
+    def blocks(self) -> list[nn.Module]:
+        """Submodules that sharded training gathers one at a time, in the order of their use; []: all at once."""
+        return []
+
+    def weights_of(self, source: "Denoiser") -> tuple[dict[str, Tensor], dict[str, str]]:
+        """The weights of another denoiser, as this one can load them: those whose shape follows from what is read
+        beside the latent are fitted to this one's.
+
+        Returns:
+            {name: weight}; {name: how its size changed}.
+        """
+        return source.state_dict(), {}
+
+
 @dataclass(frozen=True)
 class Pretrained:
     """A part of a conditioner that a stage of its own trains before stage 3.
 
-    attribute: where the part is in the conditioner; part: its name in the stage's model folder; rate: factor on its
-    learning rate in stage 3 (0: it stays as it is); required: stage 3 makes no sense without it.
+    Attributes:
+        attribute: where the part is in the conditioner.
+        part: its name in the stage's model folder.
+        rate: factor on its learning rate in stage 3; 0: it stays as it is.
+        required: stage 3 makes no sense without it.
     """
 
     attribute: str
@@ -72,31 +131,73 @@ class Pretrained:
 class Conditioner(nn.Module, ABC):
     """A batch of clip features ⇒ a Condition.
 
-    token_dim: D, the UNet's cross-attention width. map_channels: C of the column map, 0 where there is none.
-    pretrained: {stage: part} that stages before the diffusion train. A subclass implements :meth:`forward` and
-    :meth:`null`; training and sampling use :meth:`null` alike.
+    A subclass implements :meth:`forward` and :meth:`null`; training and sampling use :meth:`null` alike.
+
+    Attributes:
+        token_dim: D, width of the tokens; the denoiser's.
+        map_channels: C of the column map; 0: there is none.
+        denoiser_kind: the kind of denoiser that :meth:`adapt` can change, where it can't change any.
+        pretrained: {stage: part} that stages before the diffusion train.
     """
 
     token_dim: int
     map_channels: int = 0
+    denoiser_kind: type[Denoiser] = Denoiser  # type: ignore[type-abstract]
     pretrained: dict[str, Pretrained] = {}
 
     @abstractmethod
     def forward(self, batch: ClipBatch) -> Condition:
-        """What the clips say."""
+        """The condition of each clip."""
 
     @abstractmethod
     def null(self, batch: ClipBatch) -> Condition:
-        """Nothing said, in the shapes of :meth:`forward`: what dropout trains and guidance leads away from."""
+        """The unconditional condition, in the shapes of :meth:`forward`: dropout trains it, guidance leads away from
+        it."""
 
-    def adapt(self, unet: Any) -> None:
-        """Change a new UNet to what this conditioner needs, before weights are loaded: attention processors, a control
-        branch. What is added starts at zero, so that the UNet computes what it did before."""
+    def adapt(self, denoiser: Denoiser) -> None:
+        """Change a new denoiser to what this conditioner needs, before weights are loaded: attention processors, a
+        control branch. What is added starts at zero, so that the denoiser computes what it did before.
+
+        Args:
+            denoiser: of :attr:`denoiser_kind`, as :func:`connect` has checked.
+        """
 
     def guide(self, batch: ClipBatch) -> tuple[LogLikelihood, float] | None:
-        """A log-likelihood of noisy latents that sampling climbs, and by how much; None: no such guidance."""
+        """A log-likelihood of noisy latents whose gradient guides sampling, and its scale; None: no such guidance."""
         return None
 
     def with_dropout(self, batch: ClipBatch, rows: Tensor) -> Condition:
-        """Rows (B,) that are True get the null."""
+        """The condition of each clip; the null where ``rows`` (B,) is True."""
         return self(batch).where(rows, self.null(batch))
+
+
+def require_kind(denoiser: type, conditioner: type) -> None:
+    """Refuse a class of denoisers that a class of conditioners can't adapt.
+
+    Raises:
+        InputError: it is none of the conditioner's ``denoiser_kind``.
+    """
+    kind = getattr(conditioner, "denoiser_kind", Denoiser)
+    if kind is not Denoiser and not issubclass(denoiser, kind):
+        raise InputError(f"the conditioner {conditioner.__name__} adds layers of its own to a {kind.__name__}, and the "
+                         f"denoiser is a {denoiser.__name__}; take another conditioner, or denoiser=null for the UNet "
+                         "of the size")
+
+
+def connect(denoiser: Denoiser, conditioner: Conditioner) -> None:
+    """Check that the two fit, and let the conditioner adapt the denoiser.
+
+    Raises:
+        InputError: they differ in the width of tokens or the channels of the column map, or the conditioner adapts
+            another kind of denoiser.
+    """
+    require_kind(type(denoiser), type(conditioner))
+    names = type(denoiser).__name__, type(conditioner).__name__
+    if denoiser.token_dim != conditioner.token_dim:
+        raise InputError(f"the denoiser {names[0]} reads tokens of width {denoiser.token_dim}, the conditioner "
+                         f"{names[1]} makes tokens of width {conditioner.token_dim}; let both take networks.token_dim")
+    if denoiser.map_channels != conditioner.map_channels:
+        raise InputError(f"the denoiser {names[0]} reads {denoiser.map_channels} channels beside the latent, the "
+                         f"conditioner {names[1]} makes {conditioner.map_channels}; give conditioner.map_channels="
+                         f"{denoiser.map_channels}, or a denoiser that takes map_channels")
+    conditioner.adapt(denoiser)

@@ -5,71 +5,75 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import lightning as L
-import torch
 from torch import Tensor
 
 from ..dataset.shards.batch import Augmentation, ClipBatch
 from ..runtime.randomness import SampleDraws
 from ..vae.codec import sample_posterior
-from .condition import Conditioner
-from .objective import TRAIN_TIMESTEPS, VPrediction
-from .unet import LatentUNet
+from .condition import Conditioner, Denoiser
+from .objective import TIME_END, Objective
 
-TIMESTEP_BINS = 4
+TIME_BINS = 4  # of the logged errors
 
 
 class LatentDiffusion(L.LightningModule):
     """Denoise latents under a condition.
 
-    Args: unet; conditioner; objective; latent_scale, 1 / std of the latents; dropout, probability that the whole
-    condition is replaced by its null; augment, what training hides from the condition; optimise, (module) ⇒
-    Lightning's optimiser and schedule.
+    Args:
+        denoiser: the network, adapted to the conditioner.
+        conditioner: clips ⇒ Condition.
+        objective: what the denoiser is to predict.
+        latent_scale: 1 / std of the latents.
+        dropout: probability that the whole condition is replaced by its null.
+        augment: what training hides from the condition.
+        optimise: (module) ⇒ Lightning's optimiser and schedule.
     """
 
-    def __init__(self, unet: LatentUNet, conditioner: Conditioner, objective: VPrediction, latent_scale: float,
+    def __init__(self, denoiser: Denoiser, conditioner: Conditioner, objective: Objective, latent_scale: float,
                  dropout: float, augment: Augmentation, optimise: Callable):
         super().__init__()
-        self.unet, self.conditioner, self.objective = unet, conditioner, objective
+        self.unet = denoiser  # its name in the checkpoints of runs that are under way; read it as ``denoiser``
+        self.conditioner, self.objective = conditioner, objective
         self.dropout, self.augment, self.optimise = dropout, augment, optimise
         self.latent_scale = latent_scale
 
+    @property
+    def denoiser(self) -> Denoiser:
+        return self.unet
+
     def errors(self, batch: ClipBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """⇒ (loss, unweighted error per row (B,), timestep (B,)). Every draw belongs to its row's seed."""
+        """Every draw belongs to its row's seed ⇒ (loss, unweighted error of each row (B,), times (B,))."""
         assert batch.moments is not None, "stage 3 trains on latent shards"
         draws, device = SampleDraws(batch.seeds, "diffusion"), batch.moments.device
         shape = (batch.moments.shape[1] // 2, *batch.moments.shape[2:])
-        timestep = draws.integer(TRAIN_TIMESTEPS).to(device)
+        times = self.objective.draw_times(draws).to(device)
         posterior, noise = draws.normal(*shape).to(device), draws.normal(*shape).to(device)
         drop = draws.uniform().to(device) < self.dropout
         latent = sample_posterior(batch.moments, posterior) * self.latent_scale
-        noisy, target = self.objective.noised(latent, noise, timestep)
+        noisy = self.objective.noised(latent, noise, times)
+        target = self.objective.target(latent, noise, times)
         condition = self.conditioner.with_dropout(self.augment(batch, "diffusion") if self.training else batch, drop)
-        prediction = self.unet(noisy, timestep, condition)
-        loss, errors = self.objective.loss(prediction, target, timestep, batch.column_mask)
-        return loss, errors, timestep
+        prediction = self.denoiser(noisy, times, condition)
+        loss, errors = self.objective.loss(prediction, target, times, batch.column_mask)
+        return loss, errors, times
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
-        loss, errors, timestep = self.errors(batch)
+        loss, errors, times = self.errors(batch)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
-        self._log_bins("train", errors.detach(), timestep)
+        self._log_bins("train", errors.detach(), times)
         return loss
 
     def validation_step(self, batch: ClipBatch, batch_idx: int) -> None:
-        loss, errors, timestep = self.errors(batch)
+        loss, errors, times = self.errors(batch)
         self.log("val/loss", loss, batch_size=len(batch))
-        self._log_bins("val", errors, timestep)
+        self._log_bins("val", errors, times)
 
-    def _log_bins(self, prefix: str, errors: Tensor, timestep: Tensor) -> None:
-        width = TRAIN_TIMESTEPS // TIMESTEP_BINS
-        for i in range(TIMESTEP_BINS):
-            inside = errors[timestep // width == i]
+    def _log_bins(self, prefix: str, errors: Tensor, times: Tensor) -> None:
+        width = TIME_END // TIME_BINS
+        for i in range(TIME_BINS):
+            inside = errors[times // width == i]
             if len(inside):
                 self.log(f"{prefix}/mse_t{i * width}", inside.mean(), batch_size=len(inside))
 
     def configure_optimizers(self):
         return self.optimise(self)
-
-
-def initial_noise(seeds: list[int], shape: tuple[int, int, int]) -> Tensor:
-    """One seed per sample ⇒ (B, C, columns, freq), N(0, 1)."""
-    return SampleDraws(torch.tensor(seeds), "sample").normal(*shape)

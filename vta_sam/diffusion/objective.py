@@ -1,57 +1,193 @@
-"""What diffusion learns: v prediction on a scaled-linear schedule, weighted by Min-SNR."""
+"""What a denoiser learns to predict: which times are drawn, what is noised how, the target and its weight, and the way
+back from a prediction to a latent."""
 
 from __future__ import annotations
 
-from typing import Literal
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Literal
 
 import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-TRAIN_TIMESTEPS = 1000
+from ..runtime.errors import InputError
+from ..runtime.randomness import SampleDraws
+
+TIME_END = 1000  # times run from 0 (clean) to this (noise), whatever the objective: denoisers embed them on this scale
 # Stable Diffusion 2.1's schedule, which Tango and VTA-LDM train on
-SCHEDULE = dict(
-    beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, num_train_timesteps=TRAIN_TIMESTEPS,
-    prediction_type="v_prediction",
+SCHEDULE: dict[str, Any] = dict(
+    beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, num_train_timesteps=TIME_END,
 )
 
 
-class VPrediction:
-    """Noise a latent, name the target, weigh the error.
+class Objective(ABC):
+    """Between a clean latent and noise: the noisy latent at a time, and what the denoiser is to predict from it.
 
-    min_snr_gamma: γ of Min-SNR weighting (Hang et al., 2023), None for no weighting. weighting: "v" is min(snr, γ) /
-    (snr + 1), the form that belongs to v prediction; "epsilon" is min(snr, γ) / snr, which Tango and VTA-LDM apply
-    although they predict v.
+    Shapes: latent, noise, noisy, target and prediction (B, C, columns, freq); times (B,), integers or floats in
+    [0, :data:`TIME_END`). A model folder keeps the recipe of the objective that its denoiser was trained with.
+
+    Attributes:
+        name: what is predicted, in one word. A sampler lists the names that it can sample.
     """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def draw_times(self, draws: SampleDraws) -> Tensor:
+        """One time for each row of the batch ⇒ times (B,), on the CPU."""
+
+    @abstractmethod
+    def noised(self, latent: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+        """The noisy latent that the denoiser reads. noise is N(0, 1)."""
+
+    @abstractmethod
+    def target(self, latent: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+        """What the denoiser is to predict. It has to be linear in latent and noise: guidance mixes predictions."""
+
+    @abstractmethod
+    def to_x0(self, prediction: Tensor, noisy: Tensor, times: Tensor) -> Tensor:
+        """The clean latent that a prediction stands for; of a target it is the latent itself."""
+
+    def weight(self, times: Tensor) -> Tensor:
+        """What a row's error counts in the loss ⇒ (B,) float32. All the same unless an objective says otherwise."""
+        return torch.ones_like(times, dtype=torch.float32)
+
+    def loss(self, prediction: Tensor, target: Tensor, times: Tensor, column_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean squared error over real columns ⇒ (weighted mean over the batch, unweighted error of each row (B,)).
+
+        Args:
+            prediction: (B, C, columns, freq).
+            target: (B, C, columns, freq).
+            times: (B,).
+            column_mask: (B, columns), True = real.
+        """
+        mask = column_mask[:, None, :, None].float()
+        errors = ((prediction.float() - target.float()) ** 2 * mask).mean(dim=(1, 2, 3)) / mask.mean(dim=(1, 2, 3))
+        return (errors * self.weight(times)).mean(), errors
+
+    def score_gain(self, times: Tensor) -> Tensor:
+        """By how much a prediction falls for each unit that the score, the gradient of log p of the noisy latent, rises
+        ⇒ (B,). Guidance by a classifier asks for it.
+
+        Raises:
+            InputError: the objective has none.
+        """
+        raise InputError(f"the objective {self.name} can't be guided by a classifier: it has no score_gain(times); "
+                         "switch the classifier's guidance off, or train with objective=v_prediction")
+
+
+class DiscreteDiffusion(Objective):
+    """Noise by a schedule of :data:`TIME_END` whole steps: z_t = √ᾱ·z + √(1−ᾱ)·ε.
+
+    Args:
+        min_snr_gamma: γ of Min-SNR weighting (Hang et al., 2023); None: every time weighs the same.
+    """
+
+    schedule: ClassVar[dict[str, Any]] = SCHEDULE
+
+    def __init__(self, min_snr_gamma: float | None = 5.0):
+        self.min_snr_gamma = min_snr_gamma
+        self.scheduler = DDPMScheduler(**self.schedule, clip_sample=False)
+
+    def draw_times(self, draws: SampleDraws) -> Tensor:
+        return draws.integer(TIME_END)
+
+    def noised(self, latent: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+        return self.scheduler.add_noise(latent, noise, times)
+
+    def snr(self, times: Tensor) -> Tensor:
+        """Signal-to-noise ratio ᾱ / (1 − ᾱ) ⇒ (B,)."""
+        alpha = self.alpha_bar(times)
+        return alpha / (1 - alpha)
+
+    def alpha_bar(self, times: Tensor) -> Tensor:
+        """ᾱ, the share of the signal in the noisy latent's variance ⇒ (B,)."""
+        return self.scheduler.alphas_cumprod.to(times.device)[times]
+
+    def weight(self, times: Tensor) -> Tensor:
+        if self.min_snr_gamma is None:
+            return super().weight(times)
+        snr = self.snr(times)
+        return self.min_snr_weight(snr.clamp(max=self.min_snr_gamma), snr)
+
+    @abstractmethod
+    def min_snr_weight(self, clipped: Tensor, snr: Tensor) -> Tensor:
+        """min(snr, γ) is the weight of an error of z; this is that of the same error of the target ⇒ (B,)."""
+
+    def _signal_and_noise(self, like: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+        """√ᾱ and √(1−ᾱ) ⇒ (B, 1, 1, 1) each."""
+        alpha = self.alpha_bar(times)[:, None, None, None]
+        return alpha.sqrt().to(like.dtype), (1 - alpha).sqrt().to(like.dtype)
+
+
+class VPrediction(DiscreteDiffusion):
+    """v = √ᾱ·ε − √(1−ᾱ)·z (Salimans & Ho, 2022).
+
+    Args:
+        min_snr_gamma: see :class:`DiscreteDiffusion`.
+        weighting: "v" is min(snr, γ) / (snr + 1), the form that belongs to v prediction; "epsilon" is min(snr, γ) /
+            snr, which Tango and VTA-LDM apply although they predict v.
+    """
+
+    name = "v_prediction"
 
     def __init__(self, min_snr_gamma: float | None = 5.0, weighting: Literal["v", "epsilon"] = "v"):
         if weighting not in ("v", "epsilon"):
             raise ValueError(f'weighting is "v" or "epsilon", got {weighting!r}')
-        self.min_snr_gamma, self.weighting = min_snr_gamma, weighting
-        self.scheduler = DDPMScheduler(**SCHEDULE, clip_sample=False)
+        super().__init__(min_snr_gamma)
+        self.weighting = weighting
 
-    def noised(self, latent: Tensor, noise: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
-        """⇒ (noisy latent, v target); v = √ᾱ·ε − √(1−ᾱ)·z."""
-        noisy = self.scheduler.add_noise(latent, noise, timestep)
-        return noisy, self.scheduler.get_velocity(latent, noise, timestep)
+    def target(self, latent: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+        return self.scheduler.get_velocity(latent, noise, times)
 
-    def snr(self, timestep: Tensor) -> Tensor:
-        """Signal-to-noise ratio ᾱ / (1 − ᾱ) at each timestep (B,)."""
-        alpha = self.scheduler.alphas_cumprod.to(timestep.device)[timestep]
-        return alpha / (1 - alpha)
+    def to_x0(self, prediction: Tensor, noisy: Tensor, times: Tensor) -> Tensor:
+        signal, sigma = self._signal_and_noise(noisy, times)
+        return signal * noisy - sigma * prediction
 
-    def weight(self, timestep: Tensor) -> Tensor:
-        """⇒ (B,)."""
-        if self.min_snr_gamma is None:
-            return torch.ones_like(timestep, dtype=torch.float32)
-        snr = self.snr(timestep)
-        return snr.clamp(max=self.min_snr_gamma) / (snr + 1 if self.weighting == "v" else snr)
+    def min_snr_weight(self, clipped: Tensor, snr: Tensor) -> Tensor:
+        return clipped / (snr + 1 if self.weighting == "v" else snr)
 
-    def loss(self, prediction: Tensor, target: Tensor, timestep: Tensor, column_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean squared error over real columns ⇒ (weighted mean over the batch, unweighted per row (B,)).
+    def score_gain(self, times: Tensor) -> Tensor:
+        """√((1−ᾱ)/ᾱ), from v = ε/√ᾱ − √((1−ᾱ)/ᾱ)·z_t and ε = −√(1−ᾱ)·score."""
+        alpha = self.alpha_bar(times)
+        return ((1 - alpha) / alpha).sqrt()
 
-        prediction, target (B, C, columns, freq); column_mask (B, columns).
-        """
-        mask = column_mask[:, None, :, None].float()
-        errors = ((prediction.float() - target.float()) ** 2 * mask).mean(dim=(1, 2, 3)) / mask.mean(dim=(1, 2, 3))
-        return (errors * self.weight(timestep)).mean(), errors
+
+class EpsilonPrediction(DiscreteDiffusion):
+    """The noise ε itself (Ho et al., 2020)."""
+
+    name = "epsilon_prediction"
+
+    def target(self, latent: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+        return noise
+
+    def to_x0(self, prediction: Tensor, noisy: Tensor, times: Tensor) -> Tensor:
+        signal, sigma = self._signal_and_noise(noisy, times)
+        return (noisy - sigma * prediction) / signal
+
+    def min_snr_weight(self, clipped: Tensor, snr: Tensor) -> Tensor:
+        return clipped / snr
+
+    def score_gain(self, times: Tensor) -> Tensor:
+        """√(1−ᾱ), from ε = −√(1−ᾱ)·score."""
+        return (1 - self.alpha_bar(times)).sqrt()
+
+
+class X0Prediction(DiscreteDiffusion):
+    """The clean latent z itself."""
+
+    name = "x0_prediction"
+
+    def target(self, latent: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+        return latent
+
+    def to_x0(self, prediction: Tensor, noisy: Tensor, times: Tensor) -> Tensor:
+        return prediction
+
+    def min_snr_weight(self, clipped: Tensor, snr: Tensor) -> Tensor:
+        return clipped
+
+    def score_gain(self, times: Tensor) -> Tensor:
+        """−(1−ᾱ)/√ᾱ, from z = (z_t + (1−ᾱ)·score)/√ᾱ."""
+        alpha = self.alpha_bar(times)
+        return (alpha - 1) / alpha.sqrt()

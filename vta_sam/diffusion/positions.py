@@ -7,8 +7,12 @@ import math
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ..clip import ClipSpec, step_times_s
+from ..runtime.errors import InputError
 
 POSITION_DIM = 64
 
@@ -20,27 +24,45 @@ class TimedCrossAttention(nn.Module):
     the diagonal by itself; what it then attends to is learned. It remains cross-attention: nothing is interpolated, and
     any frame may be read from any column.
 
-    Args: inner_dim, width of queries and keys; duration_s of the clip; rows, frequency rows of the latent at this
-    level (queries are ordered time-major); strength, standard deviation of the projection's output at the start.
+    Args:
+        inner_dim: width of queries and keys.
+        spec: time base of the clip. Keys are its frames, unless :attr:`token_times_s` is set.
+        rows: frequency rows of the latent at this level; queries are ordered time-major.
+        strength: standard deviation of the projection's output at the start.
+        level: how often the latent was halved in time on the way to this layer.
+
+    Attributes:
+        token_times_s: (L,), when each token is, in seconds.
     """
 
-    def __init__(self, inner_dim: int, duration_s: float, rows: int, strength: float):
+    def __init__(self, inner_dim: int, spec: ClipSpec, rows: int, strength: float, level: int = 0):
         super().__init__()
-        self.duration_s, self.rows = duration_s, rows
+        self.rows, self.column_s = rows, spec.column_s * 2**level
+        # no buffer: an average of weights, or a change of dtype, must leave times as they are
+        self.token_times_s = step_times_s(torch.arange(spec.frames), spec.clock.period_s)
         self.position = nn.Linear(POSITION_DIM, inner_dim, bias=False)
         nn.init.normal_(self.position.weight, std=strength / (POSITION_DIM / 2) ** 0.5)
 
-    def positions(self, count: int, like: Tensor) -> Tensor:
-        """count moments spread evenly over the clip ⇒ (count, inner_dim)."""
-        times_s = (torch.arange(count, device=like.device) + 0.5) * (self.duration_s / count)
+    def positions(self, times_s: Tensor, like: Tensor) -> Tensor:
+        """The vector of each moment, times_s (L,) in seconds ⇒ (L, inner_dim)."""
         return self.position(sinusoids(times_s, POSITION_DIM).to(like.dtype))
 
     def project(self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor) -> tuple[Tensor, Tensor]:
-        """⇒ queries (B, heads, N, dim) and keys (B, heads, L, dim), positions added."""
+        """Queries (B, heads, N, dim) and keys (B, heads, L, dim), positions added.
+
+        Raises:
+            InputError: there are not as many tokens as times of tokens.
+        """
         query, key = attn.to_q(hidden_states), attn.to_k(encoder_hidden_states)
-        columns = query.shape[1] // self.rows
-        query = query + self.positions(columns, query).repeat_interleave(self.rows, dim=0)
-        key = key + self.positions(key.shape[1], key)
+        self.token_times_s = self.token_times_s.to(query.device)
+        if key.shape[1] != len(self.token_times_s):
+            raise InputError(
+                f"the conditioner makes {key.shape[1]} tokens, but cross-attention was told when "
+                f"{len(self.token_times_s)} of them are, one for each frame; let the conditioner's adapt() call "
+                "denoiser.set_token_times(times_s), or denoiser.use_plain_cross_attention() where tokens have no time")
+        columns = torch.arange(query.shape[1] // self.rows, device=query.device)
+        query = query + self.positions(step_times_s(columns, self.column_s), query).repeat_interleave(self.rows, dim=0)
+        key = key + self.positions(self.token_times_s, key)
         return _heads(attn, query), _heads(attn, key)
 
     def forward(self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
@@ -59,34 +81,44 @@ class TimedCrossAttention(nn.Module):
 
 
 def _heads(attn: Attention, x: Tensor) -> Tensor:
-    return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+    return rearrange(x, "b n (h d) -> b h n d", h=attn.heads)
 
 
-def add_time_to_cross_attention(unet: UNet2DConditionModel, duration_s: float, rows: int, strength: float) -> None:
+def add_time_to_cross_attention(unet: UNet2DConditionModel, spec: ClipSpec, rows: int, strength: float) -> None:
     """Give every cross-attention layer of a UNet its TimedCrossAttention.
 
-    rows: frequency rows of the latent at the top level; they halve, rounding up, at every level below.
+    Args:
+        unet: changed in place.
+        spec: time base of the clip.
+        rows: frequency rows of the latent at the top level; they halve, rounding up, at every level below.
+        strength: as of :class:`TimedCrossAttention`.
     """
     levels = len(unet.config["block_out_channels"])
     for name, module in unet.named_modules():
         if not name.endswith("attn2") or not isinstance(module, Attention):
             continue
-        place = name.split(".")
+        block, index, *_ = name.split(".")
         depth = levels - 1  # mid_block
-        if place[0] == "down_blocks":
-            depth = int(place[1])
-        elif place[0] == "up_blocks":
-            depth = levels - 1 - int(place[1])
+        if block == "down_blocks":
+            depth = int(index)
+        elif block == "up_blocks":
+            depth = levels - 1 - int(index)
         at_level = rows
         for _ in range(depth):
             at_level = (at_level + 1) // 2
-        module.set_processor(TimedCrossAttention(module.inner_dim, duration_s, at_level, strength))
+        module.set_processor(TimedCrossAttention(module.inner_dim, spec, at_level, strength, depth))
 
 
 def sinusoids(times_s: Tensor, dim: int, shortest_s: float = 0.1, longest_s: float = 20.0) -> Tensor:
-    """Sines and cosines of time, periods spaced geometrically. times_s (L,) seconds ⇒ (L, dim); dim is even.
+    """Sines and cosines of time, with periods spaced geometrically ⇒ (L, dim).
 
-    Time in seconds rather than indices: frames and columns then have the same position at the same moment.
+    Time is in seconds rather than indices: frames and columns then have the same position at the same moment.
+
+    Args:
+        times_s: (L,), seconds.
+        dim: even.
+        shortest_s: shortest period, in seconds.
+        longest_s: longest period, in seconds.
     """
     half = dim // 2
     periods = torch.logspace(math.log10(shortest_s), math.log10(longest_s), half, device=times_s.device)

@@ -1,9 +1,11 @@
-"""Noise ⇒ latent: DPM-Solver++ with classifier-free guidance, one seed per sample."""
+"""Noise ⇒ latent: samplers, and guidance with a condition or by a classifier."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar
 
 import torch
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
@@ -11,83 +13,158 @@ from torch import Tensor
 
 from ..runtime.errors import InputError
 from .condition import Condition, LogLikelihood
-from .objective import SCHEDULE
+from .objective import DiscreteDiffusion, Objective
 
 SOLVERS = ("dpm", "ddpm")
-Denoiser = Callable[[Tensor, Tensor], Tensor]  # noisy latent, timestep (B,) ⇒ v
+# Name of an objective ⇒ what diffusers' schedulers call its prediction
+PREDICTION_TYPES = {"v_prediction": "v_prediction", "epsilon_prediction": "epsilon", "x0_prediction": "sample"}
+Predictor = Callable[[Tensor, Tensor], Tensor]  # noisy latent, times (B,) ⇒ what the objective has predicted
 
 
-def guided(model: Callable, condition: Condition, null: Condition, scale: float) -> Denoiser:
-    """v = v(null) + scale · (v(condition) − v(null)); at scale 1 the null is not computed at all.
+def guided(model: Callable, condition: Condition, null: Condition, scale: float) -> Predictor:
+    """Classifier-free guidance: p(null) + scale · (p(condition) − p(null)) for predictions p ⇒ a Predictor.
 
-    model: (latent, timestep, Condition) ⇒ v. null may be a negative condition instead.
+    At scale 1 the null is not computed at all.
+
+    Args:
+        model: (latent, times, Condition) ⇒ prediction.
+        condition: what to follow.
+        null: what to lead away from; a negative condition may stand in its place.
+        scale: guidance scale.
     """
 
-    def denoise(latent: Tensor, timestep: Tensor) -> Tensor:
+    def predict(latent: Tensor, times: Tensor) -> Tensor:
         if scale == 1.0:
-            return model(latent, timestep, condition)
-        both = null.followed_by(condition)
-        without, told = model(torch.cat([latent, latent]), torch.cat([timestep, timestep]), both).chunk(2)
-        return without + scale * (told - without)
+            return model(latent, times, condition)
+        both = null.concat(condition)
+        uncond, cond = model(torch.cat([latent, latent]), torch.cat([times, times]), both).chunk(2)
+        return uncond + scale * (cond - uncond)
 
-    return denoise
+    return predict
 
 
-def climbing(denoise: Denoiser, log_likelihood: LogLikelihood, scale: float) -> Denoiser:
-    """v' = v − s·(σ/α)·∇_z log p: guidance by a classifier beside that of ``denoise`` (Diff-Foley's double guidance).
+def classifier_guided(predict: Predictor, log_likelihood: LogLikelihood, scale: float, objective: Objective,
+                      ) -> Predictor:
+    """Guidance by a classifier on top of ``predict`` (Diff-Foley's double guidance) ⇒ a Predictor.
 
-    From ε' = ε − s·σ·∇ log p (Dhariwal & Nichol, 2021) with v = ε/α − σz/α. α = √ᾱ and σ = √(1 − ᾱ) at the timestep.
+    The score rises by scale · ∇ log p (Dhariwal & Nichol, 2021: ε' = ε − s·σ·∇ log p), and the prediction with it as
+    the objective says: for v prediction v' = v − s·(σ/α)·∇ log p, where α = √ᾱ and σ = √(1 − ᾱ).
+
+    Args:
+        predict: predictions without the classifier.
+        log_likelihood: of a noisy latent, by the classifier.
+        scale: s.
+        objective: what is predicted.
     """
-    alphas = DDPMScheduler(**SCHEDULE).alphas_cumprod
 
-    def denoise_and_climb(latent: Tensor, timestep: Tensor) -> Tensor:
+    def predict_guided(latent: Tensor, times: Tensor) -> Tensor:
         with torch.enable_grad():
             leaf = latent.detach().float().requires_grad_()
-            gradient = torch.autograd.grad(log_likelihood(leaf, timestep).sum(), leaf)[0]
-        alpha = alphas.to(latent.device)[timestep][:, None, None, None]
-        return denoise(latent, timestep) - scale * ((1 - alpha) / alpha).sqrt().to(latent.dtype) * gradient
+            gradient = torch.autograd.grad(log_likelihood(leaf, times).sum(), leaf)[0]
+        gain = objective.score_gain(times)[:, None, None, None]
+        return predict(latent, times) - scale * gain.to(latent.dtype) * gradient
 
-    return denoise_and_climb
-
-
-def with_solver(sampler: "Sampler", solver: str | None) -> "Sampler":
-    """The same with another solver, or as it is where None. Raises InputError where the solver is not known."""
-    return sampler if solver is None else replace(sampler, solver=solver)
+    return predict_guided
 
 
 @dataclass(frozen=True)
-class Sampler:
-    """steps: evaluations of the denoiser. guidance: classifier-free guidance scale. solver: "dpm" is DPM-Solver++ 2M
-    (Lu et al., 2022); "ddpm" is ancestral sampling, what the published systems use with 100 to 300 steps. steps_offset:
-    added to each timestep of "ddpm"; 1 in the scheduler that Tango and VTA-LDM name."""
+class BaseSampler(ABC):
+    """What every sampler has; a subclass is a frozen dataclass with settings of its own.
 
+    Attributes:
+        samples: names of the objectives whose predictions it can sample with.
+        steps: evaluations of the denoiser.
+        guidance: classifier-free guidance scale.
+        overlap: of neighbouring windows of a latent longer than the model's clip, as a share of a window.
+    """
+
+    samples: ClassVar[tuple[str, ...]] = ()
     steps: int = 25
     guidance: float = 3.0
+    overlap: float = field(default=0.25, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.overlap < 1:
+            raise InputError(f"sampler.overlap is a share of a window, 0 or more and less than 1, got {self.overlap}")
+
+    @abstractmethod
+    def sample(self, predict: Predictor, noise: Tensor, objective: Objective,
+               generators: list[torch.Generator] | torch.Generator | None = None) -> Tensor:
+        """Noise ⇒ latent of the same shape (B, C, columns, freq).
+
+        Args:
+            predict: noisy latent, times (B,) ⇒ prediction.
+            noise: (B, C, columns, freq), N(0, 1).
+            objective: what is predicted; one of :attr:`samples`.
+            generators: one per row, or one for all of them together, for a sampler that draws noise on the way.
+        """
+
+    @property
+    def solver_name(self) -> str:
+        """The word by which records of what was generated tell this sampler from others."""
+        return type(self).__name__
+
+    def require(self, objective: Objective) -> None:
+        """Raise InputError where the objective's predictions are none that this sampler can sample with."""
+        if objective.name not in self.samples:
+            can = f"it samples {', '.join(self.samples)}" if self.samples else "it declares none (samples = …)"
+            raise InputError(f"the sampler {type(self).__name__} can't sample the objective {objective.name}: {can}; "
+                             "set sampler= and objective= to two that go together")
+
+
+@dataclass(frozen=True)
+class Sampler(BaseSampler):
+    """The samplers of discrete diffusion.
+
+    Attributes:
+        solver: "dpm" is DPM-Solver++ 2M (Lu et al., 2022), which is deterministic; "ddpm" is ancestral sampling, what
+            the published systems use with 100 to 300 steps.
+        steps_offset: added to each time of "ddpm"; 1 in the scheduler that Tango and VTA-LDM name.
+    """
+
+    samples = tuple(PREDICTION_TYPES)
     solver: str = "dpm"
     steps_offset: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.solver not in SOLVERS:
             raise InputError(f"solver={self.solver!r} is not known; it is one of {', '.join(SOLVERS)}")
 
-    @torch.no_grad()
-    def sample(self, denoise: Denoiser, noise: Tensor,
-               generators: list[torch.Generator] | torch.Generator | None = None) -> Tensor:
-        """noise (B, C, columns, freq), N(0, 1) ⇒ latent of the same shape.
+    @property
+    def solver_name(self) -> str:
+        return self.solver
 
-        generators: one per row, or one for all of them together, for a solver that draws noise on the way ("ddpm");
-        "dpm" is deterministic.
-        """
-        scheduler = self._scheduler()
+    @torch.no_grad()
+    def sample(self, predict: Predictor, noise: Tensor, objective: Objective,
+               generators: list[torch.Generator] | torch.Generator | None = None) -> Tensor:
+        self.require(objective)
+        scheduler = self._scheduler(objective)
         scheduler.set_timesteps(self.steps, device=noise.device)
         latent = noise * scheduler.init_noise_sigma
-        for timestep in scheduler.timesteps:
-            prediction = denoise(latent, timestep.expand(len(latent)))
+        for time in scheduler.timesteps:
+            prediction = predict(latent, time.expand(len(latent)))
             extra = {"generator": generators} if self.solver == "ddpm" else {}
-            latent = scheduler.step(prediction.float(), timestep, latent, **extra).prev_sample
+            latent = scheduler.step(prediction.float(), time, latent, **extra).prev_sample
         return latent
 
-    def _scheduler(self):
+    def _scheduler(self, objective: Objective) -> Any:
+        assert isinstance(objective, DiscreteDiffusion), "an objective of these names is one"
+        schedule = {**objective.schedule, "prediction_type": PREDICTION_TYPES[objective.name]}
         if self.solver == "dpm":
-            return DPMSolverMultistepScheduler(**SCHEDULE, algorithm_type="dpmsolver++", solver_order=2)
-        return DDPMScheduler(**SCHEDULE, clip_sample=False, steps_offset=self.steps_offset)
+            return DPMSolverMultistepScheduler(**schedule, algorithm_type="dpmsolver++", solver_order=2)
+        return DDPMScheduler(**schedule, clip_sample=False, steps_offset=self.steps_offset)
+
+
+def with_solver(sampler: BaseSampler, solver: str | None) -> BaseSampler:
+    """The same sampler with another solver; unchanged where ``solver`` is None.
+
+    Raises:
+        InputError: the solver is not known, or the sampler has none to choose.
+    """
+    if solver is None:
+        return sampler
+    if "solver" not in {setting.name for setting in fields(sampler)}:
+        raise InputError(f"solver={solver} can't be chosen: the sampler {type(sampler).__name__} has none; leave "
+                         "solver= out")
+    return replace(sampler, solver=solver)  # type: ignore[call-arg]  # the field is there

@@ -1,10 +1,14 @@
-"""Words that the tiny models know, their near names, and what stands for a word that they don't."""
+"""The tiny grounder and encoder of the embedded world, on the CPU. They stand where Grounding SAM and CLIP stand.
+
+Both read one trunk (trunk.py), which is run once for the same pictures. It knows ten words, and their near names.
+"""
 
 from __future__ import annotations
 
 import re
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,19 +18,14 @@ import torch
 from torch import Tensor
 
 from ..media.picture_reader import Squeeze
-from ..perception.base import Grounding
+from ..perception.base import Encoder, Grounder, Grounding
 from ..runtime.errors import InputError
 from ..runtime.randomness import generator
-from .trunk import HEAT_SIZE, IMAGE_SIZE, SHIPPED_TRUNK, load_trunk
+from .tiny_networks import HEAT_SIZE, IMAGE_SIZE, SHIPPED_TRUNK, load_trunk
 
-# MERGED-DOC """The trunk at work on clips: looked at once, for the grounder and the encoder alike."""
-# MERGED-DOC """The tiny grounder: heat maps of ten words. It stands where Grounding SAM stands when the embedded
-# world is used."""
-# MERGED-DOC """The tiny encoder: a vector per picture, per known word and per caption token. It stands where CLIP
-# stands when the embedded world is used."""
-
-
-# what people call a thing that the tiny models know by another name; none of these is a look-alike's name
+BATCH_FRAMES = 32  # pictures in one pass: the activations of more leave the processor's cache
+SPECK = 0.25  # of the largest patch's area: a smaller patch is noise
+# other names of what the tiny models know; none is a look-alike's name
 NEAR_NAMES = {
     "car": "racing car",
     "race car": "racing car",
@@ -59,14 +58,14 @@ class Vocabulary:
         name = " ".join(word.lower().split())
         return self._rows.get(name, self._rows.get(name.removesuffix("s")))
 
-    def rows(self, words: Sequence[str], asker: str) -> list[int | None]:
-        """Rows of several words; warns once in a process for each that is unknown. asker: who says so."""
+    def rows(self, words: Sequence[str], extractor: str) -> list[int | None]:
+        """Rows of several words; each unknown word is warned of once in a process, in the name of ``extractor``."""
         found = [self.row(word) for word in words]
         for word, row in zip(words, found):
             if row is None and word not in _warned:
                 _warned.add(word)
                 warnings.warn(
-                    f"{asker} does not know the word {word!r}: its probability is 0 and its embedding is zero. It "
+                    f"{extractor} does not know the word {word!r}: its probability is 0 and its embedding is zero. It "
                     f"knows {', '.join(self.words)}; name a real grounder and encoder for other things.",
                     stacklevel=3,
                 )
@@ -94,74 +93,74 @@ def hashed_vector(word: str, dim: int) -> Tensor:
     return vector / vector.norm()
 
 
-BATCH_FRAMES = 32  # pictures a pass: the activations of more leave the processor's cache
+@dataclass(frozen=True)
+class TrunkPredictions:
+    """What the trunk predicts for T pictures and its W words, float32.
+
+    heat (T, W, 24, 32): logits, does the thing cover this cell. probs (T, W): is it visible. embedding (T, Dv): of the
+    picture.
+    """
+
+    heat: np.ndarray
+    probs: np.ndarray
+    embedding: np.ndarray
 
 
-class Seen:
-    """What the trunk saw in T pictures, float32: heat (T, W, 24, 32) logits, probs (T, W), embedding (T, Dv)."""
-
-    def __init__(self, heat: np.ndarray, probs: np.ndarray, embedding: np.ndarray) -> None:
-        self.heat, self.probs, self.embedding = heat, probs, embedding
-
-
-class Eyes:
-    """A loaded trunk that remembers the last pictures it saw, so that asking twice costs one look."""
+class TrunkInference:
+    """A loaded trunk, and its predictions for the last pictures: grounder and encoder ask for the same ones."""
 
     def __init__(self, path: Path) -> None:
         self.trunk, weights = load_trunk(path)
         self.vocabulary = Vocabulary(weights.classes)
         self.fingerprint = weights.fingerprint
         self.table = self.trunk.table().numpy()
-        self._last: tuple[np.ndarray, Seen] | None = None
+        self._last: tuple[np.ndarray, TrunkPredictions] | None = None
 
-    def look(self, frames: np.ndarray) -> Seen:
-        """frames (T, 72, 96, 3) uint8 RGB ⇒ :class:`Seen`. The last pictures are known by their content, not by the
-        array's identity: a reader may refill its buffer."""
+    def predict(self, frames: np.ndarray) -> TrunkPredictions:
+        """frames (T, 72, 96, 3) uint8 RGB ⇒ :class:`TrunkPredictions`. Pictures are known by their content, not by the
+        identity of the array: a reader may refill its buffer."""
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != (*IMAGE_SIZE, 3):
             raise InputError(
-                f"the tiny models look at frames of shape (T, {IMAGE_SIZE[0]}, {IMAGE_SIZE[1]}, 3) uint8, got "
-                f"{frames.shape} {frames.dtype}; read the video as their fit says"
+                f"the tiny models take frames of shape (T, {IMAGE_SIZE[0]}, {IMAGE_SIZE[1]}, 3) uint8, got "
+                f"{frames.shape} {frames.dtype}; read the video at their fit"
             )
         last = self._last
         if last is not None and np.array_equal(last[0], frames):
             return last[1]
-        seen = self._look(frames)
-        self._last = (frames.copy(), seen)
-        return seen
+        predictions = self._run(frames)
+        self._last = (frames.copy(), predictions)
+        return predictions
 
     @torch.inference_mode()
-    def _look(self, frames: np.ndarray) -> Seen:
+    def _run(self, frames: np.ndarray) -> TrunkPredictions:
         words = len(self.vocabulary.words)
         heat = np.empty((len(frames), words, *HEAT_SIZE), np.float32)
         probs = np.empty((len(frames), words), np.float32)
         embedding = np.empty((len(frames), self.trunk.embedding_dim), np.float32)
         for start in range(0, len(frames), BATCH_FRAMES):
             part = slice(start, start + BATCH_FRAMES)
-            sight = self.trunk(torch.from_numpy(np.ascontiguousarray(frames[part])))
-            heat[part], embedding[part] = sight.heat.numpy(), sight.embedding.numpy()
-            probs[part] = sight.presence.sigmoid().numpy()
-        return Seen(heat, probs, embedding)
+            output = self.trunk(torch.from_numpy(np.ascontiguousarray(frames[part])))
+            heat[part], embedding[part] = output.heat.numpy(), output.embedding.numpy()
+            probs[part] = output.presence.sigmoid().numpy()
+        return TrunkPredictions(heat, probs, embedding)
 
 
-def shared_eyes(path: str | Path | None = None) -> Eyes:
-    """The one pair of eyes of this process for a weights file (default: the shipped one)."""
-    return _eyes(Path(path).resolve() if path is not None else SHIPPED_TRUNK)
+def shared_trunk(path: str | Path | None = None) -> TrunkInference:
+    """The one trunk of this process for a weights file; None: the shipped one."""
+    return _shared(Path(path).resolve() if path is not None else SHIPPED_TRUNK)
 
 
 @lru_cache(maxsize=2)
-def _eyes(path: Path) -> Eyes:
-    return Eyes(path)
+def _shared(path: Path) -> TrunkInference:
+    return TrunkInference(path)
 
 
-SPECK = 0.25  # of the largest patch's area: smaller ones are not the thing
+class TinyGrounder(Grounder):
+    """A grounder for the ten words of the embedded world.
 
-
-class TinyGrounder:
-    """A :class:`~vta_sam.perception.base.Grounder` for the ten words of the embedded world, on the CPU.
-
-    probs are the trunk's calibrated presence; the mask is where the word's heat exceeds one half, on a grid of 24 × 32
-    cells; areas count its cells; the box encloses it but for specks, and is zero where it is empty. A word that it
-    doesn't know: a warning, once, and probabilities, boxes and areas of zero.
+    probs are the trunk's calibrated presence. The mask is where the word's heat exceeds one half, on a grid of 24 × 32
+    cells. areas count the cells of the mask. The box encloses the mask without its specks, and is zero where the mask
+    is empty. An unknown word gets one warning, and probabilities, boxes and areas of zero.
 
     Args:
         weights: a file written by ``experiments/train_tiny.py model=trunk``; None takes the shipped one.
@@ -169,29 +168,24 @@ class TinyGrounder:
 
     kind = "tiny"
     fit = Squeeze(*IMAGE_SIZE)
+    execution = ()  # other weights are another vocabulary
+    draws_masks = True
 
     def __init__(self, weights: str | Path | None = None) -> None:
-        self._eyes = shared_eyes(weights)
-        self.fingerprint = self._eyes.fingerprint
-
-    @property
-    def known_words(self) -> tuple[str, ...]:
-        return self._eyes.vocabulary.words
+        self._trunk = shared_trunk(weights)
+        self.fingerprint = self._trunk.fingerprint
+        self.known_words = self._trunk.vocabulary.words
 
     def ground(self, frames: np.ndarray, objects: list[str]) -> Grounding:
-        """frames (T, 72, 96, 3) uint8 RGB and K words ⇒ Grounding. Frames are judged one by one."""
+        """frames (T, 72, 96, 3) uint8 RGB and K words ⇒ Grounding. A frame's result doesn't depend on the others."""
         if not objects:
             return Grounding.empty(len(frames))
-        grounding = Grounding(
-            np.zeros((len(frames), len(objects)), np.float32),
-            np.zeros((len(frames), len(objects), 4), np.float32),
-            np.zeros((len(frames), len(objects)), np.float32),
-        )
-        seen = self._eyes.look(frames)
-        for k, row in enumerate(self._eyes.vocabulary.rows(objects, "the tiny grounder")):
+        grounding = Grounding.zeros(len(frames), len(objects))
+        predicted = self._trunk.predict(frames)
+        for k, row in enumerate(self._trunk.vocabulary.rows(objects, "the tiny grounder")):
             if row is not None:
-                masks = seen.heat[:, row] > 0
-                grounding.probs[:, k] = seen.probs[:, row]
+                masks = predicted.heat[:, row] > 0
+                grounding.probs[:, k] = predicted.probs[:, row]
                 grounding.boxes[:, k] = boxes_of(masks)
                 grounding.areas[:, k] = masks.mean((1, 2))
         return grounding
@@ -200,17 +194,17 @@ class TinyGrounder:
         """frames (T, 72, 96, 3) uint8 RGB and K words ⇒ masks (T, K, 24, 32) bool, empty for words it doesn't know."""
         masks = np.zeros((len(frames), len(objects), *HEAT_SIZE), bool)
         if objects:
-            heat = self._eyes.look(frames).heat
-            for k, row in enumerate(self._eyes.vocabulary.rows(objects, "the tiny grounder")):
+            heat = self._trunk.predict(frames).heat
+            for k, row in enumerate(self._trunk.vocabulary.rows(objects, "the tiny grounder")):
                 if row is not None:
                     masks[:, k] = heat[:, row] > 0
         return masks
 
 
 def boxes_of(masks: np.ndarray) -> np.ndarray:
-    """Masks (T, h, w) bool ⇒ boxes around them (T, 4) float32, cx cy w h as fractions; zeros where a mask is empty.
+    """Boxes (T, 4) float32 around masks (T, h, w) bool, cx cy w h as fractions; zeros where a mask is empty.
 
-    Specks (connected cells, fewer than a quarter of the largest patch) are left out: one stray cell would otherwise
+    Specks (patches of connected cells under a quarter of the largest patch) are left out: one stray cell would
     stretch a box across the picture.
     """
     height, width = masks.shape[1:]
@@ -225,13 +219,13 @@ def boxes_of(masks: np.ndarray) -> np.ndarray:
     return boxes
 
 
-class TinyEncoder:
-    """A :class:`~vta_sam.perception.base.Encoder` for the embedded world, on the CPU.
+class TinyEncoder(Encoder):
+    """An encoder for the embedded world.
 
-    A picture's vector (64) is LayerNormed and comes from that picture alone: it tells linearly which of the ten things
-    are there, where, and how much each acts. A known word's vector (32) is its row of the trunk's table, of norm
-    sqrt(32). In a caption, any other word is a fixed random vector of the same norm, drawn from the word itself. As an
-    object, an unknown word is zero, with a warning once: nothing was seen of it.
+    The embedding of a picture (64) is LayerNormed, and comes from that picture alone. Which of the ten things are
+    visible, where, and how much each acts can be read off it linearly. The embedding of a known word (32) is its row of
+    the trunk's table, of norm sqrt(32). In a caption, any other word is a fixed random vector of the same norm, drawn
+    from the word itself. As an object, an unknown word is zero, with one warning.
 
     Args:
         weights: a file written by ``experiments/train_tiny.py model=trunk``; None takes the shipped one.
@@ -239,35 +233,32 @@ class TinyEncoder:
 
     kind = "tiny"
     fit = Squeeze(*IMAGE_SIZE)
+    execution = ()  # other weights are another vocabulary
 
     def __init__(self, weights: str | Path | None = None) -> None:
-        self._eyes = shared_eyes(weights)
-        self.fingerprint = self._eyes.fingerprint
-        self.frame_dim = self._eyes.trunk.embedding_dim
-        self.object_dim = self.caption_dim = self._eyes.trunk.word_dim
-
-    @property
-    def known_words(self) -> tuple[str, ...]:
-        return self._eyes.vocabulary.words
+        self._trunk = shared_trunk(weights)
+        self.fingerprint = self._trunk.fingerprint
+        self.frame_dim = self._trunk.trunk.embedding_dim
+        self.object_dim = self.caption_dim = self._trunk.trunk.word_dim
 
     def encode_frames(self, frames: np.ndarray) -> np.ndarray:
         """(T, 72, 96, 3) uint8 RGB ⇒ (T, 64) float32."""
-        return self._eyes.look(frames).embedding.copy()
+        return self._trunk.predict(frames).embedding.copy()
 
     def encode_objects(self, objects: list[str]) -> np.ndarray:
         """K words ⇒ (K, 32) float32."""
         vectors = np.zeros((len(objects), self.object_dim), np.float32)
-        for k, row in enumerate(self._eyes.vocabulary.rows(objects, "the tiny encoder")):
+        for k, row in enumerate(self._trunk.vocabulary.rows(objects, "the tiny encoder")):
             if row is not None:
-                vectors[k] = self._eyes.table[row]
+                vectors[k] = self._trunk.table[row]
         return vectors
 
     def encode_caption(self, caption: str) -> np.ndarray:
         """A caption ⇒ (L, 32) float32, a token per word; a caption without words is one token of its own."""
-        tokens = self._eyes.vocabulary.tokens(caption) or [("", None)]
+        tokens = self._trunk.vocabulary.tokens(caption) or [("", None)]
         return np.stack([self._token(word, row) for word, row in tokens])
 
     def _token(self, word: str, row: int | None) -> np.ndarray:
         if row is not None:
-            return self._eyes.table[row]
+            return self._trunk.table[row]
         return hashed_vector(word, self.caption_dim).numpy() * np.float32(self.caption_dim**0.5)

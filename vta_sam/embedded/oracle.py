@@ -1,5 +1,7 @@
-"""The oracle grounder: reads the truth that the embedded world writes beside its clips. It looks at no picture, and
-proves the path from shards to sound apart from any vision model."""
+"""The oracle grounder and encoder: they read the truth that the embedded world writes beside its clips.
+
+No vision model is involved, so that the way from shards to sound can be tested apart from any.
+"""
 
 from __future__ import annotations
 
@@ -8,32 +10,40 @@ from pathlib import Path
 
 import numpy as np
 
-from ..clip import ClipSpec
+from ..clip import FrameClock
 from ..media.picture_reader import Squeeze
-from ..perception.base import Grounding
+from ..perception.base import EXECUTION, Encoder, Grounder, Grounding
 from ..runtime.errors import InputError
-
-# MERGED-DOC """The oracle encoder: what happens in a clip of the embedded world, read from the truth beside it. No
-# vision model."""
+from .timeline import WORDS
+from .truth import read_truth
 
 
 def shown_at(frames: int, start_s: float, fps: float, truth_fps: float, truth_pictures: int) -> np.ndarray:
-    """For each of ``frames`` frames the index of the truth's picture on screen at its time ⇒ (frames,) int."""
-    times_s = start_s + ClipSpec(duration_s=1.0, fps=fps, latent_stride_frames=1).frame_times_s(frames)
-    return np.floor(times_s * truth_fps + 1e-6).astype(int).clip(0, truth_pictures - 1)
-
-
-class OracleGrounder:
-    """A :class:`~vta_sam.perception.base.Grounder` per clip: ``for_clip`` gives the one of a video, which must then be
-    given all frames of the clip at once, since it tells them apart by their number alone.
+    """Indices (frames,) of the truth's pictures that are on screen at the times of a clip's frames.
 
     Args:
-        fps: frame rate of the frames it will be given, where ``for_clip`` isn't told.
+        frames: in the clip.
+        start_s: where the clip begins in the video.
+        fps: of the clip.
+        truth_fps: of the truth.
+        truth_pictures: how many the truth has.
+    """
+    shown = FrameClock(truth_fps).frame_at(start_s + FrameClock(fps).times_s(frames))
+    return shown.astype(int).clip(0, truth_pictures - 1)
+
+
+class OracleGrounder(Grounder):
+    """Makes a grounder for each clip (``for_clip``), which counts the frames of the clip and reads their truth.
+
+    Args:
+        fps: frames a second, where ``for_clip`` gets none.
     """
 
     kind = "oracle"
     fit = Squeeze(8, 8)  # the pictures are only counted
     fingerprint = "oracle-1"
+    execution = (*EXECUTION, "fps")
+    whole_clips = True
 
     def __init__(self, fps: float = 12.5):
         self.fps = fps
@@ -44,20 +54,19 @@ class OracleGrounder:
         return ClipOracleGrounder(Path(video), start_s, fps or self.fps)
 
     def ground(self, frames: np.ndarray, objects: list[str]) -> Grounding:
-        raise InputError("the oracle grounder has to be told which video it is asked about; it works with clips of the "
-                         "embedded world alone")
+        raise InputError("the oracle grounder needs the video's file: it reads the truth beside clips of the embedded "
+                         "world, and works with no others")
 
 
-class ClipOracleGrounder:
+class ClipOracleGrounder(Grounder):
     """Probability 1 where the word's thing is visible, else 0; its box; its area from the truth's coarse mask. A word
     that the scene doesn't hold is never visible. Of two things with the same word the larger counts."""
 
+    kind = OracleGrounder.kind
     fit = OracleGrounder.fit
     fingerprint = OracleGrounder.fingerprint
 
     def __init__(self, video: Path, start_s: float, fps: float):
-        from .truth import read_truth
-
         self.truth, self.start_s, self.fps = read_truth(video), start_s, fps
 
     def ground(self, frames: np.ndarray, objects: list[str]) -> Grounding:
@@ -79,43 +88,35 @@ class ClipOracleGrounder:
         return Grounding(probs, boxes, areas)
 
 
-def _words() -> tuple[str, ...]:
-    from .classes import WORDS
+class OracleEncoder(Encoder):
+    """Makes an encoder for each clip, as the oracle grounder does.
 
-    return WORDS
-
-
-class OracleEncoder:
-    """An :class:`~vta_sam.perception.base.Encoder` per clip; ``for_clip`` as in the oracle grounder.
-
-    frame_embedding (T, 20): for the ten words in their order how far each is in its sounding pose, in [0, 1], while it
-    is visible; then for the ten whether each is visible. Words are one-hot vectors (10); others are zero.
+    frame_embedding (T, 20): for each of the ten words its pose in [0, 1], 1 being that in which it sounds, while it is
+    visible; then for each whether it is visible. Words are one-hot vectors (10); other words are zero.
 
     Args:
-        fps: frame rate of the frames it will be given, where ``for_clip`` isn't told.
+        fps: frames a second, where ``for_clip`` gets none.
     """
 
     kind = "oracle"
     fit = Squeeze(8, 8)  # the pictures are only counted
     fingerprint = "oracle-1"
+    execution = (*EXECUTION, "fps")
+    whole_clips = True
 
     def __init__(self, fps: float = 12.5):
         self.fps = fps
-        self.words = _words()
+        self.words = WORDS
         self.object_dim = self.caption_dim = len(self.words)
         self.frame_dim = 2 * len(self.words)
-
-    @property
-    def known_words(self) -> tuple[str, ...]:
-        return self.words
 
     def for_clip(self, video: str | os.PathLike, start_s: float = 0.0, fps: float | None = None) -> "ClipOracleEncoder":
         """The encoder of one clip that starts ``start_s`` into ``video``. InputError: there is no truth beside it."""
         return ClipOracleEncoder(Path(video), start_s, fps or self.fps)
 
     def encode_frames(self, frames: np.ndarray) -> np.ndarray:
-        raise InputError("the oracle encoder has to be told which video it is asked about; it works with clips of the "
-                         "embedded world alone")
+        raise InputError("the oracle encoder needs the video's file: it reads the truth beside clips of the embedded "
+                         "world, and works with no others")
 
     def encode_objects(self, objects: list[str]) -> np.ndarray:
         """K words ⇒ (K, 10)."""
@@ -136,8 +137,6 @@ class ClipOracleEncoder(OracleEncoder):
     """The oracle of one clip."""
 
     def __init__(self, video: Path, start_s: float, fps: float):
-        from .truth import read_truth
-
         super().__init__(fps)
         self.truth, self.start_s = read_truth(video), start_s
 

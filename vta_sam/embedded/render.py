@@ -1,4 +1,4 @@
-"""Backgrounds: sky or wall, ground, and things that stand about and never sound."""
+"""A scene ⇒ its pictures, and exact arrays of where each thing is in them; backdrops included."""
 
 from __future__ import annotations
 
@@ -7,14 +7,10 @@ import colorsys
 import cv2
 import numpy as np
 
-from . import sprites as creatures
-from . import sprites as objects
+from . import sprites
 from .canvas import Looks, Pen, texture
 from .timeline import FPS, FRAMES, HEIGHT_PX, MARGIN_PX, WIDTH_PX, Scene, Thing, frame_times_s
 from .truth import MASK_HEIGHT, MASK_WIDTH, SceneObject, SceneTruth
-
-# MERGED-DOC """A scene ⇒ pictures and exact arrays of who is where in them."""
-
 
 HEIGHT, WIDTH = HEIGHT_PX + 2 * MARGIN_PX, WIDTH_PX + 2 * MARGIN_PX
 
@@ -76,20 +72,20 @@ POSE_LEVELS = 8
 LEAST_VISIBLE = 0.25  # of a thing's own area, to count as visible
 
 DRAWINGS = {
-    "racing car": objects.racing_car, "van": objects.van,
-    "popcorn": objects.popcorn, "flowerpot": objects.flowerpot,
-    "pigeon": creatures.pigeon, "parrot": creatures.parrot,
-    "dog": creatures.dog, "cat": creatures.cat,
-    "canary": creatures.canary, "hummingbird": creatures.hummingbird,
-    "badminton": objects.badminton, "umbrella": objects.umbrella,
-    "chicken": creatures.chicken, "duck": creatures.duck,
-    "harpsichord": objects.harpsichord, "table": objects.table,
-    "clarinet": objects.clarinet, "saxophone": objects.saxophone,
-    "ferret": creatures.ferret, "squirrel": creatures.squirrel,
+    "racing car": sprites.racing_car, "van": sprites.van,
+    "popcorn": sprites.popcorn, "flowerpot": sprites.flowerpot,
+    "pigeon": sprites.pigeon, "parrot": sprites.parrot,
+    "dog": sprites.dog, "cat": sprites.cat,
+    "canary": sprites.canary, "hummingbird": sprites.hummingbird,
+    "badminton": sprites.badminton, "umbrella": sprites.umbrella,
+    "chicken": sprites.chicken, "duck": sprites.duck,
+    "harpsichord": sprites.harpsichord, "table": sprites.table,
+    "clarinet": sprites.clarinet, "saxophone": sprites.saxophone,
+    "ferret": sprites.ferret, "squirrel": sprites.squirrel,
 }
 
 
-def sprites(thing: Thing) -> list[np.ndarray]:
+def sprite_sheet(thing: Thing) -> list[np.ndarray]:
     """One sprite per pose level, from rest to full sounding ⇒ 8 × (height_px, width_px, 4), colour premultiplied."""
     rng = np.random.default_rng([thing.seed, 2])
     looks, grain = Looks.of(rng), texture(rng)
@@ -111,7 +107,7 @@ def render(scene: Scene) -> tuple[np.ndarray, SceneTruth]:
     shape = (FRAMES, len(things))
     inside, boxes = np.zeros(shape, np.float16), np.zeros((*shape, 4), np.float16)
     masks = np.zeros((*shape, MASK_HEIGHT, MASK_WIDTH), np.uint8)
-    sheets = [sprites(t) for t in things]
+    sheets = [sprite_sheet(t) for t in things]
     alphas = np.zeros((len(things), HEIGHT_PX, WIDTH_PX), np.float32)
     for frame in range(FRAMES):
         areas = np.zeros(len(things))

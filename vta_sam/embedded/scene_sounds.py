@@ -9,8 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .classes import IMPULSE, class_of
-from .timeline import DURATION_S, Scene, Thing
+from .timeline import DURATION_S, IMPULSE, Scene, Thing, class_of
 
 SAMPLE_RATE_HZ = 16_000
 SAMPLES = round(DURATION_S * SAMPLE_RATE_HZ)

@@ -1,15 +1,10 @@
-"""How the animals look, and what they do when they sound: each is drawn facing right, for a pose in [0, 1].
-
-Coordinates: see ``pen.Pen``. The look-alike of an animal is drawn by the same function with other telltales.
-"""
+"""How the ten things and their look-alikes are drawn, and what they do when they sound."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from .canvas import Colour, Looks, Pen
-
-# MERGED-DOC """How vehicles, instruments and games look, and what they do when they sound. See ``creatures``."""
 
 
 def dog(pen: Pen, pose: float, looks: Looks) -> None:

@@ -1,4 +1,4 @@
-"""Sounds of single things of the embedded world: what the tagger learns from and is measured on."""
+"""The tagger's training: sounds that it learns from, its LightningModule and its held-out figures."""
 
 from __future__ import annotations
 
@@ -15,14 +15,10 @@ from torch.utils.data import IterableDataset
 
 from ..mel import LogMel
 from ..vocoder import GriffinLim
-from .classes import WORDS
 from .scene_sounds import render_sound
-from .tagger import PEAK, Tagger
-from .timeline import make_scene
+from .timeline import WORDS, make_scene
+from .tiny_networks import PEAK, Tagger
 from .trunk_training import one_cycle
-
-# MERGED-DOC """How the tagger is trained, and its held-out figures."""
-
 
 SHORTEST_FRAMES = 96  # of a crop; the longest is a whole clip
 

@@ -1,4 +1,4 @@
-"""Pictures of embedded clips with their truth per word: what the trunk learns from and is measured on."""
+"""The trunk's training: pictures that it learns from, its LightningModule, the recipes' optimiser, held-out figures."""
 
 from __future__ import annotations
 
@@ -20,16 +20,10 @@ from torch.utils.data import IterableDataset
 from ..media.picture_reader import Squeeze
 from ..media.video import read_clip
 from ..runtime.errors import InputError
-from .classes import LOOK_ALIKES, WORDS
-from .trunk import IMAGE_SIZE, Sight, Trunk
+from .oracle import shown_at
+from .timeline import LOOK_ALIKES, WORDS
+from .tiny_networks import IMAGE_SIZE, Sight, Trunk
 from .truth import MASK_WIDTH, SceneTruth, read_truth
-
-# MERGED-DOC """The optimiser of both recipes."""
-# MERGED-DOC """How the trunk is trained: losses on heat, presence, and on what must be readable from the picture's
-# vector."""
-# MERGED-DOC """Held-out figures of a trunk: how well it finds, outlines, and describes what is in pictures it never
-# saw."""
-
 
 LOOK_ALIKE_WORDS = tuple(LOOK_ALIKES)
 
@@ -93,8 +87,7 @@ def _pictures_of(video: Path, number: int, fps: float) -> Pictures:
 
 def with_truth(frames: np.ndarray, truth: SceneTruth, number: int, fps: float) -> Pictures:
     """Frames (T, 72, 96, 3) at ``fps`` of a clip from its start, and the clip's truth ⇒ Pictures."""
-    shown = np.floor((np.arange(len(frames)) + 0.5) / fps * truth.fps + 1e-6).astype(int)
-    shown = shown.clip(max=len(truth.visible) - 1)
+    shown = shown_at(len(frames), 0.0, fps, truth.fps, len(truth.visible))
     count, words = len(frames), len(WORDS)
     visible, pose = np.zeros((count, words), bool), np.zeros((count, words), np.float32)
     place = np.zeros((count, words, 3), np.float32)

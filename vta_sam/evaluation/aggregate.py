@@ -1,262 +1,248 @@
-"""Figures about whole sets of sounds, over the vectors and classes that backbones hear in them."""
+"""From measured sounds to an evaluation: figures with intervals, controls and ceilings, differences, and the best."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ..metrics.classes import inception_score
-from ..metrics.frechet import FEWEST_CLIPS, clip_draws, fad_infinity, frechet_distance, resampled_distances
-from ..metrics.intervals import Interval, bootstrap_interval, derangement, paired_difference
-from .clip_measurements import Bank, Truth
-from .columns import Column, Values, control_values, values
-from .measure import Measured
+from ..metrics.intervals import (
+    Interval, Resampling, SetValue, bootstrap_interval, derangement, paired_difference, standard_error
+)
+from .measurements import ClipTruth, Measurements, SoundMeasurements
+from .metric import Metric, Values, clip_input, clip_values
 from .results import ClipScores, Evaluation, Figure, SystemResult
 
-# MERGED-DOC """From measured sounds to figures: means over clips with intervals, controls, ceilings, differences, who
-# is best."""
-
-
-Sounds = Mapping[str, Sequence[Measured]]  # {clip: samples}
+Sounds = Mapping[str, Sequence[SoundMeasurements]]  # {clip: samples}
 _NORMAL = 1.96  # of a 95 % interval
-_SPLITS = 10  # of the Inception score as published
 
 
-@dataclass
-class _Value:
-    """A figure of one set: the value, and its bootstrap distribution over ``clips``."""
+def figure_of_scores(scores: Sequence[float | None], control: Sequence[float | None] | None = None,
+                     ceiling: Sequence[float | None] = (), seed: int = 0, resamples: int = 2000) -> Figure:
+    """⇒ a figure with its intervals, of values per clip.
 
-    value: float
-    drawn: np.ndarray | None
-    clips: tuple[str, ...]
-    detail: dict[str, float] = field(default_factory=dict)
+    Args:
+        scores: one per clip; None: not defined.
+        control: the same sounds against other clips' truth, in the same order; None: there is none.
+        ceiling: the true sound through VAE and vocoder.
+        seed: of the bootstrap.
+        resamples: of the bootstrap.
+    """
+    return Figure(
+        bootstrap_interval(scores, seed, resamples),
+        bootstrap_interval(control, seed, resamples) if control else None,
+        paired_difference(scores, control, seed, resamples) if control else None,
+        bootstrap_interval(ceiling, seed, resamples) if any(value is not None for value in ceiling) else None,
+    )
 
 
 @dataclass
 class SetFigures:
-    """truths: what sets are held against. resamples: draws of clips behind each interval. Draws depend on the seed and
-    on which clips there are alone, so that two systems with the same clips are compared pair by pair."""
+    """Figures of whole sets. A pair of systems with the same clips is resampled by the same draws, so that their
+    difference is paired.
 
-    truths: Mapping[str, Truth]
-    seed: int = 0
-    resamples: int = 200
-    _known: dict[tuple, _Value | str] = field(default_factory=dict)
+    Args:
+        truths: {clip: truth}.
+        resampling: of clips.
+    """
 
-    def figure(self, key: str, name: str, sounds: Sounds, ceiling: Sounds) -> Figure:
-        """The column ``key`` of the system called ``name``. Its interval is value ± 1.96 bootstrap standard errors:
-        drawn clips repeat, which raises a Fréchet distance, so that percentiles would lie beside it."""
-        found = self._value(key, name, sounds)
-        if isinstance(found, str):
-            return Figure(None, reason=found)
-        bound = self._value(key, "ceiling of the model", ceiling) if ceiling else ""
-        return Figure(_level(found), detail=found.detail, ceiling=None if isinstance(bound, str) else _level(bound))
+    truths: Mapping[str, ClipTruth]
+    resampling: Resampling = Resampling()
+    _computed: dict[tuple, tuple[SetValue | str, tuple[str, ...]]] = field(default_factory=dict)
 
-    def difference(self, key: str, first: tuple[str, Sounds], second: tuple[str, Sounds]) -> Interval | None:
-        """First − second over the clips that both have; None where a side has no value, or no interval."""
+    def figure(self, metric: Metric, name: str, sounds: Sounds, ceiling: Sounds) -> Figure:
+        """⇒ the figure of the system called ``name``. Its interval is value ± 1.96 bootstrap standard errors: drawn
+        clips repeat, which raises a Fréchet distance, so that percentiles would lie beside it."""
+        value, clips = self._value(metric, name, sounds)
+        if isinstance(value, str):
+            return Figure(None, reason=value)
+        bound, bound_clips = self._value(metric, "ceiling of the model", ceiling) if ceiling else ("", ())
+        return Figure(_not_negative(value, len(clips)), detail=value.detail,
+                      ceiling=None if isinstance(bound, str) else _not_negative(bound, len(bound_clips)))
+
+    def difference(self, metric: Metric, first: tuple[str, Sounds], second: tuple[str, Sounds]) -> Interval | None:
+        """⇒ first − second over the clips that both have; None where a side has no value, or no interval."""
         common = [clip for clip in first[1] if clip in second[1]]
-        sides = [self._value(key, name, {clip: sounds[clip] for clip in common}) for name, sounds in (first, second)]
-        one, other = sides
-        if isinstance(one, str) or isinstance(other, str) or one.drawn is None or other.drawn is None \
-                or one.clips != other.clips:
+        (one, one_clips), (other, other_clips) = (
+            self._value(metric, name, {clip: sounds[clip] for clip in common}) for name, sounds in (first, second))
+        if isinstance(one, str) or isinstance(other, str) or one.resampled is None or other.resampled is None \
+                or one_clips != other_clips:
             return None
-        return _interval(one.value - other.value, one.drawn - other.drawn, len(one.clips))
+        return _interval(one.value - other.value, one.resampled - other.resampled, len(one_clips))
 
-    def _value(self, key: str, name: str, sounds: Sounds) -> _Value | str:
-        """A value, or why there is none."""
-        known = (key, name, tuple(sounds))
-        if known not in self._known:
-            kinds: dict[str, Callable[[str, Sounds], _Value | str]] = {
-                "frechet_": self._frechet, "fad_infinity_": self._fad_infinity, "inception_": self._inception}
-            prefix = next(prefix for prefix in kinds if key.startswith(prefix))
-            self._known[known] = kinds[prefix](key.removeprefix(prefix), sounds)
-        return self._known[known]
+    def _value(self, metric: Metric, name: str, sounds: Sounds) -> tuple[SetValue | str, tuple[str, ...]]:
+        """⇒ a value, or why there is none; and the clips that it is of."""
+        known = (metric.key, name, tuple(sounds))
+        if known not in self._computed:
+            assert metric.function is not None
+            clips, inputs = self._inputs(metric, sounds)
+            self._computed[known] = metric.function(*inputs, self.resampling), tuple(clips)
+        return self._computed[known]
 
-    def _rows(self, backbone: str, sounds: Sounds) -> tuple[list[str], list[np.ndarray], list[np.ndarray]]:
-        """Clips with vectors on both sides, the true ones' rows, the generated ones'."""
-        clips, true, generated = [], [], []
+    def _inputs(self, metric: Metric, sounds: Sounds) -> tuple[list[str], list[list[np.ndarray]]]:
+        """⇒ the clips that have every input, and for each need the rows of these clips, of all their samples."""
+        clips: list[str] = []
+        inputs: list[list[np.ndarray]] = [[] for _ in metric.needs]
         for clip, samples in sounds.items():
-            reference = self.truths[clip].sound.rows.get(backbone, {}).get("embeddings", np.zeros((0, 1)))
-            rows = [sound.rows[backbone]["embeddings"] for sound in samples if backbone in sound.rows]
-            rows = [part for part in rows if len(part)]
-            if len(reference) and rows:
+            rows: list[np.ndarray] = []
+            for need in metric.needs:
+                of = samples if need.startswith("generated.") else samples[:1]
+                parts = [clip_input(need, metric, sample, self.truths[clip], {}) for sample in of]
+                # classes are (C,), one row a sound; embeddings are (R, D), without a row where the sound is too short
+                parts = [np.atleast_2d(part) for part in parts if part is not None and len(part)]
+                rows += [np.concatenate(parts)] if parts else []
+            if len(rows) == len(metric.needs):
                 clips.append(clip)
-                true.append(reference)
-                generated.append(np.concatenate(rows))
-        return clips, true, generated
-
-    def _frechet(self, backbone: str, sounds: Sounds) -> _Value | str:
-        clips, true, generated = self._rows(backbone, sounds)
-        if len(clips) < 2:
-            return f"needs at least two clips long enough for the backbone, there are {len(clips)}"
-        reference, rows = np.concatenate(true), np.concatenate(generated)
-        drawn = resampled_distances(true, generated, clip_draws(len(clips), self.resamples, self.seed))
-        detail = {"rows": len(rows), "reference_rows": len(reference), "dimensions": rows.shape[1]}
-        return _Value(frechet_distance(reference, rows), drawn, tuple(clips), detail)
-
-    def _fad_infinity(self, backbone: str, sounds: Sounds) -> _Value | str:
-        clips, true, generated = self._rows(backbone, sounds)
-        found = fad_infinity(true, generated, self.seed)
-        if found is None:
-            return f"needs at least {FEWEST_CLIPS} clips, there are {len(clips)}"
-        detail = {"slope": found.slope, "r_squared": found.r_squared, "clips": len(clips)}
-        return _Value(found.value, None, tuple(clips), detail)
-
-    def _inception(self, backbone: str, sounds: Sounds) -> _Value | str:
-        heard = {clip: [sound.rows[backbone]["logits"] for sound in samples if "logits" in sound.rows.get(backbone, {})]
-                 for clip, samples in sounds.items()}
-        heard = {clip: logits for clip, logits in heard.items() if logits}
-        if len(heard) < 2:
-            return f"needs at least two clips long enough for the backbone, there are {len(heard)}"
-        clips = list(heard)
-        logits = np.concatenate([np.stack(heard[clip]) for clip in clips])
-        drawn = np.array([inception_score(np.concatenate([np.stack(heard[clips[i]]) for i in draw]))[0]
-                          for draw in clip_draws(len(clips), self.resamples, self.seed)])
-        detail = {"splits": 1.0}
-        if len(logits) >= 2 * _SPLITS:
-            mean, std = inception_score(logits, _SPLITS, seed=2020)
-            detail |= {"ten_splits_mean": mean, "ten_splits_std": std}
-        return _Value(inception_score(logits)[0], drawn, tuple(clips), detail)
+                for column, part in zip(inputs, rows):
+                    column.append(part)
+        return clips, inputs
 
 
-def _level(found: _Value) -> Interval:
-    """The interval of a figure that is never negative."""
-    interval = _interval(found.value, found.drawn, len(found.clips))
+def _not_negative(value: SetValue, clips: int) -> Interval:
+    """⇒ the interval of a figure that is never negative."""
+    interval = _interval(value.value, value.resampled, clips)
     return replace(interval, low=max(0.0, interval.low)) if interval.low < 0 <= interval.mean else interval
 
 
-def _interval(value: float, drawn: np.ndarray | None, clips: int) -> Interval:
-    if drawn is None:
+def _interval(value: float, resampled: np.ndarray | None, clips: int) -> Interval:
+    if resampled is None:
         return Interval(value, np.nan, np.nan, clips)
-    half = _NORMAL * float(np.std(drawn, ddof=1))
+    half = _NORMAL * standard_error(resampled)
     return Interval(value, value - half, value + half, clips)
 
 
 @dataclass
-class Judge:
-    """bank: everything measured. columns: what is to be judged, in order. missing: {column key: why}. sets: figures of
-    whole sets. seed, resamples: of bootstrap and control. reference: the system whose sounds are the true ones."""
+class Aggregate:
+    """Turns measurements into an evaluation.
 
-    bank: Bank
-    columns: Sequence[Column]
+    Args:
+        measurements: of all clips.
+        metrics: in the order to be shown.
+        missing: {metric key: why it can't be computed}.
+        sets: figures of whole sets.
+        seed: of bootstrap and control.
+        resamples: of the bootstrap.
+        reference: the system whose sounds are the true ones.
+        classes: {backbone: names of its classes}.
+    """
+
+    measurements: Measurements
+    metrics: Sequence[Metric]
     missing: dict[str, str]
     sets: SetFigures
     seed: int = 0
     resamples: int = 2000
     reference: str | None = None
-    classes: tuple[str, ...] = ()  # of the embedded tagger
+    classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.clips = list(self.bank.truths)
+        self.clips = list(self.measurements.truths)
         order: list[int] = derangement(len(self.clips), self.seed).tolist() if len(self.clips) > 1 else []
         self.partner = {clip: self.clips[i] for clip, i in zip(self.clips, order)}
-        self.scores = {name: self._scores(sounds) for name, sounds in self.bank.sounds.items()}
-        self.ceiling = self._scores({clip: [sound] for clip, sound in self.bank.ceiling.items()})
+        self.scores = {name: self._scores(sounds) for name, sounds in self.measurements.sounds.items()}
+        self.ceiling = self._scores({clip: [sound] for clip, sound in self.measurements.ceiling.items()})
 
     def evaluation(self) -> Evaluation:
-        """Everything that can be said ⇒ Evaluation (without provenance)."""
-        systems = {name: self._system(name) for name in self.bank.sounds}
+        """⇒ the evaluation, without its provenance."""
+        systems = {name: self._system(name) for name in self.measurements.sounds}
         differences = self._differences()
         missing = dict(self.missing)
-        for column in self.columns:  # a reason that holds for all is told once
-            reasons = {system.figures[column.key].reason for system in systems.values()}
+        for metric in self.metrics:  # a reason that holds for all systems is given once
+            reasons = {system.figures[metric.key].reason for system in systems.values()}
             if len(reasons) == 1 and reasons != {""}:
-                missing[column.key] = reasons.pop()
-        return Evaluation(list(self.columns), systems, self.clips, differences, self._best(systems, differences),
+                missing[metric.key] = reasons.pop()
+        return Evaluation(list(self.metrics), systems, self.clips, differences, self._best(systems, differences),
                           self.reference, missing)
 
-    def _scores(self, sounds: dict[str, list[Measured]]) -> dict[str, tuple[Values, Values]]:
-        """{clip: (values, values of the control)}, each meaned over the clip's samples."""
-        truths, scored = self.bank.truths, {}
+    def _scores(self, sounds: dict[str, list[SoundMeasurements]]) -> dict[str, tuple[Values, Values]]:
+        """⇒ {clip: (values, values of the control)}, each the mean over the clip's samples."""
+        truths, scored = self.measurements.truths, {}
         for clip, samples in sounds.items():
-            control = [control_values(sound, truths[self.partner[clip]]) for sound in samples] if self.partner else []
-            scored[clip] = _meaned([values(sound, truths[clip], self.classes) for sound in samples]), _meaned(control)
+            control = [clip_values(self.metrics, sound, truths[self.partner[clip]], self.classes, control=True)
+                       for sound in samples] if self.partner else []
+            own = [clip_values(self.metrics, sound, truths[clip], self.classes) for sound in samples]
+            scored[clip] = mean_values(own), mean_values(control)
         return scored
 
     def _shared(self, *scores: dict[str, tuple[Values, Values]]) -> list[str]:
-        """Clips that all of them have, in order."""
+        """⇒ the clips that all of them have, in order."""
         return [clip for clip in self.clips if all(clip in scored for scored in scores)]
 
     def _system(self, name: str) -> SystemResult:
-        sounds, scores = self.bank.sounds[name], self.scores[name]
-        figures = {column.key: self._figure(name, column) for column in self.columns}
+        sounds, scores = self.measurements.sounds[name], self.scores[name]
+        figures = {metric.key: self._figure(name, metric) for metric in self.metrics}
         clips = {}
         for clip, samples in sounds.items():
             notes = sorted({note for sound in samples for note in sound.notes})
-            shown = {column.key: scores[clip][0].get(column.key) for column in self.columns if column.scope == "clip"}
+            shown = {metric.key: scores[clip][0].get(metric.key) for metric in self.metrics if metric.scope == "clip"}
             clips[clip] = ClipScores(shown, [round(float(t), 4) for t in samples[0].features.onsets_s],
                                      all(sound.features.level.silent for sound in samples), notes)
         # a sound under a silent clip may well be silent
         silent = [float(sound.features.level.silent) for clip, samples in sounds.items() for sound in samples
-                  if not self.bank.truths[clip].sound.features.level.silent]
+                  if not self.measurements.truths[clip].sound.features.level.silent]
         padded = sum(sound.padded for samples in sounds.values() for sound in samples)
-        plan = self.bank.plan
+        plan = self.measurements.plan
         return SystemResult(name, figures, clips, sum(map(len, sounds.values())), self._interval(silent), padded,
-                            self.bank.bad[name], plan.unmatched.get(name, []), plan.absent.get(name, []))
+                            self.measurements.bad[name], plan.unmatched.get(name, []), plan.absent.get(name, []))
 
-    def _figure(self, name: str, column: Column) -> Figure:
-        if column.key in self.missing:
-            return Figure(None, reason=self.missing[column.key])
-        if column.scope == "set":
-            ceiling = {clip: [sound] for clip, sound in self.bank.ceiling.items()}
-            return self.sets.figure(column.key, name, self.bank.sounds[name], ceiling)
+    def _figure(self, name: str, metric: Metric) -> Figure:
+        if metric.key in self.missing:
+            return Figure(None, reason=self.missing[metric.key])
+        if metric.scope == "set":
+            ceiling = {clip: [sound] for clip, sound in self.measurements.ceiling.items()}
+            return self.sets.figure(metric, name, self.measurements.sounds[name], ceiling)
         scored, clips = self.scores[name], self._shared(self.scores[name])
-        scores = [scored[clip][0].get(column.key) for clip in clips]
+        scores = [scored[clip][0].get(metric.key) for clip in clips]
         if all(value is None for value in scores):
             return Figure(None, reason="not defined on any of these clips")
-        control = [scored[clip][1].get(column.key) for clip in clips] if column.control and self.partner else None
-        bound = [self.ceiling[clip][0].get(column.key) for clip in self._shared(self.ceiling)]
-        return Figure(
-            self._interval(scores),
-            self._interval(control) if control else None,
-            paired_difference(scores, control, self.seed, self.resamples) if control else None,
-            self._interval(bound) if any(value is not None for value in bound) else None,
-        )
+        control = [scored[clip][1].get(metric.key) for clip in clips] if metric.control and self.partner else None
+        bounds = [self.ceiling[clip][0].get(metric.key) for clip in self._shared(self.ceiling)]
+        return figure_of_scores(scores, control, bounds, self.seed, self.resamples)
 
     def _interval(self, scores: Sequence[float | None]) -> Interval:
         return bootstrap_interval(scores, self.seed, self.resamples)
 
     def _differences(self) -> dict[str, dict[str, Interval]]:
-        """{"A − B": {column key: paired difference}} for each two systems, the reference left out."""
-        names = [name for name in self.bank.sounds if name != self.reference]
+        """⇒ {"A − B": {metric key: paired difference}} for each two systems but the reference."""
+        names = [name for name in self.measurements.sounds if name != self.reference]
         found: dict[str, dict[str, Interval]] = {}
         for i, first in enumerate(names):
             for second in names[i + 1:]:
                 found[pair_name(first, second)] = rows = {}
-                for column in self.columns:
-                    if column.key in self.missing:
+                for metric in self.metrics:
+                    if metric.key in self.missing:
                         continue
-                    difference = self._difference(column, first, second)
+                    difference = self._difference(metric, first, second)
                     if difference is not None and difference.n:
-                        rows[column.key] = difference
+                        rows[metric.key] = difference
         return found
 
-    def _difference(self, column: Column, first: str, second: str) -> Interval | None:
-        if column.scope == "set":
-            sounds = self.bank.sounds
-            return self.sets.difference(column.key, (first, sounds[first]), (second, sounds[second]))
+    def _difference(self, metric: Metric, first: str, second: str) -> Interval | None:
+        if metric.scope == "set":
+            sounds = self.measurements.sounds
+            return self.sets.difference(metric, (first, sounds[first]), (second, sounds[second]))
         clips = self._shared(self.scores[first], self.scores[second])
-        one, other = ([self.scores[name][clip][0].get(column.key) for clip in clips] for name in (first, second))
+        one, other = ([self.scores[name][clip][0].get(metric.key) for clip in clips] for name in (first, second))
         return paired_difference(one, other, self.seed, self.resamples)
 
     def _best(self, systems: dict[str, SystemResult], differences: dict[str, dict[str, Interval]]) -> dict[str, str]:
-        """Per column the system that is ahead of every other ranked one: the paired differences exclude 0."""
+        """⇒ {metric key: the system whose paired difference to every other ranked one excludes 0}."""
         best = {}
-        for column in self.columns:
-            sign = {"high": 1.0, "low": -1.0}.get(column.better)
+        for metric in self.metrics:
+            sign = {"high": 1.0, "low": -1.0}.get(metric.better)
             rivals = [name for name, system in systems.items()
-                      if name != self.reference and system.ranked and system.figures[column.key].score is not None]
+                      if name != self.reference and system.ranked and system.figures[metric.key].score is not None]
             if sign is None or len(rivals) < 2:
                 continue
             for name in rivals:
-                if all(_ahead(differences, name, other, column.key, sign) for other in rivals if other != name):
-                    best[column.key] = name
+                if all(_ahead(differences, name, other, metric.key, sign) for other in rivals if other != name):
+                    best[metric.key] = name
         return best
 
 
 def pair_name(first: str, second: str) -> str:
-    """How a paired difference is called."""
+    """⇒ the name of a paired difference."""
     return f"{first} − {second}"
 
 
@@ -268,8 +254,8 @@ def _ahead(differences: dict[str, dict[str, Interval]], name: str, other: str, k
     return False
 
 
-def _meaned(samples: Sequence[Values]) -> Values:
-    """Mean over a clip's samples, of those where it is defined."""
+def mean_values(samples: Sequence[Values]) -> Values:
+    """⇒ the mean over a clip's samples, of those where it is defined."""
     keys = dict.fromkeys(key for sample in samples for key in sample)
     found: Values = {}
     for key in keys:

@@ -1,4 +1,8 @@
-"""Clips measured in processes that a broken file may crash, hang or bloat without harm to the others."""
+"""Clips measured in worker processes, which a broken file may crash, hang or bloat without harm to the others.
+
+Of a clip the true sound, every system's sound and the pictures are decoded once each, and only if the cache lacks what
+is needed of them. A worker returns small arrays and, where something is still to be computed from them, waveforms.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import resource
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import TimeoutError as LateError
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -18,19 +22,15 @@ import cv2
 import numpy as np
 from pebble import ProcessExpired, ProcessPool
 
-from ..metrics import signal as spectral
 from ..metrics.flow import FlowTrajectory, measure_flow
 from ..runtime.errors import InputError
+from .measurements import ClipMeasurements, SoundMeasurements
+from .metric import Metric, waveform_value
 from .pairing import SoundFile
 from .sounds import (
-    FEATURES_VERSION, Arrays, FeatureCache, LoadingPolicy, Sound, SoundFeatures, cache_key, content_hash, read_sound,
+    FEATURES_VERSION, FeatureCache, LoadingPolicy, Sound, SoundFeatures, cache_key, content_hash, read_sound,
     sound_features
 )
-
-# MERGED-DOC """One clip measured: its true sound, every system's sound and its pictures, each decoded once, and only
-# if the cache does not know it yet. Runs in worker processes; what it gives is small arrays and, where needed,
-# waveforms."""
-
 
 J = TypeVar("J")
 R = TypeVar("R")
@@ -38,10 +38,16 @@ R = TypeVar("R")
 
 def map_guarded(work: Callable[[J], R], jobs: Iterable[J], workers: int, limit_s: float, memory_mb: int,
                 failed: Callable[[J, str], R]) -> Iterator[R]:
-    """work(job) for each job, in order, at most a few jobs ahead of the consumer.
+    """⇒ work(job) for each job, in order, at most a few jobs ahead of the consumer. What ``work`` raises is raised.
 
-    workers 0 ⇒ here, without any guard. A job that takes longer than limit_s, dies, or needs more than memory_mb of
-    memory gives ``failed(job, why)`` instead, why being the end of a sentence. What ``work`` raises else is raised.
+    Args:
+        work: a function of a module, which the workers import.
+        jobs: may be endless.
+        workers: processes; 0 works here, without any guard.
+        limit_s: seconds that a job may take.
+        memory_mb: MiB that a process may use.
+        failed: the result of a job that takes longer, needs more memory, or ends its process; its second argument is
+            the end of a sentence that says which.
     """
     if workers == 0:
         yield from map(work, jobs)
@@ -83,17 +89,20 @@ def _confine(memory_mb: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-# raised when what is measured changes; a library's new version may change it too
+# a library's new version may change what is measured
+LIBRARIES = f"librosa {version('librosa')}"
 FLOW_VERSION = f"1, OpenCV {cv2.__version__}"
-SOUND_VERSION = f"{FEATURES_VERSION}, librosa {version('librosa')}"
-PAIR_VERSION = f"1, librosa {version('librosa')}"
+SOUND_VERSION = f"{FEATURES_VERSION}, {LIBRARIES}"
 
 
 @dataclass(frozen=True)
 class ClipJob:
-    """One clip's files. sounds: (system, file) of each sample; flows: names of flow variants wanted of ``video``;
-    backbones: (name, fingerprint) of those whose rows may be in the cache; keep_reference: the true waveform is wanted
-    in any case."""
+    """One clip's files, and what to measure of them.
+
+    sounds: (system, file) of each sample. flows: variants of optical flow wanted of ``video``. backbones: (name,
+    fingerprint) of those whose embeddings may be in the cache. metrics: those that need waveforms. keep_reference: the
+    true waveform is wanted in any case.
+    """
 
     id: str
     reference: SoundFile
@@ -103,45 +112,21 @@ class ClipJob:
     policy: LoadingPolicy
     backbones: tuple[tuple[str, str], ...]
     cache: Path | None
+    metrics: tuple[Metric, ...] = ()
     keep_reference: bool = False
 
 
 @dataclass
-class Measured:
-    """One sound. digest: of its file and of how it was read; rows: backbone ⇒ its cached arrays; waveform: kept only
-    where a backbone's rows are not in the cache. log_spectral_distance_db: to the true sound."""
-
-    digest: str
-    features: SoundFeatures
-    notes: list[str]
-    rows: dict[str, Arrays]
-    waveform: np.ndarray | None = None
-    log_spectral_distance_db: float | None = None
-    padded: bool = False
-
-
-@dataclass
-class ClipMeasures:
-    """A clip's reference, its sounds by (system, sample), and its flow by variant; a str in place of any says why it
-    could not be measured."""
-
-    id: str
-    reference: Measured | str
-    sounds: dict[tuple[str, int], Measured | str] = field(default_factory=dict)
-    flows: dict[str, FlowTrajectory | str] = field(default_factory=dict)
-
-
-@dataclass
 class _Reader:
-    """A file that is decoded when first needed, once."""
+    """A sound file that is decoded once, when its waveform is first needed. samples: to cut or pad to."""
 
     path: Path
     policy: LoadingPolicy
-    samples: int | None = None  # to cut or pad to
+    samples: int | None = None
 
     @cached_property
     def digest(self) -> str:
-        """Of the bytes and of everything that decides what is heard of them."""
+        """Of the file's bytes and of everything that reading them depends on."""
         policy = self.policy
         return cache_key("sound", policy.version, policy.clip_s, self.samples, content_hash(self.path))
 
@@ -151,20 +136,20 @@ class _Reader:
         return sound if self.samples is None else sound.fitted(self.samples)
 
 
-def measure_clip(job: ClipJob) -> ClipMeasures:
-    """Everything of one clip. A file that can't be used has its sentence in the result; nothing is raised for it."""
+def measure_clip(job: ClipJob) -> ClipMeasurements:
+    """⇒ everything measured of one clip. A file that can't be used has its sentence in the result; none is raised."""
     cache = FeatureCache(job.cache)
     reference = _Reader(job.reference.path, job.policy)
     try:
         true = _measured(reference, cache, job, job.keep_reference)
     except InputError as error:
-        return ClipMeasures(job.id, str(error))
-    clip = ClipMeasures(job.id, true)
+        return ClipMeasurements(job.id, str(error))
+    clip = ClipMeasurements(job.id, true)
     for system, file in job.sounds:
         reader = _Reader(file.path, job.policy, true.features.samples)
         try:
             measured = _measured(reader, cache, job)
-            measured.log_spectral_distance_db = _distance(reference, reader, cache)
+            measured.pair_values = {m.key: _pair_value(m, reference, reader, cache) for m in job.metrics}
             clip.sounds[system, file.sample] = measured
         except InputError as error:
             clip.sounds[system, file.sample] = str(error)
@@ -177,24 +162,24 @@ def measure_clip(job: ClipJob) -> ClipMeasures:
     return clip
 
 
-def failed_clip(job: ClipJob, why: str) -> ClipMeasures:
-    """What is left of a clip whose measuring ended its process."""
-    return ClipMeasures(job.id, f"{job.reference.path}: the clip {why}")
+def failed_clip(job: ClipJob, why: str) -> ClipMeasurements:
+    """⇒ the result of a clip whose measuring ended its process: a sentence."""
+    return ClipMeasurements(job.id, f"{job.reference.path}: the clip {why}")
 
 
-def apart(job: ClipJob) -> list[ClipJob]:
-    """The job as one per file, so that the one that ends its process is found: first the true sound alone, then each
-    sound with it, then the pictures with it."""
+def split_by_file(job: ClipJob) -> list[ClipJob]:
+    """⇒ one job per file, which shows the file that ends its process: first the true sound alone, then each sound with
+    it, then the pictures with it."""
     alone = replace(job, sounds=(), video=None)
     return [alone, *(replace(job, sounds=(sound,), video=None) for sound in job.sounds),
             *([replace(job, sounds=())] if job.video is not None and job.flows else [])]
 
 
-def joined(job: ClipJob, parts: list[ClipMeasures]) -> ClipMeasures:
-    """The results of :func:`apart`'s jobs as one."""
+def join_files(job: ClipJob, parts: list[ClipMeasurements]) -> ClipMeasurements:
+    """⇒ the results of :func:`split_by_file`'s jobs as one."""
     if isinstance(parts[0].reference, str):
         return parts[0]
-    clip = ClipMeasures(job.id, parts[0].reference)
+    clip = ClipMeasurements(job.id, parts[0].reference)
     for (system, file), part in zip(job.sounds, parts[1:]):
         broken = part.reference.replace(str(job.reference.path), str(file.path), 1) \
             if isinstance(part.reference, str) else None
@@ -206,37 +191,38 @@ def joined(job: ClipJob, parts: list[ClipMeasures]) -> ClipMeasures:
     return clip
 
 
-def _measured(reader: _Reader, cache: FeatureCache, job: ClipJob, keep: bool = False) -> Measured:
+def _measured(reader: _Reader, cache: FeatureCache, job: ClipJob, keep: bool = False) -> SoundMeasurements:
     digest = reader.digest
     key = cache_key("features", SOUND_VERSION, job.policy, digest)
     arrays = cache.get(key)
     if arrays is None:
         features = sound_features(reader.sound.waveform)
-        words, padded = reader.sound.notes, reader.sound.padded
-        notes = np.frombuffer(json.dumps(words).encode(), np.uint8)
-        cache.put(key, {**features.arrays(), "notes": notes, "padded": np.array(padded)})
+        notes, padded = reader.sound.notes, reader.sound.padded
+        notes_json = np.frombuffer(json.dumps(notes).encode(), np.uint8)
+        cache.put(key, {**features.arrays(), "notes": notes_json, "padded": np.array(padded)})
     else:
         features = SoundFeatures.of_arrays(arrays)
-        words, padded = json.loads(arrays["notes"].tobytes()), bool(arrays["padded"])
-    rows = {name: found for name, fingerprint in job.backbones
-            if (found := cache.get(backbone_key(fingerprint, digest))) is not None}
-    keep = keep or len(rows) < len(job.backbones)
-    return Measured(digest, features, words, rows, reader.sound.waveform if keep else None, padded=padded)
+        notes, padded = json.loads(arrays["notes"].tobytes()), bool(arrays["padded"])
+    embeddings = {name: cached for name, fingerprint in job.backbones
+                  if (cached := cache.get(backbone_key(fingerprint, digest))) is not None}
+    keep = keep or len(embeddings) < len(job.backbones)
+    return SoundMeasurements(features, digest, notes, embeddings, reader.sound.waveform if keep else None,
+                             padded=padded)
 
 
 def backbone_key(fingerprint: str, digest: str) -> str:
-    """Where a backbone's rows of a sound are kept."""
+    """⇒ the cache key of a backbone's embeddings of a sound."""
     return cache_key("backbone", fingerprint, digest)
 
 
-def _distance(reference: _Reader, generated: _Reader, cache: FeatureCache) -> float | None:
-    key = cache_key("pair", PAIR_VERSION, reference.digest, generated.digest)
+def _pair_value(metric: Metric, reference: _Reader, generated: _Reader, cache: FeatureCache) -> float | None:
+    key = cache_key("pair", metric.key, metric.version, LIBRARIES, reference.digest, generated.digest)
     arrays = cache.get(key)
     if arrays is None:
-        distance = spectral.log_spectral_distance_db(reference.sound.waveform, generated.sound.waveform)
-        arrays = {"log_spectral_distance_db": np.array(np.nan if distance is None else distance)}
+        value = waveform_value(metric, reference.sound.waveform, generated.sound.waveform)
+        arrays = {"value": np.array(np.nan if value is None else value)}
         cache.put(key, arrays)
-    value = float(arrays["log_spectral_distance_db"])
+    value = float(arrays["value"])
     return None if np.isnan(value) else value
 
 

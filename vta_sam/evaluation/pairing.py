@@ -1,4 +1,4 @@
-"""Folders of sounds as evaluation, comparison and listening test read them: which file belongs to which clip."""
+"""Which file belongs to which clip, in folders of sounds, by explicit id; files without a partner are named."""
 
 from __future__ import annotations
 
@@ -10,10 +10,6 @@ from pathlib import Path
 
 from ..media import SOUND_SUFFIXES, VIDEO_SUFFIXES
 from ..runtime.errors import InputError
-
-# MERGED-DOC """Which sound is measured against which: clips by explicit id, and everything that finds no partner, by
-# name."""
-
 
 IDS_NAME = "ids.csv"
 CAPTIONS_NAME = "captions.csv"

@@ -1,4 +1,4 @@
-"""What was typed ⇒ what is to be evaluated, checked before anything is measured."""
+"""The request of an evaluation: its settings, checked before anything is measured."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from .pairing import CAPTIONS_NAME, Words, find_systems, read_ids, read_words
 from .sounds import LoadingPolicy
 
 TRUE_SOUND = "true sound"
+METRIC_SETS = ("standard", "all")
 FLOWS: dict[str, tuple[str, ...]] = {"none": (), "full": ("full",), "fast": ("fast",), "both": ("full", "fast")}
 
 
@@ -22,12 +23,26 @@ FLOWS: dict[str, tuple[str, ...]] = {"none": (), "full": ("full",), "fast": ("fa
 class Request:
     """What to evaluate.
 
-    systems: {name: folder of sounds}. reference: folder of true sounds. videos, ids, skip_bad: as for make_plan. words:
-    {id: Words}, for labels. backbones: names, of which those whose weights are not there are reported as missing.
-    flows: variants of optical flow for AV-Align; () for none. ceiling: model folder whose VAE and vocoder the true
-    sound is sent through, or None. cache: folder, or None. seed, resamples: of bootstrap and control; set_resamples: of
-    figures about whole sets, which cost more. workers: processes; 0 measures here, unguarded. limit_s: for one file;
-    flow_limit_s: for one video's flow. memory_mb: of one process.
+    Args:
+        systems: {name: folder of sounds}.
+        reference: folder of true sounds.
+        videos, ids, skip_bad: see :func:`~.pairing.make_plan`.
+        words: {id: Words}, for labels.
+        policy: of reading sounds.
+        backbones: names; those whose weights are not there are reported as missing.
+        weights: folder of their weights; None: the usual one.
+        flows: variants of optical flow for AV-Align; () for none.
+        ceiling: model folder through whose VAE and vocoder the true sound is sent, or None.
+        cache: folder, or None.
+        seed, resamples: of bootstrap and control.
+        set_resamples: of figures of whole sets, which cost more.
+        workers: processes; 0 measures here, unguarded.
+        limit_s: seconds for one file.
+        flow_limit_s: seconds for one video's flow.
+        memory_mb: MiB of one process.
+        batch_size: sounds at once in a backbone.
+        device: of torch.
+        metrics: "standard", or "all": also those that are slow or known to mislead.
     """
 
     systems: Mapping[str, Path]
@@ -51,6 +66,7 @@ class Request:
     memory_mb: int = 4096
     batch_size: int = 16
     device: str = "cpu"
+    metrics: str = "standard"
 
     def __post_init__(self):
         for name, low in (("seed", 0), ("resamples", 100), ("set_resamples", 20), ("workers", 0), ("memory_mb", 512),
@@ -58,6 +74,8 @@ class Request:
             check_number(name, getattr(self, name), low, whole=True)
         for name in ("limit_s", "flow_limit_s"):
             check_number(name, getattr(self, name), 1)
+        if self.metrics not in METRIC_SETS:
+            raise InputError(f"metrics={self.metrics}: expected one of {', '.join(METRIC_SETS)}")
         unknown = [flow for flow in self.flows if flow not in VARIANTS]
         if unknown:
             raise InputError(f"flow: {', '.join(unknown)} is no variant of optical flow; there are "
@@ -65,7 +83,11 @@ class Request:
 
 
 def request_of(settings: Mapping[str, Any], systems: Mapping[str, Path], reference: Path) -> Request:
-    """The settings of conf/evaluate.yaml or conf/compare.yaml ⇒ Request. InputError names the key."""
+    """The settings of conf/evaluate.yaml or conf/compare.yaml ⇒ Request.
+
+    Raises:
+        InputError: a setting is wrong; the message names its key.
+    """
     flow = settings["flow"]
     if flow not in FLOWS:
         raise InputError(f"flow={flow}: expected one of {', '.join(FLOWS)}")
@@ -75,26 +97,30 @@ def request_of(settings: Mapping[str, Any], systems: Mapping[str, Path], referen
     captions = settings["captions"]
     if captions is not None and not Path(captions).is_file():
         raise InputError(f"captions={captions} is no file; name a csv with a column id")
-    beside = [folder / CAPTIONS_NAME for folder in (reference, reference.parent)]
-    table = Path(captions) if captions else next((path for path in beside if path.is_file()), beside[0])
+    candidates = [folder / CAPTIONS_NAME for folder in (reference, reference.parent)]
+    table = Path(captions) if captions else next((path for path in candidates if path.is_file()), candidates[0])
     videos, weights, ceiling, cache = (None if settings[name] is None else Path(settings[name])
                                        for name in ("videos", "weights", "ceiling", "cache"))
     policy = LoadingPolicy(settings["clip_s"], settings["lowest_rate_hz"], settings["shortest_s"],
                            settings["longest_s"])
-    same: dict[str, Any] = {name: settings[name] for name in (
-        "skip_bad", "seed", "resamples", "set_resamples", "workers", "limit_s", "flow_limit_s", "memory_mb",
+    unchanged: dict[str, Any] = {name: settings[name] for name in (
+        "metrics", "skip_bad", "seed", "resamples", "set_resamples", "workers", "limit_s", "flow_limit_s", "memory_mb",
         "batch_size")}
     backbones = settings["backbones"]
     backbones = [backbones] if isinstance(backbones, str) else list(backbones or ())
     ids = None if settings["ids"] is None else read_ids(Path(settings["ids"]), settings["split"])
     device = str(choose_device(settings["device"], settings["threads"]))
     return Request(systems, reference, videos, ids, read_words(table), policy, backbones, weights, FLOWS[flow], ceiling,
-                   cache, device=device, **same)
+                   cache, device=device, **unchanged)
 
 
 def named_folders(given: str | Sequence[str] | Mapping[str, str]) -> dict[str, Path]:
-    """One folder, several, or {name: folder} ⇒ {name: folder}; a folder's own name, with its parent's where two are
-    alike. InputError: two folders of one name, or none."""
+    """One folder, several, or {name: folder} ⇒ {name: folder}. Unnamed folders go by their own name, with their
+    parent's where two are alike.
+
+    Raises:
+        InputError: two folders have one name, or there is none.
+    """
     if isinstance(given, Mapping):
         return {str(name): Path(folder) for name, folder in given.items()}
     folders = [Path(folder) for folder in ([given] if isinstance(given, (str, int)) else given)]
@@ -107,8 +133,15 @@ def named_folders(given: str | Sequence[str] | Mapping[str, str]) -> dict[str, P
 
 
 def systems_and_reference(systems: str | Mapping[str, str], reference: str) -> tuple[dict[str, Path], Path]:
-    """A folder of folders, or {name: folder}; the reference's name among them, or a folder ⇒ (systems, reference). The
-    true sound comes first among the systems, under its own name or as "true sound"."""
+    """⇒ (systems, reference). The true sound comes first among the systems, under its own name or as "true sound".
+
+    Args:
+        systems: a folder of folders, or {name: folder}.
+        reference: a system's name, or a folder.
+
+    Raises:
+        InputError: the reference is neither.
+    """
     folders = named_folders(systems) if isinstance(systems, Mapping) else find_systems(Path(systems))
     if reference in folders:
         return {reference: folders[reference], **folders}, folders[reference]

@@ -1,19 +1,27 @@
-"""What an evaluation comes out as: figures with intervals, scores per clip, what was left out and why, and provenance.
-
-Kept as JSON; nothing in it has to be computed again to draw a table, a plot or a page.
-"""
+"""What an evaluation found, as values, as tables for a terminal, and as the files that it leaves."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure as Picture
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from ..metrics.intervals import Interval
-from ..runtime.errors import InputError
-from ..runtime.files import write_text
-from .columns import Column
+from ..plots.clip_pictures import COLOURS
+from ..runtime.files import atomic_path, write_text
+from .metric import Metric
 
 FORMAT = 1
 MOST_SILENT = 0.05  # a system with more silent clips than this is marked, and never best
@@ -35,8 +43,8 @@ class Figure:
 
 @dataclass
 class ClipScores:
-    """One clip of one system: values by column key (None ⇒ not defined there), meaned over its samples; level in dBFS,
-    silence, and notes in words (padded, stereo, …). onsets_s: of its first sample."""
+    """One clip of one system. values: {metric key: mean over its samples; None ⇒ not defined}. onsets_s: of its first
+    sample. silent: all of its samples are. notes: in words (padded, stereo, …)."""
 
     values: dict[str, float | None]
     onsets_s: list[float]
@@ -46,8 +54,9 @@ class ClipScores:
 
 @dataclass
 class SystemResult:
-    """One system. figures and clips by column key and by clip id; bad: {file name: sentence} that were skipped;
-    unmatched: files that belong to no clip; absent: ids without a sound; silent_share and short_share: of its clips."""
+    """One system. figures: {metric key: Figure}; clips: {id: ClipScores}; samples: sounds in all; silent_share: of its
+    sounds under clips that are not silent; padded: sounds with silence appended; bad: {file name: sentence} of skipped
+    files; unmatched: files that belong to no clip; absent: ids without a sound."""
 
     name: str
     figures: dict[str, Figure]
@@ -67,60 +76,37 @@ class SystemResult:
 
 @dataclass
 class Evaluation:
-    """Systems on the same clips. columns: in the order to be shown. differences: {"A − B": {column key: Interval}},
-    paired over clips. best: {column key: system}, only where every paired difference to another ranked system excludes
-    0. reference: name of the true sound among ``systems``, if it was evaluated too; it is never ranked. clips: ids."""
+    """Systems on the same clips. metrics: in the order to be shown. clips: ids. differences: {"A − B": {metric key:
+    Interval}}, paired over clips. best: {metric key: system}, only where every paired difference to another ranked
+    system excludes 0. reference: name of the true sound among ``systems``, if it was evaluated too; it is never ranked.
+    missing: {metric key or backbone: why it could not be computed}."""
 
-    columns: list[Column]
+    metrics: list[Metric]
     systems: dict[str, SystemResult]
     clips: list[str]
     differences: dict[str, dict[str, Interval]] = field(default_factory=dict)
     best: dict[str, str] = field(default_factory=dict)
     reference: str | None = None
-    missing: dict[str, str] = field(default_factory=dict)  # column or backbone ⇒ why it could not be computed
+    missing: dict[str, str] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write JSON; NaN becomes null."""
-        content = {"format": FORMAT, **asdict(self)}
+        content = {"format": FORMAT, "columns": [metric.described() for metric in self.metrics],
+                   **{f.name: _as_dicts(getattr(self, f.name)) for f in fields(self) if f.name != "metrics"}}
         write_text(path, json.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def load_evaluation(path: Path) -> Evaluation:
-    """What :meth:`Evaluation.save` wrote. InputError: missing, of another format, or not of this shape."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content.pop("format") != FORMAT:
-            raise InputError(f"{path} is of another format than this version writes; evaluate again")
-        content["columns"] = [Column(**column) for column in content["columns"]]
-        content["systems"] = {name: _system(system) for name, system in content["systems"].items()}
-        content["differences"] = {pair: {key: _interval(value) for key, value in rows.items()}
-                                  for pair, rows in content["differences"].items()}
-        return Evaluation(**content)
-    except OSError as error:
-        raise InputError(f"{path} can't be read ({error.strerror}); run experiments/evaluate.py first") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} is no evaluation ({error!r}); evaluate again") from error
+def interval_json(interval: Interval) -> dict[str, float | int | None]:
+    """⇒ an interval as figures.json has it: rounded to four places, NaN as null."""
+    values = asdict(interval)
+    return {k: (None if isinstance(v, float) and v != v else round(v, 4)) for k, v in values.items()}
 
 
-def _system(content: dict[str, Any]) -> SystemResult:
-    figures = {key: Figure(**{**figure, **{name: _interval(figure[name]) for name in
-                                           ("score", "control", "score_minus_control", "ceiling")}})
-               for key, figure in content.pop("figures").items()}
-    clips = {clip_id: ClipScores(**scores) for clip_id, scores in content.pop("clips").items()}
-    silent = _interval(content.pop("silent_share"))
-    assert silent is not None
-    return SystemResult(figures=figures, clips=clips, silent_share=silent, **content)
-
-
-def _interval(content: dict[str, Any] | None) -> Interval | None:
-    if content is None:
-        return None
-    mean, low, high = (float("nan") if content[name] is None else float(content[name])
-                       for name in ("mean", "low", "high"))
-    return Interval(mean, low, high, int(content["n"]), int(content["undefined"]))
+def _as_dicts(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _as_dicts(item) for key, item in value.items()}
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
 def _plain(value: Any) -> Any:
@@ -132,3 +118,201 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "item") and not isinstance(value, (str, bytes)):
         value = value.item()
     return None if isinstance(value, float) and value != value else value
+
+
+_ACROSS, _PANEL_IN, _ROW, _HEAD = 3, 4.2, 0.30, 0.85  # panels side by side; inches
+
+
+def figures_picture(path: Path, evaluation: Evaluation) -> bool:
+    """Write a PNG with a panel per figure: a dot and a bar per system, grey for the control, a line for the ceiling.
+    ⇒ False, and no file, where there is nothing to draw."""
+    systems = evaluation.systems
+    drawn = [metric for metric in evaluation.metrics
+             if any(_defined(system.figures[metric.key].score) for system in systems.values())]
+    if not drawn:
+        return False
+    down = -(-len(drawn) // _ACROSS)
+    figure = Picture(figsize=(_PANEL_IN * _ACROSS, down * (_HEAD + _ROW * len(systems))), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(down, _ACROSS, squeeze=False)
+    for axes, metric in zip(panels.flat, drawn):
+        _panel(axes, evaluation, metric)
+    for axes in panels.flat[len(drawn):]:
+        axes.set_axis_off()
+    for row in panels:
+        for axes in row[1:]:
+            axes.tick_params(labelleft=False)
+    figure.supxlabel("mean and 95 % interval over clips · small, grey: against other clips' truth (control) · dotted: "
+                     "ceiling · star: better than every other ranked system", fontsize=8)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+    return True
+
+
+def _panel(axes: Axes, evaluation: Evaluation, metric: Metric) -> None:
+    names = list(evaluation.systems)
+    for y, (name, system) in enumerate(evaluation.systems.items()):
+        figure = system.figures[metric.key]
+        if _defined(figure.control):
+            _bar(axes, y + 0.22, figure.control, "0.65", 3)
+        if _defined(figure.score):
+            marked = evaluation.best.get(metric.key) == name
+            _bar(axes, y, figure.score, COLOURS[y % len(COLOURS)], 6, "*" if marked else "o")
+        if _defined(figure.ceiling):
+            axes.plot([figure.ceiling.mean] * 2, [y - 0.35, y + 0.35], color="0.3", linewidth=1, linestyle=":")
+    axes.set(ylim=(len(names) - 0.5, -0.5), yticks=range(len(names)))
+    axes.set_yticklabels([name if len(name) <= 22 else name[:21] + "…" for name in names], fontsize=8,
+                         parse_math=False)
+    unit = f" ({metric.unit})" if metric.unit else ""
+    axes.set_title(f"{metric.title}{unit} {metric.arrow}", fontsize=9, parse_math=False)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.grid(axis="x", color="0.92", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+
+
+def _bar(axes: Axes, y: float, interval: Interval, colour: str, size: float, marker: str = "o") -> None:
+    axes.plot([interval.low, interval.high], [y, y], color=colour, linewidth=1.6, solid_capstyle="butt")
+    axes.plot([interval.mean], [y], marker=marker, markersize=size + 4 * (marker == "*"), color=colour)
+
+
+def _defined(interval: Interval | None) -> TypeGuard[Interval]:
+    return interval is not None and interval.n > 0
+
+
+_WIDTH = 160  # characters of a log's line
+_SIDE_BY_SIDE = 3  # systems whose intervals stand beside their means; with more they stand below
+
+
+def console() -> Console:
+    """For tables: as wide as the terminal, and wide enough where the output goes to a file."""
+    usual = Console()
+    return usual if usual.is_terminal else Console(width=_WIDTH)
+
+
+def figures_table(evaluation: Evaluation) -> Table:
+    """Figures below each other. One system: its score, control and ceiling; several: a column each, the best marked."""
+    systems = evaluation.systems
+    if len(systems) == 1:
+        return _one(evaluation, next(iter(systems.values())))
+    table = _table(f"{len(evaluation.clips)} clips, mean [95 % interval]; * better than every other ranked system")
+    for system in systems.values():
+        table.add_column(system.name + (" (true)" if system.name == evaluation.reference else ""))
+    for metric in evaluation.metrics:
+        scores = [system.figures[metric.key].score for system in systems.values()]
+        if any(score is not None for score in scores):
+            cells = [_cell(score, metric, len(systems) > _SIDE_BY_SIDE, evaluation.best.get(metric.key) == name)
+                     for name, score in zip(systems, scores)]
+            table.add_row(f"{metric.title} {_unit(metric)}", *cells)
+    table.add_section()
+    table.add_row("silent clips", *(_share(system) for system in systems.values()))
+    table.add_row("padded, skipped, unmatched, absent", *(_counts(system) for system in systems.values()))
+    return table
+
+
+def differences_table(evaluation: Evaluation) -> Table | None:
+    """Paired differences, a column per pair; None with fewer than two systems, or more than fit (four pairs)."""
+    if not 0 < len(evaluation.differences) <= 4:
+        return None
+    table = _table("paired differences over the same clips, mean [95 % interval]; * it excludes 0")
+    for pair in evaluation.differences:
+        table.add_column(pair)
+    for metric in evaluation.metrics:
+        cells = [rows.get(metric.key) for rows in evaluation.differences.values()]
+        if any(cells):
+            table.add_row(f"{metric.title} {_unit(metric)}",
+                          *(_cell(cell, metric, False, bool(cell and cell.low * cell.high > 0)) for cell in cells))
+    return table
+
+
+def missing_lines(evaluation: Evaluation) -> list[str]:
+    """What could not be computed, and why: a sentence for each reason."""
+    titles = {metric.key: metric.title for metric in evaluation.metrics}
+    reasons: dict[str, list[str]] = {}
+    for key, reason in evaluation.missing.items():
+        reasons.setdefault(reason, []).append(titles.get(key, key))
+    return [f"missing: {', '.join(names)}: {reason}" for reason, names in reasons.items()]
+
+
+def write_clips(path: Path, evaluation: Evaluation) -> None:
+    """A csv with a row per system and clip: its values, silence, notes."""
+    keys = [metric.key for metric in evaluation.metrics if metric.scope == "clip"]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["system", "id", *keys, "silent", "notes"])
+    for system in evaluation.systems.values():
+        for clip, scores in system.clips.items():
+            values = ["" if scores.values.get(key) is None else f"{scores.values[key]:.6g}" for key in keys]
+            writer.writerow([system.name, clip, *values, int(scores.silent), "; ".join(scores.notes)])
+    write_text(path, text.getvalue())
+
+
+def shown(interval: Interval, metric: Metric) -> tuple[str, str]:
+    """An interval ⇒ its mean and its brackets, in the metric's decimals; no brackets where it has no ends."""
+    mean, low, high = (f"{value:.{metric.decimals}f}" for value in (interval.mean, interval.low, interval.high))
+    return mean, "" if np.isnan(interval.low) else f"[{low}, {high}]"
+
+
+def _one(evaluation: Evaluation, system: SystemResult) -> Table:
+    table = _table(f"{system.name}: {len(evaluation.clips)} clips, mean [95 % interval]")
+    parts = ("score", "control", "score_minus_control", "ceiling")
+    titles = ("score", "control", "score − control", "ceiling")
+    figures = {metric: system.figures[metric.key] for metric in evaluation.metrics
+               if system.figures[metric.key].score is not None}
+    used = [i for i, part in enumerate(parts) if any(getattr(figure, part) for figure in figures.values())]
+    for title in (*(titles[i] for i in used), "n"):
+        table.add_column(title)
+    for metric, figure in figures.items():
+        assert figure.score is not None
+        gone = f" ({figure.score.undefined} undefined)" if figure.score.undefined else ""
+        table.add_row(f"{metric.title} {_unit(metric)}",
+                      *(_cell(getattr(figure, parts[i]), metric, False, False) for i in used),
+                      f"{figure.score.n}{gone}")
+    table.add_section()
+    table.add_row("silent clips", _share(system))
+    table.add_row("padded, skipped, unmatched, absent", _counts(system))
+    return table
+
+
+def _table(title: str) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("figure", min_width=24)
+    return table
+
+
+def _cell(interval: Interval | None, metric: Metric, below: bool, marked: bool) -> Text:
+    if interval is None or not interval.n:
+        return Text("–")
+    mean, brackets = shown(interval, metric)
+    text = f"{mean}{'*' if marked else ''}{chr(10) if below else ' '}{brackets}".rstrip()
+    return Text(text, style="bold" if marked else "")
+
+
+def _unit(metric: Metric) -> str:
+    return " ".join(filter(None, (metric.arrow, metric.unit and f"({metric.unit})")))
+
+
+def _share(system: SystemResult) -> Text:
+    share = system.silent_share
+    if not share.n:
+        return Text("–")
+    over = f" more than {MOST_SILENT:.0%}: not ranked" if not system.ranked else ""
+    return Text(f"{share.mean:.1%}{over}", style="" if system.ranked else "red")
+
+
+def _counts(system: SystemResult) -> str:
+    return f"{system.padded}, {len(system.bad)}, {len(system.unmatched)}, {len(system.absent)}"
+
+
+EVALUATION_NAME = "evaluation.json"
+
+
+def write_evaluation(folder: Path, evaluation: Evaluation) -> list[Path]:
+    """evaluation.json, clips.csv and, where there is something to draw, figures.png ⇒ what was written."""
+    written = [folder / EVALUATION_NAME, folder / "clips.csv"]
+    evaluation.save(written[0])
+    write_clips(written[1], evaluation)
+    if figures_picture(folder / "figures.png", evaluation):
+        written.append(folder / "figures.png")
+    return written

@@ -1,10 +1,16 @@
-"""Measured features on disk, by what they were measured from: a file is found again whatever it is called, and never
-after its content, the policy or the measuring code has changed."""
+"""Sounds as an evaluation reads them, the features that metrics need of them, and the features' cache.
+
+There is one loading policy. Six published evaluations load in six ways, which alone moves a Fréchet distance by tens;
+here the policy's name stands in every result, and it is part of every cache key. A cached file is found by the content
+that it was measured from, whatever the sound's name is, and never after the content, the policy or the measuring code
+has changed.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import astuple, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +24,6 @@ from ..metrics.onsets import FoleyOnsets, at_published_rate, detect_onsets, fole
 from ..metrics.signal import Level, energy_envelope, measure_level
 from ..runtime.errors import InputError
 from ..runtime.files import write_bytes
-
-# MERGED-DOC """The one policy by which every evaluated sound is read. Six published evaluations load in six ways,
-# which alone moves a Fréchet distance by tens; here there is one, its name stands in every result, and it is part of
-# every cached figure's key."""
-# MERGED-DOC """What is kept of a sound once it has been heard: everything that a figure about timing or level
-# needs."""
-
 
 Arrays = dict[str, np.ndarray]
 _LARGEST_BYTES = 1 << 28
@@ -64,7 +63,7 @@ class FeatureCache:
 
 
 def cache_key(*parts: object) -> str:
-    """Whatever decides a figure (content hashes, policy, versions, lengths) ⇒ 40 hex digits."""
+    """Everything that a cached value depends on (content hashes, policy, versions, lengths) ⇒ 40 hex digits."""
     return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:40]
 
 
@@ -138,13 +137,51 @@ def content_hash(path: Path) -> str:
         raise InputError(f"{path} can't be opened ({error.strerror})") from error
 
 
-FEATURES_VERSION = 1  # to be raised when what is measured changes, so that no cache answers for it
+FEATURES_VERSION = 1  # to be raised when a feature changes, so that no cache answers for it
+
+
+class WaveformFeatures:
+    """Features of a waveform, each computed when it is first read. waveform (samples,): mono 16 kHz."""
+
+    def __init__(self, waveform: np.ndarray) -> None:
+        self.waveform = waveform
+
+    @property
+    def samples(self) -> int:
+        return len(self.waveform)
+
+    @cached_property
+    def envelope(self) -> np.ndarray:
+        """At 100 Hz, in nats."""
+        return energy_envelope(self.waveform)
+
+    @cached_property
+    def onsets_s(self) -> np.ndarray:
+        """By this project's detector."""
+        return detect_onsets(self.waveform)
+
+    @cached_property
+    def level(self) -> Level:
+        return measure_level(self.waveform)
+
+    @cached_property
+    def librosa_onsets_s(self) -> np.ndarray:
+        """By librosa's defaults."""
+        return librosa_onsets_s(self._at_published_rate)
+
+    @cached_property
+    def foley(self) -> FoleyOnsets:
+        """By CondFoleyGen's settings."""
+        return foley_onsets(self._at_published_rate)
+
+    @cached_property
+    def _at_published_rate(self) -> np.ndarray:
+        return at_published_rate(self.waveform)
 
 
 @dataclass(frozen=True)
 class SoundFeatures:
-    """samples: of the sound at 16 kHz. envelope: at 100 Hz, in nats. onsets_s: by this project's detector;
-    librosa_onsets_s: by librosa's defaults; foley: by CondFoleyGen's settings."""
+    """All of :class:`WaveformFeatures`, as they are cached: without the waveform, the envelope in float32."""
 
     samples: int
     envelope: np.ndarray
@@ -154,7 +191,7 @@ class SoundFeatures:
     level: Level
 
     def arrays(self) -> Arrays:
-        """As arrays, for the cache."""
+        """⇒ arrays for the cache."""
         return {
             "samples": np.array(self.samples), "envelope": self.envelope.astype(np.float32), "onsets_s": self.onsets_s,
             "librosa_onsets_s": self.librosa_onsets_s, "foley_samples": self.foley.samples,
@@ -164,6 +201,7 @@ class SoundFeatures:
 
     @classmethod
     def of_arrays(cls, arrays: Arrays) -> "SoundFeatures":
+        """What :meth:`arrays` gave."""
         rms, peak, silent_share, silent, clipping = arrays["level"].tolist()
         foley = FoleyOnsets(*(arrays[f"foley_{name}"] for name in ("samples", "heights", "confidences")))
         return cls(int(arrays["samples"]), arrays["envelope"], arrays["onsets_s"], arrays["librosa_onsets_s"], foley,
@@ -171,9 +209,7 @@ class SoundFeatures:
 
 
 def sound_features(waveform: np.ndarray) -> SoundFeatures:
-    """Mono 16 kHz sound ⇒ its features."""
-    at_22050_hz = at_published_rate(waveform)
-    return SoundFeatures(
-        len(waveform), energy_envelope(waveform).astype(np.float32), detect_onsets(waveform),
-        librosa_onsets_s(at_22050_hz), foley_onsets(at_22050_hz), measure_level(waveform),
-    )
+    """Mono 16 kHz sound (samples,) ⇒ its features."""
+    of = WaveformFeatures(waveform)
+    return SoundFeatures(of.samples, of.envelope.astype(np.float32), of.onsets_s, of.librosa_onsets_s, of.foley,
+                         of.level)

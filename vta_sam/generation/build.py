@@ -1,4 +1,4 @@
-"""Which model folder generates, and what identifies it in a record of what was generated."""
+"""Which model folder generates, what identifies it, and its parts, built."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ from typing import Any
 
 from torch import nn
 
-from ..checkpoints.model_folder import YAML_NAME, ModelRecipe, load_weights
-from ..diffusion.condition import Conditioner
-from ..diffusion.unet import LatentUNet
-from ..perception.features import Extractors
+from ..checkpoints.model_folder import YAML_NAME, ModelRecipe, load_weights, weights_file
+from ..diffusion.condition import Conditioner, Denoiser, connect
+from ..diffusion.objective import Objective, VPrediction
+from ..perception.base import differing_settings, settings_of
+from ..perception.features import Extractors, build_features
 from ..runtime.errors import InputError
 from ..vocoder import GriffinLim
-
-# MERGED-DOC """The parts that a model folder describes, built, with a sentence where one can't be."""
 
 
 def newest_model(runs: Path = Path("runs")) -> Path:
     """The diffusion model under ``runs`` that was written last: ``<run>/model`` or ``<run>/<stage>/model``; a VAE or a
     condition encoder alone is none. Raises InputError when there is none."""
     folders = [path.parent for depth in ("*", "*/*") for path in runs.glob(f"{depth}/model/{YAML_NAME}")]
-    found = [folder for folder in folders if (folder / "unet.safetensors").exists()]
+    found = [folder for folder in folders if weights_file(folder, "denoiser").exists()]
     if not found:
         raise InputError(f"there is no trained model under {runs}/; train one with experiments/train.py +exp=vta_sam, "
                          "name a model folder with model=, or say model=vta_ldm for a released one")
@@ -43,16 +42,36 @@ def identify(folder: Path) -> dict[str, str]:
 
 
 def load_extractors(recipe: ModelRecipe, folder: Path) -> Extractors:
-    """Build the recipe's grounder and encoder. Raises InputError unless they are the very ones of training."""
+    """Build the recipe's grounder, encoder and extractors of further features.
+
+    Raises:
+        InputError: they are not those of training, by their fingerprints and, where known, their settings.
+    """
     own = (recipe.encoder or {}).get("folder")
     inside = {} if own is None else {"folder": str(_inside(folder, own))}
-    extractors = Extractors(recipe.build("grounder"), recipe.build("encoder", **inside))
-    for role, part in (("grounder", extractors.grounder), ("encoder", extractors.encoder)):
-        trained = recipe.features.get(role)
-        if trained is not None and part.fingerprint != trained:
-            raise InputError(f"the model in {folder} was trained on features of the {role} {trained!r}, but "
+    further = recipe.features.get("further", {})
+    extractors = Extractors(recipe.build("grounder"), recipe.build("encoder", **inside),
+                            features=build_features(_recipes_of(further, folder)))
+    trained = recipe.features | {name: row.get("fingerprint") for name, row in further.items()}
+    for role, part in extractors.by_role.items():
+        if trained.get(role) is not None and part.fingerprint != trained[role]:
+            raise InputError(f"the model in {folder} was trained on features of the {role} {trained[role]!r}, but "
                              f"{part.fingerprint!r} is installed; install that one, or train again on new features")
+    if "settings" in recipe.features:
+        wrong = differing_settings(recipe.features["settings"], settings_of(extractors.by_role))
+        if wrong:
+            raise InputError(f"the model in {folder} was trained on other features than its {YAML_NAME} makes: "
+                             f"{'; '.join(wrong)}; mend {YAML_NAME}")
     return extractors
+
+
+def _recipes_of(further: Any, folder: Path) -> dict[str, Any]:
+    """{name of a further feature: recipe}, as model.yaml has them. Raises InputError where one is missing."""
+    rows = further.values() if isinstance(further, dict) else [None]
+    if not all(isinstance(row, dict) and row.get("recipe") for row in rows):
+        raise InputError(f"{folder / YAML_NAME}: features.further is {further!r}, expected {{name: {{fingerprint: …, "
+                         "recipe: …}}}; without a recipe videos can't be read")
+    return {name: row["recipe"] for name, row in further.items()}
 
 
 def _inside(folder: Path, name: Any) -> Path:
@@ -72,7 +91,7 @@ def build_part(recipe: ModelRecipe, part: str, folder: Path) -> Any:
     from hydra.errors import InstantiationException
 
     try:
-        if part in ("unet", "conditioner"):
+        if part in ("denoiser", "conditioner"):
             # the time base is handed over afterwards: Hydra would turn it into a dict on the way
             return recipe.build(part, _partial_=True)(spec=recipe.spec)
         return recipe.build(part)
@@ -93,8 +112,13 @@ def load_vocoder(recipe: ModelRecipe, folder: Path) -> Any:
     return vocoder
 
 
-def build_denoiser(recipe: ModelRecipe, folder: Path) -> tuple[LatentUNet, Conditioner]:
-    """The UNet as its conditioner changes it, and the conditioner, both without their weights."""
-    unet, conditioner = build_part(recipe, "unet", folder), build_part(recipe, "conditioner", folder)
-    conditioner.adapt(unet)
-    return unet, conditioner
+def build_denoiser(recipe: ModelRecipe, folder: Path) -> tuple[Denoiser, Conditioner]:
+    """The denoiser as its conditioner adapts it, and the conditioner, both without their weights."""
+    denoiser, conditioner = build_part(recipe, "denoiser", folder), build_part(recipe, "conditioner", folder)
+    connect(denoiser, conditioner)
+    return denoiser, conditioner
+
+
+def build_objective(recipe: ModelRecipe, folder: Path) -> Objective:
+    """What the recipe's denoiser predicts; where it says nothing, v prediction on the standard schedule."""
+    return build_part(recipe, "objective", folder) if recipe.objective else VPrediction()

@@ -1,4 +1,4 @@
-"""Command line arguments that are plain text, before Hydra's grammar sees them."""
+"""Inputs of a generation: videos, words and numbers, checked before any network is loaded."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from ..media import VIDEO_SUFFIXES
 from ..runtime.cli import check_number
 from ..runtime.errors import InputError
 
-# MERGED-DOC """What people type: videos, words and numbers, checked before anything heavy is loaded."""
-
 
 def videos_in(path: Path) -> dict[str, Path]:
-    """A file, or a folder ⇒ {output name: video}, sorted. Raises InputError when it doesn't exist or holds no video.
+    """The videos of a file or a folder ⇒ {output name: video}, sorted.
 
-    The name is the file's without its suffix; where two files of a folder differ in the suffix alone it is kept.
+    The name is the file's without its suffix, or with it where two files of a folder differ in the suffix alone.
+
+    Raises:
+        InputError: the path doesn't exist, or the folder holds no video.
     """
     if not path.exists():
         raise InputError(f"{path} doesn't exist; name a video file, or a folder of videos")
@@ -32,7 +33,7 @@ def videos_in(path: Path) -> dict[str, Path]:
 
 
 def word_list(given: str | Sequence[str] | None) -> tuple[str, ...] | None:
-    """A list, or text with commas or semicolons between words ⇒ the words; None stays None."""
+    """The words of a list, or of a text with commas or semicolons between words; None stays None."""
     if given is None:
         return None
     words = re.split(r"[,;]", given) if isinstance(given, str) else [str(word) for word in given]
@@ -40,14 +41,14 @@ def word_list(given: str | Sequence[str] | None) -> tuple[str, ...] | None:
 
 
 def check_solver(solver: str | None) -> None:
-    """Raise InputError unless the solver is known, or None (the model's own)."""
+    """Raise InputError unless the solver is known, or None for the model's own."""
     from ..diffusion.sampler import Sampler, with_solver
 
     with_solver(Sampler(), solver)
 
 
 def check_sampling(guidance: Any, steps: Any) -> None:
-    """Guidance 0 to 100, steps 1 to 1000, each or None (the model's own)."""
+    """Raise InputError unless guidance is from 0 to 100 and steps from 1 to 1000, or None for the model's own."""
     if guidance is not None:
         check_number("guidance", guidance, 0, 100)
     if steps is not None:

@@ -1,4 +1,4 @@
-"""Sounds for a whole split of a dataset: n samples a clip, dealt to workers, resumable."""
+"""Sounds for a whole split of a dataset: n samples a clip, shared among workers, resumable."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ..dataset.shards.schema import DatasetInfo, member_key, read_dataset
 from ..dataset.shards.storage import Root
 from ..media.audio import write_wav
 from ..metrics.signal import measure_level
+from ..perception.base import differing_settings
 from ..runtime.cli import check_number
 from ..runtime.errors import InputError
 from ..runtime.files import write_text
@@ -29,9 +30,19 @@ SETTINGS_NAME = "generation.json"
 
 @dataclass(frozen=True)
 class SplitRequest:
-    """What to generate. Worker ``rank`` of ``world`` takes clips rank, rank + world, … of the split, in stored order.
+    """What to generate for a split.
 
-    samples: sounds a clip. batch_size: clips at once; it changes speed, and results only by rounding.
+    Args:
+        shards: folder or URL of the dataset.
+        split: its name.
+        out: folder to write to.
+        samples: sounds a clip.
+        seed: of all noise.
+        guidance: scale, in place of the sampler's.
+        steps: in place of the sampler's.
+        rank: of this worker, which takes clips rank, rank + world, … of the split, in stored order.
+        world: number of workers.
+        batch_size: clips at once. It changes speed, and results only by rounding.
     """
 
     shards: Root
@@ -89,7 +100,7 @@ def generate_split(pipeline: Pipeline, request: SplitRequest, model: dict[str, s
 
 
 def count_sounds(request: SplitRequest) -> int:
-    """How many sounds this worker's share is."""
+    """The number of sounds in this worker's share."""
     clips = read_dataset(request.shards).records(request.split)
     return len(range(request.rank, clips, request.world)) * request.samples
 
@@ -139,14 +150,18 @@ def _require_same_features(pipeline: Pipeline, request: SplitRequest, info: Data
     names = ("grounder", "encoder", "frame_dim", "object_dim", "caption_dim")
     known = {name: pipeline.trained_on[name] for name in names if name in pipeline.trained_on}
     info.require(str(request.shards), fps=pipeline.spec.fps, sample_rate_hz=pipeline.spec.sample_rate_hz, **known)
+    if info.settings and "settings" in pipeline.trained_on:
+        wrong = differing_settings(pipeline.trained_on["settings"], info.settings)
+        if wrong:
+            raise InputError(f"{request.shards}: {'; '.join(wrong)}. Extract again with the settings of training")
 
 
 def _claim_folder(pipeline: Pipeline, request: SplitRequest, info: DatasetInfo, model: dict[str, str]) -> None:
-    """Write down what the folder's sounds are made of, or refuse a folder that says otherwise."""
+    """Write the settings that the folder's sounds are made with, or refuse a folder made with others."""
     sampler = pipeline.sampler_for(request.guidance, request.steps)
     settings = {
         "model_hash": model["hash"], "split": request.split, "seed": request.seed, "guidance": sampler.guidance,
-        "steps": sampler.steps, "solver": sampler.solver, "dataset_config_hash": info.config_hash,
+        "steps": sampler.steps, "solver": sampler.solver_name, "dataset_config_hash": info.config_hash,
         "dataset_manifest_hash": info.manifest_hash,
     }
     path = request.out / SETTINGS_NAME

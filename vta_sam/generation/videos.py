@@ -1,4 +1,4 @@
-"""Sound under one video or a folder of them: a file each, resumable, failures listed."""
+"""Sound files for one video, a folder of videos, or a caption alone: resumable, each with a record, failures listed."""
 
 from __future__ import annotations
 
@@ -22,12 +22,10 @@ from ..runtime.files import write_text
 from .inputs import check_sampling
 from .pipeline import Generated, Pipeline
 
-# MERGED-DOC """A sound for a caption alone, by a model that reads nothing else: a wav and its record."""
-
 
 @dataclass(frozen=True)
 class Prompt:
-    """What to say of a video, as for :meth:`~.pipeline.Pipeline.generate`. objects None: the caption's nouns."""
+    """Words and numbers of a generation; arguments as of :meth:`~.pipeline.Pipeline.generate`."""
 
     caption: str | None = None
     objects: tuple[str, ...] | None = None
@@ -44,8 +42,15 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What to write beside ``<name>.mp4`` and ``<name>.json``. mix: gain of the video's own sound, 0 replaces it.
-    overwrite: make again what is there."""
+    """What to write beside ``<name>.mp4`` and ``<name>.json``.
+
+    Args:
+        folder: to write to.
+        mix: gain of the video's own sound; 0 replaces it.
+        wav: also write the sound alone.
+        picture: also draw the strip of pictures, the objects and the sound.
+        overwrite: generate again where a result exists.
+    """
 
     folder: Path
     mix: float = 0.0
@@ -59,7 +64,15 @@ class Outputs:
 
 @dataclass
 class Outcome:
-    """One video's end: written (the new video's path), skipped (it was there), or failed with a reason."""
+    """The outcome for one video.
+
+    Args:
+        video: the input.
+        written: path of the new video.
+        skipped: it existed already.
+        failure: reason why there is none.
+        notes: sentences for the user.
+    """
 
     video: Path
     written: Path | None = None
@@ -69,8 +82,17 @@ class Outcome:
 
 
 def generate_videos(pipeline: Pipeline, videos: dict[str, Path], prompt: Prompt, outputs: Outputs,
-                    model: dict[str, str], tell: Callable[[Outcome], None] = lambda outcome: None) -> list[Outcome]:
-    """Every video in turn; one that can't be used is listed, and the others go on. tell: called after each."""
+                    model: dict[str, str], progress: Callable[[Outcome], None] = lambda outcome: None) -> list[Outcome]:
+    """Generate for each video in turn ⇒ the outcome of each. A video that can't be used doesn't stop the others.
+
+    Args:
+        pipeline: the model.
+        videos: {output name: video}.
+        prompt: for all of them.
+        outputs: what to write.
+        model: name and hash, for the records.
+        progress: called after each video.
+    """
     check_folder(outputs.folder)
     outcomes = []
     for name, video in videos.items():
@@ -81,12 +103,12 @@ def generate_videos(pipeline: Pipeline, videos: dict[str, Path], prompt: Prompt,
         except MemoryError:
             outcome = Outcome(video, failure=f"{video} needs more memory than there is")
         outcomes.append(outcome)
-        tell(outcome)
+        progress(outcome)
     return outcomes
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse, before any work, an output folder that can't be one."""
+    """Raise InputError, before any work, where a folder can't be written to."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"out={folder} is a file; name a folder to write to")
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
@@ -106,21 +128,21 @@ def _generate_one(pipeline: Pipeline, name: str, video: Path, prompt: Prompt, ou
     for path in (target, target.with_suffix(".mkv")):
         if path.exists() and video.exists() and path.samefile(video):
             raise InputError(f"{video} would be overwritten by its own result; name another folder with out=")
-    asked = {**_settings(pipeline, prompt), "mix": outputs.mix, "model_hash": model["hash"], "video": video.name}
-    if not outputs.overwrite and (finished := finished_before(record, asked)):
+    settings = {**_settings(pipeline, prompt), "mix": outputs.mix, "model_hash": model["hash"], "video": video.name}
+    if not outputs.overwrite and (finished := finished_before(record, settings)):
         return Outcome(video, outputs.folder / finished, skipped=True)
     generated = pipeline.generate(video, **asdict(prompt))
     mix = outputs.mix
     if mix and probe(video).audio_codec is None:
         mix = 0.0
         generated.notes.append("the video has no sound of its own to mix in")
-    record.unlink(missing_ok=True)  # while files change, nothing may say that they are finished
+    record.unlink(missing_ok=True)  # the record marks the files as finished, which they are not while they change
     written = mux(video, generated.waveform, pipeline.spec.sample_rate_hz, target, mix)
     if outputs.wav:
         write_wav(outputs.folder / f"{name}.wav", generated.waveform, pipeline.spec.sample_rate_hz)
     if outputs.picture:
         _draw(generated, outputs.folder / f"{name}.png")
-    content = {"asked": asked, "written": written.name, **describe(generated, pipeline), "model": model}
+    content = {"asked": settings, "written": written.name, **describe(generated, pipeline), "model": model}
     write_text(record, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     return Outcome(video, written, notes=tuple(generated.notes))
 
@@ -129,11 +151,16 @@ def _settings(pipeline: Pipeline, prompt: Prompt) -> dict[str, Any]:
     sampler = pipeline.sampler_for(prompt.guidance, prompt.steps)
     lists = {key: None if words is None else list(words)
              for key, words in (("objects", prompt.objects), ("negative_objects", prompt.negative_objects))}
-    return {**asdict(prompt), **lists, "guidance": sampler.guidance, "steps": sampler.steps, "solver": sampler.solver}
+    return {**asdict(prompt), **lists, "guidance": sampler.guidance, "steps": sampler.steps,
+            "solver": sampler.solver_name}
 
 
-def finished_before(record: Path, asked: dict[str, Any]) -> str | None:
-    """The finished file that a record names, or None. Raises InputError when it was made by other settings."""
+def finished_before(record: Path, settings: dict[str, Any]) -> str | None:
+    """Name of the finished file that a record names, or None.
+
+    Raises:
+        InputError: the file was made with other settings.
+    """
     try:
         content = json.loads(record.read_text(encoding="utf-8"))
         before, written = content["asked"], content["written"]
@@ -141,16 +168,16 @@ def finished_before(record: Path, asked: dict[str, Any]) -> str | None:
         return None
     if not (record.parent / str(written)).is_file():
         return None
-    changed = [key for key in asked if before.get(key) != asked[key]]
+    changed = [key for key in settings if before.get(key) != settings[key]]
     if changed:
-        was = ", ".join(f"{key}={before.get(key)}" for key in changed)
-        raise InputError(f"{record.parent / written} was made with {was}; name another folder with out=, or give "
+        former = ", ".join(f"{key}={before.get(key)}" for key in changed)
+        raise InputError(f"{record.parent / written} was made with {former}; name another folder with out=, or give "
                          "overwrite=true")
     return str(written)
 
 
 def describe(generated: Generated, pipeline: Pipeline) -> dict[str, Any]:
-    """What a record says of a generated sound: words, level, silence, clipping, versions."""
+    """The record of a generated sound: words, level, silence, clipping, versions."""
     features = generated.features
     visible = features.probs.mean(axis=0).round(4).tolist()
     return {
@@ -173,25 +200,32 @@ _LONGEST_NAME = 60  # characters of the caption in a file's name
 
 
 def generate_caption(pipeline: Pipeline, prompt: Prompt, folder: Path, model: dict[str, str], overwrite: bool) -> Path:
-    """⇒ ``<caption>-<seed>.wav`` in ``folder``, with a .json of what was asked beside it. What is there, made by the
-    same settings, is kept unless ``overwrite``.
+    """Generate for a caption alone ⇒ path of ``<caption>-<seed>.wav``, with a .json of the settings beside it.
 
-    Raises InputError where it was made by other settings, or the model looks at pictures.
+    Args:
+        pipeline: a model that reads nothing else.
+        prompt: caption, seed, guidance and steps.
+        folder: to write to.
+        model: name and hash, for the record.
+        overwrite: generate again where the file exists, made with the same settings.
+
+    Raises:
+        InputError: the file exists, made with other settings; or the model reads pictures.
     """
     check_folder(folder)
     words = re.sub(r"\W+", "-", (prompt.caption or "").lower()).strip("-")[:_LONGEST_NAME] or "caption"
     path = folder / f"{words}-{prompt.seed}.wav"
     sampler = pipeline.sampler_for(prompt.guidance, prompt.steps)
-    asked = {"caption": prompt.caption, "negative_caption": prompt.negative_caption, "seed": prompt.seed,
-             "guidance": sampler.guidance, "steps": sampler.steps, "solver": sampler.solver,
-             "model_hash": model["hash"]}
-    if not overwrite and finished_before(path.with_suffix(".json"), asked):
+    settings = {"caption": prompt.caption, "negative_caption": prompt.negative_caption, "seed": prompt.seed,
+                "guidance": sampler.guidance, "steps": sampler.steps, "solver": sampler.solver_name,
+                "model_hash": model["hash"]}
+    if not overwrite and finished_before(path.with_suffix(".json"), settings):
         return path
     waveform = pipeline.generate_from_caption(prompt.caption or "", prompt.negative_caption, prompt.seed,
                                               prompt.guidance, prompt.steps)
-    record = {"asked": asked, "written": path.name, "level": asdict(measure_level(waveform)), "model": model,
+    record = {"asked": settings, "written": path.name, "level": asdict(measure_level(waveform)), "model": model,
               "code_version": __version__}
-    path.with_suffix(".json").unlink(missing_ok=True)  # while the sound changes, nothing may say that it is finished
+    path.with_suffix(".json").unlink(missing_ok=True)  # it marks the sound as finished
     write_wav(path, waveform, pipeline.spec.sample_rate_hz)
     write_text(path.with_suffix(".json"), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return path

@@ -1,4 +1,5 @@
-"""AudioLDM's mel VAE and vocoder, from a checkpoint such as ``audioldm-s-full.ckpt`` (Liu et al. 2023, 2301.12503)."""
+"""AudioLDM's mel VAE and vocoder (Liu et al. 2023, arXiv 2301.12503): from a checkpoint such as
+``audioldm-s-full.ckpt``, or from a folder in diffusers' layout such as ``cvssp/audioldm-s-full-v2``."""
 
 from __future__ import annotations
 
@@ -9,15 +10,11 @@ from typing import Any
 from torch import Tensor
 
 from .. import __version__
-from ..checkpoints.checkpoint_file import read_state
 from ..checkpoints.model_folder import ModelRecipe, refuse_existing, write_model
+from ..checkpoints.registry import read_state
 from ..runtime.errors import InputError
 from .components import AUDIOLDM_LICENCE, BackEnd, BackEndShape, checked_scale
 from .tensor_mapping import Account, read_json
-
-# MERGED-DOC """AudioLDM's mel VAE and vocoder, from a folder in diffusers' layout (such as ``cvssp/audioldm-s-
-# full-v2``)."""
-
 
 _PREFIX = "first_stage_model."
 # what latent diffusion's code (CompVis) keeps beside its networks
@@ -27,11 +24,16 @@ posterior_log_variance_clipped posterior_mean_coef1 posterior_mean_coef2 lvlb_we
 
 
 def import_audioldm(checkpoint: Path, out: Path) -> list[Account]:
-    """A checkpoint ⇒ the model folder ``out`` with the VAE and vocoder, and the account of its tensors.
+    """Write a model folder with the VAE and vocoder of a checkpoint ⇒ the account of its tensors.
 
-    Widths are the released models', unless a .json of the checkpoint's name lies beside it. Raises InputError where
-    ``out`` exists, or the checkpoint can't be read, lacks a tensor, holds one that nothing is known of, or one of
-    another shape; then ``out`` is not written.
+    Args:
+        checkpoint: a file of AudioLDM's own code. Widths are the released models', unless a .json of the checkpoint's
+            name lies beside it.
+        out: the new model folder.
+
+    Raises:
+        InputError: ``out`` exists, or the checkpoint can't be read, lacks a tensor, holds one that nothing is known
+            of, or one of another shape; then ``out`` is not written.
     """
     refuse_existing(out)
     back_end, scale, account = read_audioldm(checkpoint)
@@ -73,11 +75,16 @@ _FIXED_VOCODER = {"model_in_dim": 64, "sampling_rate": 16000, "normalize_before"
 
 
 def import_audioldm_diffusers(checkpoint: Path, out: Path) -> list[Account]:
-    """A folder with ``vae/`` and ``vocoder/`` ⇒ the model folder ``out``, and the accounts of their tensors.
+    """Write a model folder with the VAE and vocoder of a folder in diffusers' layout ⇒ the accounts of their tensors.
 
-    The other folders of the pipeline (UNet, text encoder) are not read. Raises InputError where a file is missing, a
-    tensor is missing, unknown or of another shape, or a configuration describes another kind of network; then ``out``
-    is not written.
+    Args:
+        checkpoint: a folder with ``vae/`` and ``vocoder/``. The pipeline's other folders (UNet, text encoder) are not
+            read.
+        out: the new model folder.
+
+    Raises:
+        InputError: a file is missing, a tensor is missing, unknown or of another shape, or a configuration describes
+            another kind of network; then ``out`` is not written.
     """
     refuse_existing(out)
     vae_path, vocoder_path = checkpoint / "vae" / "config.json", checkpoint / "vocoder" / "config.json"
@@ -93,13 +100,13 @@ def import_audioldm_diffusers(checkpoint: Path, out: Path) -> list[Account]:
     except Exception as error:  # diffusers and transformers raise what they like on arguments that make no network
         raise InputError(f"{checkpoint}: its VAE and vocoder can't be built as configured "
                          f"({str(error).splitlines()[0]}); nothing was imported") from error
-    seen = _account(checkpoint / "vae", "diffusion_pytorch_model")
-    seen.fill(back_end.codec, "VAE", "", lambda name: "network." + _vae_name(name))
-    heard = _account(checkpoint / "vocoder", "model", "pytorch_model")
-    heard.left_out |= {key: "what mels would be normalised by, if they were" for key in ("mean", "scale")
-                       if key in heard.state}
-    heard.fill(back_end.vocoder, "vocoder", "", lambda name: f"network.{name}")
-    for account in (seen, heard):
+    codec = _account(checkpoint / "vae", "diffusion_pytorch_model")
+    codec.fill(back_end.codec, "VAE", "", lambda name: "network." + _vae_name(name))
+    sound = _account(checkpoint / "vocoder", "model", "pytorch_model")
+    sound.left_out |= {key: "what mels would be normalised by, if they were" for key in ("mean", "scale")
+                       if key in sound.state}
+    sound.fill(back_end.vocoder, "vocoder", "", lambda name: f"network.{name}")
+    for account in (codec, sound):
         account.close()
     recipe = ModelRecipe(
         clip=back_end.clip(fps=8), latent_scale=checked_scale(vae.get("scaling_factor"), str(vae_path)),
@@ -107,7 +114,7 @@ def import_audioldm_diffusers(checkpoint: Path, out: Path) -> list[Account]:
         about={"source": "AudioLDM", "file": checkpoint.name, "licence": AUDIOLDM_LICENCE, "code_version": __version__},
     )
     write_model(out, recipe, {"codec": back_end.codec, "vocoder": back_end.vocoder})
-    return [seen, heard]
+    return [codec, sound]
 
 
 def _account(folder: Path, *names: str) -> Account:

@@ -1,4 +1,5 @@
-"""Names of tensors in the code that AudioLDM was trained with ⇒ their names in diffusers and transformers."""
+"""The parts that the released models share, built empty and filled from their checkpoints: AudioLDM's VAE and vocoder,
+the UNet of Tango and VTA-LDM, the encoder that a model reads with; and the model folder that is written of them."""
 
 from __future__ import annotations
 
@@ -23,12 +24,8 @@ from ..vae.codec import MelCodec
 from ..vocoder import HiFiGAN
 from .tensor_mapping import Account, read_json
 
-# MERGED-DOC """The mel VAE and vocoder that AudioLDM, Tango and VTA-LDM share, built and filled from their
-# checkpoints."""
-# MERGED-DOC """The UNet of Tango and VTA-LDM: diffusers' own, under its own names."""
-# MERGED-DOC """The network that a released model sees or reads with: built from the folder that the checkpoint names,
-# and kept in the model folder in transformers' layout."""
-# MERGED-DOC """What Tango's and VTA-LDM's model folders have in common."""
+DURATION_S = 10.24  # of a clip that all three were trained on
+AUDIOLDM_LICENCE = "CC BY-NC: not for commercial use"
 
 
 def vocoder_name(name: str) -> str:
@@ -54,14 +51,14 @@ def vae_name(name: str, levels: int) -> str:
     return re.sub(r"\bup\.(\d+)\.(block|upsample)\.", turned, name)
 
 
-DURATION_S = 10.24  # of a clip that all three were trained on
-AUDIOLDM_LICENCE = "CC BY-NC: not for commercial use"
-
-
 @dataclass(frozen=True)
 class BackEndShape:
-    """widths: of the VAE's levels. vocoder: arguments of :class:`~vta_sam.vocoder.HiFiGAN`. The defaults are those of
-    the released models: 55.4 M and 55.3 M parameters."""
+    """Sizes of the VAE and vocoder. The defaults are the released models': 55.4 M and 55.3 M parameters.
+
+    Attributes:
+        widths: of the VAE's levels.
+        vocoder: arguments of :class:`~vta_sam.vocoder.HiFiGAN`.
+    """
 
     widths: Sequence[int] = (128, 256, 512)
     vocoder: dict[str, Any] = field(default_factory=dict)
@@ -131,7 +128,7 @@ def checked_scale(value: Any, where: str) -> float:
 
 
 def import_unet(account: Account, config: dict[str, Any], where: Path, spec: ClipSpec) -> tuple[LatentUNet, dict]:
-    """⇒ the UNet filled with what lies below ``unet.``, and its recipe. Raises InputError where it doesn't fit."""
+    """The UNet filled with the tensors below ``unet.``, and its recipe. Raises InputError where they don't fit."""
     try:
         unet = LatentUNet(config, spec)
     except Exception as error:  # diffusers raises what it likes on arguments that make no UNet
@@ -168,8 +165,12 @@ def keep_encoder(model: Any, named: Path, tokenizer_files: Sequence[str], folder
 class WholeModel:
     """An imported diffusion model, ready to be written.
 
-    source, file, licence: for model.yaml and the model card. fps: pictures a second. steps_offset: of the scheduler.
-    encoder: recipe; features: dimensions of what the model reads.
+    Attributes:
+        source, file, licence: for model.yaml and the model card.
+        fps: pictures a second.
+        encoder: recipe.
+        features: dimensions of what the model reads.
+        steps_offset: of the scheduler.
     """
 
     source: str
@@ -190,7 +191,8 @@ class WholeModel:
         """As published: ancestral sampling with 200 steps and guidance 3, no objects looked for."""
         return ModelRecipe(
             clip=self.back_end.clip(self.fps), codec=self.back_end.codec_recipe, latent_scale=self.latent_scale,
-            unet=self.unet_recipe, conditioner=self.conditioner_recipe, vocoder=self.back_end.vocoder_recipe,
+            denoiser=self.unet_recipe, conditioner=self.conditioner_recipe,
+            objective={"_target_": "v_prediction", "weighting": "epsilon"}, vocoder=self.back_end.vocoder_recipe,
             sampler={"_target_": "diffusion_sampler", "solver": "ddpm", "steps": 200, "guidance": 3.0,
                      "steps_offset": self.steps_offset},
             grounder={"_target_": "no_grounder"}, encoder=self.encoder,
@@ -201,6 +203,6 @@ class WholeModel:
     def write(self, out: Path, beside: Callable[[Path, ModelRecipe], None]) -> None:
         """As a new model folder. beside: writes the encoder into it, and may complete the recipe."""
         recipe = self.recipe()
-        parts = {"codec": self.back_end.codec, "vocoder": self.back_end.vocoder, "unet": self.unet,
+        parts = {"codec": self.back_end.codec, "vocoder": self.back_end.vocoder, "denoiser": self.unet,
                  "conditioner": self.conditioner}
         write_model(out, recipe, parts, lambda folder: beside(folder, recipe))

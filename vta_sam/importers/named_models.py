@@ -1,4 +1,5 @@
-"""A released checkpoint ⇒ a model folder, whichever of the known kinds it is."""
+"""A released checkpoint ⇒ a model folder, whichever of the known kinds it is. Released models by name: fetched and
+imported when first asked for, and kept beside the released weights."""
 
 from __future__ import annotations
 
@@ -13,12 +14,8 @@ from rich.console import Console
 from ..checkpoints.model_folder import YAML_NAME
 from ..checkpoints.registry import ReleasedFile, find_entry, require, weights_folder
 from ..runtime.errors import InputError
-from ..runtime.files import alone
+from ..runtime.files import exclusive
 from .tensor_mapping import Account
-
-# MERGED-DOC """Released models by name: fetched and imported when first asked for, and kept beside the released
-# weights."""
-
 
 KINDS = """a file such as audioldm-s-full.ckpt (AudioLDM), or a folder with vae/ and vocoder/ (AudioLDM in diffusers' \
 layout), with main_config.json (Tango), or with summary.jsonl (VTA-LDM)"""
@@ -92,7 +89,7 @@ def named_folder(name: str | os.PathLike, weights: str | os.PathLike | None = No
     except OSError as error:
         raise InputError(f"{target.parent} can't be written to ({error.strerror}); say in $VTA_SAM_WEIGHTS which "
                          "folder keeps released weights, and what is made of them") from error
-    with alone(target, lambda: print(f"{target}: another process is importing it; waiting", file=sys.stderr)):
+    with exclusive(target, lambda: print(f"{target}: another process is importing it; waiting", file=sys.stderr)):
         if not (target / YAML_NAME).is_file():
             checkpoint = require(model.entries[0], weights)
             for account in import_checkpoint(checkpoint, target, [root]):

@@ -118,14 +118,14 @@ def _write_clip(folder: Path, seed: int, narrow: bool) -> None:
 
 
 def _write_vggish(path: Path, seed: int) -> None:
-    from ..metrics.vggish import VGGish
+    from ..metrics.released_backbones import VGGish
 
     with atomic_path(path) as temporary:
         torch.save(randomise(VGGish(), seed).state_dict(), temporary)
 
 
 def _write_panns(path: Path, name: str, seed: int) -> None:
-    from ..metrics.panns import FRONT_ENDS, Cnn14
+    from ..metrics.released_backbones import FRONT_ENDS, Cnn14
 
     front = FRONT_ENDS[name]
     network = randomise(Cnn14(front), seed, std=0.05)

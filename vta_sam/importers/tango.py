@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from ..checkpoints.checkpoint_file import read_state
 from ..checkpoints.model_folder import refuse_existing
+from ..checkpoints.registry import read_state
 from ..clip import ClipSpec
 from ..conditioners.tango import TangoConditioner
 from ..perception.t5_encoder import TOKENIZER_FILES

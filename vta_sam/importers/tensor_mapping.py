@@ -1,4 +1,5 @@
-"""Every tensor of a checkpoint is accounted for: taken under another name, or left out with a reason."""
+"""Every tensor of a checkpoint is accounted for: taken under another name, or left out with a reason. Every part that a
+checkpoint names and does not hold is found: a scheduler's numbers, a UNet's shape, an encoder."""
 
 from __future__ import annotations
 
@@ -16,14 +17,16 @@ from torch import Tensor, nn
 from ..diffusion.objective import SCHEDULE
 from ..runtime.errors import InputError
 
-# MERGED-DOC """Parts that a checkpoint names and does not hold: a scheduler's numbers, a UNet's shape, an encoder."""
-
 
 @dataclass
 class Account:
-    """What of the checkpoint at ``path`` was taken and what was left out.
+    """The tensors of one checkpoint that were taken, and those that were left out.
 
-    state: all that it holds. taken: its keys that are now weights of ours. left_out: {key: reason}.
+    Attributes:
+        path: of the checkpoint.
+        state: all that it holds.
+        taken: its keys that are now weights of ours.
+        left_out: {key: reason}.
     """
 
     path: Path
@@ -153,7 +156,7 @@ class NamedParts:
             raise InputError(f"{place} has no scheduler_config.json, which says what the UNet predicts; it is not "
                              "guessed, and nothing was imported")
         content = read_json(path)
-        for name, value in {**SCHEDULE, "clip_sample": False}.items():
+        for name, value in {**SCHEDULE, "prediction_type": "v_prediction", "clip_sample": False}.items():
             if content.get(name) != value:
                 raise InputError(f"{path}: {name} is {content.get(name)!r}, this project samples with {value!r}; "
                                  "nothing was imported")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoints.checkpoint_file import digest, read_state
 from ..checkpoints.model_folder import ModelRecipe, refuse_existing
+from ..checkpoints.registry import digest, read_state
 from ..clip import ClipSpec
 from ..conditioners.vta_ldm import FrameProjection, VTALDMConditioner
 from ..runtime.errors import InputError
@@ -36,12 +36,12 @@ def import_vta_ldm(checkpoint: Path, out: Path, folders: Sequence[Path] = (),
 
     refuse_existing(out)
     summary = checkpoint / SUMMARY
-    told = read_json(summary, first_line=True)
-    variants = [key for key in ("pe", "ib", "lb", "jepa", "cavp", "vivit", "of") if told.get(key)]
-    if variants or told.get("task", "video2audio") != "video2audio":
-        raise InputError(f"{summary}: it was trained with {[*variants, told.get('task')][0]!r}; only the "
+    settings = read_json(summary, first_line=True)
+    variants = [key for key in ("pe", "ib", "lb", "jepa", "cavp", "vivit", "of") if settings.get(key)]
+    if variants or settings.get("task", "video2audio") != "video2audio":
+        raise InputError(f"{summary}: it was trained with {[*variants, settings.get('task')][0]!r}; only the "
                          "base model, CLIP's frames through one linear layer, is built here. Nothing was imported")
-    named = NamedParts(summary, told, (checkpoint, *folders), instead or {})
+    named = NamedParts(summary, settings, (checkpoint, *folders), instead or {})
     offset = named.schedule_offset("scheduler_name")
     unet_config = named.unet_config("unet_model_config")
     clip_folder = named.find("fea_encoder_name")

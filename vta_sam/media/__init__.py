@@ -1,5 +1,5 @@
-"""Reading and writing video and sound files: true times, any size, strangers' files in processes that can be killed."""
+"""Reading and writing video and sound files: true times, any size, untrusted files in processes that can be killed."""
 
-# what a file is called that may be a video; what it is, is found out by opening it
+# Suffixes of files that are tried as videos, or as sounds; opening a file shows whether it is one.
 VIDEO_SUFFIXES = frozenset(".3gp .avi .flv .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split())
 SOUND_SUFFIXES = frozenset(".aac .aif .aiff .flac .m4a .mp3 .oga .ogg .opus .wav".split())

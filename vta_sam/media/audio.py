@@ -22,11 +22,19 @@ _MARGIN_S = 1  # whole seconds of native samples kept before a stretch, so that 
 
 def read_audio(path: str | os.PathLike, start_s: float = 0.0, duration_s: float | None = None,
                sample_rate_hz: int = 16_000, longest_s: float | None = None) -> np.ndarray:
-    """A stretch of a file's sound, mean of its channels ⇒ (samples,) float32.
+    """A stretch of a file's sound, the mean of its channels ⇒ (samples,) float32.
 
-    Samples stand at their own timestamps: a stream that starts late or has a gap is silent there. With ``duration_s``
-    the result has exactly ``round(duration_s · sample_rate_hz)`` samples (zeros after the sound's end); without, it
-    goes to the end. Raises InputError when the file has no sound, or none after ``start_s``.
+    Samples stand at their own timestamps: where a stream starts late or has a gap, there is silence.
+
+    Args:
+        path: of a sound file or a video.
+        start_s: after the file's time zero.
+        duration_s: of the result, exactly: zeros after the sound's end. None: to the end.
+        sample_rate_hz: of the result.
+        longest_s: longer sounds are refused.
+
+    Raises:
+        InputError: the file has no sound, none after ``start_s``, or more than ``longest_s``.
     """
     with open_media(path) as container:
         stream = sound_stream(container)
@@ -46,7 +54,13 @@ def read_audio(path: str | os.PathLike, start_s: float = 0.0, duration_s: float 
 
 
 class SoundCollector:
-    """Decoded audio frames ⇒ one waveform of a stretch. start_s is on the file's own clock."""
+    """Decoded audio frames ⇒ one waveform of a stretch.
+
+    Args:
+        path: of the file, for messages.
+        start_s: of the stretch, on the file's own clock.
+        duration_s: of the stretch; None: to the end.
+    """
 
     def __init__(self, path: str | os.PathLike, start_s: float, duration_s: float | None):
         self.path, self.start_s, self.duration_s = path, start_s, duration_s
@@ -60,7 +74,7 @@ class SoundCollector:
         return self.duration_s is not None and self.rate_hz > 0 and self.end > (self.duration_s + 0.1) * self.rate_hz
 
     def add(self, frame: Any) -> None:
-        """Keep what a frame (av.AudioFrame) adds to the stretch."""
+        """Keep the part of a frame (av.AudioFrame) that lies in the stretch."""
         if not self.rate_hz:
             self.rate_hz = frame.sample_rate
         if frame.sample_rate != self.rate_hz:
@@ -78,14 +92,22 @@ class SoundCollector:
                                  "timestamps look damaged")
         self.end = at + frame.samples
         self.begin = at if self.begin is None else min(self.begin, at)
-        # what lies behind the stretch comes along where pictures lag behind their sound in the file
+        # where pictures lie later in the file than their sound, frames beyond the stretch are decoded too
         wanted = self.duration_s is None or at < (self.duration_s + 0.2) * self.rate_hz
         if wanted and self.end > -_MARGIN_S * self.rate_hz:
             self.parts.append((at, mono(frame)))
 
     def waveform(self, sample_rate_hz: int, pictures_s: float | None = None) -> np.ndarray:
-        """What was collected ⇒ (samples,) float32. pictures_s: how long the pictures of the stretch last, in place of
-        what was asked for at the start; sound that begins after them is refused."""
+        """The collected sound ⇒ (samples,) float32.
+
+        Args:
+            sample_rate_hz: of the result.
+            pictures_s: duration of the stretch's pictures, which then is that of the result; sound that begins after
+                them is refused.
+
+        Raises:
+            InputError: there is no sound in the stretch.
+        """
         duration_s = self.duration_s if pictures_s is None else pictures_s
         if self.begin is None:
             raise InputError(f"{self.path}: no sound could be decoded")
@@ -103,10 +125,10 @@ class SoundCollector:
         return fit_length(waveform, exact)
 
     def _blocks(self, lead: int, length: int) -> Iterator[np.ndarray]:
-        """``length`` native samples from ``lead`` before the start on, each part where it belongs, block by block:
-        never a second copy of the whole sound."""
+        """``length`` native samples, beginning ``lead`` before the start, block by block, so that there is never a
+        second copy of the whole sound."""
         places: dict[int, list[tuple[int, np.ndarray]]] = {}
-        for at, samples in self.parts:  # in the order of their coming: of two at the same time the second stays
+        for at, samples in self.parts:  # in order of decoding: of two parts at the same time the second stays
             first, last = max(0, lead + at), min(length, lead + at + len(samples))
             if first < last:
                 for block in range(first // _BLOCK_SAMPLES, (last - 1) // _BLOCK_SAMPLES + 1):
@@ -163,7 +185,7 @@ def _through_resampler(blocks: Iterable[np.ndarray], from_hz: int, to_hz: int) -
 
 
 def normalise_waveform(waveform: np.ndarray) -> np.ndarray:
-    """Minus its mean, the peak of the clip to 0.5; silence stays silence. What the VAE is trained on."""
+    """The waveform minus its mean, scaled to a peak of 0.5; silence stays silence. The VAE's training data."""
     waveform = np.asarray(waveform, np.float32)
     if not waveform.size:
         return waveform
@@ -173,14 +195,14 @@ def normalise_waveform(waveform: np.ndarray) -> np.ndarray:
 
 
 def fit_length(waveform: np.ndarray, samples: int) -> np.ndarray:
-    """Cut the end, or append zeros, to exactly ``samples``."""
+    """The waveform cut, or padded with zeros, to exactly ``samples``."""
     if len(waveform) >= samples:
         return waveform[:samples]
     return np.pad(waveform, (0, samples - len(waveform)))
 
 
 def write_wav(path: str | os.PathLike, waveform: np.ndarray, sample_rate_hz: int) -> int:
-    """Write mono PCM-16, atomically ⇒ how many samples were beyond [-1, 1] and had to be clipped."""
+    """Write mono PCM-16, atomically ⇒ how many samples were beyond [-1, 1] and were clipped."""
     waveform = np.asarray(waveform, np.float32)
     if waveform.ndim != 1 or not np.isfinite(waveform).all():
         raise InputError(f"{path}: expected a finite waveform of shape (samples,), got shape {waveform.shape}"

@@ -1,4 +1,8 @@
-"""Decoding on a device instead of the processor: which there are, and whether one can be used."""
+"""Opening a media file: which files are refused, where time zero is, how packets are decoded, on which device.
+
+Files are untrusted: only demuxers of plain media files are allowed, since a playlist could name other files, and only
+the file protocol.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +17,6 @@ from av.codec.hwaccel import HWAccel, hwdevices_available
 from av.container import InputContainer
 
 from ..runtime.errors import InputError
-
-# MERGED-DOC """Opening a media file: what is refused, where time zero is, and how packets are decoded. Files come
-# from strangers, so only demuxers of plain media files are allowed (a playlist could name other files), and only the
-# file protocol. """
-
 
 _CODECS = ("h264", "hevc", "vp9", "av1", "vp8", "mpeg4", "mpeg2video")  # what videos are coded with
 
@@ -125,8 +124,11 @@ def picture_length_s(claimed_s: float, interval_s: float) -> float:
 
 
 def packets(container: InputContainer, streams: Any) -> Iterator[av.Packet]:
-    """The packets of some streams, then the empty ones that flush their decoders. Behind those PyAV looks for streams
-    that began midway, as broadcasts and damaged files have them, among those that were there at the start."""
+    """The packets of some streams, then the empty packets that flush their decoders.
+
+    Broadcasts and damaged files may have a stream that begins midway. PyAV then raises IndexError after the last
+    packet, because its list of streams is that of the start.
+    """
     try:
         yield from container.demux(streams)
     except IndexError:

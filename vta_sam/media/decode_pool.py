@@ -1,4 +1,4 @@
-"""Several decoding children that read ahead of one consumer, clips in order, in bounded memory."""
+"""Several decoding processes that read ahead of one consumer: clips in order, in bounded memory."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ BUFFER_CHUNKS = 2
 
 
 class DecodePool:
-    """Several children that read ahead. ``map`` keeps the order and bounds what is held in memory.
+    """Several decoding processes that read ahead. ``map`` keeps the order and bounds memory.
 
     Args:
-        workers: children, which is also how many clips are under work at once.
-        limit_s, memory_mb, hwaccel: as in GuardedReader.
-        ahead: how many clips may have been begun (or be finished, but not consumed) at any time.
-        buffer_chunks: how many chunks of a clip wait for their consumer before its decoding pauses.
+        workers: processes, which is also how many clips are decoded at once.
+        limit_s: as of GuardedReader, like memory_mb and hwaccel.
+        ahead: how many clips may be begun, or finished but not consumed, at any time.
+        buffer_chunks: how many chunks of a clip wait for the consumer before its decoding pauses.
     """
 
     def __init__(self, workers: int, limit_s: float = 60.0, memory_mb: int = 4096, ahead: int | None = None,
@@ -40,9 +40,12 @@ class DecodePool:
         self.clips: set[_Buffer] = set()
 
     def map(self, requests: Iterable[ClipRequest]) -> Iterator[ClipStream]:
-        """Requests ⇒ for each, in order, its ClipStream, whose iteration raises InputError where the clip can't be read
-        any further. Each is to be read before the next is asked for, or the iteration ended: what is left of it then is
-        given up."""
+        """The ClipStream of each request, in order. Read each before taking the next one: what is left of it is dropped
+        then.
+
+        Raises:
+            InputError: while a stream is iterated, where its clip can't be read any further.
+        """
         begun: deque[_Buffer] = deque()
         try:
             for request in requests:
@@ -75,12 +78,12 @@ class DecodePool:
         self.clips.discard(clip)
 
     def close(self) -> None:
-        """End all children, in the middle of a clip too."""
+        """End all processes, also in the middle of a clip."""
         self.threads.shutdown(wait=False, cancel_futures=True)
         for clip in list(self.clips):
             self._end(clip)  # threads that wait for room, or for the next chunk, wake up
         for reader in self.readers:
-            reader.kill()  # and those that wait for a child
+            reader.kill()  # and threads that wait for a process
         self.threads.shutdown(wait=True)
         for reader in self.readers:
             reader.close()
@@ -118,13 +121,13 @@ class _Buffer:
             self.changed.notify_all()
 
     def _wait_for_room(self) -> bool:
-        """⇒ is the clip still wanted?"""
+        """False once the clip was given up."""
         with self.changed:
             self.changed.wait_for(lambda: self.given_up or len(self.waiting) < self.room)
             return not self.given_up
 
     def stream(self) -> ClipStream:
-        """What its consumer reads, once."""
+        """The consumer's side; can be read once."""
         return ClipStream(self._take())
 
     def _take(self) -> Chunks:
@@ -144,7 +147,7 @@ class _Buffer:
         raise self.end
 
     def give_up(self) -> None:
-        """Nobody reads on: drop what waits, and let its worker go."""
+        """Drop the waiting chunks and release the worker, since nobody reads on."""
         with self.changed:
             self.given_up = True
             self.waiting.clear()

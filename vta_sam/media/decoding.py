@@ -1,6 +1,10 @@
-"""What a decoding child answers: a JSON header, after its length in four bytes, then the plain bytes of each array that
-the header announces. The child has opened a stranger's file, so what it says is received in bounded memory, and is
-compared with what was asked before it is believed.
+"""Reading clips in a child process with a limit on time and memory, so that a damaged file costs one clip.
+
+The child is this module run as a program. The parent asks for one chunk at a time, pickled over a pipe. The child
+answers over a socket, without pickle, because it has opened an untrusted file: a JSON header after its length in four
+bytes, then the plain bytes of each array that the header announces. Kinds of answer: ``chunk`` (shapes and arrays);
+``end`` (duration and sound), after the last chunk; ``refused``, ``memory`` or ``fault`` in place of either. The parent
+receives answers in bounded memory and compares each header with the request before it allocates.
 """
 
 from __future__ import annotations
@@ -21,39 +25,41 @@ from typing import Any, Iterator, Sequence
 
 import numpy as np
 
-from ..clip import ClipSpec
+from ..clip import FrameClock
 from ..runtime.errors import InputError
 from .picture_reader import MAX_SIDE_PIXELS, Fit
 from .video import CHUNK_FRAMES, Chunks, ClipStream, stream_clip
-
-# MERGED-DOC """Reading clips in a child process that can be killed, with a limit on time and memory: a damaged file
-# costs one clip. The child is this module run as a program. It is asked for one chunk at a time, pickled over a pipe,
-# and answers over a socket without pickle (see decoding_answers): ``chunk`` (shapes and arrays), at last ``end``
-# (duration and sound), or in the place of either why there is none: ``refused``, ``memory`` or ``fault``. """
-
 
 _LENGTH_BYTES = 4  # of a header's length, most significant byte first
 _MAX_HEADER_BYTES = 1 << 16
 _MAX_MESSAGE_CHARACTERS = 5_000  # twelve bytes each at most in JSON
 
 
-class Nonsense(Exception):
-    """An answer that doesn't fit what was asked."""
+class ProtocolError(Exception):
+    """An answer that doesn't fit the request."""
 
 
-def send_answer(answers: socket.socket, kind: str, arrays: Sequence[np.ndarray] = (), **claims: Any) -> None:
-    """The child's side. A ``message`` is cut to its last characters, where a traceback says what was wrong."""
-    if "message" in claims:
-        claims["message"] = claims["message"][-_MAX_MESSAGE_CHARACTERS:]
-    header = json.dumps({"kind": kind, **claims}).encode()
+def send_answer(answers: socket.socket, kind: str, arrays: Sequence[np.ndarray] = (), **header_fields: Any) -> None:
+    """Send one answer; the child's side.
+
+    Args:
+        answers: the child's end.
+        kind: of answer.
+        arrays: sent after the header.
+        header_fields: the header's other fields. A ``message`` is cut to its last characters, where a traceback names
+            the error.
+    """
+    if "message" in header_fields:
+        header_fields["message"] = header_fields["message"][-_MAX_MESSAGE_CHARACTERS:]
+    header = json.dumps({"kind": kind, **header_fields}).encode()
     answers.sendall(len(header).to_bytes(_LENGTH_BYTES, "big") + header)
     for array in arrays:
         answers.sendall(_bytes_of(array))
 
 
-class Incoming:
-    """One answer on its way. Raises TimeoutError at ``deadline_s`` (of the monotonic clock), EOFError where the child
-    is gone."""
+class AnswerReader:
+    """Receives one answer; the parent's side. Its methods raise TimeoutError at ``deadline_s`` (of the monotonic
+    clock), and EOFError when the child is gone."""
 
     def __init__(self, answers: socket.socket, deadline_s: float):
         self.answers, self.deadline_s = answers, deadline_s
@@ -61,13 +67,13 @@ class Incoming:
     def header(self) -> dict[str, Any]:
         length = int.from_bytes(self._bytes(_LENGTH_BYTES), "big")
         if length > _MAX_HEADER_BYTES:
-            raise Nonsense(f"a header of {length} bytes")
+            raise ProtocolError(f"a header of {length} bytes")
         try:
             header = json.loads(self._bytes(length))
         except (ValueError, RecursionError) as error:
-            raise Nonsense(f"a header that can't be read: {error}") from error
+            raise ProtocolError(f"a header that can't be read: {error}") from error
         if not isinstance(header, dict):
-            raise Nonsense(f"a header that is no object: {header!r:.80}")
+            raise ProtocolError(f"a header that is no object: {header!r:.80}")
         return header
 
     def fill(self, array: np.ndarray) -> None:
@@ -96,60 +102,65 @@ def _bytes_of(array: np.ndarray) -> memoryview:
 
 
 @dataclass
-class Claims:
-    """What was asked of a clip, and how much of it came: the measure of every claim in a header.
+class ExpectedAnswers:
+    """What the answers to one request may hold: checks every header against the request and the answers before it.
 
-    chunk_frames and duration_s may be None, as they may in a request; then ``memory_mb``, which the child can't have
-    more of, bounds a chunk.
+    Args:
+        fits: all different.
+        fps: as in the request, like duration_s and chunk_frames.
+        duration_s: None: to the end of the video.
+        samples_per_s: None: without sound.
+        chunk_frames: None: one chunk of all frames; then ``memory_mb``, the child's limit, bounds it.
+        memory_mb: limit of a chunk.
     """
 
-    fits: Sequence[Fit]  # different ones
+    fits: Sequence[Fit]
     fps: float
     duration_s: float | None
-    samples_per_s: int | None  # None: no sound was asked for
+    samples_per_s: int | None
     chunk_frames: int | None
     memory_mb: int
 
     def __post_init__(self) -> None:
-        # any legal duration does here: only the rule for stretches is used
-        self.spec = ClipSpec(duration_s=1.0, fps=self.fps, latent_stride_frames=1)
+        self.clock = FrameClock(self.fps)
         self.frames = 0
         self.sizes: list[tuple[int, int]] | None = None
 
     def shapes(self, header: dict[str, Any]) -> list[tuple[int, int, int, int]]:
-        """A chunk's header ⇒ the shape (n, h, w, 3) of the array of each fit."""
+        """The shape (n, h, w, 3) of each fit's array, from a chunk's header. Raises ProtocolError."""
         claimed = header.get("shapes")
         if not (isinstance(claimed, list) and len(claimed) == len(self.fits) and all(
                 isinstance(shape, list) and len(shape) == 3 and all(type(side) is int for side in shape)
                 for shape in claimed)):
-            raise Nonsense(f"shapes {claimed!r:.80}")
+            raise ProtocolError(f"shapes {claimed!r:.80}")
         count, sizes = claimed[0][0], [(height, width) for _, height, width in claimed]
         most = self.chunk_frames or (self.memory_mb << 20)
         if any(shape[0] != count for shape in claimed) or not 1 <= count <= most:
-            raise Nonsense(f"chunks of {[shape[0] for shape in claimed]} frames")
-        # what a fit made is left as it is by that fit
+            raise ProtocolError(f"chunks of {[shape[0] for shape in claimed]} frames")
+        # a size is one that the fit can produce: fitting it again changes nothing
         if self.sizes not in (None, sizes) or not all(
                 1 <= min(size) and max(size) <= MAX_SIDE_PIXELS and fit.kept(*fit.scaled(*size)) == size
                 for size, fit in zip(sizes, self.fits)):
-            raise Nonsense(f"pictures of {sizes} pixels for {list(self.fits)}")
+            raise ProtocolError(f"pictures of {sizes} pixels for {list(self.fits)}")
         if 3 * count * sum(height * width for height, width in sizes) > self.memory_mb << 20:
-            raise Nonsense(f"{count} frames of {sizes} pixels out of {self.memory_mb} MB")
+            raise ProtocolError(f"{count} frames of {sizes} pixels out of {self.memory_mb} MB")
         self.sizes, self.frames = sizes, self.frames + count
-        if self.duration_s is not None and self.frames > self.spec.frames_of(self.duration_s):
-            raise Nonsense(f"{self.frames} frames for {self.duration_s:g} s")
+        if self.duration_s is not None and self.frames > self.clock.frames_of(self.duration_s):
+            raise ProtocolError(f"{self.frames} frames for {self.duration_s:g} s")
         return [(count, height, width, 3) for height, width in sizes]
 
     def end(self, header: dict[str, Any]) -> tuple[float, int | None]:
-        """The last header ⇒ the clip's duration in seconds and the samples of its sound, None without."""
+        """The clip's duration in seconds, and the samples of its sound or None, from the last header. Raises
+        ProtocolError."""
         duration_s, samples = header.get("duration_s"), header.get("samples")
         longest_s = float("inf") if self.duration_s is None else self.duration_s
         if not isinstance(duration_s, float) or not 0 < duration_s <= longest_s or duration_s == float("inf") or (
-                self.spec.frames_of(duration_s) != self.frames):
-            raise Nonsense(f"a duration of {duration_s!r:.80} s after {self.frames} frames")
-        due = None if self.samples_per_s is None else round(duration_s * self.samples_per_s)
-        if samples != due or type(samples) is not type(due):
-            raise Nonsense(f"{samples!r:.80} samples for {duration_s:g} s")
-        return duration_s, due
+                self.clock.frames_of(duration_s) != self.frames):
+            raise ProtocolError(f"a duration of {duration_s!r:.80} s after {self.frames} frames")
+        expected = None if self.samples_per_s is None else round(duration_s * self.samples_per_s)
+        if samples != expected or type(samples) is not type(expected):
+            raise ProtocolError(f"{samples!r:.80} samples for {duration_s:g} s")
+        return duration_s, expected
 
 
 @dataclass(frozen=True)
@@ -167,11 +178,11 @@ class ClipRequest:
 
 
 class GuardedReader:
-    """One child process that reads clips, started when first needed and again after it had to be killed. Close it, or
+    """One child process that reads clips. It is started when first needed, and again after it was killed. Close it, or
     use it as a context. Not for use by two threads at once.
 
     Args:
-        limit_s: how long the child may work on a clip; time in which its next chunk isn't asked for doesn't count.
+        limit_s: how long the child may work on a clip; time between a chunk and the request for the next isn't counted.
         memory_mb: address space that the child may use, in MiB.
         hwaccel: kind of device that decodes, as in conf/extract.yaml.
     """
@@ -183,52 +194,56 @@ class GuardedReader:
         self.process: subprocess.Popen | None = None
         self.requests: Connection | None = None
         self.answers: socket.socket | None = None
-        self.current: Claims | None = None  # of the clip under work
+        self.current: ExpectedAnswers | None = None  # of the clip under work
         self.killed = False
 
     def stream(self, request: ClipRequest) -> ClipStream:
-        """Its iteration raises InputError naming the file when it can't be read, takes too long, needs too much memory,
-        or crashes the decoder. Another request ends it."""
+        """The clip of a request, read while it is iterated. The next request ends it.
+
+        Raises:
+            InputError: while it is iterated; names the file and says that it can't be read, takes too long, needs too
+                much memory, or crashes the decoder.
+        """
         return ClipStream(self._chunks(request))
 
     def _chunks(self, request: ClipRequest) -> Chunks:
         fits = list(dict.fromkeys(request.fits))  # equal ones travel once
-        asked: dict[str, Any] | None = {**vars(request), "fits": fits}
-        claims = self.current = Claims(
+        arguments: dict[str, Any] | None = {**vars(request), "fits": fits}
+        expected = self.current = ExpectedAnswers(
             fits, request.fps, request.duration_s, request.sample_rate_hz if request.want_audio else None,
             request.chunk_frames, self.memory_mb)
         left_s = self.limit_s
         while True:
-            if self.current is not claims:
+            if self.current is not expected:
                 raise RuntimeError(f"{request.path}: the process that decoded it was given another clip")
             began = time.monotonic()
-            arrays, end = self._ask(request.path, asked, claims, left_s)
-            left_s, asked = left_s - (time.monotonic() - began), None
+            arrays, end = self._request(request.path, arguments, expected, left_s)
+            left_s, arguments = left_s - (time.monotonic() - began), None
             if end is not None:
                 return end
             fitted = dict(zip(fits, arrays))
             yield [fitted[fit] for fit in request.fits]
 
-    def _ask(self, path: str, asked: dict[str, Any] | None, claims: Claims, left_s: float,
-             ) -> tuple[list[np.ndarray], tuple[np.ndarray | None, float] | None]:
-        """Ask for the first chunk of a clip, or for the next one (``asked`` None) ⇒ its arrays and None, or after the
-        last one no arrays and (waveform, duration_s)."""
+    def _request(self, path: str, arguments: dict[str, Any] | None, expected: ExpectedAnswers, left_s: float,
+                 ) -> tuple[list[np.ndarray], tuple[np.ndarray | None, float] | None]:
+        """Request the first chunk of a clip (by arguments of stream_clip) or the next one (None) ⇒ its arrays and None;
+        after the last chunk, no arrays and (waveform, duration_s)."""
         try:
             requests, answers = self._connect()
-            requests.send((asked, left_s))
-            incoming = Incoming(answers, time.monotonic() + left_s)
-            header = incoming.header()
+            requests.send((arguments, left_s))
+            reader = AnswerReader(answers, time.monotonic() + left_s)
+            header = reader.header()
             kind = header.get("kind")
             if kind == "chunk":
-                arrays = [np.empty(shape, np.uint8) for shape in claims.shapes(header)]
+                arrays = [np.empty(shape, np.uint8) for shape in expected.shapes(header)]
                 for array in arrays:
-                    incoming.fill(array)
+                    reader.fill(array)
                 return arrays, None
             if kind == "end":
-                duration_s, samples = claims.end(header)
+                duration_s, samples = expected.end(header)
                 waveform = None if samples is None else np.empty(samples, np.float32)
                 if waveform is not None:
-                    incoming.fill(waveform)
+                    reader.fill(waveform)
                 return [], (waveform, duration_s)
             message = str(header.get("message"))
         except TimeoutError:
@@ -237,15 +252,15 @@ class GuardedReader:
         except (EOFError, ConnectionError):
             status = self.close()
             raise InputError(f"{path}: the decoder crashed on it (exit status {status})") from None
-        except Nonsense as error:
+        except ProtocolError as error:
             self.close()
             raise InputError(f"{path}: the decoder's process broke on it (it answers {error})") from None
-        except BaseException:  # of what is said next nobody knows what it answers
+        except BaseException:  # Ctrl-C, say: the answer may still come, and would be taken for that to the next request
             self.close()
             raise
         if kind == "refused":
             raise InputError(message)
-        self.close()  # what an allocation left behind when it failed is anyone's guess
+        self.close()  # after a failed allocation the state of the decoder's libraries is undefined
         if kind == "memory":
             raise InputError(f"{path}: decoding needs more than {self.memory_mb} MB of memory")
         if kind == "fault":
@@ -315,7 +330,7 @@ def serve(requests: Connection, answers: socket.socket, memory_mb: int, hwaccel:
     chunks: Iterator[list[np.ndarray]] = iter(())
     while True:
         try:
-            asked, left_s = requests.recv()
+            arguments, left_s = requests.recv()
         except (EOFError, ConnectionError):
             return
         # the alarm's default action ends the process, in library code too, should the parent have died meanwhile
@@ -323,16 +338,16 @@ def serve(requests: Connection, answers: socket.socket, memory_mb: int, hwaccel:
         arrays: list[np.ndarray] = []
         answer: dict[str, Any]
         try:
-            if asked is not None:
+            if arguments is not None:
                 chunks = iter(())  # closes what was left of another clip
-                stream = stream_clip(**asked, hwaccel=hwaccel)
+                stream = stream_clip(**arguments, hwaccel=hwaccel)
                 chunks = iter(stream)
             arrays, answer = _next_answer(stream, chunks)
         except InputError as error:
             answer = {"kind": "refused", "message": str(error)}
         except MemoryError:
             answer = {"kind": "memory"}
-        except Exception:  # told to the parent, which raises it
+        except Exception:  # the parent raises it
             answer = {"kind": "fault", "message": traceback.format_exc()}
         signal.setitimer(signal.ITIMER_REAL, 0)
         try:

@@ -23,12 +23,20 @@ _BIT_RATE = 128_000  # bit/s, mono: transparent for a 16 kHz sound
 
 def mux(video_path: str | os.PathLike, waveform: np.ndarray, sample_rate_hz: int, out_path: str | os.PathLike,
         mix: float = 0.0) -> Path:
-    """Write a video with the pictures of one and a new sound ⇒ the path written.
+    """Write a video's pictures with a new sound, atomically ⇒ the path written.
 
-    Picture packets are copied as they are (rotation included). The sound (samples,) starts with the video's time zero
-    and is cut or padded to last exactly as long as the pictures, encoded as AAC. ``mix`` > 0 adds the video's own sound
-    at that gain; a sum that would clip is scaled down to fit. Where ``out_path`` is an mp4 and the pictures' codec
-    doesn't go into mp4, the name gets the suffix .mkv. Atomic. Raises InputError naming the file.
+    Picture packets are copied as they are, rotation included. The sound is encoded as AAC, and scaled down where it
+    would clip.
+
+    Args:
+        video_path: whose pictures are taken.
+        waveform: (samples,); starts at the video's time zero, and is cut or padded to last as long as the pictures.
+        sample_rate_hz: of the waveform.
+        out_path: .mp4, .m4v, .mov or .mkv. Where mp4 can't hold the pictures' codec, the suffix becomes .mkv.
+        mix: gain of the video's own sound, which is added; 0: without it.
+
+    Raises:
+        InputError: names the file that can't be used.
     """
     waveform = np.asarray(waveform, np.float32)
     if waveform.ndim != 1 or not np.isfinite(waveform).all():
@@ -53,20 +61,20 @@ def mux(video_path: str | os.PathLike, waveform: np.ndarray, sample_rate_hz: int
 
 
 def picture_duration_s(path: str | os.PathLike) -> float:
-    """From the file's time zero to the end of its last picture in seconds, counted from its packets: what containers
-    claim is often wrong."""
+    """Seconds from the file's time zero to the end of its last picture, by its packets: the durations that containers
+    state are often wrong."""
     with open_media(path) as container:
         end_s, _ = _pictures_end_s(path, container)
         return round(end_s - origin_s(container), 6)
 
 
 def _pictures_end_s(path: str | os.PathLike, container: InputContainer) -> tuple[float, float]:
-    """⇒ when the last picture ends on the file's own clock, and how long it lasts, both in seconds."""
+    """When the last picture ends on the file's own clock, and how long it lasts, both in seconds."""
     stream = picture_stream(container)
     if stream is None:
         raise InputError(f"{path} has no pictures; name a video file")
     last, claimed, before = None, 0, None
-    for packet in packets(container, stream):  # in order of decoding, which needn't be that of time
+    for packet in packets(container, stream):  # in order of decoding, which may differ from order of time
         if packet.pts is None or packet.is_discard:
             continue
         if last is None or packet.pts > last:
@@ -81,7 +89,7 @@ def _pictures_end_s(path: str | os.PathLike, container: InputContainer) -> tuple
 
 
 def _suffix_for(path: Path, stream: Any) -> Path:
-    """The path to write: Matroska takes what mp4 can't hold."""
+    """The path to write: Matroska holds the codecs that mp4 can't."""
     if path.suffix.lower() not in (".mp4", ".m4v", ".mov", ".mkv"):
         raise InputError(f"{path}: the video is written as .mp4 or .mkv, so give the file such a name")
     if path.suffix.lower() != ".mkv":

@@ -1,4 +1,4 @@
-"""How a picture is brought to the size that a model wants: a small class per rule, as its authors prepared pictures."""
+"""Pictures of a container, decoded in order of time and upright, and the rules that bring them to a model's size."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from .container import (
     LONGEST_GAP_S, Decoder, origin_s, packets, picture_length_s, picture_stream, seek_before, sound_stream
 )
 
-# MERGED-DOC """Decoded pictures of a container at their own times, upright size and all, and the sound that is met on
-# the way."""
-
 
 class Fit(Protocol):
-    """A rule from the size of an upright picture to what is read of it. Frozen and hashable: readers convert a picture
-    once per rule, whoever asks for it. Its repr names it where an extraction's config is compared.
+    """A rule that brings upright pictures to a model's size, as the model's authors prepared theirs.
 
-    interpolation: FFmpeg's name of the scaler; all of them average over what they shrink.
+    Frozen and hashable: a reader converts a picture once per rule. Its repr names it where an extraction's config is
+    compared.
+
+    Attributes:
+        interpolation: FFmpeg's name of the scaler; all of them average over what they shrink.
     """
 
     interpolation: ClassVar[str]
@@ -53,8 +53,8 @@ class Squeeze:
 
 @dataclass(frozen=True)
 class Within:
-    """No larger than ``short_side`` × ``long_side`` pixels, shape kept. Smaller pictures are left as they are: what has
-    to grow grows on the device of the model, so that it needn't travel there."""
+    """No larger than ``short_side`` × ``long_side`` pixels, shape kept. Smaller pictures stay as they are: the model's
+    device enlarges them, so that fewer bytes are moved to it."""
 
     short_side: int
     long_side: int
@@ -91,8 +91,14 @@ _THREADS = min(4, (os.cpu_count() or 1) + 1)  # one of them mostly waits
 
 
 class PictureReader:
-    """Decodes a container from ``start_s`` on ⇒ (time_s after start_s, length_s, av.VideoFrame), in order of time.
-    Sound met on the way goes to ``collector``."""
+    """Iterates over (time_s after start_s, length_s, av.VideoFrame), in order of time.
+
+    Args:
+        path: of the file, for messages.
+        container: read from ``start_s`` on.
+        start_s: after the file's time zero.
+        collector: gets the sound that lies between the pictures in the file.
+    """
 
     def __init__(self, path: str | os.PathLike, container: InputContainer, start_s: float,
                  collector: SoundCollector | None = None):
@@ -113,7 +119,7 @@ class PictureReader:
             _check_size(self.path, frame.width, frame.height)
             time_s = frame.time - zero_s if frame.time is not None else (previous_s or 0.0) + nominal_s
             gap_s = time_s - (previous_s or 0.0)
-            if gap_s > LONGEST_GAP_S:  # filled with frames it would cost hours
+            if gap_s > LONGEST_GAP_S:  # decoding would fill it with frames for hours
                 raise InputError(f"{self.path}: its pictures have a gap of {gap_s:.0f} s; its timestamps look damaged")
             if previous_s is not None and gap_s > 0:
                 nominal_s = gap_s
@@ -121,7 +127,7 @@ class PictureReader:
             previous_s = time_s
             claimed_s = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 0.0
             length_s = picture_length_s(claimed_s, nominal_s)
-            # a length is believed up to the longest gap seen: some containers claim hours for the last picture
+            # lengths are limited to the longest gap so far: some containers state hours for the last picture
             yield time_s - tolerance_s, min(length_s, longest_s) + tolerance_s, frame
 
     def _frames(self) -> Iterator[Any]:
@@ -136,7 +142,7 @@ class PictureReader:
                     return
 
     def read_sound(self) -> None:
-        """Read on for the sound that lies in the file behind the last picture that was needed."""
+        """Read on for the sound that lies in the file after the last picture."""
         self.wants_pictures = False
         if self.collector is not None and not self.collector.done:
             for _ in self._frames():
@@ -149,7 +155,7 @@ def require_pictures(path: str | os.PathLike, container: InputContainer) -> Any:
         raise InputError(f"{path} has no pictures ({'only sound' if sound_stream(container) else 'no stream at all'}); "
                          "name a video file")
     _check_size(path, video.codec_context.width, video.codec_context.height)
-    # one thread starts faster and many workers decode side by side; large pictures are worth a few threads (each holds
+    # one thread starts faster, and many workers decode at once; large pictures are worth a few threads (each holds
     # pictures of its own), unless a device decodes them
     video.codec_context.thread_type = "AUTO"
     small = video.codec_context.width * video.codec_context.height <= _THREADED_PIXELS

@@ -10,7 +10,7 @@ from typing import Any, Generator, Generic, Iterable, Iterator, Sequence, TypeVa
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from ..clip import ClipSpec
+from ..clip import FrameClock
 from ..runtime.errors import InputError
 from .audio import SoundCollector
 from .container import open_media, origin_s, sound_stream
@@ -24,12 +24,17 @@ Chunks = Generator[list[np.ndarray], None, tuple[np.ndarray | None, float]]  # r
 
 @dataclass(frozen=True)
 class MediaInfo:
-    """What a file is, upright. duration_s and fps are the container's claims (None where it makes none): good for a
-    message, not for arithmetic."""
+    """What a file holds.
+
+    Args:
+        width: of an upright picture, in pixels; height too.
+        rotation: degrees counter-clockwise that turn the stored picture upright.
+        fps: as the container states it, or None; good for a message, not for arithmetic. duration_s too.
+    """
 
     width: int
     height: int
-    rotation: int  # degrees counter-clockwise that turn the stored picture upright
+    rotation: int
     fps: float | None
     duration_s: float | None
     video_codec: str
@@ -40,10 +45,12 @@ class MediaInfo:
 
 @dataclass
 class Clip:
-    """A stretch of a video: for each fit asked for an array (T, h, w, 3) uint8 RGB; the sound or None.
+    """A stretch of a video.
 
-    duration_s is what was asked for, or less where the video ends before; T = ClipSpec.frames_of(duration_s), and the
-    waveform has round(duration_s · rate) samples.
+    Args:
+        frames: for each requested fit an array (T, h, w, 3) uint8 RGB; T = FrameClock.frames_of(duration_s).
+        waveform: (round(duration_s · rate),), or None.
+        duration_s: as requested, or less where the video ends before.
     """
 
     frames: list[np.ndarray]
@@ -74,10 +81,20 @@ def probe(path: str | os.PathLike) -> MediaInfo:
 
 def read_clip(path: str | os.PathLike, *, start_s: float = 0.0, duration_s: float | None = None, fps: float,
               fits: Sequence[Fit], want_audio: bool, sample_rate_hz: int = 16_000) -> Clip:
-    """A stretch of a video in one pass, its pictures brought to size by each of ``fits``.
+    """A stretch of a video, read in one pass. Memory is that of the result.
 
-    duration_s None ⇒ to the end. Only the chosen pictures are kept, so memory is that of the result. Raises InputError
-    naming the file when it can't be read, has no pictures, has no sound and ``want_audio``, or ends before ``start_s``.
+    Args:
+        path: of the video.
+        start_s: after the file's time zero.
+        duration_s: None: to the end.
+        fps: frames a second to take.
+        fits: each brings every picture to one size.
+        want_audio: read the sound too.
+        sample_rate_hz: of the sound.
+
+    Raises:
+        InputError: names the file, which can't be read, has no pictures, has no sound and ``want_audio``, or ends
+            before ``start_s``.
     """
     stream = stream_clip(path, start_s=start_s, duration_s=duration_s, fps=fps, fits=fits, want_audio=want_audio,
                          sample_rate_hz=sample_rate_hz, chunk_frames=None)
@@ -86,11 +103,11 @@ def read_clip(path: str | os.PathLike, *, start_s: float = 0.0, duration_s: floa
 
 
 class ClipStream:
-    """A :class:`Clip` piece by piece. Iterating it, once, gives chunks of its frames in order: lists of one array
-    (n, h, w, 3) per fit, equal fits sharing one. After the last chunk ``waveform`` and ``duration_s`` are set.
+    """A :class:`Clip` in chunks. It can be iterated once, and gives chunks of frames in order: lists of one array
+    (n, h, w, 3) per fit; equal fits share one. After the last chunk ``waveform`` and ``duration_s`` are set.
 
     Args:
-        chunks: yields them, and returns (waveform, duration_s).
+        chunks: yields the chunks, and returns (waveform, duration_s).
     """
 
     waveform: np.ndarray | None
@@ -106,9 +123,16 @@ class ClipStream:
 def stream_clip(path: str | os.PathLike, *, start_s: float = 0.0, duration_s: float | None = None, fps: float,
                 fits: Sequence[Fit], want_audio: bool, sample_rate_hz: int = 16_000,
                 chunk_frames: int | None = CHUNK_FRAMES, hwaccel: str | None = None) -> ClipStream:
-    """:func:`read_clip` in chunks of up to ``chunk_frames``, None ⇒ one of all frames. Memory is that of one chunk and
-    the sound. What is wrong with the file is raised where it is met, in the midst of iteration too. hwaccel: the kind
-    of device that decodes; it may differ from software in a picture's last bits."""
+    """The clip of :func:`read_clip`, in chunks. Memory is that of one chunk and the sound.
+
+    Args:
+        path: as of :func:`read_clip`, like the others that are not named here.
+        chunk_frames: up to so many frames a chunk; None: one chunk of all frames.
+        hwaccel: kind of device that decodes; it may differ from software in a picture's last bits.
+
+    Raises:
+        InputError: as :func:`read_clip`, where the error is met, also during iteration.
+    """
     return ClipStream(_stream(path, start_s, duration_s, fps, fits, want_audio, sample_rate_hz, chunk_frames, hwaccel))
 
 
@@ -138,42 +162,46 @@ def _stream(path: str | os.PathLike, start_s: float, duration_s: float | None, f
 
 
 class OnScreen(Generic[P]):
-    """(time_s, length_s, picture) in order of time, time 0 = start of the clip ⇒ for each frame i the picture on screen
-    at (i + 0.5) / fps: the last that came up before or then; the first one, if none had come up yet.
+    """Iterates over the picture of each frame i: the one on screen at (i + 0.5) / fps, which is the last that came up
+    until then, or the first one if none had come up yet.
 
-    After iteration ``duration_s`` holds the clip's duration: what was asked for, or what the pictures last if they end
+    After iteration ``duration_s`` holds the clip's duration: the requested one, or that of the pictures if they end
     more than half a picture earlier. Without any picture on screen after time 0 nothing is yielded and it stays 0.
+
+    Args:
+        pictures: (time_s, length_s, picture) in order of time; time 0 is the start of the clip.
+        fps: frames a second.
+        duration_s: requested; None: until the last picture ends.
     """
 
     def __init__(self, pictures: Iterable[tuple[float, float, P]], fps: float, duration_s: float | None = None):
-        self.pictures, self.asked_s, self.duration_s = pictures, duration_s, 0.0
-        # any legal duration does here: only the rule for stretches is used
-        self.spec = ClipSpec(duration_s=1.0, fps=fps, latent_stride_frames=1)
+        self.pictures, self.requested_s, self.duration_s = pictures, duration_s, 0.0
+        self.clock = FrameClock(fps)
 
     def __iter__(self) -> Iterator[P]:
-        asked_frames = None if self.asked_s is None else self.spec.frames_of(self.asked_s)
+        requested_frames = None if self.requested_s is None else self.clock.frames_of(self.requested_s)
         frame, last_s, end_s, length_s = 0, -math.inf, 0.0, 0.0
         held: P | None = None
         for time_s, length_s, picture in self.pictures:
-            while held is not None and frame != asked_frames and (frame + 0.5) / self.spec.fps < time_s - 1e-6:
+            while held is not None and frame != requested_frames and self.clock.time_s(frame) < time_s - 1e-6:
                 yield held
                 frame += 1
-            if frame == asked_frames:
+            if frame == requested_frames:
                 break
             held = picture
             if time_s >= last_s:  # damaged timestamps may go back; of the others only the last one's length counts
                 last_s, end_s = time_s, time_s + length_s
-        if frame != asked_frames:
+        if frame != requested_frames:
             if held is None or end_s <= 1e-6:
                 return
             self.duration_s = round(end_s, 6)  # sums of timestamps are off in the last digit, which costs a frame
-            if self.asked_s is not None and end_s >= self.asked_s - 0.5 * length_s - 1e-6:
-                self.duration_s = self.asked_s
-            for _ in range(frame, self.spec.frames_of(self.duration_s)):
+            if self.requested_s is not None and end_s >= self.requested_s - 0.5 * length_s - 1e-6:
+                self.duration_s = self.requested_s
+            for _ in range(frame, self.clock.frames_of(self.duration_s)):
                 yield held
         else:
-            assert self.asked_s is not None
-            self.duration_s = self.asked_s
+            assert self.requested_s is not None
+            self.duration_s = self.requested_s
 
 
 def _chunks(chosen: Iterable[Any], fitters: Sequence[_Fitter], size: int) -> Iterator[list[np.ndarray]]:
@@ -204,8 +232,8 @@ def _joined(chunks: Iterable[list[np.ndarray]]) -> Iterator[list[np.ndarray]]:
 
 
 class _Fitter:
-    """Pictures of one clip ⇒ arrays of one size, as a fit wants them. The first picture says which: a stream may change
-    its pictures' size midway."""
+    """Pictures of one clip ⇒ arrays of one size, by a fit. The first picture decides the size: a stream may change its
+    pictures' size midway."""
 
     def __init__(self, path: str | os.PathLike, fit: Fit):
         self.path, self.fit, self.reformatter = path, fit, VideoReformatter()

@@ -1,4 +1,7 @@
-"""AA-Align: do generated and true sound have their onsets at the same times? As published, and one to one."""
+"""Alignment scores: AA-Align between generated and true onsets, AV-Align between onsets and peaks of optical flow.
+
+Each is given as published, and with a one-to-one matching within a window that doesn't depend on the frame rate.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,6 @@ import numpy as np
 
 from .flow import FlowTrajectory
 from .onsets import WINDOW_S, ascending, matched_iou
-
-# MERGED-DOC """AV-Align: do peaks of motion and onsets of sound meet? As published by TempoTokens (Yariv et al.,
-# 2023), and matched one to one within a window that doesn't depend on the frame rate."""
 
 
 def aa_align_published(true_s: np.ndarray, generated_s: np.ndarray) -> float | None:
@@ -67,9 +67,9 @@ def av_align_published(audio_s: np.ndarray, video_s: np.ndarray, fps: float) -> 
     return hits / (len(audio_s) + len(video_s) - hits)
 
 
-def av_align_sta(audio_s: np.ndarray, video_s: np.ndarray, fps: float) -> float | None:
-    """STA-V2A's copy, in which a video peak meets any number of audio peaks: not an intersection over union, and it
-    can exceed 1. Kept to show that it is another number. None as above."""
+def av_align_sta_published(audio_s: np.ndarray, video_s: np.ndarray, fps: float) -> float | None:
+    """STA-V2A's copy of AV-Align, in which a video peak meets any number of audio peaks: not an intersection over
+    union, it can exceed 1. None where there is no peak at all."""
     audio, video = ascending(audio_s)[:, None], ascending(video_s)[None]
     if not audio.size and not video.size:
         return None

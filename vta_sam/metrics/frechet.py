@@ -1,5 +1,6 @@
-"""Fréchet distance between two sets of vectors (Heusel et al., 2017; of sounds: Kilgour et al., 2019), in float64, with
-intervals over clips and its extrapolation to endless sets."""
+"""Distances between two sets of embeddings, in float64: the Fréchet distance (Heusel et al., 2017; of sounds: Kilgour
+et al., 2019) with its bootstrap over clips and its extrapolation to endless sets, and the kernel distance (Bińkowski et
+al., 2018)."""
 
 from __future__ import annotations
 
@@ -7,15 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torchmetrics import Metric
 
 from ..runtime.errors import InputError
-
-# MERGED-DOC """Kernel distance between two sets of vectors (KID, Bińkowski et al., 2018)."""
-
+from .intervals import Resampling, SetValue
 
 FEWEST_CLIPS = 50  # of FAD-∞: a line through fewer is not worth its name
+PUBLISHED_FEWEST = 500  # of the published FAD-∞: its smallest subset of frames
+KERNEL_SUBSET = 100  # rows
 _SIZES, _REPEATS, _SMALLEST = 12, 4, 0.25  # of FAD-∞: subsets from a quarter of the clips to all
 
 
@@ -44,18 +43,12 @@ def frechet_from_moments(mean_x: np.ndarray, cov_x: np.ndarray, mean_y: np.ndarr
     return float(np.square(mean_x - mean_y).sum() + np.trace(cov_x) + np.trace(cov_y) - 2 * cross)
 
 
-def clip_draws(clips: int, resamples: int, seed: int = 0) -> np.ndarray:
-    """(resamples, clips) int: clips drawn with replacement. The same draws for two systems make their difference
-    paired."""
-    return np.random.default_rng(seed).integers(clips, size=(resamples, clips))
-
-
 def resampled_distances(x: Sequence[np.ndarray], y: Sequence[np.ndarray], draws: np.ndarray) -> np.ndarray:
     """Rows per clip of both sets (a list of (rows, d), the same clips in the same order) ⇒ the distance of each draw of
     clips (resamples,).
 
     Their *spread* is that of the distance. Their level is not: a draw repeats clips, which raises the distance, so that
-    percentiles of them lie above the distance itself. Use :func:`standard_error`.
+    percentiles of them lie above the distance itself. Use :func:`~.intervals.standard_error`.
     """
     rows_x, rows_y = np.concatenate(x).astype(np.float64), np.concatenate(y).astype(np.float64)
     places_x, places_y = _places(x), _places(y)
@@ -68,11 +61,6 @@ def resampled_distances(x: Sequence[np.ndarray], y: Sequence[np.ndarray], draws:
         found.append(_from_products(products, rows_x, rows_y, i, j) if products else
                      frechet_distance(rows_x[i], rows_y[j]))
     return np.array(found)
-
-
-def standard_error(resampled: np.ndarray) -> float:
-    """Standard deviation of a figure's bootstrap distribution."""
-    return float(np.std(resampled, ddof=1))
 
 
 @dataclass(frozen=True)
@@ -101,7 +89,7 @@ def fad_infinity(x: Sequence[np.ndarray], y: Sequence[np.ndarray], seed: int = 0
 
 
 def fad_infinity_published(mean: np.ndarray, cov: np.ndarray, frames: np.ndarray, seed: int, steps: int = 25,
-                           fewest: int = 500) -> Extrapolated:
+                           fewest: int = PUBLISHED_FEWEST) -> Extrapolated:
     """fadtk's FAD-∞ (``fad.py:304-351``): baseline moments, frames (n, d) drawn *with* replacement, legacy generator.
 
     What it draws repeats frames, so that its intercept is the distance of this very set, not of an endless one; with
@@ -115,48 +103,76 @@ def fad_infinity_published(mean: np.ndarray, cov: np.ndarray, frames: np.ndarray
     return _line(np.array(points))
 
 
-class FrechetDistance(Metric):
-    """:func:`frechet_distance` over batches and processes: sums in float64, from which the moments come.
+def kernel_distance(x: np.ndarray, y: np.ndarray, subsets: int = 100, subset_size: int = KERNEL_SUBSET,
+                    seed: int = 2020) -> tuple[float, float]:
+    """Rows x (n, d), y (m, d) ⇒ (mean, standard deviation over subsets) of the squared maximum mean discrepancy.
 
-        metric.update(rows, real=True); metric.update(other_rows, real=False); metric.compute()
-
-    Args:
-        dim: length of the vectors.
+    Kernel (x·y / d + 1)³, unbiased within a set, subsets without replacement by the legacy generator, as
+    ``audioldm_eval`` and av-benchmark have it (``metrics/kid.py``). InputError: a set smaller than a subset.
     """
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    if min(len(x), len(y)) < subset_size or subset_size < 2:
+        raise InputError(f"a kernel distance over subsets of {subset_size} needs as many rows, got {len(x)}, {len(y)}")
+    rng = np.random.RandomState(seed)
+    found = []
+    for _ in range(subsets):
+        first = x[rng.choice(len(x), subset_size, replace=False)]
+        second = y[rng.choice(len(y), subset_size, replace=False)]
+        found.append(_discrepancy(first, second))
+    return float(np.mean(found)), float(np.std(found))
 
-    full_state_update = False
-    higher_is_better = False
 
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.dim = dim
-        for side in ("real", "fake"):
-            self.add_state(f"{side}_count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-            self.add_state(f"{side}_sum", torch.zeros(dim, dtype=torch.float64), dist_reduce_fx="sum")
-            self.add_state(f"{side}_outer", torch.zeros(dim, dim, dtype=torch.float64), dist_reduce_fx="sum")
-        self.set_dtype(torch.float64)
+# ---------------------------------------------------------------- as metrics of a set: rows of embeddings per clip
 
-    def update(self, rows: torch.Tensor, real: bool) -> None:
-        """Add rows (n, dim) to the reference (``real``) or to what is judged."""
-        if rows.ndim != 2 or rows.shape[1] != self.dim or not torch.isfinite(rows).all():
-            raise InputError(f"expected finite rows of {self.dim} numbers, got shape {tuple(rows.shape)}")
-        side, rows = "real" if real else "fake", rows.double()
-        for name, value in (("count", torch.tensor(float(len(rows)))), ("sum", rows.sum(0)), ("outer", rows.T @ rows)):
-            state = getattr(self, f"{side}_{name}")
-            setattr(self, f"{side}_{name}", state + value.to(state))
+Rows = Sequence[np.ndarray]  # of each clip (rows, d)
+_TOO_FEW = "needs at least two clips long enough for the backbone, there are {}"
 
-    def compute(self) -> torch.Tensor:
-        """The distance of everything since the last reset."""
-        moments = [moment for side in ("real", "fake") for moment in self._moments(side)]
-        return torch.tensor(frechet_from_moments(*moments), dtype=torch.float64)
 
-    def _moments(self, side: str) -> tuple[np.ndarray, np.ndarray]:
-        count, total, outer = (getattr(self, f"{side}_{name}").double().cpu().numpy()
-                               for name in ("count", "sum", "outer"))
-        if count < 2:
-            raise InputError(f"a Fréchet distance needs at least two {side} rows, got {int(count)}")
-        mean = total / count
-        return mean, (outer - count * np.outer(mean, mean)) / (count - 1)
+def frechet_of_clips(true: Rows, generated: Rows, resampling: Resampling) -> SetValue | str:
+    """⇒ the Fréchet distance with its bootstrap distribution over clips, or why there is none."""
+    if len(true) < 2:
+        return _TOO_FEW.format(len(true))
+    reference, rows = np.concatenate(true), np.concatenate(generated)
+    detail = {"rows": len(rows), "reference_rows": len(reference), "dimensions": rows.shape[1]}
+    return SetValue(frechet_distance(reference, rows),
+                    resampled_distances(true, generated, resampling.draws(len(true))), detail)
+
+
+def fad_infinity_of_clips(true: Rows, generated: Rows, resampling: Resampling) -> SetValue | str:
+    """⇒ :func:`fad_infinity` without an interval, or why there is none."""
+    found = fad_infinity(true, generated, resampling.seed)
+    if found is None:
+        return f"needs at least {FEWEST_CLIPS} clips, there are {len(generated)}"
+    return SetValue(found.value, None,
+                    {"slope": found.slope, "r_squared": found.r_squared, "clips": len(generated)})
+
+
+def fad_infinity_published_of_clips(true: Rows, generated: Rows, resampling: Resampling) -> SetValue | str:
+    """⇒ :func:`fad_infinity_published` of all rows, or why there is none."""
+    rows = np.concatenate(generated) if generated else np.zeros((0, 1))
+    if len(rows) < PUBLISHED_FEWEST:
+        return f"needs at least {PUBLISHED_FEWEST} rows of embeddings, there are {len(rows)}"
+    reference = np.concatenate(true).astype(np.float64)
+    found = fad_infinity_published(reference.mean(0), np.cov(reference, rowvar=False), rows, resampling.seed)
+    return SetValue(found.value, None, {"slope": found.slope, "r_squared": found.r_squared, "rows": len(rows)})
+
+
+def kernel_of_clips(true: Rows, generated: Rows, resampling: Resampling) -> SetValue | str:
+    """⇒ :func:`kernel_distance` of all rows, with the published seed, or why there is none."""
+    counts = [sum(map(len, rows)) for rows in (true, generated)]
+    if min(counts) < KERNEL_SUBSET:
+        return f"needs at least {KERNEL_SUBSET} rows of embeddings a side, there are {min(counts)}"
+    mean, std = kernel_distance(np.concatenate(true), np.concatenate(generated))
+    return SetValue(mean, None, {"std_of_subsets": std, "subset_rows": KERNEL_SUBSET})
+
+
+def _discrepancy(x: np.ndarray, y: np.ndarray) -> float:
+    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    n = len(x)
+    within = sum(float(table.sum() - np.trace(table)) for table in (kernel(x, x), kernel(y, y))) / (n * (n - 1))
+    return within - 2 * float(kernel(x, y).mean())
 
 
 def _parts(rows: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -194,31 +210,3 @@ def _line(points: np.ndarray) -> Extrapolated:
     residual = np.square(distances - (slope * inverse + intercept)).sum()
     total = np.square(distances - distances.mean()).sum()
     return Extrapolated(float(intercept), float(slope), float(1 - residual / total) if total > 0 else 1.0)
-
-
-def kernel_distance(x: np.ndarray, y: np.ndarray, subsets: int = 100, subset_size: int = 100,
-                    seed: int = 2020) -> tuple[float, float]:
-    """Rows x (n, d), y (m, d) ⇒ (mean, standard deviation over subsets) of the squared maximum mean discrepancy.
-
-    Kernel (x·y / d + 1)³, unbiased within a set, subsets without replacement by the legacy generator, as
-    ``audioldm_eval`` and av-benchmark have it (``metrics/kid.py``). InputError: a set smaller than a subset.
-    """
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    if min(len(x), len(y)) < subset_size or subset_size < 2:
-        raise InputError(f"a kernel distance over subsets of {subset_size} needs as many rows, got {len(x)}, {len(y)}")
-    rng = np.random.RandomState(seed)
-    found = []
-    for _ in range(subsets):
-        first = x[rng.choice(len(x), subset_size, replace=False)]
-        second = y[rng.choice(len(y), subset_size, replace=False)]
-        found.append(_discrepancy(first, second))
-    return float(np.mean(found)), float(np.std(found))
-
-
-def _discrepancy(x: np.ndarray, y: np.ndarray) -> float:
-    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return (a @ b.T / a.shape[1] + 1) ** 3
-
-    n = len(x)
-    within = sum(float(table.sum() - np.trace(table)) for table in (kernel(x, x), kernel(y, y))) / (n * (n - 1))
-    return within - 2 * float(kernel(x, y).mean())

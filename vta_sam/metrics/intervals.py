@@ -1,9 +1,9 @@
-"""Means with intervals, differences between systems, and the derangement behind every control."""
+"""Means with intervals, differences between systems, figures of sets, and the derangement behind every control."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -31,10 +31,17 @@ class Interval:
 
 
 def bootstrap_interval(values: Sequence[float | None], seed: int = 0, n: int = 2000) -> Interval:
-    """Mean of per-clip values and its percentile bootstrap interval (Efron, 1979) from n resamples of the clips.
+    """⇒ the mean of per-clip values and its percentile bootstrap interval (Efron, 1979).
 
-    None and NaN mean "not defined on this clip": they are left out and counted. The same values and seed give the same
-    interval. InputError: an infinite value.
+    The same values and seed give the same interval.
+
+    Args:
+        values: one per clip; None and NaN mean "not defined on this clip": they are left out and counted.
+        seed: of the resampling.
+        n: resamples of the clips.
+
+    Raises:
+        InputError: a value is infinite.
     """
     array = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
     if np.isinf(array).any():
@@ -52,9 +59,12 @@ def bootstrap_interval(values: Sequence[float | None], seed: int = 0, n: int = 2
 def paired_difference(
     first: Sequence[float | None], second: Sequence[float | None], seed: int = 0, n: int = 2000
 ) -> Interval:
-    """Mean of first - second over the same clips in the same order, with its interval.
+    """⇒ the mean of first - second over the same clips in the same order, with its interval.
 
-    A pair counts as undefined if either of its values is. InputError: unequal numbers of clips.
+    A pair counts as undefined if either of its values is.
+
+    Raises:
+        InputError: the two have unequal numbers of clips.
     """
     if len(first) != len(second):
         raise InputError(f"a paired difference needs the same clips twice, got {len(first)} and {len(second)} values")
@@ -63,9 +73,12 @@ def paired_difference(
 
 
 def derangement(n: int, seed: int = 0) -> np.ndarray:
-    """A fixed random permutation of n clips that leaves none in its place ⇒ (n,) int: clip i is scored against [i].
+    """⇒ (n,) int, a fixed random permutation of n clips that leaves none in its place: clip i is scored against [i].
 
-    Uniform over all derangements, by drawing until one comes (e times on average). InputError: fewer than two clips.
+    It is uniform over all derangements, by drawing until one comes (e times on average).
+
+    Raises:
+        InputError: there are fewer than two clips.
     """
     if n < 2:
         raise InputError(f"a control needs at least two clips to exchange, got {n}")
@@ -74,3 +87,36 @@ def derangement(n: int, seed: int = 0) -> np.ndarray:
         order = rng.permutation(n)
         if not np.any(order == np.arange(n)):
             return order
+
+
+def clip_draws(clips: int, resamples: int, seed: int = 0) -> np.ndarray:
+    """⇒ (resamples, clips) int: clips drawn with replacement. The same draws for two systems make their difference
+    paired."""
+    return np.random.default_rng(seed).integers(clips, size=(resamples, clips))
+
+
+def standard_error(resampled: np.ndarray) -> float:
+    """⇒ the standard deviation of a figure's bootstrap distribution."""
+    return float(np.std(resampled, ddof=1))
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """How a figure of a set is bootstrapped. seed: of the draws; resamples: how many."""
+
+    seed: int = 0
+    resamples: int = 200
+
+    def draws(self, clips: int) -> np.ndarray:
+        """⇒ (resamples, clips) int; they depend on the number of clips and the seed alone."""
+        return clip_draws(clips, self.resamples, self.seed)
+
+
+@dataclass(frozen=True)
+class SetValue:
+    """A figure of a whole set. value: of all clips; resampled: of each draw of clips, or None where there is no
+    interval; detail: numbers that belong to it (rows, dimensions, splits)."""
+
+    value: float
+    resampled: np.ndarray | None = None
+    detail: dict[str, float] = field(default_factory=dict)

@@ -1,23 +1,23 @@
-"""Onsets as librosa's defaults find them: what the published AV-Align and AA-Align count, at 22 050 Hz."""
+"""Onsets of a sound, and how well they meet true ones.
+
+Three detectors: librosa's defaults at 22 050 Hz, which the published AV-Align and AA-Align count; this project's own;
+and CondFoleyGen's (Du et al., 2023), whose scores are given as published, and in a form in which a miss costs and no
+onset counts twice.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import mir_eval
+import mir_eval.onset
+import mir_eval.util
 import numpy as np
 from sklearn.metrics import average_precision_score
 
 from ..mel import HOP_SAMPLES, SAMPLE_RATE_HZ, log_mel
 from ..runtime.errors import InputError
-from ..runtime.librosa_import import librosa
 from .signal import NATS_PER_DB, measure_level
-
-# MERGED-DOC """Onsets heard in a sound, and how well they meet the events that should have made them."""
-# MERGED-DOC """Onset accuracy, average precision and count of CondFoleyGen (Du et al., 2023), as published, and in a
-# form in which a miss costs and no onset counts twice."""
-
 
 PUBLISHED_RATE_HZ = 22_050  # librosa's default, which the published code leaves in place
 
@@ -30,13 +30,20 @@ def at_published_rate(waveform: np.ndarray) -> np.ndarray:
     if waveform.ndim != 1 or not np.isfinite(waveform).all():
         raise InputError(f"onsets need one finite mono sound, got shape {waveform.shape}"
                          f"{'' if np.isfinite(waveform).all() else ' with NaN or infinity'}")
+    from ..runtime.librosa_import import librosa
+
     return librosa.resample(waveform.astype(np.float32), orig_sr=SAMPLE_RATE_HZ, target_sr=PUBLISHED_RATE_HZ,
                             res_type="soxr_hq")
 
 
 def librosa_onsets_s(at_22050_hz: np.ndarray) -> np.ndarray:
-    """Sound at 22 050 Hz ⇒ times of its onsets in seconds, by librosa's defaults (delta 0.07 of an envelope scaled per
-    clip: faint noise has onsets too). As TempoTokens ``av_align.py`` and STA-V2A ``aa_align.py`` call it."""
+    """Sound at 22 050 Hz ⇒ times of its onsets in seconds, by librosa's defaults.
+
+    TempoTokens ``av_align.py`` and STA-V2A ``aa_align.py`` call it so. The threshold is 0.07 of an envelope that is
+    scaled per clip: faint noise has onsets too.
+    """
+    from ..runtime.librosa_import import librosa
+
     strength = librosa.onset.onset_strength(y=at_22050_hz, sr=PUBLISHED_RATE_HZ)
     frames = librosa.onset.onset_detect(onset_envelope=strength, sr=PUBLISHED_RATE_HZ)
     return librosa.frames_to_time(frames, sr=PUBLISHED_RATE_HZ)
@@ -51,25 +58,21 @@ def ascending(times_s: np.ndarray) -> np.ndarray:
 
 
 def matched_pairs(reference_s: np.ndarray, estimated_s: np.ndarray, window_s: float) -> int:
-    """The most pairs that a one-to-one matching of two sets of times within ±window_s can have.
+    """⇒ the number of pairs in a maximum one-to-one matching of two sets of times within ±window_s.
 
-    In time order a greedy matching is as good as any: whoever is earliest takes the earliest that is left. InputError:
-    NaN or infinity among the times.
+    Raises:
+        InputError: NaN or infinity is among the times.
     """
     reference, estimated = ascending(reference_s), ascending(estimated_s)
-    i = j = pairs = 0
-    while i < len(reference) and j < len(estimated):
-        if abs(reference[i] - estimated[j]) <= window_s:
-            pairs, i, j = pairs + 1, i + 1, j + 1
-        elif reference[i] < estimated[j]:
-            i += 1
-        else:
-            j += 1
-    return pairs
+    return len(mir_eval.util.match_events(reference, estimated, window_s, distance=_distances_s))
+
+
+def _distances_s(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    return np.abs(np.subtract.outer(first, second))
 
 
 def matched_iou(reference_s: np.ndarray, estimated_s: np.ndarray, window_s: float) -> float | None:
-    """Pairs of a one-to-one matching over all that is on either side ⇒ [0, 1]; None if there is nothing on either."""
+    """⇒ intersection over union of a one-to-one matching, in [0, 1]; None if neither side has a time."""
     if not len(reference_s) and not len(estimated_s):
         return None
     pairs = matched_pairs(reference_s, estimated_s, window_s)
@@ -79,7 +82,7 @@ def matched_iou(reference_s: np.ndarray, estimated_s: np.ndarray, window_s: floa
 WINDOW_S = 0.1  # an estimated onset this far from a reference onset still meets it
 
 # Chosen on 60 scenes of the embedded world, on their true sounds and on 20 of them through mel and vocoder.
-_RANGE_DB = 40.0  # mel bins further below the clip's loudest are levelled: faint decays have no onsets
+_RANGE_DB = 40.0  # mel bins further below the clip's loudest are set to that: faint decays have no onsets
 _LAG_FRAMES = 4  # a rise is measured over 40 ms
 _NEIGHBOURS = 3  # mel bins that the earlier frame is maximised over: vibrato is no onset (SuperFlux)
 _LEAST_RISE_DB = 0.7  # mean over bins, above the average around. In decibels, so that a faint sound needs the same rise
@@ -98,6 +101,8 @@ def detect_onsets(waveform: np.ndarray) -> np.ndarray:
         raise InputError(f"a sound of {waveform.size} samples holds NaN or infinity; it has no onsets")
     if measure_level(waveform).silent:
         return np.zeros(0)
+    from ..runtime.librosa_import import librosa
+
     decibels = log_mel(waveform).T / NATS_PER_DB
     strength = librosa.onset.onset_strength(
         S=np.maximum(decibels, decibels.max() - _RANGE_DB), sr=SAMPLE_RATE_HZ, hop_length=HOP_SAMPLES,
@@ -173,6 +178,8 @@ class MatchedScores:
 
 def foley_onsets(at_22050_hz: np.ndarray) -> FoleyOnsets:
     """Sound at 22 050 Hz ⇒ its onsets as ``predict_onset.py`` detects and weighs them."""
+    from ..runtime.librosa_import import librosa
+
     found = librosa.onset.onset_detect(y=at_22050_hz, sr=PUBLISHED_RATE_HZ, units="samples", delta=_DELTA)
     return weighed(at_22050_hz, found)
 
@@ -192,10 +199,11 @@ def weighed(at_22050_hz: np.ndarray, samples: np.ndarray | Sequence[int]) -> Fol
 def onset_scores_published(true: FoleyOnsets, generated: FoleyOnsets) -> FoleyScores:
     """``predict_onset.py``, without its cut to 2 s.
 
-    Generated onsets closer than 50 ms to a more confident one are dropped (from a list while it is walked through, so
-    that neighbours slip past); true onsets in order of time each take, within 0.1 s, the loudest that is left; when
-    none is left the rest of the truth is forgotten. A miss is a positive of score 0, which average precision hardly
-    sees: with no false alarm it is 1 whatever was missed, even for a sound with no onset at all.
+    Generated onsets closer than 50 ms to a more confident one are dropped. The published code drops them from the list
+    that it iterates over, so that some neighbours stay. Each true onset, in order of time, is then matched with the
+    loudest unmatched generated onset within 0.1 s. The loop ends when every generated onset is matched: later true
+    onsets don't count. A miss is a positive of score 0, which hardly changes average precision: without a false alarm
+    it is 1 whatever was missed, even for a sound with no onset at all.
     """
     if not generated.countable:
         return FoleyScores(None, None, None)
@@ -227,10 +235,10 @@ def onset_scores_published(true: FoleyOnsets, generated: FoleyOnsets) -> FoleySc
 
 
 def onset_scores_matched(true: FoleyOnsets, generated: FoleyOnsets) -> MatchedScores:
-    """The same onsets, matched one to one.
+    """⇒ scores of the same onsets, matched one to one.
 
-    Average precision: for each confidence, all generated onsets at least that confident are matched with the true ones;
-    the precision of each such set is weighted by the recall that it adds, so that what is never found costs.
+    Average precision: for each confidence, all generated onsets of at least that confidence are matched with the true
+    ones. The precision of each such set is weighted by the recall that it adds, so that a miss costs.
     """
     if not len(true.samples) and not len(generated.samples):
         return MatchedScores()
@@ -257,7 +265,7 @@ def _suppressed(onsets: FoleyOnsets) -> list[int]:
             continue
         kept.append(int(i))
         remaining.remove(current)
-        for other in remaining:  # as published: what is removed makes the walk skip the next
+        for other in remaining:  # as published: after a removal the loop skips the next element
             if abs(current - other) < _SUPPRESSED:
                 remaining.remove(other)
     return sorted(kept)

@@ -1,4 +1,4 @@
-"""How loud a sound is, how much of it is silence, and how much of it clips."""
+"""Figures of waveforms and mels: level, energy envelope, its correlation and lag, spectral distance, mel error."""
 
 from __future__ import annotations
 
@@ -9,12 +9,6 @@ from scipy.ndimage import uniform_filter1d
 
 from ..mel import FRAME_RATE_HZ, LOG_FLOOR, SAMPLE_RATE_HZ, log_mel
 from ..runtime.errors import InputError
-from ..runtime.librosa_import import librosa
-
-# MERGED-DOC """The energy envelope of a sound, and how well two of them agree: the project's measure of timing."""
-# MERGED-DOC """Log-spectral distance: how far two spectra are apart, in decibels."""
-# MERGED-DOC """How much of a mel's variance a reconstruction misses: the figure of the VAE and of the vocoder."""
-
 
 SILENCE_DBFS = -60.0
 FRAME_S = 0.05
@@ -105,8 +99,8 @@ def envelope_lag(generated: np.ndarray, true: np.ndarray) -> tuple[float, float]
     """Two envelopes at 100 Hz ⇒ (lag in seconds, correlation at that lag): the shift within ±1 s at which they agree
     best. Positive: the generated sound is late. Of equal correlations the smallest shift counts.
 
-    Each shift is judged over its own overlap, which is at least half of the shorter envelope. None where no overlap has
-    two envelopes that vary: there is no lag to speak of. InputError: NaN or infinity in one.
+    The correlation at a shift is over its own overlap, which is at least half of the shorter envelope. None where no
+    overlap has two envelopes that vary. InputError: NaN or infinity in one.
     """
     for envelope in (generated, true):
         if not np.isfinite(envelope).all():
@@ -153,6 +147,8 @@ def log_spectral_distance_db(true: np.ndarray, generated: np.ndarray) -> float |
 
 def _decibels(sound: np.ndarray) -> np.ndarray:
     """(samples,) ⇒ (bins, frames) dB below the maximum, not below the floor."""
+    from ..runtime.librosa_import import librosa
+
     padded = np.pad(sound, (0, max(0, FFT_SAMPLES - len(sound))))
     power = np.abs(librosa.stft(padded, n_fft=FFT_SAMPLES, hop_length=HOP_SAMPLES)) ** 2
     return np.maximum(10 * np.log10(np.maximum(power / power.max(), 1e-30)), FLOOR_DB)
@@ -201,7 +197,7 @@ def mel_error_share(true_mel: np.ndarray, reconstructed_mel: np.ndarray, train_m
             f"and {train_mean.shape}"
         )
     frames = min(len(true_mel), len(reconstructed_mel))
-    heard = audible_frames(true_mel)[:frames]
-    true = true_mel[:frames][heard].astype(np.float64)
-    error = np.square(true - reconstructed_mel[:frames][heard]).sum()
+    audible = audible_frames(true_mel)[:frames]
+    true = true_mel[:frames][audible].astype(np.float64)
+    error = np.square(true - reconstructed_mel[:frames][audible]).sum()
     return ErrorShare(float(error), float(np.square(true - train_mean).sum()))

@@ -1,16 +1,30 @@
-"""Who is in which frame: what a grounder is given and what it returns."""
+"""What an extractor is: the classes that turn the pictures and words of a clip into features.
+
+Three kinds: a grounder (where is which object), an encoder (a vector per picture, word and token), and any number of
+further features per frame. One of one's own is a subclass here, a yaml that names it, and ``vta_sam.trust``
+(docs/extraction.md).
+"""
 
 from __future__ import annotations
 
+import difflib
+import inspect
+import json
+import os
+from abc import ABC, ABCMeta, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 
+from ..checkpoints.model_folder import refuse_foreign
+from ..checkpoints.parts import TARGET, class_of, is_loadable, short_name
 from ..media.picture_reader import Fit, Squeeze
+from ..runtime.errors import InputError
 
-# MERGED-DOC """Pictures and words to vectors: what an encoder is given and what it returns."""
-# MERGED-DOC """Nobody looks for objects: for models that read the pictures alone, or the caption alone."""
+EXECUTION = ("weights", "device", "precision", "batch_frames")
+_TOO_NEAR = 0.8  # of two names, by difflib: "setting" and "settings" have 0.93, "words" and "known_words" 0.63
 
 
 @dataclass
@@ -29,8 +43,13 @@ class Grounding:
     @classmethod
     def empty(cls, frames: int) -> "Grounding":
         """No objects named ⇒ arrays with K = 0."""
-        zeros = np.zeros((frames, 0), np.float32)
-        return cls(zeros, np.zeros((frames, 0, 4), np.float32), zeros)
+        return cls.zeros(frames, 0)
+
+    @classmethod
+    def zeros(cls, frames: int, objects: int) -> "Grounding":
+        """Nothing is found of any object ⇒ zeros."""
+        zeros = np.zeros((frames, objects), np.float32)
+        return cls(zeros, np.zeros((frames, objects, 4), np.float32), zeros.copy())
 
     @classmethod
     def concatenate(cls, parts: list["Grounding"]) -> "Grounding":
@@ -44,69 +63,294 @@ class Grounding:
         )
 
 
-class Grounder(Protocol):
-    """Frames and object words ⇒ Grounding.
+class _Checked(ABCMeta):
+    """Makes extractors, and refuses one that is not whole; remembers the arguments that each was made with."""
 
-    fit: how readers bring pictures to the size it wants. It keeps the whole picture, so that boxes as fractions hold
-    for the original. fingerprint: name and hash of the weights, kept in dataset.json.
-
-    A grounder may also have ``kind`` (the first word of its fingerprint, by which training knows what made shards; else
-    its module's name), ``settings`` (a dict of what else changes a record; an extraction doesn't go on with
-    others), ``known_words`` (where it knows no other), ``looks`` (False: it finds nothing), ``for_clip`` (see the
-    oracle), and ``masks(frames, objects)`` ⇒
-    (T, K, h, w) bool.
-    """
-
-    fingerprint: str
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        if lacking := sorted(getattr(cls, "__abstractmethods__", ())):
+            raise InputError(f"the extractor {cls.__name__} has no {' and no '.join(lacking)}; {_HOW}")
+        extractor = super().__call__(*args, **kwargs)
+        extractor._check()
+        extractor._arguments = _arguments(cls, args, kwargs)
+        return extractor
 
     @property
-    def fit(self) -> Fit: ...
+    def __signature__(cls) -> inspect.Signature:
+        """The constructor's, which __call__ would hide from editors and from help()."""
+        signature = inspect.signature(getattr(cls, "__init__"))  # mypy refuses cls.__init__ of a metaclass's class
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
 
+
+_HOW = "vta_sam/perception/base.py says what an extractor has"
+
+
+class Extractor(ABC, metaclass=_Checked):
+    """What a grounder, an encoder and a further feature have in common.
+
+    A subclass states ``kind``, ``fingerprint`` and ``fit``; the other members have defaults. An extractor that lacks a
+    member, or has one with a misspelt name, raises InputError when it is made.
+
+    Attributes:
+        kind: one word, the first of the fingerprint.
+        fingerprint: ``kind-…``, the name and hash of the weights; kept in dataset.json, and compared when a trained
+            model meets a video.
+        fit: how readers bring pictures to the size that the extractor wants.
+        settings: what else changes a record, as JSON values, such as a template for words. An extraction doesn't go on
+            with others.
+        execution: names of those arguments of the constructor (and of settings) that say where, how fast and in which
+            number format the extractor computes. A dataset's recipe leaves them out: another machine chooses its own.
+        whole_clips: True: the extractor is another for each clip (``for_clip``), and wants all of a clip's frames at
+            once.
+    """
+
+    kind: ClassVar[str]
+    fingerprint: str
+    fit: Fit
+    settings: Mapping[str, Any] = {}
+    execution: ClassVar[tuple[str, ...]] = EXECUTION
+    whole_clips: ClassVar[bool] = False
+    _arguments: dict[str, Any] | None = None
+
+    def for_clip(self, video: str | os.PathLike, start_s: float, fps: float) -> Any:
+        """The extractor of one clip.
+
+        Args:
+            video: file of the clip.
+            start_s: where the clip begins in it, in seconds.
+            fps: frames a second of the frames that it will be given.
+        """
+        return self
+
+    @property
+    def recipe(self) -> dict[str, Any] | None:
+        """{"_target_": name, argument: value} that makes an extractor of the same results, without ``execution``; None
+        where an argument is no JSON value."""
+        if self._arguments is None:
+            return None
+        return {TARGET: short_name(type(self))} | {
+            name: value for name, value in self._arguments.items() if name not in self.execution}
+
+    def _check(self) -> None:
+        name = type(self).__name__
+        stated = ("kind", "fingerprint", "fit", *self._stated())
+        if lacking := [member for member in stated if not hasattr(self, member)]:
+            raise InputError(f"the extractor {name} has no {' and no '.join(lacking)}; {_HOW}")
+        if not self.fingerprint.startswith(f"{self.kind}-"):
+            raise InputError(f"the extractor {name} has the fingerprint {self.fingerprint!r}, expected {self.kind}-…: "
+                             "its first word is its kind")
+        known = {member for base in type(self).__mro__ if base.__module__ == __name__
+                 for member in (*vars(base), *vars(base).get("__annotations__", ()))}
+        own = {member for base in type(self).__mro__ if base.__module__ != __name__ for member in vars(base)}
+        for member in sorted((own | set(vars(self))) - known):
+            near = difflib.get_close_matches(member, [k for k in known if not k.startswith("_")], 1, _TOO_NEAR)
+            if near and not member.startswith("_"):
+                raise InputError(f"the extractor {name} has the member {member!r}, which nobody asks for; did you mean "
+                                 f"{near[0]!r}? Else begin its name with an underscore")
+
+    @classmethod
+    def _stated(cls) -> tuple[str, ...]:
+        """Further attributes that an extractor has to have."""
+        return ()
+
+
+class Grounder(Extractor):
+    """Frames and object words ⇒ :class:`Grounding`.
+
+    Its ``fit`` keeps the whole picture, so that boxes as fractions hold for the original.
+
+    Attributes:
+        known_words: the vocabulary, where it knows no other words; () where it takes any.
+        finds_objects: False: it finds nothing, so that naming objects is of no use.
+        draws_masks: True: it has ``masks``.
+    """
+
+    known_words: Sequence[str] = ()
+    finds_objects: ClassVar[bool] = True
+    draws_masks: ClassVar[bool] = False
+
+    @abstractmethod
     def ground(self, frames: np.ndarray, objects: list[str]) -> Grounding:
-        """frames (T, H, W, 3) uint8 RGB as ``fit`` makes them, up to 8 words. May be called chunk by chunk."""
-        ...
+        """Where each object is in each frame. Called chunk by chunk, unless ``whole_clips``.
+
+        Args:
+            frames: (T, H, W, 3) uint8 RGB, as ``fit`` makes them.
+            objects: up to 8 words.
+        """
+
+    def masks(self, frames: np.ndarray, objects: list[str]) -> np.ndarray:
+        """Masks (T, K, h, w) bool; arguments as of :meth:`ground`. Raises InputError where none are drawn."""
+        raise InputError(f"the grounder {self.fingerprint} draws no masks; choose another, or masks=false")
 
 
-class Encoder(Protocol):
+class Encoder(Extractor):
     """Where CLIP stands: one vector per picture, per object word, and per token of the caption. float32 arrays.
 
-    fit: how readers bring pictures to the size it wants. fingerprint: name and hash of the weights. ``kind``,
-    ``settings`` and ``for_clip`` may be there as in a grounder.
+    Attributes:
+        frame_dim: Dv, of a picture's vector.
+        object_dim: De, of a word's vector.
+        caption_dim: Dc, of a token's vector.
     """
 
     frame_dim: int
     object_dim: int
     caption_dim: int
-    fingerprint: str
 
-    @property
-    def fit(self) -> Fit: ...
+    @classmethod
+    def _stated(cls) -> tuple[str, ...]:
+        return "frame_dim", "object_dim", "caption_dim"
 
+    @abstractmethod
     def encode_frames(self, frames: np.ndarray) -> np.ndarray:
-        """(T, H, W, 3) uint8 RGB as ``fit`` makes them ⇒ (T, frame_dim). May be called chunk by chunk."""
-        ...
+        """(T, H, W, 3) uint8 RGB as ``fit`` makes them ⇒ (T, frame_dim). Called chunk by chunk, unless
+        ``whole_clips``."""
 
+    @abstractmethod
     def encode_objects(self, objects: list[str]) -> np.ndarray:
         """K words ⇒ (K, object_dim); K = 0 ⇒ (0, object_dim)."""
-        ...
 
+    @abstractmethod
     def encode_caption(self, caption: str) -> np.ndarray:
         """A caption ⇒ (L, caption_dim) token states, L ≥ 1."""
-        ...
 
 
-class NoGrounder:
-    """A :class:`~vta_sam.perception.base.Grounder` that finds nothing: all probabilities, boxes and areas are zero.
+class FrameExtractor(Extractor):
+    """One further feature per frame, such as optical flow.
 
-    ``looks`` False tells a pipeline to leave objects out, and to say so where a user names some.
+    Attributes:
+        name: of its row in :data:`vta_sam.clip.FEATURES`, by which a record has it.
+        dim: length of the last axis, where the row leaves it open; a conditioner's config gets it by ``from_data``.
     """
 
-    looks = False
+    name: ClassVar[str]
+    dim: int | None = None
+
+    @classmethod
+    def _stated(cls) -> tuple[str, ...]:
+        return ("name",)
+
+    @abstractmethod
+    def extract(self, frames: np.ndarray) -> np.ndarray:
+        """(T, H, W, 3) uint8 RGB as ``fit`` makes them ⇒ (T, …) float32. Called chunk by chunk, unless
+        ``whole_clips``."""
+
+
+class NoGrounder(Grounder):
+    """A grounder that finds nothing: all probabilities, boxes and areas are zero.
+
+    For models that read pictures alone, or the caption alone: objects are left out, and a user who names some is told.
+    """
+
     kind = "none"
     fingerprint = "none-0"
     fit = Squeeze(8, 8)  # pictures are not looked at
+    finds_objects = False
 
     def ground(self, frames: np.ndarray, objects: list[str]) -> Grounding:
         """⇒ a Grounding of zeros."""
-        zeros = np.zeros((len(frames), len(objects)), np.float32)
-        return Grounding(zeros, np.zeros((*zeros.shape, 4), np.float32), zeros)
+        return Grounding.zeros(len(frames), len(objects))
+
+
+def _arguments(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
+    """The constructor's arguments by name, defaults included; None where one is no JSON value."""
+    bound = inspect.signature(cls).bind(*args, **kwargs)
+    bound.apply_defaults()
+    found: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        kind = bound.signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL and value:
+            return None
+        if kind is not inspect.Parameter.VAR_POSITIONAL:
+            found |= value if kind is inspect.Parameter.VAR_KEYWORD else {name: value}
+    try:
+        return json.loads(json.dumps(found, default=lambda value: os.fspath(value)))
+    except (TypeError, ValueError):
+        return None
+
+
+def kind_of(recipe: Mapping[str, Any]) -> str:
+    """The first word of the fingerprint of a recipe's extractor: its class's ``kind``, or the module of a class that
+    states none."""
+    extractor = class_of(recipe[TARGET])
+    return str(getattr(extractor, "kind", extractor.__module__.rpartition(".")[2]))
+
+
+def essence(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe without the arguments that change no feature: those of execution, and those at their defaults.
+
+    The class is imported where this project or its user trusts it; another's recipe is returned as it is.
+    """
+    changed = {name: value for name, value in recipe.items() if name != TARGET}
+    if is_loadable(recipe[TARGET]):
+        defaults, execution = _defaults(recipe[TARGET]), _execution(recipe[TARGET])
+        changed = {name: value for name, value in changed.items()
+                   if name not in execution and not (name in defaults and _same(defaults[name], value))}
+    return {TARGET: short_name(recipe[TARGET]), **changed}
+
+
+def differences(named: Mapping[str, Any], made_by: Mapping[str, Any]) -> list[str]:
+    """How two recipes differ in what changes features ⇒ phrases such as "template is 'a {}', not 'a photo of a {}'".
+
+    Args:
+        named: by a user; its class is imported, and may trust itself then.
+        made_by: out of dataset.json.
+    """
+    class_of(named[TARGET])
+    ours, theirs = essence(named), essence(made_by)
+    if ours[TARGET] != theirs[TARGET]:
+        return [f"it is {ours[TARGET]}, not {theirs[TARGET]}"]
+    defaults = _defaults(ours[TARGET])
+    ours, theirs = defaults | ours, defaults | theirs
+    return [f"{name} is {ours.get(name)!r}, not {theirs.get(name)!r}" for name in sorted({*ours, *theirs})
+            if not _same(ours.get(name), theirs.get(name))]
+
+
+def require_known(recipe: Any, where: str) -> dict[str, Any]:
+    """A recipe out of somebody's dataset.json, as it is; nothing has been imported for it.
+
+    Raises:
+        InputError: it is no recipe, or names a class that is neither this project's nor trusted.
+    """
+    if not isinstance(recipe, dict) or not isinstance(recipe.get(TARGET), str):
+        raise InputError(f"{where} is {recipe!r}, expected {{{TARGET}: name, …}}; extract again")
+    try:
+        refuse_foreign(recipe, where)
+    except InputError as error:
+        raise InputError(f"{error}. If you trust it, name it on the command line as in extraction (grounder=…, "
+                         "encoder=…)") from error
+    return recipe
+
+
+def settings_of(extractors: Mapping[str, Extractor]) -> dict[str, dict[str, Any]]:
+    """{role: extractor} ⇒ {role: its settings}, of those that have some."""
+    return {role: dict(extractor.settings) for role, extractor in extractors.items() if extractor.settings}
+
+
+def differing_settings(trained: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """How extractors' settings differ ⇒ phrases such as "encoder.template is 'a {}', in training it was …". The number
+    format and what else is execution doesn't count.
+
+    Args:
+        trained: {role: settings} of the features that a model was trained on.
+        found: {role: settings} of the features that it is to read now.
+    """
+    wrong = []
+    for role in sorted({*trained, *found}):
+        before, now = trained.get(role) or {}, found.get(role) or {}
+        wrong += [f"{role}.{name} is {now.get(name)!r}, in training it was {before.get(name)!r}"
+                  for name in sorted({*before, *now}) if name not in EXECUTION and before.get(name) != now.get(name)]
+    return wrong
+
+
+def _defaults(target: str) -> dict[str, Any]:
+    parameters = inspect.signature(class_of(target)).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters
+            if parameter.default is not inspect.Parameter.empty and parameter.name not in _execution(target)}
+
+
+def _execution(target: str) -> tuple[str, ...]:
+    return getattr(class_of(target), "execution", EXECUTION)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """True is not 1 here, but 800 is 800.0."""
+    return one == other and isinstance(one, bool) == isinstance(other, bool)

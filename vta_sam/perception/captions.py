@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from ..clip import MAX_OBJECTS
-from .tagging import PLURAL_FIRST, Token, mend, read, split, tagger_name
+from .tagging import PLURAL_FIRST, Token, fix_tags, read, split, tagger_name
 
 __all__ = ["Nouns", "nouns", "singular", "tagger_name"]
 
@@ -22,7 +22,7 @@ _NO_THING = frozenset("""
 """.split())
 # amounts: "a flock of geese"
 _AMOUNTS = frozenset("bunch couple crowd flock herd lots number pack pile row series swarm team".split())
-# what is heard and not seen: "dog bow-wow", "baby laughter", "harpsichord music"
+# sounds, which have no picture: "dog bow-wow", "baby laughter", "harpsichord music"
 _SOUNDS = frozenset("""
     applause bang bark barking beat beep blare bleat bleep boom bow-wow bray buzz cackle call caw chant chat chatter
     cheep cheer chirp chirrup chorus chug clang clank clap clatter click clink clip-clop cluck clunk conversation
@@ -35,11 +35,11 @@ _SOUNDS = frozenset("""
 """.split())
 # what people do with things: named only where nothing else is
 _GAMES = frozenset("badminton billiards golf gymnastics hockey lacrosse polo rugby soccer squash tennis".split())
-_SIREN = "siren"  # is heard far away, or sits on what one sees: "ambulance siren"
+_SIREN = "siren"  # it is out of sight, or a part of another thing: "ambulance siren"
 _SAME_AS = {
     "auto": "car", "female": "woman", "folk": "person", "male": "man", "somebody": "person", "someone": "person",
 }
-_INSIDE = frozenset(("in", "inside", "within"))  # what follows is where it happens, not what makes the sound
+_INSIDE = frozenset(("in", "inside", "within"))  # the noun after them is a place, not the source of the sound
 # words in -s that are not the plurals they look like, or that name one thing by their plural
 _KEEP = frozenset("""
     atlas binoculars canvas chaos christmas clothes debris gas gymnastics jeans lens molasses news pajamas pancreas
@@ -51,8 +51,12 @@ _REAL_PLURALS = frozenset("bikinis emus gnus gurus kiwis menus rabbis safaris sk
 
 @dataclass(frozen=True)
 class Nouns:
-    """words: object nouns in the order of the caption, singular, lower case, each once. dropped: how many more than the
-    limit there were."""
+    """Object nouns of a caption.
+
+    Attributes:
+        words: in the order of the caption, singular, lower case, each once.
+        dropped: number of nouns beyond the limit.
+    """
 
     words: list[str]
     dropped: int = 0
@@ -68,7 +72,7 @@ def nouns(caption: str, limit: int = MAX_OBJECTS, vocabulary: Collection[str] = 
     tagger's data is damaged.
     """
     tokens = _merge_known(read(caption), vocabulary)
-    mend(tokens)
+    fix_tags(tokens)
     things: list[str] = []
     asides: list[str] = []
     for start, run in _runs(tokens):

@@ -1,4 +1,4 @@
-"""CLIP: a vector per picture, per object word, and per token of the caption."""
+"""CLIP: an embedding of each picture, object word and token of the caption."""
 
 from __future__ import annotations
 
@@ -9,33 +9,37 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..checkpoints.checkpoint_file import digest
-from ..checkpoints.registry import require
+from ..checkpoints.registry import digest, require
 from ..media.picture_reader import CentreCrop
 from ..runtime.distributed import choose_device, choose_format, mixed_precision
 from ..runtime.errors import InputError
+from .base import Encoder
 
 
-class CLIPEncoder:
-    """An :class:`~vta_sam.perception.base.Encoder` of CLIP's projected embeddings (Radford et al. 2021, 2103.00020).
+class CLIPEncoder(Encoder):
+    """CLIP's projected embeddings (Radford et al. 2021, arXiv 2103.00020).
 
-    A picture's vector is CLIP's image embedding (768 for ViT-L/14), of its middle square, with CLIP's own mean and
-    standard deviation taken off. A word's is the text embedding of ``template`` with the word in it. A caption's tokens
-    are the last states of the text model, from its start token to its end token. None is scaled to length 1.
+    The embedding of a picture is CLIP's image embedding (768 for ViT-L/14) of its middle square, normalised by CLIP's
+    own mean and standard deviation. The embedding of a word is CLIP's text embedding of ``template`` with the word in
+    it. The tokens of a caption are the last states of the text model, from its start token to its end token. No vector
+    is scaled to length 1.
 
     Args:
         name: entry of the table of released weights, a folder in transformers' layout.
         weights: folder with the released files; None ⇒ $VTA_SAM_WEIGHTS, or "weights".
-        template: how a word is put to CLIP.
-        batch_frames: pictures that the network sees at once.
-        normalise: take CLIP's own mean and standard deviation off; False: pictures in [0, 1], as VTA-LDM feeds it.
-        folder: where a model folder keeps a CLIP of its own, in the same layout, in place of ``name`` and ``weights``.
-        device, precision: as in :class:`~vta_sam.perception.grounded_sam.GroundedSAM`.
+        template: the sentence that an object's word is put into; it holds one {}.
+        batch_frames: pictures in one batch.
+        device: "auto", "cpu", "cuda", "cuda:1", …
+        precision: "auto" (fp16 on a GPU), "fp32", "fp16", "bf16".
+        normalise: False: pictures in [0, 1], without CLIP's normalisation, as VTA-LDM feeds it.
+        folder: a CLIP in the same layout that a model folder holds, in place of ``name`` and ``weights``.
 
-    Raises InputError naming the file that is missing and how to get it.
+    Raises:
+        InputError: a file is missing; the message names it and how to get it.
     """
 
     kind = "clip"
+    fit: CentreCrop
 
     def __init__(self, name: str = "clip-vit-large-patch14", weights: str | Path | None = None,
                  template: str = "a photo of a {}", batch_frames: int = 64, device: str = "auto",
@@ -43,9 +47,9 @@ class CLIPEncoder:
         if template.count("{}") != 1 or batch_frames < 1:
             raise InputError(f"the encoder needs one {{}} in its template and batch_frames >= 1, got {template!r} and "
                              f"{batch_frames}")
-        place = require(name, weights) if folder is None else Path(folder)
+        source = require(name, weights) if folder is None else Path(folder)
         self.device = choose_device(device)
-        self.model, self.tokenizer = _load(place, self.device)
+        self.model, self.tokenizer = _load(source, self.device)
         number_format = choose_format(precision, self.device)
         self.autocast = mixed_precision(number_format, self.device)
         self.template, self.batch_frames = template, batch_frames
@@ -53,11 +57,11 @@ class CLIPEncoder:
         self.fit = CentreCrop(vision.image_size)
         self.frame_dim = self.object_dim = self.model.config.projection_dim
         self.caption_dim, self.max_tokens = text.hidden_size, text.max_position_embeddings
-        mean, std = _normalisation(place) if normalise else ([0.0] * 3, [1.0] * 3)
+        mean, std = _normalisation(source) if normalise else ([0.0] * 3, [1.0] * 3)
         self.mean = torch.tensor(mean, device=self.device).view(3, 1, 1)
         self.std = torch.tensor(std, device=self.device).view(3, 1, 1)
-        self.fingerprint = f"{name if folder is None else place.name}-{digest(place / 'model.safetensors')}"
-        self.settings: dict[str, Any] = {"template": template, "precision": number_format}  # they change a record
+        self.fingerprint = f"{name if folder is None else source.name}-{digest(source / 'model.safetensors')}"
+        self.settings: dict[str, Any] = {"template": template, "precision": number_format}
         if not normalise:
             self.settings["normalise"] = False
         self._word = lru_cache(maxsize=4096)(self._encode_word)
@@ -65,7 +69,7 @@ class CLIPEncoder:
     def encode_frames(self, frames: np.ndarray) -> np.ndarray:
         """(T, 224, 224, 3) uint8 RGB ⇒ (T, 768) float32."""
         if frames.shape[1:] != (self.fit.side, self.fit.side, 3) or frames.dtype != np.uint8:
-            raise InputError(f"CLIP looks at frames of shape (T, {self.fit.side}, {self.fit.side}, 3) uint8, got "
+            raise InputError(f"CLIP takes frames of shape (T, {self.fit.side}, {self.fit.side}, 3) uint8, got "
                              f"{frames.shape} {frames.dtype}; read the video at its fit")
         vectors = np.empty((len(frames), self.frame_dim), np.float32)
         for start in range(0, len(frames), self.batch_frames):
@@ -105,22 +109,22 @@ class CLIPEncoder:
 
 
 def _load(folder: Path, device: torch.device) -> tuple[Any, Any]:
-    """⇒ CLIPModel in eval mode, its tokenizer; from safetensors alone, without a look at the network."""
+    """⇒ CLIPModel in eval mode, its tokenizer; read from local safetensors alone."""
     from safetensors import SafetensorError
     from transformers import AutoTokenizer, CLIPModel
 
     try:
-        model, told = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True,
-                                                output_loading_info=True)
+        model, report = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True,
+                                                  output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{folder} can't be read as a CLIP model ({str(error).strip().splitlines()[0]}); "
                          "`python data_prep/weights.py check` compares it with what was released") from error
     # released files carry the positions' running numbers, which newer code makes itself
-    unknown = [key for key in told["unexpected_keys"] if not key.endswith("position_ids")]
-    if told["missing_keys"] or unknown or told["mismatched_keys"]:
-        raise InputError(f"{folder}: model.safetensors doesn't fit config.json (missing {told['missing_keys'][:3]}, "
-                         f"unknown {unknown[:3]}, of another shape {told['mismatched_keys'][:3]})")
+    unknown = [key for key in report["unexpected_keys"] if not key.endswith("position_ids")]
+    if report["missing_keys"] or unknown or report["mismatched_keys"]:
+        raise InputError(f"{folder}: model.safetensors doesn't fit config.json (missing {report['missing_keys'][:3]}, "
+                         f"unknown {unknown[:3]}, of another shape {report['mismatched_keys'][:3]})")
     return model.float().to(device).eval(), tokenizer
 
 

@@ -1,21 +1,22 @@
-"""A video and words ⇒ ClipFeatures, without shards: what generation conditions on."""
+"""A video and words ⇒ ClipFeatures: what extraction stores, and what generation conditions on without shards."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..clip import MAX_OBJECTS, ClipFeatures, ClipSpec
+from ..checkpoints.parts import build
+from ..clip import FEATURES, MAX_OBJECTS, ClipFeatures, ClipSpec
 from ..media.muxing import picture_duration_s
 from ..media.picture_reader import Fit, Squeeze
 from ..media.video import CHUNK_FRAMES, probe, stream_clip
 from ..runtime.errors import InputError
-from .base import Encoder, Grounder, Grounding
+from .base import Encoder, Extractor, FrameExtractor, Grounder, Grounding
 
 STRIP_FRAMES = 12
 _STRIP_HEIGHT = 96  # pixels
@@ -23,49 +24,118 @@ _STRIP_HEIGHT = 96  # pixels
 
 @dataclass
 class Extractors:
-    """Who looks: the grounder and the encoder that a model was trained with, or that make shards.
+    """The extractors that make shards, or that a model was trained with.
 
-    frames_at_once: how many frames they are given at once, unless one of them wants all of a clip's.
+    Args:
+        grounder: finds objects in frames.
+        encoder: embeds frames, words and captions.
+        frames_at_once: frames that they get in one call, unless one of them wants all of a clip's.
+        features: of further features per frame.
+
+    Raises:
+        InputError: one is no extractor of its kind, or a further feature has no row in the table of features.
     """
 
     grounder: Grounder
     encoder: Encoder
     frames_at_once: int = CHUNK_FRAMES
+    features: Sequence[FrameExtractor] = ()
+
+    def __post_init__(self) -> None:
+        kinds = (("grounder", Grounder), ("encoder", Encoder), *((f"features.{n}", FrameExtractor) for n in self.names))
+        for (role, kind), part in zip(kinds, self.parts):
+            if not isinstance(part, kind):
+                raise InputError(f"{role} is a {type(part).__name__}, expected a {kind.__name__}: its class has to be "
+                                 f"derived from {kind.__module__}.{kind.__name__}")
+        for name in self.names:
+            if name not in FEATURES:
+                raise InputError(f"the feature {name!r} has no row in the table of features (vta_sam/clip.py); "
+                                 "register_feature(…) in the module of its extractor adds one")
+        if repeated := sorted({name for name in self.names if self.names.count(name) > 1}):
+            raise InputError(f"features: {repeated[0]!r} has two extractors; leave one out")
 
     @property
-    def fits(self) -> tuple[Fit, Fit]:
-        """How pictures are brought to size for the grounder, and for the encoder."""
-        return self.grounder.fit, self.encoder.fit
+    def parts(self) -> tuple[Extractor, ...]:
+        """The grounder, the encoder, and the others in their order."""
+        return self.grounder, self.encoder, *self.features
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the further features."""
+        return [getattr(extractor, "name", type(extractor).__name__) for extractor in self.features]
+
+    @property
+    def by_role(self) -> dict[str, Extractor]:
+        """{"grounder": …, "encoder": …, name of a further feature: its extractor}."""
+        return dict(zip(("grounder", "encoder", *self.names), self.parts))
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """{"<name>_dim": length of the last axis} of the further features, as a conditioner's config asks for them.
+
+        Raises:
+            InputError: the row leaves the length open, and the extractor does not state it.
+        """
+        found: dict[str, int] = {}
+        for extractor in self.features:
+            row = FEATURES[extractor.name]
+            last = row.axes[-1] if isinstance(row.axes[-1], int) else extractor.dim
+            if last is not None:
+                found[row.dim or f"{extractor.name}_dim"] = last
+            elif row.axes[-1] not in ("T", "K", "L"):
+                raise InputError(f"the extractor {type(extractor).__name__} has no dim, the length of the axis "
+                                 f"{row.axes[-1]!r} of {extractor.name!r}; state it")
+        return found
+
+    @property
+    def fits(self) -> tuple[Fit, ...]:
+        """How pictures are brought to size for each of :attr:`parts`."""
+        return tuple(part.fit for part in self.parts)
 
     @property
     def chunk_frames(self) -> int | None:
-        """The size of a chunk; None ⇒ all frames, where one of them is another for each clip and tells frames apart by
-        their number alone (as an oracle does)."""
-        per_clip = hasattr(self.grounder, "for_clip") or hasattr(self.encoder, "for_clip")
-        return None if per_clip else self.frames_at_once
+        """Frames in a chunk; None: all of a clip's, where one of the extractors wants them so."""
+        return None if any(part.whole_clips for part in self.parts) else self.frames_at_once
 
     def for_clip(self, video: str | os.PathLike, fps: float, start_s: float = 0.0) -> "Extractors":
-        """Those of a clip that starts ``start_s`` into this very video."""
-        def own(part: Any) -> Any:
-            return part.for_clip(video, start_s=start_s, fps=fps) if hasattr(part, "for_clip") else part
-
-        return Extractors(own(self.grounder), own(self.encoder), self.frames_at_once)
+        """The extractors of the clip that starts ``start_s`` into ``video``."""
+        grounder, encoder, *features = (part.for_clip(video, start_s=start_s, fps=fps) for part in self.parts)
+        return Extractors(grounder, encoder, self.frames_at_once, features)
 
     @property
-    def looks_for_objects(self) -> bool:
+    def finds_objects(self) -> bool:
         """False where the model reads no objects, so that naming some is of no use."""
-        return getattr(self.grounder, "looks", True)
+        return self.grounder.finds_objects
+
+    @property
+    def reads_pictures(self) -> bool:
+        """False where the model reads the caption alone."""
+        return bool(self.encoder.frame_dim or self.finds_objects or self.features)
 
     @property
     def known_words(self) -> tuple[str, ...]:
         """The grounder's vocabulary; () where it takes any word."""
-        return tuple(getattr(self.grounder, "known_words", ()))
+        return tuple(self.grounder.known_words)
+
+
+def build_features(recipes: Mapping[str, Any] | None) -> list[FrameExtractor]:
+    """{name: recipe} ⇒ the extractors of further features. Raises InputError where one makes another feature."""
+    extractors = [build(recipe) for recipe in (recipes or {}).values()]
+    for name, extractor in zip(recipes or {}, extractors):
+        made = getattr(extractor, "name", None)
+        if made != name:
+            raise InputError(f"features.{name} names {type(extractor).__name__}, which extracts {made!r}; write it as "
+                             f"features.{made}" if made else f"features.{name} names {type(extractor).__name__}, which "
+                             "is no extractor of a feature per frame")
+    return extractors
 
 
 @dataclass
 class Words:
-    """What a user says about a video: a caption (may be empty), the objects to look for, and how many nouns of the
-    caption were left out because there are at most 8."""
+    """What a user says about a video.
+
+    caption: may be empty. objects: words to find, at most 8. dropped: nouns of the caption beyond the first 8.
+    """
 
     caption: str
     objects: list[str]
@@ -73,9 +143,15 @@ class Words:
 
 
 def words_of(caption: str | None, objects: Sequence[str] | None, vocabulary: Sequence[str] = ()) -> Words:
-    """Caption, and objects or None (⇒ the caption's nouns) ⇒ Words. More than 8 objects named: InputError.
+    """The caption and the objects of a clip.
 
-    vocabulary: words of several parts that stay whole, such as "racing car".
+    Args:
+        caption: None and "" are no caption.
+        objects: words; None: the caption's nouns.
+        vocabulary: words of several parts that stay whole, such as "racing car".
+
+    Raises:
+        InputError: more than 8 objects are named.
     """
     caption = (caption or "").strip()
     if objects is not None:
@@ -91,39 +167,78 @@ def words_of(caption: str | None, objects: Sequence[str] | None, vocabulary: Seq
     return Words(caption, list(found.words), found.dropped)
 
 
-def look(chunks: Iterable[Sequence[np.ndarray]], extractors: Extractors, objects: Sequence[list[str]],
-         ) -> tuple[np.ndarray, list[Grounding]]:
-    """Look at a clip once, chunk by chunk ⇒ its frame embeddings (T, Dv), and a Grounding for each list of ``objects``.
+class Extracted(NamedTuple):
+    """What extractors say of the T frames of a clip.
 
-    Each chunk holds the pictures of ``extractors.fits``, in that order; more arrays behind them are passed over.
+    frame_embedding (T, Dv); groundings: one for each list of objects; features: {name: (T, …)}, further ones.
+    """
+
+    frame_embedding: np.ndarray
+    groundings: list[Grounding]
+    features: dict[str, np.ndarray]
+
+    def record(self, words: Words, grounding: Grounding, encoder: Encoder, **more: Any) -> ClipFeatures:
+        """The clip's features, with the embeddings of its words.
+
+        Args:
+            words: objects, and the caption that is embedded.
+            grounding: of these objects.
+            encoder: of the words.
+            more: the other fields of ClipFeatures; ``caption`` where the record keeps another than is embedded.
+        """
+        return ClipFeatures(
+            objects=words.objects, frame_embedding=self.frame_embedding, probs=grounding.probs,
+            boxes=grounding.boxes, areas=grounding.areas, mask_embedding=grounding.mask_embedding,
+            object_embedding=encoder.encode_objects(words.objects),
+            caption_tokens=encoder.encode_caption(words.caption), **self.features, **{"caption": words.caption, **more})
+
+
+def extract_features(chunks: Iterable[Sequence[np.ndarray]], extractors: Extractors, objects: Sequence[list[str]],
+                     ) -> Extracted:
+    """The features of a clip's frames, which are read once, chunk by chunk.
+
+    Args:
+        chunks: each holds the pictures of ``extractors.fits``, in that order; further arrays are not used.
+        extractors: of this clip (:meth:`Extractors.for_clip`).
+        objects: lists of words; each list gets a grounding of its own.
     """
     embeddings: list[np.ndarray] = []
     parts: list[list[Grounding]] = [[] for _ in objects]
-    for to_ground, to_encode, *_ in chunks:
+    features: dict[str, list[np.ndarray]] = {name: [] for name in extractors.names}
+    for to_ground, to_encode, *others in chunks:
         embeddings.append(extractors.encoder.encode_frames(to_encode))
         for words, grounded in zip(objects, parts):
             grounded.append(extractors.grounder.ground(to_ground, words))
-    return np.concatenate(embeddings), [Grounding.concatenate(part) for part in parts]
+        for extractor, pictures in zip(extractors.features, others):
+            features[extractor.name].append(extractor.extract(pictures))
+    return Extracted(np.concatenate(embeddings), [Grounding.concatenate(part) for part in parts],
+                     {name: np.concatenate(arrays) for name, arrays in features.items()})
 
 
 def caption_features(caption: str, extractors: Extractors, spec: ClipSpec) -> ClipFeatures:
-    """A caption without a video ⇒ features of the model's clip length, for models that read nothing else."""
-    nothing = Grounding.empty(spec.frames)
-    return ClipFeatures(
-        key="caption", caption=caption, objects=[], fps=spec.fps, waveform=np.zeros(spec.samples, np.float32),
-        frame_embedding=np.zeros((spec.frames, extractors.encoder.frame_dim), np.float32), probs=nothing.probs,
-        boxes=nothing.boxes, areas=nothing.areas, object_embedding=extractors.encoder.encode_objects([]),
-        caption_tokens=extractors.encoder.encode_caption(caption), sample_rate_hz=spec.sample_rate_hz,
-        duration_s=spec.duration_s,
+    """The features of a caption without a video, of the model's clip length, for models that read nothing else."""
+    extracted = Extracted(np.zeros((spec.frames, extractors.encoder.frame_dim), np.float32), [], {})
+    return extracted.record(
+        Words(caption, []), Grounding.empty(spec.frames), extractors.encoder, key="caption", fps=spec.fps,
+        waveform=np.zeros(spec.samples, np.float32), sample_rate_hz=spec.sample_rate_hz, duration_s=spec.duration_s,
     ).validate()
 
 
 def features_of(video: str | os.PathLike, words: Sequence[Words], extractors: Extractors, spec: ClipSpec,
                 ) -> tuple[list[ClipFeatures], np.ndarray]:
-    """Look at a whole video once ⇒ (its features for each of ``words``, a strip of up to 12 pictures (n, h, w, 3)).
+    """The features of a whole video for each of ``words``, and a strip of up to 12 of its pictures (n, h, w, 3).
 
-    Several Words share the pictures: a prompt and what it should not be. Frames are read in chunks and only their
-    features kept. The waveform is silence exactly as long as the pictures, which is what gives the record its length.
+    The video is read once, in chunks, of which the features alone are kept. The waveform of a record is silence as long
+    as the pictures; the record takes its length from it.
+
+    Args:
+        video: file with pictures; sound is not read.
+        words: several where the pictures are shared, by a prompt and a negative prompt.
+        extractors: those that the model was trained with.
+        spec: frame rate and sample rate.
+
+    Raises:
+        InputError: the video can't be read, or has no pictures.
     """
     duration_s = picture_duration_s(video)
     samples = spec.samples_of(duration_s)
@@ -135,24 +250,21 @@ def features_of(video: str | os.PathLike, words: Sequence[Words], extractors: Ex
                          want_audio=False, chunk_frames=extractors.chunk_frames)
     strip = _Strip(stream, spec.frames_of(duration_s))
     extractors = extractors.for_clip(video, spec.fps)
-    embedding, groundings = look(strip, extractors, [said.objects for said in words])
-    records = []
-    for said, grounding in zip(words, groundings):
-        record = ClipFeatures(
-            key=Path(video).stem, caption=said.caption, objects=said.objects, fps=spec.fps,
-            waveform=np.zeros(samples, np.float32), frame_embedding=embedding, probs=grounding.probs,
-            boxes=grounding.boxes, areas=grounding.areas,
-            object_embedding=extractors.encoder.encode_objects(said.objects),
-            caption_tokens=extractors.encoder.encode_caption(said.caption), sample_rate_hz=spec.sample_rate_hz,
-            source=Path(video).name, duration_s=duration_s, mask_embedding=grounding.mask_embedding,
-        )
-        records.append(record.validate())
+    extracted = extract_features(strip, extractors, [said.objects for said in words])
+    records = [extracted.record(
+        said, grounding, extractors.encoder, key=Path(video).stem, fps=spec.fps, waveform=np.zeros(samples, np.float32),
+        sample_rate_hz=spec.sample_rate_hz, source=Path(video).name, duration_s=duration_s,
+    ).validate() for said, grounding in zip(words, extracted.groundings)]
     return records, np.stack(strip.pictures)
 
 
 class _Strip:
-    """Passes on chunks of a clip of ``frames`` frames, and keeps up to 12 of their last array's pictures, spread
-    evenly."""
+    """Iterates over chunks of a clip, and keeps up to 12 pictures of their last array, at even distances.
+
+    Args:
+        chunks: of arrays of pictures.
+        frames: of the clip.
+    """
 
     def __init__(self, chunks: Iterable[list[np.ndarray]], frames: int):
         self.chunks, self.pictures = chunks, list[np.ndarray]()

@@ -1,4 +1,4 @@
-"""Grounding SAM: Grounding DINO finds each named object in a frame, SAM, if asked for, outlines it."""
+"""Grounding SAM: Grounding DINO finds each named object in a frame; SAM, if asked for, segments it."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..checkpoints.checkpoint_file import digest
-from ..checkpoints.registry import require
+from ..checkpoints.registry import digest, require
 from ..media.picture_reader import Within
 from ..runtime.distributed import choose_device, choose_format, mixed_precision
 from ..runtime.errors import InputError
-from .base import Grounding
+from .base import EXECUTION, Grounder, Grounding
 from .grounding_dino import CONFIGS, Detections, Detector, Prompt, build_detector_network
 from .sam import MASK_DIM, Segmenter, build_segmenter_network
 
 _log = logging.getLogger(__name__)
 
 
-class GroundedSAM:
-    """A :class:`~vta_sam.perception.base.Grounder` for any word.
+class GroundedSAM(Grounder):
+    """Grounding DINO, and SAM if asked for, for any word.
 
     probs[t, k] is the largest sigmoid logit of any query of Grounding DINO at any token of the word itself, raw, no
     threshold applied; boxes[t, k] is that query's box. With SAM, areas are those of the masks that it draws in these
@@ -33,15 +32,20 @@ class GroundedSAM:
         detector: "swint_ogc" or "swinb_cogcoor", the two released Grounding DINO.
         sam: "vit_b", "vit_l", "vit_h", or None to leave SAM out.
         weights: folder with the released files; None ⇒ $VTA_SAM_WEIGHTS, or "weights".
-        short_side, long_side: pixels, of the picture that Grounding DINO sees.
-        batch_frames, sam_batch_frames: pictures that a network sees at once.
+        short_side: pixels of the short side of a picture that Grounding DINO gets.
+        long_side: pixels that its long side has at most.
+        batch_frames: pictures in one batch of Grounding DINO.
+        sam_batch_frames: pictures in one batch of SAM's image encoder.
         device: "auto", "cpu", "cuda", "cuda:1", …
         precision: "auto" (fp16 on a GPU), "fp32", "fp16", "bf16".
 
-    Raises InputError naming the file that is missing and how to get it.
+    Raises:
+        InputError: a file is missing; the message names it and how to get it.
     """
 
     kind = "grounded_sam"
+    execution = (*EXECUTION, "sam_batch_frames")
+    draws_masks = True
 
     def __init__(self, detector: str = "swint_ogc", sam: str | None = None, weights: str | Path | None = None,
                  short_side: int = 800, long_side: int = 1333, batch_frames: int = 8, sam_batch_frames: int = 4,
@@ -68,11 +72,11 @@ class GroundedSAM:
                                        mixed_precision(number_format, where))
         names = [f"{name}-{digest(file)}" for name, file in zip((detector, sam), files)]
         self.fingerprint = f"grounded_sam-{'-'.join(names)}-{short_side}x{long_side}px"
-        self.settings = {"precision": number_format}  # what else changes a record
+        self.settings = {"precision": number_format}
         self._prompt = lru_cache(maxsize=16)(self._build_prompt)
 
     def ground(self, frames: np.ndarray, objects: list[str]) -> Grounding:
-        """frames (T, H, W, 3) uint8 RGB of any size, K words ⇒ Grounding. Frames are judged one by one."""
+        """frames (T, H, W, 3) uint8 RGB of any size, K words ⇒ Grounding. A frame's result doesn't depend on others."""
         if not objects:
             return Grounding.empty(len(frames))
         prompt = self._prompt(tuple(objects))
@@ -111,9 +115,10 @@ class GroundedSAM:
         return Grounding(probs, boxes, areas, pooled)
 
     def _nothing(self, frames: int, objects: int) -> Grounding:
-        zeros = np.zeros((frames, objects), np.float32)
-        pooled = None if self.segmenter is None else np.zeros((frames, objects, MASK_DIM), np.float32)
-        return Grounding(zeros, np.zeros((frames, objects, 4), np.float32), zeros, pooled)
+        grounding = Grounding.zeros(frames, objects)
+        if self.segmenter is not None:
+            grounding.mask_embedding = np.zeros((frames, objects, MASK_DIM), np.float32)
+        return grounding
 
     def _segment(self, pictures: torch.Tensor, seen: Detections) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         assert self.segmenter is not None

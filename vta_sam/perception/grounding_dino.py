@@ -1,4 +1,8 @@
-"""Objects ⇒ the one prompt that Grounding DINO reads, and which of its tokens are whose."""
+"""Grounding DINO: pictures and object words ⇒ a probability and a box of each object.
+
+The network is groundingdino-py's own (Liu et al. 2023, arXiv 2303.05499). The words make one prompt, which goes through
+the language model once; pictures go through in batches.
+"""
 
 from __future__ import annotations
 
@@ -16,22 +20,26 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..checkpoints.checkpoint_file import read_state
+from ..checkpoints.registry import read_state
 from ..runtime.errors import InputError
 
-# MERGED-DOC """Grounding DINO: pictures and a prompt ⇒ for each object how surely it is seen, and where. The network
-# is groundingdino-py's own (Liu et al. 2023, arXiv 2303.05499), run on batches of pictures; the prompt goes through
-# its language model once, however many pictures follow. """
-
-
 MAX_TOKENS = 256  # Grounding DINO cuts longer prompts off (max_text_len of its configs)
+CONFIGS = {"swint_ogc": "GroundingDINO_SwinT_OGC", "swinb_cogcoor": "GroundingDINO_SwinB_cfg"}
+# in the released files, but not in the network: a table of the training code, and an index that BERT once stored
+_NOT_OURS = frozenset(("label_enc.weight", "bert.embeddings.position_ids"))
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as in groundingdino.util.inference
+_STRIDES = (8, 16, 32, 64)  # of the feature maps whose cells compete to become queries
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """text: "car . man .", empty where nothing can be read. spans: for each object the indices of its own tokens in the
-    tokenised text; () where nothing of the object can be read (an object of punctuation alone). tokens: how many the
-    text has, its start and end included."""
+    """The words of K objects as Grounding DINO reads them.
+
+    Attributes:
+        text: "car . man ."; empty where no object can be read.
+        spans: for each object the indices of its tokens in the tokenised text; () for an object of punctuation alone.
+        tokens: number of tokens of the text, its start and end included.
+    """
 
     text: str
     spans: tuple[tuple[int, ...], ...]
@@ -46,18 +54,23 @@ class Prompt:
 
 
 def build_prompt(objects: Sequence[str], tokenizer: Any) -> Prompt:
-    """Words ⇒ their prompt. Raises InputError where they are too long for one prompt.
+    """The prompt of words.
 
-    Tokens are assigned by where they stand in the text, never by looking a word up in it: so "car" in ["car", "cart",
-    "racing car"] owns its one token, and no piece of another word. Full stops and question marks part a prompt's
-    phrases in Grounding DINO, so within a word they become spaces.
+    A token belongs to a word by its offset in the text, never by a search for the word: in ["car", "cart", "racing
+    car"] "car" has its one token, and no piece of another word. Full stops and question marks separate phrases in
+    Grounding DINO, so within a word they become spaces.
 
-    tokenizer: a fast tokenizer of transformers, which tells each token's place.
+    Args:
+        objects: the words.
+        tokenizer: a fast tokenizer of transformers, which returns offsets.
+
+    Raises:
+        InputError: the words are too long for one prompt.
     """
-    text, places = "", []
+    text, offsets_of_words = "", []
     for word in objects:
         written = " ".join(re.sub(r"[.?]", " ", word.lower()).split())
-        places.append((len(text), len(text) + len(written)))
+        offsets_of_words.append((len(text), len(text) + len(written)))
         text += f"{written} . " if written else ""
     text = text.rstrip()
     offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
@@ -65,20 +78,14 @@ def build_prompt(objects: Sequence[str], tokenizer: Any) -> Prompt:
         raise InputError(f"the objects {', '.join(objects)[:60]!r}… make {len(offsets)} tokens; Grounding DINO reads "
                          f"at most {MAX_TOKENS}; name fewer or shorter objects")
     spans = tuple(tuple(i for i, (first, end) in enumerate(offsets) if start <= first < end <= stop)
-                  for start, stop in places)
+                  for start, stop in offsets_of_words)
     return Prompt(text, spans, len(offsets))
-
-
-CONFIGS = {"swint_ogc": "GroundingDINO_SwinT_OGC", "swinb_cogcoor": "GroundingDINO_SwinB_cfg"}
-# in the released files, but not in the network: a table of the training code, and an index that BERT once stored
-_NOT_OURS = frozenset(("label_enc.weight", "bert.embeddings.position_ids"))
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as in groundingdino.util.inference
-_STRIDES = (8, 16, 32, 64)  # of the feature maps whose cells compete to become queries
 
 
 @dataclass
 class Detections:
-    """Of B pictures and K objects. probs (B, K) in [0, 1], boxes (B, K, 4) cx cy w h in [0, 1], float32 on the CPU."""
+    """Detections of K objects in B pictures: probs (B, K) in [0, 1] and boxes (B, K, 4), cx cy w h in [0, 1]; float32,
+    on the CPU."""
 
     probs: torch.Tensor
     boxes: torch.Tensor
@@ -89,7 +96,9 @@ class Detector:
 
     Args:
         model: the network, in eval mode.
-        short_side, long_side: pixels that a picture's short side gets, unless its long side would pass long_side.
+        short_side: pixels of a picture's short side, less where the long side would exceed ``long_side``.
+        long_side: pixels that the long side has at most.
+        device: where the network computes.
         autocast: context of the number format to compute in.
     """
 
@@ -103,6 +112,7 @@ class Detector:
         self.std = torch.tensor(_STD, device=device).view(3, 1, 1)
 
     def prompt(self, objects: list[str]) -> Prompt:
+        """The prompt of words; see :func:`build_prompt`."""
         return build_prompt(objects, self.tokenizer)
 
     def detect(self, pictures: torch.Tensor, prompt: Prompt) -> Detections:
@@ -130,7 +140,8 @@ class Detector:
     def prepare(self, pictures: torch.Tensor) -> torch.Tensor:
         """pictures (B, 3, H, W) uint8 ⇒ (B, 3, h, w) float, scaled and normalised as groundingdino's load_image does.
 
-        Raises InputError where a picture is so narrow that fewer cells than queries are left of it.
+        Raises:
+            InputError: a picture is so narrow that it has fewer cells than the network has queries.
         """
         height, width = pictures.shape[-2:]
         size = scaled_size(height, width, self.short_side, self.long_side)
@@ -158,7 +169,7 @@ def scaled_size(height: int, width: int, short_side: int, long_side: int) -> tup
 
 
 class _OncePerPrompt(nn.Module):
-    """The language model in a batch of equal prompts: one row is computed, kept, and repeated."""
+    """The language model for a batch of equal prompts: it computes one row, caches it, and repeats it."""
 
     def __init__(self, bert: nn.Module) -> None:
         super().__init__()
@@ -175,10 +186,15 @@ class _OncePerPrompt(nn.Module):
 
 
 def build_detector_network(name: str, checkpoint: Path, bert: Path) -> nn.Module:
-    """Grounding DINO as the official config ``name`` describes it (a key of CONFIGS), filled from an official file.
+    """Grounding DINO as an official config describes it, with the weights of an official file.
 
-    bert: folder with the config and the tokenizer of BERT; BERT's weights come with the checkpoint. Raises InputError
-    where the file can't be read or doesn't fit.
+    Args:
+        name: a key of :data:`CONFIGS`.
+        checkpoint: the official file.
+        bert: folder with the config and the tokenizer of BERT; the checkpoint holds BERT's weights.
+
+    Raises:
+        InputError: the file can't be read, or doesn't fit.
     """
     if name not in CONFIGS:
         raise InputError(f"detector={name} is not known; it is {' or '.join(CONFIGS)}")
@@ -199,7 +215,7 @@ def build_detector_network(name: str, checkpoint: Path, bert: Path) -> nn.Module
 
 
 def empty_detector_network(name: str, bert: Path) -> nn.Module:
-    """The network of an official config with whatever weights it is born with; see :func:`build_detector_network`."""
+    """The network of an official config with its initial weights; see :func:`build_detector_network`."""
     with _quiet():
         import groundingdino
         from groundingdino.models import build_model
@@ -207,14 +223,14 @@ def empty_detector_network(name: str, bert: Path) -> nn.Module:
 
     config = SLConfig.fromfile(str(Path(groundingdino.__file__).parent / "config" / f"{CONFIGS[name]}.py"))
     config.text_encoder_type = str(bert)
-    config.use_checkpoint = config.use_transformer_ckpt = False  # they save memory in training, and warn elsewhere
+    config.use_checkpoint = config.use_transformer_ckpt = False  # for training: they save memory, and warn in inference
     with _bert_without_weights(bert), _quiet(), contextlib.redirect_stdout(io.StringIO()):  # it prints its settings
         return build_model(config).eval()
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the package's use of older names makes torch, timm and transformers say."""
+    """Hide the warnings of torch, timm and transformers about older names, which the package uses."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.filterwarnings("ignore", message="torch.meshgrid")
@@ -223,8 +239,8 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _bert_without_weights(folder: Path) -> Iterator[None]:
-    """While the network is built, its BERT is made from the config alone: the checkpoint fills it, so that another
-    440 MB needn't be fetched and read."""
+    """Build the network's BERT from its config alone: the checkpoint holds its weights, so that BERT's own file of
+    440 MB is not needed."""
     from groundingdino.util import get_tokenlizer
     from transformers import AutoTokenizer, BertConfig, BertModel
 

@@ -1,4 +1,4 @@
-"""SAM: pictures and boxes ⇒ masks, and what its image encoder sees inside them.
+"""SAM: pictures and boxes ⇒ masks, and the image embedding inside each mask.
 
 The network is segment-anything's own (Kirillov et al. 2023, arXiv 2304.02643). A batch of pictures goes through its
 image encoder once; all boxes of a picture go through its mask decoder in one call.
@@ -17,7 +17,7 @@ from segment_anything import sam_model_registry
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import nn
 
-from ..checkpoints.checkpoint_file import read_state
+from ..checkpoints.registry import read_state
 from ..runtime.errors import InputError
 
 MASK_DIM = 256  # channels of SAM's image embedding
@@ -28,7 +28,8 @@ class Segmenter:
 
     Args:
         model: the network, in eval mode.
-        batch_frames: pictures that go through the image encoder at once.
+        batch_frames: pictures in one batch of the image encoder.
+        device: where the network computes.
         autocast: context of the number format to compute in.
     """
 
@@ -40,8 +41,13 @@ class Segmenter:
 
     @torch.inference_mode()
     def segment(self, pictures: torch.Tensor, boxes: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """pictures (B, 3, H, W) uint8, boxes (B, K, 4) cx cy w h in [0, 1], K ≥ 1, both on the device ⇒ per picture
-        mask logits (K, H, W), above 0 where the object is, and its image embedding (256, 64, 64). float32."""
+        """Yields for each picture its mask logits (K, H, W), above 0 on the object, and its image embedding
+        (256, 64, 64), float32.
+
+        Args:
+            pictures: (B, 3, H, W) uint8, on the device.
+            boxes: (B, K, 4) cx cy w h in [0, 1], K ≥ 1, on the device.
+        """
         for start in range(0, len(pictures), self.batch_frames):
             part = slice(start, start + self.batch_frames)
             embeddings, input_size = self._encode(pictures[part])
@@ -85,7 +91,7 @@ class Segmenter:
 
 
 def build_segmenter_network(name: str, checkpoint: Path) -> nn.Module:
-    """SAM "vit_b", "vit_l" or "vit_h", filled from an official file. Raises InputError where it doesn't fit."""
+    """SAM "vit_b", "vit_l" or "vit_h" with the weights of an official file. Raises InputError where it doesn't fit."""
     if name not in sam_model_registry or name == "default":
         raise InputError(f"sam={name} is not known; it is vit_b, vit_l, vit_h or null")
     network = sam_model_registry[name]()

@@ -1,4 +1,4 @@
-"""T5's encoder: a vector per token of the caption, and nothing of the pictures."""
+"""T5's encoder: an embedding of each token of the caption; pictures are not read."""
 
 from __future__ import annotations
 
@@ -9,25 +9,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checkpoints.checkpoint_file import digest
+from ..checkpoints.registry import digest
 from ..media.picture_reader import Squeeze
 from ..runtime.distributed import choose_device, choose_format, mixed_precision
 from ..runtime.errors import InputError
+from .base import Encoder
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
-class T5Encoder:
-    """An :class:`~vta_sam.perception.base.Encoder` of captions alone, as Tango reads them with FLAN-T5 (2210.11416).
+class T5Encoder(Encoder):
+    """Embeddings of captions alone, as Tango takes them from FLAN-T5 (arXiv 2210.11416).
 
-    A caption's tokens are the encoder's last states, the end token's among them. Pictures and words have no vectors:
-    frame_dim and object_dim are 0.
+    The tokens of a caption are the encoder's last states, that of the end token included. Pictures and words have no
+    embedding: frame_dim and object_dim are 0.
 
-    Args: folder, in transformers' layout (config.json, model.safetensors, and the tokenizer's files, without which the
-    model is whole and captions can't be read); device, precision: as in
-    :class:`~vta_sam.perception.grounded_sam.GroundedSAM`.
+    Args:
+        folder: in transformers' layout: config.json, model.safetensors and the tokenizer's files. Without the
+            tokenizer the model is built, and captions can't be read.
+        device: "auto", "cpu", "cuda", "cuda:1", …
+        precision: "auto" (bf16 on a GPU), "fp32", "bf16"; fp16 becomes bf16.
 
-    Raises InputError naming the file that is missing or can't be read.
+    Raises:
+        InputError: a file is missing or can't be read; the message names it.
     """
 
     frame_dim = object_dim = 0
@@ -86,15 +90,15 @@ class T5Encoder:
 
 
 def _load(folder: Path) -> Any:
-    """⇒ T5EncoderModel, from safetensors alone, without a look at the network."""
+    """⇒ T5EncoderModel, read from local safetensors alone."""
     from safetensors import SafetensorError
     from transformers import T5EncoderModel
 
     try:
-        model, told = T5EncoderModel.from_pretrained(folder, local_files_only=True, use_safetensors=True,
-                                                     output_loading_info=True)
+        model, report = T5EncoderModel.from_pretrained(folder, local_files_only=True, use_safetensors=True,
+                                                       output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{folder} can't be read as a T5 encoder ({str(error).strip().splitlines()[0]})") from error
-    if told["missing_keys"] or told["unexpected_keys"] or told["mismatched_keys"]:
+    if report["missing_keys"] or report["unexpected_keys"] or report["mismatched_keys"]:
         raise InputError(f"{folder}: model.safetensors doesn't fit config.json")
     return model.float()

@@ -3,7 +3,7 @@
 The tagger is NLTK's averaged perceptron where its data is installed (``python -m nltk.downloader
 averaged_perceptron_tagger_eng``), else TextBlob's PatternTagger, which needs no data. Nothing is ever downloaded here.
 Both learned from newspapers: in captions of sounds they take rare animals for verbs ("a ferret is dooking"), verbs for
-plurals ("a chicken crows") and what happens for a thing ("toilet flushing"). :func:`mend` corrects that.
+plurals ("a chicken crows") and what happens for a thing ("toilet flushing"). :func:`fix_tags` corrects that.
 """
 
 from __future__ import annotations
@@ -56,7 +56,13 @@ PLURAL_FIRST = frozenset(("arms", "gas", "news", "sports"))  # plural in form, y
 
 @dataclass
 class Token:
-    """A word. tag: Penn Treebank. known: the entry of a vocabulary that it stands for; its tag is not mended then."""
+    """A word.
+
+    Attributes:
+        text: in lower case.
+        tag: of the Penn Treebank.
+        known: the entry of a vocabulary that it stands for; its tag is not corrected then.
+    """
 
     text: str
     tag: str
@@ -91,8 +97,8 @@ def split(text: str) -> list[str]:
 
 
 def read(text: str) -> list[Token]:
-    """Text ⇒ its words and signs with their tags, not yet mended. A sign is tagged "," or "."; a word of another
-    alphabet FW."""
+    """Text ⇒ its words and signs with their tags, before :func:`fix_tags`. A sign is tagged "," or "."; a word of
+    another alphabet FW."""
     words = split(text)
     # taggers see signs as a comma or a full stop only: they know no emoji, and a slash means something to TextBlob
     seen = [word if word[-1].isalnum() else "." if word in ".!?" else "," for word in words]
@@ -136,7 +142,7 @@ def _pattern_tags(words: list[str]) -> list[str]:
     return [tag for _, tag in PatternTagger().tag(" ".join(words), tokenize=False)] if words else []
 
 
-def mend(tokens: list[Token]) -> None:
+def fix_tags(tokens: list[Token]) -> None:
     """Correct the tags, in place. The rules run one after the other, each over the whole text."""
     for rule in _RULES:
         for i, token in enumerate(tokens):

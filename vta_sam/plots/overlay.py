@@ -1,4 +1,7 @@
-"""A clip with what its grounding says drawn over it: boxes and masks in the picture, probabilities and sound below."""
+"""A clip with its grounding drawn over it, as pictures and as an mp4 that every player shows.
+
+Boxes and masks are drawn in the picture, probabilities and sound below it.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +25,6 @@ from ..media.muxing import mux
 from ..mel import FFT_SAMPLES
 from ..metrics.signal import NATS_PER_DB, RANGE_DB, energy_envelope
 from ..runtime.errors import InputError
-
-# MERGED-DOC """Drawn pictures and a sound ⇒ an mp4 that every player shows."""
-
 
 WIDTH_PX = 640
 PICTURE_PX = 360  # the height that a picture may fill
@@ -61,7 +61,7 @@ class Overlay:
     def frame(self, picture: np.ndarray, t: int, masks: np.ndarray | None = None) -> np.ndarray:
         """Picture (h, w, 3) uint8 RGB of frame t, and of its masks (K, h', w') bool, if any ⇒ (H, W, 3) uint8 RGB."""
         drawn = self._panel.copy()
-        drawn.paste(self._seen(picture, t, masks), (self._picture_left, 0))
+        drawn.paste(self._annotated(picture, t, masks), (self._picture_left, 0))
         self._now(ImageDraw.Draw(drawn), t)
         return np.asarray(drawn)
 
@@ -134,13 +134,13 @@ class Overlay:
             fill = _TEXT if p >= self.shown else _FAINT
             draw.text((_LEFT_PX - 8, (top + bottom) // 2), f"{p:.2f}", fill=fill, font=_font(15), anchor="rm")
 
-    def _seen(self, picture: np.ndarray, t: int, masks: np.ndarray | None) -> Image.Image:
+    def _annotated(self, picture: np.ndarray, t: int, masks: np.ndarray | None) -> Image.Image:
         """The picture with masks, boxes and their tags."""
         likely = [k for k in range(len(self.clip.objects)) if self.clip.probs[t, k] >= self.shown]
         if masks is not None:
             picture = _tinted(picture, masks, likely)
-        seen = Image.fromarray(np.ascontiguousarray(picture))
-        draw = ImageDraw.Draw(seen, "RGBA")
+        annotated = Image.fromarray(np.ascontiguousarray(picture))
+        draw = ImageDraw.Draw(annotated, "RGBA")
         boxes = {k: _corners(self.clip.boxes[t, k], self.size) for k in likely if self.clip.boxes[t, k, 2:].all()}
         for number, (k, box) in enumerate(boxes.items()):
             same = sum(_alike(box, other) for other in list(boxes.values())[:number])
@@ -156,7 +156,7 @@ class Overlay:
             tag = _free_place(box, (round(_font(14).getlength(text)) + 10, 25), self.size, taken)
             taken.append(tag)
             _draw_tag(draw, tag, text, float(self.clip.probs[t, k]), COLOURS[k % len(COLOURS)])
-        return seen
+        return annotated
 
 
 def _draw_tag(draw: ImageDraw.ImageDraw, tag: tuple[int, int, int, int], text: str, p: float, colour: str) -> None:
@@ -203,7 +203,7 @@ def _corners(box: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int
 
 
 def _tinted(picture: np.ndarray, masks: np.ndarray, likely: Sequence[int]) -> np.ndarray:
-    """The picture with the masks of these objects in their colours, through which it can be seen."""
+    """⇒ the picture with the masks of these objects as translucent colours."""
     tinted = picture.astype(np.float32)
     for k in likely:
         alpha = cv2.resize(masks[k].astype(np.float32), picture.shape[1::-1], interpolation=cv2.INTER_LINEAR)

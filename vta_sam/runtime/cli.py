@@ -7,7 +7,7 @@ import functools
 import re
 import sys
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Iterator, NoReturn, ParamSpec, TypeVar
@@ -18,8 +18,15 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def program(config_name: str) -> Callable[[Callable[[Any], object]], Callable[[], None]]:
+# the settings that name a training run's folder
+RUN_FOLDER = ("runs", "exp", "seed", "name")
+
+
+def program(config_name: str, writes_to: tuple[str, ...] = (), shards: Callable[[Mapping[str, Any]], int] | None = None,
+            ) -> Callable[[Callable[[Any], object]], Callable[[], None]]:
     """Decorate what a Hydra program of experiments/ or data_prep/ does with its config, conf/<config_name>.yaml.
+
+    writes_to, shards: see :class:`~.cluster.launch.Program`.
 
     With ``launcher=slurm`` on the command line the same command becomes a job (vta_sam/cluster), and nothing is done
     here. Errors are told as :func:`run` tells them.
@@ -46,7 +53,7 @@ def program(config_name: str) -> Callable[[Callable[[Any], object]], Callable[[]
 
             if asks_for_launcher(sys.argv[1:]):
                 script = Path(work.__code__.co_filename)
-                run(launch)(Program(script, config_name), sys.argv[1:])
+                run(launch)(Program(script, config_name, writes_to, shards), sys.argv[1:])
             else:
                 started()
 

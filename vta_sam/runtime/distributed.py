@@ -1,4 +1,7 @@
-"""The processes of one job: which of them this is, what the first does alone, what all agree on."""
+"""The one owner of rank, world and "my GPU": what torchrun, srun and masked GPUs say, and collectives of a job.
+
+No other module reads RANK, WORLD_SIZE, LOCAL_RANK or SLURM's variables of ranks.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -15,9 +18,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .errors import InputError
-
-# MERGED-DOC """Where a model computes."""
-
 
 T = TypeVar("T")
 _STEP_LIMIT = timedelta(minutes=30)  # of a collective within a step: a process that is gone is noticed by then
@@ -35,16 +35,38 @@ class Processes:
 
     @classmethod
     def of_environment(cls, environ: Mapping[str, str] = os.environ) -> "Processes":
-        """As torchrun's variables say, or srun's; one process where there are neither. InputError where srun has put
-        unequal numbers of tasks on its machines."""
-        if "RANK" in environ and "WORLD_SIZE" in environ:
-            world = int(environ["WORLD_SIZE"])
-            return cls(int(environ["RANK"]), world, int(environ.get("LOCAL_RANK", environ["RANK"])),
-                       int(environ.get("LOCAL_WORLD_SIZE", world)))
-        if int(environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-            return cls(int(environ["SLURM_PROCID"]), int(environ["SLURM_STEP_NUM_TASKS"]),
-                       int(environ["SLURM_LOCALID"]), _tasks_a_node(environ["SLURM_STEP_TASKS_PER_NODE"]))
-        return cls()
+        """This process among those that train together, as torchrun or srun started them; one process without either.
+
+        A batch script or a shell of ``salloc`` is one process, whatever the allocation: SLURM_NTASKS counts its tasks,
+        SLURM_STEP_NUM_TASKS those of the step that srun started.
+
+        Raises:
+            InputError: srun has put unequal numbers of tasks on its machines.
+        """
+        rank, world, local_rank = _ranks(environ)
+        if _is_torchrun(environ):
+            return cls(rank, world, local_rank, int(environ.get("LOCAL_WORLD_SIZE", world)))
+        return cls(rank, world, local_rank, _tasks_a_node(environ["SLURM_STEP_TASKS_PER_NODE"]) if world > 1 else 1)
+
+    def placed(self, gpus: int) -> "Processes":
+        """The same processes as torch has to count them, so that ``local_rank`` is the number of this process's GPU.
+
+        Where srun masks GPUs (``--gpus-per-task=1``), each process sees its own GPU alone, as number 0: to torch each
+        one is then alone on a machine.
+
+        Args:
+            gpus: GPUs that this process sees; 0 on a machine without.
+
+        Raises:
+            InputError: several processes see several GPUs, but too few for one each.
+        """
+        if gpus == 0 or gpus >= self.local_world:
+            return self
+        if gpus == 1:
+            return replace(self, local_rank=0, local_world=1)
+        raise InputError(f"{self.local_world} processes on this machine see {gpus} GPUs; start one process a GPU "
+                         f"(launcher.tasks_per_node={gpus}, torchrun --nproc-per-node {gpus}), or give each its own "
+                         "by srun --gpus-per-task=1")
 
     @property
     def first(self) -> bool:
@@ -63,7 +85,7 @@ class Processes:
             return
         os.environ |= self._torch_variables()
         if torch.cuda.is_available():
-            torch.cuda.set_device(self.local_rank)
+            torch.cuda.set_device(self.placed(visible_gpus()).local_rank)
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_STEP_LIMIT)
         global _patient
         _patient = dist.new_group(backend="gloo", timeout=_WORK_LIMIT)
@@ -103,8 +125,9 @@ class Processes:
 
     def _torch_variables(self) -> dict[str, str]:
         """What torch and Lightning read. Under srun the first machine of the step's list is where they meet."""
-        told: dict[str, object] = {"RANK": self.rank, "WORLD_SIZE": self.world, "LOCAL_RANK": self.local_rank,
-                                   "LOCAL_WORLD_SIZE": self.local_world, "GROUP_RANK": self.rank // self.local_world}
+        here = self.placed(visible_gpus())
+        told: dict[str, object] = {"RANK": self.rank, "WORLD_SIZE": self.world, "LOCAL_RANK": here.local_rank,
+                                   "LOCAL_WORLD_SIZE": here.local_world, "GROUP_RANK": self.rank // here.local_world}
         if "MASTER_ADDR" not in os.environ:
             from lightning.fabric.plugins.environments import SLURMEnvironment
 
@@ -131,6 +154,43 @@ def gathered(x: Tensor) -> Tensor:
     return torch.cat(all_gather(x.contiguous()))
 
 
+def _is_torchrun(environ: Mapping[str, str]) -> bool:
+    return "RANK" in environ and "WORLD_SIZE" in environ  # one alone is left over from another program
+
+
+def _ranks(environ: Mapping[str, str]) -> tuple[int, int, int]:
+    """(rank, world, rank on this machine) by torchrun's variables, else by those of srun's step; (0, 1, 0) else."""
+    if _is_torchrun(environ):
+        return int(environ["RANK"]), int(environ["WORLD_SIZE"]), int(environ.get("LOCAL_RANK", environ["RANK"]))
+    if int(environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        return int(environ["SLURM_PROCID"]), int(environ["SLURM_STEP_NUM_TASKS"]), int(environ["SLURM_LOCALID"])
+    return 0, 1, 0
+
+
+def share_of_work(rank: int | None, world: int | None, environ: Mapping[str, str] = os.environ) -> tuple[int, int]:
+    """(rank, world) of a process that does its share of work by itself: shards ``rank``, ``rank + world``, …
+
+    Args:
+        rank: of this process, as a setting says; None: as torchrun or srun started it.
+        world: number of processes that part the work, likewise.
+
+    Raises:
+        InputError: one of the two is given without the other, or rank is not in [0, world).
+    """
+    if rank is None and world is None:
+        return _ranks(environ)[:2]
+    if rank is None or world is None:
+        raise InputError(f"rank={rank} world={world}: give both, or neither where torchrun or srun starts the program")
+    if not (isinstance(rank, int) and isinstance(world, int) and 0 <= rank < world):
+        raise InputError(f"rank={rank} of world={world}: ranks go from 0 to world - 1")
+    return rank, world
+
+
+def visible_gpus() -> int:
+    """GPUs that this process sees; 0 without any."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 def _tasks_a_node(text: str) -> int:
     """SLURM's "2(x3)" ⇒ 2."""
     counts = {int(re.sub(r"\(x\d+\)", "", part)) for part in text.split(",")}
@@ -140,18 +200,22 @@ def _tasks_a_node(text: str) -> int:
 
 
 def choose_device(name: str, threads: int | None = None) -> torch.device:
-    """A name of torch's, or "auto" ⇒ a device that is there. threads: torch's processor threads, if given.
+    """A device that is there.
 
-    "auto" is a GPU where there is one; of several, each process that torchrun or SLURM started on a machine takes its
-    own.
+    Args:
+        name: of torch's devices, or "auto": a GPU where there is one; of several GPUs, each process that torchrun or
+            srun started on a machine takes its own.
+        threads: torch's processor threads; None: torch's choice.
+
+    Raises:
+        InputError: the name is no device, or that device is not here.
     """
     if threads is not None:
         torch.set_num_threads(int(threads))
     if name == "auto":
         if not torch.cuda.is_available():
             return torch.device("cpu")
-        local = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
-        return torch.device("cuda", local % torch.cuda.device_count())
+        return torch.device("cuda", _ranks(os.environ)[2] % torch.cuda.device_count())
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -165,7 +229,7 @@ _FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16
 
 
 def choose_format(name: str, device: torch.device) -> str:
-    """"fp32", "bf16" or "fp16" for a network that only looks. "auto" is fp16 on a GPU, since features are stored as
+    """"fp32", "bf16" or "fp16" for a network in inference. "auto" is fp16 on a GPU, since features are stored as
     fp16 anyway, and fp32 on a processor."""
     if name == "auto":
         return "fp16" if device.type == "cuda" else "fp32"

@@ -1,8 +1,8 @@
-"""Files that are either whole or absent: written under a temporary name in the same folder, then renamed."""
+"""Files that are either whole or absent, locks between processes, and the policy of retries."""
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import os
 import secrets
 from contextlib import contextmanager
@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Iterator
 
-# MERGED-DOC """One process at a time, by a file that is locked; a kill leaves no lock behind."""
-# MERGED-DOC """How long to wait for a server, and which of its answers are worth asking again."""
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 
 @contextmanager
@@ -56,51 +55,59 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def alone(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Wait until no other process is at ``path``, and keep others waiting. ``waiting`` is called where there is a wait.
+def exclusive(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold a lock on ``path`` while the block runs, so that one process at a time works there.
 
-    The lock is ``.<name>.lock`` beside ``path``, whose folder must exist; it is removed at the end.
+    The lock is the file ``.<name>.lock`` beside ``path``; it stays there, unlocked, and a killed process leaves it
+    unlocked too. A file system that can't lock files (Lustre without flock, some NFS servers) gets a lock file that
+    holds its owner's process id instead.
+
+    Args:
+        path: what is worked on; its folder must exist.
+        waiting: called once if another process holds the lock.
     """
-    lock = path.with_name(f".{path.name}.lock")
-    while True:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                waiting()
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if not _is_still(lock, descriptor):
-                continue  # the one who held it has removed it, and a third may hold a new one
-            try:
-                yield
-            finally:
-                lock.unlink(missing_ok=True)
-            return
-        finally:
-            os.close(descriptor)
-
-
-def _is_still(path: Path, descriptor: int) -> bool:
-    """Is the open file the one that has this name?"""
+    name = path.with_name(f".{path.name}.lock")
+    lock: BaseFileLock = FileLock(name)
     try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
+        _acquire(lock, waiting)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+        lock = SoftFileLock(name.with_suffix(".soft"))
+        _acquire(lock, waiting)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
-PASSING_STATUSES = (408, 425, 429, 500, 502, 503, 504)  # of HTTP: it may be otherwise a moment later
+def _acquire(lock: BaseFileLock, waiting: Callable[[], None]) -> None:
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        waiting()
+        lock.acquire()
+
+
+RETRIED_STATUSES = (408, 425, 429, 500, 502, 503, 504)  # of HTTP: a later attempt may succeed
 
 
 @dataclass(frozen=True)
-class Patience:
-    """How long to wait for a server, and how often to ask it again."""
+class RetryPolicy:
+    """How long to wait for a server, and how often to ask it again.
+
+    Args:
+        connect_s: limit of a connection attempt.
+        read_s: longest time without a single byte.
+        attempts: failed attempts in a row before giving up; one that brought data starts the count anew.
+        wait_s: pause before the second attempt; doubled before each one after it.
+    """
 
     connect_s: float = 10.0
-    read_s: float = 60.0  # without a single byte
-    attempts: int = 5  # in a row that bring next to nothing
-    wait_s: float = 1.0  # before the second attempt; doubled before each one after it
+    read_s: float = 60.0
+    attempts: int = 5
+    wait_s: float = 1.0
 
     def pause_s(self, failures: int) -> float:
-        """How long to wait after so many failures in a row."""
+        """The pause after so many failures in a row, in seconds."""
         return self.wait_s * 2 ** max(failures - 1, 0)

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 import numba.core.config
 
-from .files import alone
+from .files import exclusive
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def _own_cache() -> Iterator[None]:
     with ExitStack() as until_compiled:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            until_compiled.enter_context(alone(folder / "librosa"))
+            until_compiled.enter_context(exclusive(folder / "librosa"))
         except OSError:
             folder = Path(until_compiled.enter_context(TemporaryDirectory()))
         try:

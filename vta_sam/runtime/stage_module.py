@@ -1,4 +1,4 @@
-"""What the LightningModules of the stages before the diffusion share: measure a batch, log, return the loss."""
+"""The base class of the LightningModules of stages before the diffusion: measure a batch, log, return the loss."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from torch import Tensor
 
 
 class StageModule(L.LightningModule):
-    """A stage that trains one part. optimise: (module) ⇒ Lightning's optimiser and schedule."""
+    """A module that trains one part.
+
+    Args:
+        optimise: (module) ⇒ Lightning's optimiser and schedule.
+    """
 
     def __init__(self, optimise: Callable):
         super().__init__()
@@ -19,7 +23,7 @@ class StageModule(L.LightningModule):
 
     @abstractmethod
     def measure(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """⇒ (the loss, what else is logged beside it)."""
+        """The loss of a batch, and {name: figure} that are logged beside it."""
 
     def step(self, batch: Any, prefix: str) -> Tensor:
         loss, figures = self.measure(batch)

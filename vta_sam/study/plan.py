@@ -12,14 +12,23 @@ from typing import Any
 from ..runtime.errors import InputError
 
 _NAMED_ROW = re.compile(r"\{(\w+/\w+)\}")
+_ROW_KEYS = {"exp", "stages", "overrides", "sees", "labels", "aligned", "title", "controls"}
 TRAIN = Path(__file__).resolve().parents[2] / "experiments" / "train.py"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One trained system of a table. exp, stages, overrides: what train.py is told beside what all rows share. sees:
-    what it is conditioned on; labels: what was known to whatever made that; aligned: whether a path keeps time by
-    construction. controls: also sample it with what must fail (controls.py)."""
+    """One trained system of a table.
+
+    Args:
+        study, table, name: which.
+        exp, stages, overrides: arguments of train.py beside those that all rows share.
+        sees: what it is conditioned on.
+        labels: the labels that its condition learned from.
+        aligned: whether a path keeps time by construction.
+        title: for the page of results.
+        controls: whether its controls are sampled too (record.py).
+    """
 
     study: str
     table: str
@@ -35,7 +44,7 @@ class Row:
 
     @property
     def run_name(self) -> str:
-        """The last word of the run folder: two rows of one experiment are told apart by their own names."""
+        """The last word of the run folder: two rows of one experiment differ by their own names."""
         return self.table if self.exp == self.name else f"{self.table}-{self.name}"
 
     def record_name(self, seed: int) -> str:
@@ -44,7 +53,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Difference:
-    """Two rows of a table to be compared clip by clip: mean of first − second. question: what it answers."""
+    """A comparison of two rows of a table, clip by clip: mean of first − second. question: that it answers."""
 
     table: str
     first: str
@@ -83,7 +92,7 @@ class Study:
         return [(row, seed) for seed in self.seeds for row in self.rows
                 if not only or row.name in only or f"{row.table}/{row.name}" in only]
 
-    # ------------------------------------------------------------------ what is typed for each
+    # ------------------------------------------------------------------ commands
 
     @property
     def shared_folder(self) -> Path:
@@ -105,7 +114,7 @@ class Study:
         return self.folder(row, seed) / "diffusion" / "model"
 
     def needs(self, row: Row) -> list[Row]:
-        """Rows whose finished models a row is told to use: those that its overrides name as ``{table/row}``."""
+        """⇒ the rows whose finished models a row uses: its overrides name them as ``{table/row}``."""
         return [self.row(*name.split("/")) for override in row.overrides for name in _NAMED_ROW.findall(override)]
 
     def _filled(self, override: str, seed: int) -> str:
@@ -117,20 +126,24 @@ class Study:
 
 
 def study_of(settings: dict[str, Any]) -> Study:
-    """The content of a conf/study/*.yaml ⇒ Study. InputError where a row lacks something."""
+    """The content of a conf/study/*.yaml ⇒ Study.
+
+    Raises:
+        InputError: a row lacks something, or has an unknown key.
+    """
     rows, titles = [], {}
     for table, content in settings["tables"].items():
         titles[table] = content["title"]
         for name, given in content["rows"].items():
-            told = {**content.get("defaults", {}), **(given or {})}
-            unknown = set(told) - {"exp", "stages", "overrides", "sees", "labels", "aligned", "title", "controls"}
-            if unknown or not told.get("stages"):
+            of_row = {**content.get("defaults", {}), **(given or {})}
+            unknown = set(of_row) - _ROW_KEYS
+            if unknown or not of_row.get("stages"):
                 raise InputError(f"study {settings['name']}, row {table}/{name}: "
                                  f"{'unknown ' + ', '.join(sorted(unknown)) if unknown else 'stages is missing'}")
-            rows.append(Row(settings["name"], table, name, told.get("exp", name), tuple(told["stages"]),
-                            tuple(told.get("overrides", ())), told.get("sees", ""), told.get("labels", ""),
-                            bool(told.get("aligned", False)), told.get("title", name),
-                            bool(told.get("controls", False))))
+            rows.append(Row(settings["name"], table, name, of_row.get("exp", name), tuple(of_row["stages"]),
+                            tuple(of_row.get("overrides", ())), of_row.get("sees", ""), of_row.get("labels", ""),
+                            bool(of_row.get("aligned", False)), of_row.get("title", name),
+                            bool(of_row.get("controls", False))))
     study = Study(
         settings["name"], settings["title"], Path(settings["runs"]), tuple(settings["seeds"]),
         tuple(settings["common"]), dict(settings["shared"]), titles, tuple(rows),

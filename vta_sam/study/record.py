@@ -1,4 +1,7 @@
-"""What must fail: a trained UNet told nothing of use has to score what chance does."""
+"""The record of a finished row: one small json, from which results are written without the run.
+
+It holds the row's figures and values per clip, what it cost, and its controls.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ from ..dataset.shards.schema import read_dataset
 from ..evaluation.evaluate import evaluate
 from ..evaluation.pairing import read_words
 from ..evaluation.request import Request
+from ..evaluation.results import interval_json
 from ..generation.build import build_denoiser
 from ..generation.pipeline import Pipeline, load
 from ..metrics.intervals import bootstrap_interval, derangement
@@ -29,20 +33,18 @@ from ..runtime.errors import InputError
 from ..runtime.files import write_text
 from ..runtime.randomness import seed_of
 from ..training.data_sources import embedded_shards
-from ..training.figures import as_dict
 from .plan import Row
-
-# MERGED-DOC """What a finished row leaves behind: one small json that results are written from, without its run."""
-
 
 _AT_ONCE = 16
 
 
 def measure_controls(model: Path, shards: Path, seed: int) -> dict[str, dict[str, Any]]:
-    """Envelope correlation with the truth of the test split, 95 % interval over clips, of sound generated
+    """⇒ {control: envelope correlation with the truth of the test split, with its interval over clips}.
 
-    - untrained: under a conditioner with the weights it was born with;
-    - another_clip: under another clip's features, by a fixed derangement.
+    A trained denoiser has to score no more than chance when its condition carries no information:
+
+    - untrained: the conditioner has its initial weights;
+    - another_clip: the features are another clip's, by a fixed derangement.
     """
     pipeline = load(model, device="cuda" if torch.cuda.is_available() else "cpu")
     info = read_dataset(shards)
@@ -52,18 +54,19 @@ def measure_controls(model: Path, shards: Path, seed: int) -> dict[str, dict[str
     found = {"another_clip": _correlations(pipeline, batch, batch.select(derangement(len(batch), seed).tolist()), seed)}
     with torch.random.fork_rng():
         torch.manual_seed(seed_of(seed, "untrained"))
-        _, newborn = build_denoiser(read_recipe(model), model)
-    pipeline.conditioner = newborn.to(pipeline.device)
+        _, untrained = build_denoiser(read_recipe(model), model)
+    pipeline.conditioner = untrained.to(pipeline.device)
     found["untrained"] = _correlations(pipeline, batch, batch, seed)
-    return {name: as_dict(bootstrap_interval(values)) for name, values in found.items()}
+    return {name: interval_json(bootstrap_interval(values)) for name, values in found.items()}
 
 
-def _correlations(pipeline: Pipeline, truth: ClipBatch, told: ClipBatch, seed: int) -> list[float]:
+def _correlations(pipeline: Pipeline, truth: ClipBatch, condition: ClipBatch, seed: int) -> list[float]:
     assert truth.waveform is not None
     values = []
     for start in range(0, len(truth), _AT_ONCE):
         rows = range(start, min(start + _AT_ONCE, len(truth)))
-        sounds = pipeline.generate_batch(told.select(rows), [seed_of(seed, truth.keys[row], 0) for row in rows]).numpy()
+        seeds = [seed_of(seed, truth.keys[row], 0) for row in rows]
+        sounds = pipeline.generate_batch(condition.select(rows), seeds).numpy()
         values += [envelope_correlation(sound, truth.waveform[row].numpy()) for sound, row in zip(sounds, rows)]
     return values
 
@@ -76,11 +79,19 @@ TIMED_CLIPS = 16
 
 @dataclass
 class Record:
-    """figures: {key: {score, control, ceiling, …}} of evaluate.py, intervals as dictionaries. values: {key: {clip:
-    value}}, for paired differences between rows. parameters: of the finished model's parts. seconds: {stage: s}.
-    sampling_s: seconds a clip. controls: {name: envelope correlation} of what
-    must fail (controls.py). told: what train.py was told. made_by: code, torch, processor, beside: other rows that ran
-    at the same time."""
+    """One row of a study, trained with one seed.
+
+    Args:
+        study, table, row, seed: which.
+        figures: {metric key: {score, control, ceiling, …}} of evaluate.py, intervals as dictionaries.
+        values: {metric key: {clip: value}}, for paired differences between rows.
+        parameters: {part: its number} of the finished model.
+        seconds: {stage: seconds}.
+        sampling_s: seconds a clip.
+        controls: see :func:`measure_controls`.
+        told: the arguments of train.py.
+        made_by: code, torch, processor; beside: other rows that ran at the same time.
+    """
 
     study: str
     table: str
@@ -101,7 +112,11 @@ class Record:
 
 
 def read_record(path: Path) -> Record:
-    """Raises InputError where the file is no record."""
+    """⇒ the record of a file.
+
+    Raises:
+        InputError: the file is no record.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.pop("format") != FORMAT:
@@ -116,8 +131,13 @@ def measure_row(row: Row, seed: int, run: Path, told: list[str], cache: Path | N
                 beside: int = 0) -> Record:
     """Evaluate a finished run's generated sound against the embedded world's test split ⇒ Record.
 
-    ceiling: also send the true sound through the run's VAE and vocoder; the same for all rows, so once is enough.
-    beside: how many other rows ran at the same time: their times say little about a row that has the machine to itself.
+    Args:
+        row, seed: which.
+        run: its folder.
+        told: the arguments of train.py.
+        cache: of evaluation.
+        ceiling: also score the true sound through the run's VAE and vocoder; it is the same for all rows.
+        beside: how many other rows ran at the same time, which makes times incomparable.
     """
     figures = json.loads((run / "figures.json").read_text())
     model = Path(figures["model"])
@@ -130,7 +150,7 @@ def measure_row(row: Row, seed: int, run: Path, told: list[str], cache: Path | N
         ids=sorted(path.stem for path in sounds.glob("*.wav")))
     evaluation, _ = evaluate(request)
     result = evaluation.systems[row.name]
-    kept = {key: {name: as_dict(interval) for name in ("score", "control", "score_minus_control", "ceiling")
+    kept = {key: {name: interval_json(interval) for name in ("score", "control", "score_minus_control", "ceiling")
                   if (interval := getattr(result.figures[key], name)) is not None}
             for key in KEYS if key in result.figures}
     values = {key: {clip: _rounded(scores.values.get(key)) for clip, scores in result.clips.items()}
@@ -145,7 +165,7 @@ def measure_row(row: Row, seed: int, run: Path, told: list[str], cache: Path | N
 
 
 def sampling_seconds(model: Path, shards: Path) -> float:
-    """Latents of 16 clips in one batch, after a batch that doesn't count ⇒ seconds a clip."""
+    """⇒ seconds a clip of sampling 16 clips' latents in one batch, after a warm-up."""
     pipeline = load(model, device="cuda" if torch.cuda.is_available() else "cpu")
     info = read_dataset(shards)
     reader = ShardReader(shards, info.shards("test"), 1, None)
@@ -159,10 +179,10 @@ def sampling_seconds(model: Path, shards: Path) -> float:
 
 
 def _data_of(run: Path, model: Path) -> tuple[Path, Path]:
-    """A run's shards, and the folder of its test videos."""
-    told, recipe = yaml.safe_load((run / "figures" / "config.yaml").read_text()), read_recipe(model)
+    """⇒ a run's shards, and the folder of its test videos."""
+    settings, recipe = yaml.safe_load((run / "figures" / "config.yaml").read_text()), read_recipe(model)
     assert recipe.grounder is not None and recipe.encoder is not None, "a finished model names them"
-    root = Path(told["data"]["root"])
+    root = Path(settings["data"]["root"])
     if not (root / "videos").is_dir():
         raise InputError(f"{root} has no videos/; a study runs on the embedded world, whose truth is known")
     return embedded_shards(root, recipe.grounder, recipe.encoder, recipe.spec.fps), root / "videos" / "test"

@@ -21,8 +21,18 @@ def run_study(study: Study, records: Path, only: Sequence[str], cache: Path | No
     """Train and measure every row that has no record yet ⇒ how many were made.
 
     A killed study goes on by the same command: train.py resumes from its checkpoints, and a row is done when its record
-    is written, which is the last thing that happens. beside: how many other rows run at the same time, for the record.
-    Raises InputError when a row's training fails.
+    is written, which is the last thing that happens.
+
+    Args:
+        study: what to run.
+        records: folder of the records.
+        only: names of rows; none: all.
+        cache: of evaluation.
+        say: prints a line.
+        beside: how many other rows run at the same time, for the record.
+
+    Raises:
+        InputError: a row's training fails.
     """
     waiting = _waiting(study, records, only, say)
     for row, seed in waiting:
@@ -42,9 +52,17 @@ def run_side_by_side(study: Study, records: Path, only: Sequence[str], jobs: int
                      say: Say) -> int:
     """The same with ``jobs`` rows at a time, which share the processor's cores evenly ⇒ how many were made.
 
-    A small network doesn't keep two cores busy, two of them do. command: of this study's program with its settings;
-    each row is that program told ``only`` that row, its output in a log beside the runs. A row that is sampled from
-    another one's model waits for it. The first row that fails ends the study, after those that run already.
+    One small network doesn't keep two cores busy, two do. Each row is a process of its own, its output in a log beside
+    the runs. A row that is sampled from another one's model waits for it. The first row that fails ends the study,
+    after those that run already.
+
+    Args:
+        study, records, only, say: see :func:`run_study`.
+        jobs: rows at a time.
+        command: this study's program with its settings; ``only=`` and ``seeds=`` are added for each row.
+
+    Raises:
+        InputError: a row fails.
     """
     waiting = _waiting(study, records, only, say)
     logs = study.runs / "logs"
@@ -57,9 +75,9 @@ def run_side_by_side(study: Study, records: Path, only: Sequence[str], jobs: int
             other.result()
         began, log = time.monotonic(), logs / f"{row.table}-{row.name}-{seed}.log"
         say(f"{row.table}/{row.name}, seed {seed}: {log}")
-        told = [f"only=[{row.table}/{row.name}]", f"seeds=[{seed}]", "jobs=1", f"beside={jobs - 1}"]
+        arguments = [f"only=[{row.table}/{row.name}]", f"seeds=[{seed}]", "jobs=1", f"beside={jobs - 1}"]
         with open(log, "ab") as file:
-            status = subprocess.run([*command, *told], stdout=file, stderr=subprocess.STDOUT,
+            status = subprocess.run([*command, *arguments], stdout=file, stderr=subprocess.STDOUT,
                                     env={**os.environ, "OMP_NUM_THREADS": threads}).returncode
         if status:
             raise InputError(f"{row.table}/{row.name}, seed {seed} ended with status {status}; {log} says why. The "
@@ -80,8 +98,8 @@ def run_side_by_side(study: Study, records: Path, only: Sequence[str], jobs: int
 
 
 def _waiting(study: Study, records: Path, only: Sequence[str], say: Say) -> list[tuple[Row, int]]:
-    """Rows and seeds without a record; the VAE that all share is trained, and so are models that they are sampled from
-    whose record is here and whose run was on another machine."""
+    """⇒ rows and seeds without a record. The VAE that all rows share is trained here, and so are models that rows are
+    sampled from, whose record is here and whose run was on another machine."""
     waiting = [(row, seed) for row, seed in study.order(only) if not (records / row.record_name(seed)).exists()]
     if not waiting:
         say(f"{study.name}: every row has its record in {records}")

@@ -17,9 +17,6 @@ from ..metrics.intervals import Interval
 from ..runtime.errors import InputError
 from ..runtime.files import atomic_path
 
-# MERGED-DOC """Runs beside each other as a picture: a dot and a 95 % interval per run and figure."""
-
-
 SWEEPS = Path(__file__).resolve().parents[2] / "conf" / "sweep"
 FIGURES = ("envelope_correlation", "onset_f1", "sound_class")
 _OF_WANDB = ("${", "logger=", "name=")
@@ -46,16 +43,20 @@ class Sweep:
 
 
 def read_sweep(name: str, folder: Path = SWEEPS) -> Sweep:
-    """Raises InputError where there is no such sweep, or a parameter has no list of values."""
+    """⇒ the sweep of a name.
+
+    Raises:
+        InputError: there is no such sweep, or a parameter has no list of values.
+    """
     path = folder / f"{name}.yaml"
     if not path.is_file():
         raise InputError(f"there is no sweep {name!r}; there are {', '.join(p.stem for p in sorted(folder.glob('*')))}")
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    without = [key for key, told in content["parameters"].items() if not told.get("values")]
+    without = [key for key, given in content["parameters"].items() if not given.get("values")]
     if without:
         raise InputError(f"{path}: {without[0]} has no values; a sweep of this project lists them")
     fixed = tuple(word for word in content["command"] if not word.startswith(_OF_WANDB))
-    return Sweep(name, {key: told["values"] for key, told in content["parameters"].items()}, fixed)
+    return Sweep(name, {key: given["values"] for key, given in content["parameters"].items()}, fixed)
 
 
 def _text(value: Any) -> str:
@@ -74,18 +75,22 @@ class Finished:
 
 
 def finished_runs(runs: Path) -> list[Finished]:
-    """Every run under a folder that has its figures, best envelope correlation first. InputError: there is none."""
-    told, figures = {}, {}
+    """⇒ every run under a folder that has its figures, best envelope correlation first.
+
+    Raises:
+        InputError: there is none.
+    """
+    settings, figures = {}, {}
     for path in sorted(runs.glob("*/figures.json")):
         content = json.loads(path.read_text())
-        told[path.parent.name] = {"exp": content["exp"], "seed": content["seed"], **_settings(path.parent)}
+        settings[path.parent.name] = {"exp": content["exp"], "seed": content["seed"], **_settings(path.parent)}
         figures[path.parent.name] = {name: Interval(**score) for name, score in _scores(content).items()
                                      if score["mean"] is not None}
-    if not told:
+    if not settings:
         raise InputError(f"{runs} holds no finished run; a run ends with {runs}/<run>/figures.json")
-    keys = dict.fromkeys(key for settings in told.values() for key in settings)
-    varied = [key for key in keys if len({json.dumps(settings.get(key)) for settings in told.values()}) > 1]
-    found = [Finished(name, {key: told[name].get(key) for key in varied}, figures[name]) for name in told]
+    keys = dict.fromkeys(key for of_run in settings.values() for key in of_run)
+    varied = [key for key in keys if len({json.dumps(of_run.get(key)) for of_run in settings.values()}) > 1]
+    found = [Finished(name, {key: settings[name].get(key) for key in varied}, figures[name]) for name in settings]
     return sorted(found, key=lambda run: -getattr(run.figures.get(FIGURES[0]), "mean", float("-inf")))
 
 
@@ -95,7 +100,7 @@ def _scores(figures: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _settings(run: Path) -> dict[str, Any]:
-    """What the stages of a run were told, as {a.b.c: value}; of two stages' the later one's."""
+    """⇒ the settings of a run's stages, as {a.b.c: value}; where two stages differ, the later one's."""
     flat: dict[str, Any] = {}
 
     def walk(value: Any, key: str) -> None:

@@ -1,4 +1,4 @@
-"""Stop before a step that would spoil the weights, and say which clips it was."""
+"""What happens beside a training step: clipping, averaged weights, checkpoints, progress, and generated samples."""
 
 from __future__ import annotations
 
@@ -12,12 +12,17 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..dataset.shards.batch import ClipBatch
 from ..generation.pipeline import Pipeline
+from ..media.audio import resample
+from ..mel import SAMPLE_RATE_HZ
 from ..metrics.intervals import bootstrap_interval
 from ..metrics.onsets import detect_onsets, onset_f1
 from ..metrics.signal import envelope_correlation
@@ -26,19 +31,21 @@ from ..runtime.errors import InputError
 from ..runtime.files import atomic_path, write_text
 from ..runtime.randomness import seed_of
 from .preemption import REQUEUE, Preempted, Preemption
-from .sharding import total_norm
-
-# MERGED-DOC """Checkpoints to go on from: whole or absent, and never from between a step and its validation."""
-# MERGED-DOC """What happens beside a training step: a progress bar, and generated samples at every validation."""
 
 
-class FiniteGuard(L.Callback):
-    """Ends the fit where a loss or a gradient is NaN or infinite, before the optimiser takes the step: the weights and
-    the last checkpoint stay good. Every process writes the keys of its own batches to ``folder``/nonfinite-<rank>.json.
+class GradientClipping(L.Callback):
+    """Clips the norm of the gradient, and ends the fit where a loss or the norm is NaN or infinite.
+
+    The optimiser doesn't take such a step, so that the weights and the last checkpoint stay good. Every process writes
+    the keys of its own batches to ``folder``/nonfinite-<rank>.json.
+
+    Args:
+        max_norm: of the gradient of all parameters together; 0: gradients are not clipped.
+        folder: of the stage.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, max_norm: float, folder: Path):
+        self.max_norm, self.folder = max_norm, folder
         self._keys: list[str] = []
         self._losses: list[torch.Tensor] = []
 
@@ -50,12 +57,16 @@ class FiniteGuard(L.Callback):
         self._losses.append(loss.detach())
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
-        """DDP has put the processes' gradients together by now, so that all of them see what one of them spoiled."""
-        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-        norm = total_norm(gradients) if gradients else torch.tensor(0.0)
+        """DDP has averaged the processes' gradients by now, so that all processes see a norm that one of them spoiled.
+        """
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        total = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        norm = total.full_tensor() if isinstance(total, DTensor) else total
         keys, losses = self._keys, torch.stack(self._losses)
         self._keys, self._losses = [], []  # of accumulated batches, all of the step's
         if torch.isfinite(torch.cat([losses, norm.reshape(1).to(losses)])).all():  # one wait for the device
+            if self.max_norm > 0:
+                clip_grads_with_norm_(parameters, self.max_norm, total)
             return
         path = self.folder / f"nonfinite-{trainer.global_rank}.json"
         noted = {"step": trainer.global_step, "losses": [str(loss) for loss in losses.tolist()],
@@ -67,12 +78,41 @@ class FiniteGuard(L.Callback):
             "command goes on from the last checkpoint")
 
 
-class LastCheckpoint(Checkpoint):
-    """Write ``path`` every so many optimiser steps, after each validation, and when the job is asked to stop.
+class ExponentialMovingAverage(WeightAveraging):
+    """An exponential moving average of the weights, which is validated and kept. Buffers are the model's own.
 
-    Where a validation is due at the same step, only after it, and after the callbacks before this one in the trainer's
-    list: what was validated best so far is part of the checkpoint, and a run that goes on from it must not choose anew.
-    Raises Preempted once it has saved what it was asked to save.
+    Args:
+        decay: of the average.
+        start_step: the optimiser step after which averaging begins, counted from 0.
+    """
+
+    def __init__(self, decay: float, start_step: int):
+        super().__init__(use_buffers=False, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self.start_step = start_step
+
+    @property
+    def state_key(self) -> str:
+        return "EMAWeightAveraging"  # Lightning's class, under whose name checkpoints of older runs keep the state
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._device = trainer.strategy.root_device  # the module is moved there only after this
+        super().setup(trainer, pl_module, stage)
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        return step_idx is not None and step_idx >= self.start_step
+
+
+class LastCheckpoint(Checkpoint):
+    """Writes ``path`` every so many optimiser steps, after each validation, and when the job is asked to stop.
+
+    At a step with a validation it writes after the validation, and it stands last in the trainer's list of callbacks.
+    The checkpoint then holds the best figure so far, by which a resumed run goes on choosing.
+
+    Args:
+        path: of the checkpoint.
+        every_steps: optimiser steps between checkpoints.
+        validate_every_steps: optimiser steps between validations.
+        preemption: tells whether the job is asked to stop. Preempted is raised once the checkpoint is written.
     """
 
     def __init__(self, path: Path, every_steps: int, validate_every_steps: int, preemption: Preemption):
@@ -83,7 +123,7 @@ class LastCheckpoint(Checkpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._ended_step = trainer.global_step
         if self.preemption.watched:
-            self.preemption.listen()  # again: the trainer has set handlers of its own by now
+            self.preemption.install_handlers()  # again: the trainer has installed its own by now
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs, batch, batch_idx) -> None:
         step = trainer.global_step
@@ -106,7 +146,7 @@ class LastCheckpoint(Checkpoint):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write checkpoints beside their place and rename them, so that a kill leaves the old one or the new one.
+    """Writes checkpoints beside their place and renames them, so that a kill leaves the old one or the new one.
 
     Lightning's own writes to the system's temporary folder and moves, which copies where that is another disk.
     """
@@ -116,8 +156,19 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, temporary)
 
 
+# Figures of validation that are printed
+SHOWN = (
+    "val/loss", "val/mse", "val/energy_correlation", "val/retrieval", "val/envelope_correlation", "val/onset_f1",
+)
+
+
 class StepProgress(L.Callback):
-    """One line a stage: steps done of all, loss, time left."""
+    """One line a stage: steps done of all, loss, time left.
+
+    Args:
+        label: the stage.
+        steps: of the whole stage.
+    """
 
     def __init__(self, label: str, steps: int):
         self.label, self.steps = label, steps
@@ -153,14 +204,9 @@ class StepProgress(L.Callback):
             self._progress = None
 
 
-SHOWN = (
-    "val/loss", "val/mse", "val/energy_correlation", "val/retrieval", "val/envelope_correlation", "val/onset_f1",
-)
-
-
 @dataclass
 class Reference:
-    """Clips to generate for, their true sound (B, samples), and the true onsets of each in seconds."""
+    """Clips to generate for, their true sound (B, samples) at 16 kHz, and the true onsets of each in seconds."""
 
     batch: ClipBatch
     waveforms: np.ndarray
@@ -168,11 +214,16 @@ class Reference:
 
 
 class ValidationSamples(L.Callback):
-    """Generate sound for the same clips at every validation, and log how well it is timed.
+    """Generates sound for the same clips at every validation, and logs how well it is timed.
 
-    Stands before the averaging callback in the trainer's list, so that it hears the averaged weights. Args: make, the
-    module being trained ⇒ Pipeline; reference; steps and seed of sampling; media, how many clips' sound and pictures
-    go to loggers that take them.
+    Stands before the averaging callback in the trainer's list, so that it samples from the averaged weights.
+
+    Args:
+        make: (module in training) ⇒ Pipeline.
+        reference: the clips.
+        steps: of sampling.
+        seed: of sampling.
+        media: how many clips' sound and pictures go to loggers that take them.
     """
 
     def __init__(self, make: Callable[[Any], Pipeline], reference: Reference, steps: int, seed: int,
@@ -189,9 +240,10 @@ class ValidationSamples(L.Callback):
             parts.append(pipeline.generate_batch(
                 self.reference.batch.select(rows), [self.seeds[r] for r in rows], steps=self.steps
             ))
-        waveforms = torch.cat(parts).numpy()
-        correlations = [envelope_correlation(w, t) for w, t in zip(waveforms, self.reference.waveforms)]
-        scores = [onset_f1(t, detect_onsets(w)) for w, t in zip(waveforms, self.reference.onsets_s)]
+        waveforms, rate_hz = torch.cat(parts).numpy(), self.reference.batch.spec.sample_rate_hz
+        sounds = [resample(waveform, rate_hz, SAMPLE_RATE_HZ) for waveform in waveforms]
+        correlations = [envelope_correlation(w, t) for w, t in zip(sounds, self.reference.waveforms)]
+        scores = [onset_f1(t, detect_onsets(w)) for w, t in zip(sounds, self.reference.onsets_s)]
         figures: dict[str, Sequence[float | None]] = {
             "val/envelope_correlation": correlations, "val/onset_f1": scores}
         for name, values in figures.items():
@@ -205,20 +257,21 @@ class ValidationSamples(L.Callback):
 
     def _log_media(self, logger, waveforms: np.ndarray, step: int) -> None:
         batch = self.reference.batch
+        rate_hz = batch.spec.sample_rate_hz
         for i, waveform in enumerate(waveforms):
             key, objects = batch.keys[i], batch.objects[i]
             probs = batch.probs[i, batch.frame_mask[i], : len(objects)].cpu().numpy()
             spectrogram = spectrogram_image(waveform)
-            timeline = timeline_image(objects, probs, len(waveform) / 16_000)
+            timeline = timeline_image(objects, probs, len(waveform) / rate_hz)
             if isinstance(logger, TensorBoardLogger):
                 board = logger.experiment
-                board.add_audio(f"samples/{key}", waveform[None], step, 16_000)
+                board.add_audio(f"samples/{key}", waveform[None], step, rate_hz)
                 board.add_image(f"spectrogram/{key}", spectrogram, step, dataformats="HWC")
                 board.add_image(f"objects/{key}", timeline, step, dataformats="HWC")
             elif isinstance(logger, WandbLogger):
                 import wandb
 
                 logger.experiment.log({
-                    f"samples/{key}": wandb.Audio(waveform, 16_000), f"spectrogram/{key}": wandb.Image(spectrogram),
+                    f"samples/{key}": wandb.Audio(waveform, rate_hz), f"spectrogram/{key}": wandb.Image(spectrogram),
                     f"objects/{key}": wandb.Image(timeline), "trainer/global_step": step,
                 })

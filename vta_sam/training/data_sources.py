@@ -10,11 +10,15 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from ..checkpoints.parts import build, class_of
+from ..checkpoints.parts import build
 from ..clip import ClipFeatures, ClipSpec
-from ..dataset.shards.schema import read_dataset
-from ..dataset.shards.storage import Place, Root, place_of, with_cache
+from ..dataset.shards.schema import DatasetInfo, read_dataset, source_video
+from ..dataset.shards.storage import Root, Storage, storage_of, with_cache
+from ..metrics.onsets import detect_onsets
+from ..perception.base import differences, kind_of, require_known
 from ..runtime.errors import InputError
+
+Recipe = dict[str, Any]
 
 
 class DataSource(Protocol):
@@ -28,7 +32,16 @@ class DataSource(Protocol):
         """One line for the plan: what, how much, where."""
         ...
 
-    def prepare(self, spec: ClipSpec, grounder: dict, encoder: dict, console: Console) -> Root:
+    def recipes(self, grounder: Recipe | None, encoder: Recipe | None) -> tuple[Recipe, Recipe]:
+        """The recipes of the grounder and the encoder that make, or made, the features.
+
+        Args:
+            grounder: as the user names it; None: not named.
+            encoder: likewise.
+        """
+        ...
+
+    def prepare(self, spec: ClipSpec, grounder: Recipe, encoder: Recipe, console: Console) -> Root:
         """⇒ where the shards lie, made if they aren't there."""
         ...
 
@@ -64,22 +77,47 @@ class ShardData:
         counts = ", ".join(f"{info.records(split)} {split}" for split in info.splits)
         return f"{self.root}: {counts} clips at {info.fps:g} fps"
 
-    def prepare(self, spec: ClipSpec, grounder: dict, encoder: dict, console: Console) -> Place:
-        """Raises InputError where the model folder would name extractors of another kind than made the shards, so that
-        it could not be used on a video after days of training."""
-        place = place_of(self.root, Path(self.latents) if self.latents else None)
-        info = read_dataset(place)
-        made_by = {"grounder": (info.grounder, extractor_kind(grounder)),
-                   "encoder": (info.encoder, extractor_kind(encoder))}
-        wrong = [f"{role} {found}, while {role}={named}" for role, (found, named) in made_by.items()
-                 if not found.startswith(f"{named}-")]
+    def recipes(self, grounder: Recipe | None, encoder: Recipe | None) -> tuple[Recipe, Recipe]:
+        """Recipes as dataset.json has them, and as the user names them where they agree with it.
+
+        Raises:
+            InputError: other extractors are named than made the shards, so that the model could not be used on a video
+                after days of training; or dataset.json names a class that this program doesn't trust.
+        """
+        info, named = read_dataset(storage_of(self.root)), {"grounder": grounder, "encoder": encoder}
+        wrong = [f"{role}: {difference}" for role, recipe in named.items() if recipe and role in info.recipes
+                 for difference in differences(recipe, info.recipes[role])]
+        if wrong:
+            raise InputError(f"{self.root} was made by other extractors than are named ({'; '.join(wrong)}); leave out "
+                             "grounder= and encoder=: the dataset knows what made it")
+        found = {role: recipe or info.recipes.get(role) for role, recipe in named.items()}
+        for role, recipe in found.items():
+            if recipe is not None and named[role] is None:
+                require_known(recipe, f"{storage_of(self.root).where('dataset.json')}: recipes.{role}")
+        return self._of_old_dataset(info, found["grounder"], found["encoder"])
+
+    def _of_old_dataset(self, info: DatasetInfo, grounder: Recipe | None, encoder: Recipe | None,
+                        ) -> tuple[Recipe, Recipe]:
+        """Recipes where dataset.json may have none: those named, or the tiny ones, if their kind made the shards."""
+        recipes = grounder or {"_target_": "tiny_grounder"}, encoder or {"_target_": "tiny_encoder"}
+        made_by = {"grounder": (info.grounder, recipes[0]), "encoder": (info.encoder, recipes[1])}
+        wrong = [f"{role} {found}, while {role}={kind_of(recipe)}" for role, (found, recipe) in made_by.items()
+                 if role not in info.recipes and not found.startswith(f"{kind_of(recipe)}-")]
         if wrong:
             raise InputError(f"{self.root} was made by the {' and the '.join(wrong)} is configured; name those that "
                              "made it, with their settings (grounder=grounded_sam encoder=clip, for example)")
-        return place if self.cache is None else with_cache(place, Path(self.cache), self.cache_gb, info.fingerprint)
+        return recipes
+
+    def prepare(self, spec: ClipSpec, grounder: Recipe, encoder: Recipe, console: Console) -> Storage:
+        """Raises InputError as :meth:`recipes` does."""
+        self.recipes(grounder, encoder)
+        storage = storage_of(self.root, Path(self.latents) if self.latents else None)
+        if self.cache is None:
+            return storage
+        return with_cache(storage, Path(self.cache), self.cache_gb, read_dataset(storage).fingerprint)
 
     def video(self, record: ClipFeatures) -> Path | None:
-        path = Path(self.videos) / record.source if self.videos else None
+        path = source_video(Path(self.videos), record) if self.videos else None
         return path if path and path.is_file() else None
 
     def onsets_s(self, record: ClipFeatures) -> np.ndarray | None:
@@ -112,7 +150,14 @@ class EmbeddedData:
         there = "made before" if (self.videos / "manifest.csv").exists() else "rendered now"
         return f"the embedded world in {self.root}: {counts} clips ({there})"
 
-    def prepare(self, spec: ClipSpec, grounder: dict[str, Any], encoder: dict[str, Any], console: Console) -> Path:
+    def recipes(self, grounder: Recipe | None, encoder: Recipe | None) -> tuple[Recipe, Recipe]:
+        """Recipes as named. Raises InputError where one is not."""
+        if grounder is None or encoder is None:
+            raise InputError("the embedded world is extracted by this program: name grounder= and encoder= (tiny, for "
+                             "example)")
+        return grounder, encoder
+
+    def prepare(self, spec: ClipSpec, grounder: Recipe, encoder: Recipe, console: Console) -> Path:
         from ..dataset.extraction.extract import extract_dataset
         from ..embedded.world import write_world
 
@@ -121,9 +166,9 @@ class EmbeddedData:
             manifest = write_world(self.videos, self.counts, self.seed, self.workers,
                                    lambda done, total: progress.update(task, completed=done, total=total))
             task = progress.add_task("extract features", total=sum(self.counts.values()))
-            ears_and_eyes = build(grounder), build(encoder)
+            extractors = build(grounder), build(encoder)
             out = embedded_shards(Path(self.root), grounder, encoder, spec.fps)
-            extract_dataset(manifest, self.videos, out, *ears_and_eyes, spec.fps, workers=self.workers,
+            extract_dataset(manifest, self.videos, out, *extractors, spec.fps, workers=self.workers,
                             progress=lambda done, total, *_: progress.update(task, completed=done, total=total))
         return out
 
@@ -136,12 +181,18 @@ class EmbeddedData:
         return read_truth(self.videos / record.source).onsets_s()
 
 
-def embedded_shards(root: Path, grounder: dict[str, Any], encoder: dict[str, Any], fps: float) -> Path:
-    """Where the embedded world in ``root`` keeps the shards of these extractors, both given by their recipes."""
-    return root / f"shards-{extractor_kind(grounder)}-{extractor_kind(encoder)}-{fps:g}fps"
+def embedded_shards(root: Path, grounder: Recipe, encoder: Recipe, fps: float) -> Path:
+    """Where the embedded world in ``root`` keeps the shards of the extractors of these recipes."""
+    return root / f"shards-{kind_of(grounder)}-{kind_of(encoder)}-{fps:g}fps"
 
 
-def extractor_kind(recipe: dict[str, Any]) -> str:
-    """The first word of an extractor's fingerprint: its class's ``kind``, or the module of a class that states none."""
-    extractor = class_of(recipe["_target_"])
-    return str(getattr(extractor, "kind", extractor.__module__.rpartition(".")[2]))
+def true_onsets(source: DataSource, record: ClipFeatures, waveform: np.ndarray) -> np.ndarray:
+    """Onsets of a clip's sound, in seconds: the truth where the data source knows it, else those detected in it.
+
+    Args:
+        source: of the clip.
+        record: the clip.
+        waveform: its true sound, (samples,).
+    """
+    onsets_s = source.onsets_s(record)
+    return onsets_s if onsets_s is not None else detect_onsets(waveform)

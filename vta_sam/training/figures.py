@@ -1,10 +1,13 @@
-"""The figures at the end of a run: how well a finished model's sound is timed, what it is, and what bounds both."""
+"""The figures at the end of a run: timing, class and level of a finished model's sound, and what bounds them.
+
+Held-out clips are generated here; they are scored by the rows of the table of metrics, as evaluate.py does.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -14,50 +17,72 @@ import torch
 from ..clip import ClipFeatures
 from ..dataset.shards.batch import ClipBatch, collate, window_of
 from ..dataset.shards.datamodule import ShardReader, consecutive
-from ..embedded.tagger import load_tagger
+from ..embedded.tiny_networks import TinyBackbone, load_tagger
+from ..evaluation.aggregate import SetFigures, figure_of_scores
+from ..evaluation.measurements import ClipTruth, SoundMeasurements
+from ..evaluation.metric import Metric, clip_values, waveform_value
+from ..evaluation.metric_table import figure_metrics
+from ..evaluation.results import Figure, interval_json
+from ..evaluation.sounds import WaveformFeatures
 from ..generation.pipeline import Pipeline
-from ..metrics.intervals import Interval, bootstrap_interval, derangement, paired_difference
-from ..metrics.onsets import detect_onsets, onset_f1
-from ..metrics.signal import ErrorShare, correlation, energy_envelope, measure_level, mel_error_share
+from ..media.audio import resample
+from ..mel import SAMPLE_RATE_HZ
+from ..metrics.intervals import Resampling, bootstrap_interval, derangement
+from ..metrics.signal import ErrorShare, mel_error_share
 from ..runtime.randomness import seed_of
+from ..vae.codec import MelCodec
 
 Tick = Callable[[int], None]
+TINY = "tiny"  # the backbone of this stage: the embedded tagger, which is shipped
+_PARTS = ("score", "control", "score_minus_control", "ceiling")  # of a Figure
 
 
 @dataclass
 class HeldOut:
-    """Clips of the test split as the model will see them. onsets_s: the truth, per clip. train_mean_mel (64,): per-bin
-    mean of the training set's normalised log-mels, about which the VAE's error share is taken."""
+    """Clips of the test split, cut to the model's clip.
+
+    Args:
+        records: as stored.
+        batch: the same, collated.
+        onsets_s: the true onsets of each clip.
+        train_mean_mel: (64,) per-bin mean of the training set's normalised log-mels, about which the VAE's error share
+            is taken.
+        classes: that the tagger knows.
+    """
 
     records: list[ClipFeatures]
     batch: ClipBatch
     onsets_s: Sequence[np.ndarray]
-    train_mean_mel: np.ndarray
+    train_mean_mel: np.ndarray | None
+    classes: Sequence[str] = field(default_factory=lambda: load_tagger().classes)
 
     @property
     def single(self) -> list[int]:
-        """Rows with one object only, whose class is known."""
-        return [i for i, r in enumerate(self.records) if r.label and len(r.objects) == 1]
+        """Rows with one object only, of a class that the tagger knows."""
+        return [i for i, r in enumerate(self.records) if r.label in self.classes and len(r.objects) == 1]
 
 
 def held_out(reader: ShardReader, train: ShardReader, pipeline: Pipeline, clips: int,
              onsets_of: Callable[[ClipFeatures, np.ndarray], np.ndarray]) -> HeldOut:
-    """The first ``clips`` of a split, cut to the model's clip."""
+    """⇒ the first ``clips`` of a split."""
     records = [reader.record(*place)[0] for place in islice(consecutive(reader.counts), clips)]
     batch = collate([window_of(r, pipeline.spec, seed_of(r.key)) for r in records], pipeline.spec)
     assert batch.waveform is not None
-    onsets = [onsets_of(r, w) for r, w in zip(records, batch.waveform.numpy())]
+    onsets = [onsets_of(r, resample(w, pipeline.spec.sample_rate_hz, SAMPLE_RATE_HZ))
+              for r, w in zip(records, batch.waveform.numpy())]
+    if not isinstance(pipeline.codec, MelCodec):
+        return HeldOut(records, batch, onsets, None)
     total, count = np.zeros(pipeline.spec.n_mels), 0
     for place in islice(consecutive(train.counts), 256):
         with torch.no_grad():
-            mel = pipeline.codec.mel(torch.from_numpy(train.record(*place)[0].waveform)[None].to(pipeline.device))
+            mel = pipeline.codec.mel_of(torch.from_numpy(train.record(*place)[0].waveform)[None].to(pipeline.device))
         total += mel[0, 0].double().sum(dim=0).cpu().numpy()
         count += mel.shape[2]
     return HeldOut(records, batch, onsets, (total / count).astype(np.float32))
 
 
 def generate(pipeline: Pipeline, batch: ClipBatch, seed: int, batch_size: int, tick: Tick) -> np.ndarray:
-    """One sound per clip, seeded by (seed, key, sample 0) as ``generate.py shards=`` does ⇒ (B, samples)."""
+    """⇒ (B, samples), one sound per clip, seeded by (seed, key, sample 0) as ``generate.py shards=`` does."""
     parts = []
     for start in range(0, len(batch), batch_size):
         rows = range(start, min(start + batch_size, len(batch)))
@@ -68,18 +93,28 @@ def generate(pipeline: Pipeline, batch: ClipBatch, seed: int, batch_size: int, t
 
 
 @torch.no_grad()
-def through_codec(pipeline: Pipeline, waveforms: torch.Tensor, batch_size: int,
-                  tick: Tick) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """True sound through VAE and vocoder, the ceiling ⇒ sound (B, samples), true and decoded mels (B, frames, 64)."""
-    sounds, true, decoded = [], [], []
+def through_codec(pipeline: Pipeline, waveforms: torch.Tensor, batch_size: int, tick: Tick) -> np.ndarray:
+    """True sound through codec and vocoder, the ceiling ⇒ sound (B, samples)."""
+    sounds = []
     for chunk in waveforms.split(batch_size):
-        mel = pipeline.codec.mel(chunk.to(pipeline.device))
-        mean, _ = pipeline.codec.moments(mel).chunk(2, dim=1)
-        sounds.append(pipeline.decode(mean))
-        true.append(mel[:, 0].cpu())
-        decoded.append(pipeline.codec.decode(mean)[:, 0].float().cpu())
+        sounds.append(pipeline.decode(pipeline.codec.posterior_mean(chunk.to(pipeline.device))))
         tick(len(chunk))
-    return torch.cat(sounds).numpy(), torch.cat(true).numpy(), torch.cat(decoded).numpy()
+    return torch.cat(sounds).numpy()
+
+
+@torch.no_grad()
+def codec_error_share(pipeline: Pipeline, clips: HeldOut, batch_size: int) -> float | None:
+    """The share of the true mels' variance that the codec loses; None: it is none of mels."""
+    codec, mean_mel = pipeline.codec, clips.train_mean_mel
+    if not isinstance(codec, MelCodec) or mean_mel is None:
+        return None
+    assert clips.batch.waveform is not None
+    total = ErrorShare(0.0, 0.0)
+    for chunk in clips.batch.waveform.split(batch_size):
+        mel = codec.mel_of(chunk.to(pipeline.device))
+        decoded = codec.decode(codec.moments(mel).chunk(2, dim=1)[0])[:, 0].float().cpu().numpy()
+        total = sum((mel_error_share(t, d, mean_mel) for t, d in zip(mel[:, 0].cpu().numpy(), decoded)), start=total)
+    return round(total.share, 4)
 
 
 def swap_objects(clips: HeldOut, seed: int) -> tuple[ClipBatch, list[int], list[str]]:
@@ -102,46 +137,111 @@ def swap_objects(clips: HeldOut, seed: int) -> tuple[ClipBatch, list[int], list[
         if caption.shape[2] == len(own):  # the tiny encoder says a thing by one vector, in captions as among objects
             said = (caption[row] - own).abs().amax(dim=1) < 1e-3
             caption[row, said] = embedding[row, 0]
-    return dataclasses.replace(batch, object_embedding=embedding, caption_tokens=caption), rows, swapped
+    return batch.replace(object_embedding=embedding, caption_tokens=caption), rows, swapped
 
 
-def timing(generated: np.ndarray, true: np.ndarray, onsets_s: Sequence[np.ndarray], seed: int) -> dict[str, Any]:
-    """Envelope correlation and onset F1, each with its control (a fixed derangement of the truth) and the paired
-    difference of the two. generated, true (n, samples)."""
-    order = derangement(len(true), seed)
-    envelopes, truths = ([energy_envelope(w) for w in waves] for waves in (generated, true))
-    found = [detect_onsets(w) for w in generated]
-    scores: dict[str, tuple[list, list]] = {
-        "envelope_correlation": (
-            [correlation(a, b) for a, b in zip(envelopes, truths)],
-            [correlation(a, truths[j]) for a, j in zip(envelopes, order)],
-        ),
-        "onset_f1": (
-            [onset_f1(t, e) for t, e in zip(onsets_s, found)],
-            [onset_f1(onsets_s[j], e) for e, j in zip(found, order)],
-        ),
-    }
-    return {
-        name: {
-            "score": as_dict(bootstrap_interval(score)),
-            "control": as_dict(bootstrap_interval(control)),
-            "score_minus_control": as_dict(paired_difference(score, control)),
-        }
-        for name, (score, control) in scores.items()
-    }
+class Scoring:
+    """Scores sounds of held-out clips.
+
+    Args:
+        clips: at least two.
+        seed: of the controls' derangement.
+        metrics: rows of the table of metrics.
+    """
+
+    def __init__(self, clips: HeldOut, seed: int, metrics: Sequence[Metric] | None = None) -> None:
+        assert clips.batch.waveform is not None
+        self.clips, self.seed = clips, seed
+        self.metrics = figure_metrics() if metrics is None else list(metrics)
+        self.backbone = TinyBackbone()
+        self.classes = {TINY: self.backbone.classes}
+        single = set(clips.single)
+        of_all = any(metric.backbone and not metric.needs_label for metric in self.metrics)
+        self._embedded = set(range(len(clips.records))) if of_all else single
+        self.rate_hz = clips.batch.spec.sample_rate_hz
+        self._true = np.stack([self._at_figures_rate(wave) for wave in clips.batch.waveform.numpy()])
+        labels = [record.label if i in single else "" for i, record in enumerate(clips.records)]
+        self.truths = [ClipTruth(sound, onsets_s, label=label) for sound, onsets_s, label
+                       in zip(self.measure(clips.batch.waveform.numpy()), clips.onsets_s, labels)]
+
+    def _at_figures_rate(self, waveform: np.ndarray) -> np.ndarray:
+        """At the one rate that figures are computed at, so that models of different rates can be compared."""
+        return resample(waveform, self.rate_hz, SAMPLE_RATE_HZ)
+
+    def measure(self, waveforms: np.ndarray, rows: Sequence[int] | None = None) -> list[SoundMeasurements]:
+        """Waveforms (n, samples), at the model's rate, of these rows of the clips (default: of all) ⇒ what metrics need
+        of them."""
+        sounds = []
+        for row, own in zip(range(len(waveforms)) if rows is None else rows, waveforms):
+            wave = self._at_figures_rate(own)
+            sound = SoundMeasurements(WaveformFeatures(wave))
+            sound.pair_values = {metric.key: waveform_value(metric, self._true[row], wave)
+                                 for metric in self.metrics if metric.needs_waveform}
+            if row in self._embedded:
+                [output] = self.backbone.embed([wave])
+                assert output.logits is not None or not len(output.embeddings)
+                sound.embeddings[TINY] = {"embeddings": output.embeddings}
+                if output.logits is not None:
+                    sound.embeddings[TINY]["logits"] = output.logits
+            sounds.append(sound)
+        return sounds
+
+    def timing(self, sounds: Sequence[SoundMeasurements], rows: Sequence[int] | None = None) -> dict[str, Any]:
+        """⇒ {metric of timing: its score, its control (a fixed derangement of the truth) and their paired
+        difference}."""
+        metrics = [metric for metric in self.metrics if metric.group == "Timing" and metric.scope == "clip"]
+        figures = self._clip_figures(metrics, sounds, range(len(sounds)) if rows is None else rows)
+        return {key: _json(figure) for key, figure in figures.items()}
+
+    def sound_class(self, sounds: Sequence[SoundMeasurements], rows: Sequence[int],
+                    labels: Sequence[str]) -> dict[str, Any]:
+        """⇒ the share of these rows' sounds that the embedded tagger gives their label (top-1)."""
+        [metric] = [metric for metric in self.metrics if metric.key == "sound_class"]
+        truths = [dataclasses.replace(self.truths[row], label=label) for row, label in zip(rows, labels)]
+        return interval_json(bootstrap_interval([
+            clip_values([metric], sound, truth, self.classes)[metric.key] for sound, truth in zip(sounds, truths)]))
+
+    def others(self, generated: Sequence[SoundMeasurements], ceiling: Sequence[SoundMeasurements]) -> dict[str, Any]:
+        """⇒ {metric: score, control, ceiling …} of the metrics that are not of timing; of one that needs labels, over
+        the clips that have one, with the true sound's score."""
+        figures: dict[str, Any] = {}
+        for metric in (m for m in self.metrics if m.group != "Timing" or m.scope == "set"):
+            rows = self.clips.single if metric.needs_label else list(range(len(self.truths)))
+            if len(rows) < 2:
+                continue
+            if metric.scope == "set":
+                figures[metric.key] = self._set_figure(metric, generated, ceiling)
+                continue
+            parts = {"ceiling": ceiling} | ({"true_sound": [truth.sound for truth in self.truths]}
+                                            if metric.needs_label else {})
+            figure = {name: _json(self._clip_figures([metric], [sounds[i] for i in rows], rows)[metric.key])
+                      for name, sounds in {"generated": generated, **parts}.items()}
+            figures[metric.key] = figure["generated"] | {name: figure[name]["score"] for name in parts}
+        return figures
+
+    def _clip_figures(self, metrics: Sequence[Metric], sounds: Sequence[SoundMeasurements],
+                      rows: Sequence[int]) -> dict[str, Figure]:
+        truths = [self.truths[row] for row in rows]
+        partners = [truths[j] for j in derangement(len(truths), self.seed)]
+        scores = [clip_values(metrics, sound, truth, self.classes) for sound, truth in zip(sounds, truths)]
+        controls = [clip_values(metrics, sound, truth, self.classes, control=True)
+                    for sound, truth in zip(sounds, partners)]
+        return {metric.key: figure_of_scores([values[metric.key] for values in scores],
+                                             [values[metric.key] for values in controls] if metric.control else None)
+                for metric in metrics}
+
+    def _set_figure(self, metric: Metric, generated: Sequence[SoundMeasurements],
+                    ceiling: Sequence[SoundMeasurements]) -> dict[str, Any]:
+        keys = [record.key for record in self.clips.records]
+        sets = SetFigures(dict(zip(keys, self.truths)), Resampling(self.seed))
+        figure = sets.figure(metric, "generated", {key: [sound] for key, sound in zip(keys, generated)},
+                             {key: [sound] for key, sound in zip(keys, ceiling)})
+        return _json(figure) if figure.score is not None else {"score": None, "reason": figure.reason}
 
 
-def sound_class(waveforms: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
-    """Share of sounds that the embedded tagger gives their label (top-1)."""
-    tagger = load_tagger()
-    with torch.no_grad():
-        guesses = torch.cat([tagger.logits(torch.from_numpy(w)[None]) for w in waveforms]).argmax(dim=1)
-    return as_dict(bootstrap_interval([float(tagger.classes[g] == label) for g, label in zip(guesses, labels)]))
-
-
-def levels(waveforms: np.ndarray) -> dict[str, float]:
-    """Loudness, silent clips and clipped samples of a set."""
-    found = [measure_level(w) for w in waveforms]
+def levels(sounds: Sequence[SoundMeasurements]) -> dict[str, float]:
+    """⇒ mean loudness, shares of silent clips and of clipped samples of a set."""
+    found = [sound.features.level for sound in sounds]
     return {
         "mean_rms_dbfs": round(float(np.mean([x.rms_dbfs for x in found])), 2),
         "silent_clips": round(float(np.mean([x.silent for x in found])), 4),
@@ -149,55 +249,47 @@ def levels(waveforms: np.ndarray) -> dict[str, float]:
     }
 
 
-def vae_figures(clips: HeldOut, sounds: np.ndarray, true_mels: np.ndarray, decoded: np.ndarray) -> dict[str, Any]:
-    """How much the codec loses: mel error share, and what the tagger and the onset detector make of its output."""
-    shares = [mel_error_share(t, d, clips.train_mean_mel) for t, d in zip(true_mels, decoded)]
-    rows = clips.single
-    figures: dict[str, Any] = {
-        "mel_error_share": round(sum(shares, start=ErrorShare(0.0, 0.0)).share, 4),
-        "onset_f1": as_dict(bootstrap_interval(
-            [onset_f1(t, detect_onsets(w)) for t, w in zip(clips.onsets_s, sounds)])),
-    }
-    if rows:
-        figures["sound_class"] = sound_class(sounds[rows], [clips.records[i].label for i in rows])
-    return figures
-
-
 def measure(pipeline: Pipeline, clips: HeldOut, seed: int, batch_size: int,
             tick: Tick) -> tuple[dict[str, Any], np.ndarray]:
     """Every figure of a finished model ⇒ (figures, the generated sound (n, samples)). Needs at least two clips."""
     assert clips.batch.waveform is not None
-    true = clips.batch.waveform.numpy()
-    generated = generate(pipeline, clips.batch, seed, batch_size, tick)
-    ceiling, true_mels, decoded = through_codec(pipeline, clips.batch.waveform, batch_size, tick)
+    waveforms = generate(pipeline, clips.batch, seed, batch_size, tick)
+    reconstructed = through_codec(pipeline, clips.batch.waveform, batch_size, tick)
+    scoring = Scoring(clips, seed)
+    generated, ceiling = scoring.measure(waveforms), scoring.measure(reconstructed)
+    bounds = scoring.timing(ceiling)
     figures: dict[str, Any] = {
         "clips": len(clips.records),
-        "timing": timing(generated, true, clips.onsets_s, seed),
-        "ceiling": timing(ceiling, true, clips.onsets_s, seed),
-        "level": {"generated": levels(generated), "true": levels(true)},
-        "vae": vae_figures(clips, ceiling, true_mels, decoded),
+        "timing": scoring.timing(generated),
+        "ceiling": bounds,
+        "level": {"generated": levels(generated), "true": levels([truth.sound for truth in scoring.truths])},
+        "vae": {"mel_error_share": codec_error_share(pipeline, clips, batch_size),
+                "onset_f1": bounds["onset_f1"]["score"]},
     }
     rows = clips.single
-    if len(rows) >= 2:
-        labels = [clips.records[i].label for i in rows]
-        figures["sound_class"] = {
-            "score": sound_class(generated[rows], labels),
-            "ceiling": sound_class(ceiling[rows], labels),
-            "true_sound": sound_class(true[rows], labels),
-            "chance": 1 / len(load_tagger().classes),
+    labels = [clips.records[i].label for i in rows]
+    if rows:
+        figures["vae"]["sound_class"] = scoring.sound_class([ceiling[i] for i in rows], rows, labels)
+    figures |= scoring.others(generated, ceiling)
+    if "sound_class" in figures:
+        figures["sound_class"]["chance"] = 1 / len(clips.classes)
+    if len(set(labels)) >= 2:
+        swapped, _, named = swap_objects(clips, seed)
+        other = scoring.measure(generate(pipeline, swapped, seed, batch_size, tick), rows)
+        figures["swap"] = {
+            "follows_the_new_word": scoring.sound_class(other, rows, named),
+            "stays_with_the_picture": scoring.sound_class(other, rows, labels),
+            "timing": scoring.timing(other, rows),
         }
-        if len(set(labels)) >= 2:
-            swapped, _, named = swap_objects(clips, seed)
-            other = generate(pipeline, swapped, seed, batch_size, tick)
-            figures["swap"] = {
-                "follows_the_new_word": sound_class(other, named),
-                "stays_with_the_picture": sound_class(other, labels),
-                "timing": timing(other, true[rows], [clips.onsets_s[i] for i in rows], seed),
-            }
-    return figures, generated
+    return figures, waveforms
 
 
-def as_dict(interval: Interval) -> dict[str, float | int | None]:
-    """An interval as json, rounded to four places; NaN becomes null."""
-    values = dataclasses.asdict(interval)
-    return {k: (None if isinstance(v, float) and np.isnan(v) else round(v, 4)) for k, v in values.items()}
+def mean_scores(figures: dict[str, Any]) -> dict[str, float]:
+    """figures.json ⇒ {metric: mean} under the names that evaluate.py uses, of those that are defined."""
+    scores = {name: content["score"] for part in (figures["timing"], figures) for name, content in part.items()
+              if isinstance(content, dict) and content.get("score")}
+    return {name: score["mean"] for name, score in scores.items() if score["mean"] is not None}
+
+
+def _json(figure: Figure) -> dict[str, Any]:
+    return {name: interval_json(interval) for name in _PARTS if (interval := getattr(figure, name)) is not None}

@@ -1,4 +1,10 @@
-"""Loggers that need a decision before they are made."""
+"""One stage's training: a Trainer with checkpoints to resume from, averaged weights, and a choice by a validation
+figure; on one device, on several by DDP, or sharded over them by FSDP2. And the logger that needs a decision before it
+is made.
+
+FSDP2 is for networks that one GPU can't hold, and experimental: torch's fully_shard shards parameters, gradients and
+moments, Lightning's ModelParallelStrategy writes checkpoints, which stay whole files.
+"""
 
 from __future__ import annotations
 
@@ -8,28 +14,32 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import lightning as L
 import torch
 import yaml
 from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 
 from ..dataset.shards.datamodule import ShardDataModule
-from ..runtime.distributed import Processes
+from ..diffusion.condition import Condition, Conditioner
+from ..diffusion.latent_diffusion import LatentDiffusion
+from ..runtime.distributed import Processes, visible_gpus
 from ..runtime.errors import InputError
-from .callbacks import AtomicCheckpointIO, FiniteGuard, LastCheckpoint, StepProgress
+from .callbacks import AtomicCheckpointIO, ExponentialMovingAverage, GradientClipping, LastCheckpoint, StepProgress
 from .optimisation import attention_kernels, choose_precision, training_device
 from .preemption import Preemption
 from .run_folder import StageFolder
-from .sharding import fill_whole, to_be_sharded
-
-# MERGED-DOC """One stage's training: a Trainer with checkpoints to resume from, averaged weights, and a choice by
-# figure; on one device, or on several by DDP."""
 
 
 def has_wandb_account() -> bool:
@@ -43,21 +53,27 @@ def has_wandb_account() -> bool:
 
 
 def wandb_logger(save_dir: str, name: str, project: str, tags: Sequence[str] = ()) -> WandbLogger:
-    """A run of its own per stage, grouped by the job's folder; offline unless there is an account.
+    """A logger with a run of its own per stage, grouped by the job's folder; offline unless there is an account.
 
-    Its config is what the stage was told, so that a table of runs shows what differs. In a sweep the agent has named
-    one run for the whole job: all stages go into that one. save_dir: the stage's folder, <runs>/<run>/<stage>.
+    The run's config is the stage's settings, so that a table of runs shows what differs. In a sweep the agent has named
+    one run for the whole job: all stages go into that one.
+
+    Args:
+        save_dir: the stage's folder, <runs>/<run>/<stage>.
+        name: not used; the folder names the run.
+        project: wandb's.
+        tags: of the run.
     """
     stage = Path(save_dir)
     offline = not has_wandb_account() or os.environ.get("WANDB_MODE") == "offline"
-    told: dict[str, Any] = {"name": f"{stage.parent.name}/{stage.name}", "group": stage.parent.name,
-                            "job_type": stage.name}
+    settings: dict[str, Any] = {"name": f"{stage.parent.name}/{stage.name}", "group": stage.parent.name,
+                                "job_type": stage.name}
     if os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"):
-        told = {"name": stage.parent.name, "id": os.environ["WANDB_RUN_ID"], "resume": "allow"}
+        settings = {"name": stage.parent.name, "id": os.environ["WANDB_RUN_ID"], "resume": "allow"}
     config = stage / "config.yaml"
     if config.exists():
-        told["config"] = {stage.name: yaml.safe_load(config.read_text())}
-    return WandbLogger(project=project, save_dir=save_dir, offline=offline, tags=list(tags), **told)
+        settings["config"] = {stage.name: yaml.safe_load(config.read_text())}
+    return WandbLogger(project=project, save_dir=save_dir, offline=offline, tags=list(tags), **settings)
 
 
 def close(loggers: Iterable[Logger]) -> None:
@@ -72,10 +88,20 @@ LoggerFactory = Callable[..., Logger]  # (save_dir=…, name=…) ⇒ Logger
 
 @dataclass(frozen=True)
 class FitSettings:
-    """steps: optimiser steps. validate_every, checkpoint_every: in steps. accumulate: batches per step, of one process;
-    see StageSettings.parted for several. clip_norm: of the gradient. ema_decay: of the averaged weights, which are what
-    is validated and kept. precision: auto, fp32 or bf16. accelerator: Lightning's. strategy: of several processes, ddp
-    (each has the whole network) or fsdp2 (sharding.py; experimental: no averaged weights, which can't be sharded)."""
+    """How a stage is fitted, ``fit.<stage>.fit`` of the config.
+
+    Attributes:
+        steps: optimiser steps.
+        validate_every, checkpoint_every: in steps.
+        accumulate: batches per step, of one process; see StageSettings.split_over for several.
+        clip_norm: largest norm of the gradient; 0: gradients are not clipped.
+        ema_decay: of the averaged weights, which are validated and kept.
+        ema_start: the step from which weights are averaged.
+        precision: auto, fp32 or bf16.
+        accelerator: Lightning's.
+        strategy: of several processes, ddp (each has the whole network) or fsdp2 (sharded; experimental: no
+            averaged weights, which can't be sharded).
+    """
 
     steps: int
     validate_every: int
@@ -112,37 +138,40 @@ def fit(
 ) -> None:
     """Train ``module`` from where its folder left off, then fill it with the chosen checkpoint's averaged weights.
 
-    monitor: (figure, "min" or "max") that chooses the checkpoint. preemption: who asks to stop, and the processes that
-    train together; None: nobody, and this one. Raises Preempted when asked, InputError where a step is not finite.
+    Args:
+        module: changed in place.
+        data: of the stage.
+        folder: of the stage, claimed.
+        settings: how to fit.
+        label: on the progress bar.
+        monitor: (figure, "min" or "max") that chooses the checkpoint.
+        loggers: factories.
+        callbacks: those of the stage itself.
+        preemption: tells whether the job is asked to stop; it knows the processes that train together. None: this
+            process alone, which nobody asks.
+
+    Raises:
+        Preempted: the job is asked to stop, and has saved what it had.
+        InputError: a step is not finite, or a checkpoint can't be used.
     """
-    _quiet()
+    _silence_lightning()
     preemption = preemption or Preemption(Processes())
     processes = preemption.processes
-    figure, mode = monitor
     sharded = settings.strategy == "fsdp2" and processes.world > 1  # one process has nobody to share with
     if sharded:
         to_be_sharded(module)
-    average = [EMAWeightAveraging(decay=settings.ema_decay, update_starting_at_step=settings.ema_start)]
     with attention_kernels(training_device()):
         precision = processes.alone(lambda: choose_precision(
             settings.precision, module, next(iter(data.train_dataloader())), folder.path))
     trainer = L.Trainer(
         default_root_dir=folder.path,
         max_steps=settings.steps,
-        accelerator=settings.accelerator, precision=precision, **_together(processes, sharded),
-        gradient_clip_val=settings.clip_norm, accumulate_grad_batches=settings.accumulate,
+        accelerator=settings.accelerator, precision=precision, **_devices(processes, sharded),
+        accumulate_grad_batches=settings.accumulate,
         val_check_interval=settings.validate_every * settings.accumulate, check_val_every_n_epoch=None,
         num_sanity_val_steps=0, log_every_n_steps=10, enable_progress_bar=False, enable_model_summary=False,
         logger=[make(save_dir=str(folder.path), name="logs") for make in loggers] or False,
-        callbacks=[
-            *callbacks,  # before the average, which puts the raw weights back when validation ends
-            *([] if sharded else average),
-            FiniteGuard(folder.path),
-            StepProgress(label, settings.steps),
-            ModelCheckpoint(folder.best_checkpoint.parent, filename="best", monitor=figure, mode=mode,
-                            enable_version_counter=False),
-            LastCheckpoint(folder.last_checkpoint, settings.checkpoint_every, settings.validate_every, preemption),
-        ],
+        callbacks=_callbacks(folder, settings, label, monitor, callbacks, preemption, sharded),
     )
     resume = folder.last_checkpoint if folder.last_checkpoint.exists() else None
     if resume:
@@ -164,24 +193,40 @@ def fit(
     module.eval()
 
 
-def _together(processes: Processes, sharded: bool) -> dict[str, Any]:
-    """What the trainer is told of the processes. Lightning's own reading of SLURM's variables is kept out: its handler
-    would save in the middle of a step, and its checkpoint would be loaded by whichever stage comes next."""
+def _callbacks(folder: StageFolder, settings: FitSettings, label: str, monitor: tuple[str, str],
+               callbacks: Sequence[L.Callback], preemption: Preemption, sharded: bool) -> list[L.Callback]:
+    """The stage's own callbacks and those of every fit. Their order counts."""
+    figure, mode = monitor
+    return [
+        *callbacks,  # before the average, which puts the raw weights back when validation ends
+        *([] if sharded else [ExponentialMovingAverage(settings.ema_decay, settings.ema_start)]),
+        GradientClipping(settings.clip_norm, folder.path),
+        StepProgress(label, settings.steps),
+        ModelCheckpoint(folder.best_checkpoint.parent, filename="best", monitor=figure, mode=mode,
+                        enable_version_counter=False),
+        LastCheckpoint(folder.last_checkpoint, settings.checkpoint_every, settings.validate_every, preemption),
+    ]
+
+
+def _devices(processes: Processes, sharded: bool) -> dict[str, Any]:
+    """The trainer's arguments about devices and processes. Lightning doesn't read SLURM's variables by itself: its
+    handler would save in the middle of a step, and whichever stage comes next would load its checkpoint."""
     if processes.world == 1:
         return {"devices": 1, "plugins": [AtomicCheckpointIO(), LightningEnvironment()]}
     # parts of a conditioner may be switched off by its settings, and get no gradient
     strategy = ModelParallelStrategy(data_parallel_size=processes.world, tensor_parallel_size=1,
                                      save_distributed_checkpoint=False) if sharded else \
         DDPStrategy(find_unused_parameters=True)
+    placed = processes.placed(visible_gpus())
     return {
-        "devices": processes.local_world, "num_nodes": processes.machines, "use_distributed_sampler": False,
+        "devices": placed.local_world, "num_nodes": placed.machines, "use_distributed_sampler": False,
         "strategy": strategy,
         "plugins": [AtomicCheckpointIO(), TorchElasticEnvironment()],
     }
 
 
 def read_checkpoint(path: Path, module: L.LightningModule) -> dict:
-    """A checkpoint of this very module ⇒ its content. Raises InputError when it is damaged or of another model."""
+    """The content of a checkpoint of this very module. Raises InputError when it is damaged or of another model."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds for a file that isn't its own
@@ -199,8 +244,8 @@ def read_checkpoint(path: Path, module: L.LightningModule) -> dict:
     return content
 
 
-def _quiet() -> None:
-    """Lightning tells of every trainer what its config already says."""
+def _silence_lightning() -> None:
+    """Turn off messages that repeat the config for every Trainer, and warnings about choices made on purpose."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (".*does not have many workers.*", ".*is an iterable.*", ".*`IterableDataset` has `__len__`.*",
@@ -210,3 +255,57 @@ def _quiet() -> None:
                     ".*FSDP2-wrapped module .* returned a view tensor.*",  # which nobody writes to
                     ".*sync_dist=True.*"):  # in validation every process sees the same clips
         warnings.filterwarnings("ignore", message)
+
+
+def to_be_sharded(module: L.LightningModule) -> None:
+    """Have Lightning shard the parameters of the diffusion stage's module over the processes when the fit begins.
+
+    Args:
+        module: changed in place.
+
+    Raises:
+        InputError: it is another stage's module, whose networks are small; or its conditioner guides sampling, and so
+            reads its parameters where nothing gathers them.
+    """
+    if not isinstance(module, LatentDiffusion):
+        raise InputError("strategy=fsdp2 is for stage diffusion; the other stages' networks are small: leave theirs "
+                         "at ddp")
+    if type(module.conditioner).guide is not Conditioner.guide:
+        raise InputError(f"strategy=fsdp2 can't be used with {type(module.conditioner).__name__}, which guides "
+                         "sampling by its own network; use strategy=ddp")
+    # on this module alone: the averaging callback calls the hook of a class that has one, outside of any strategy
+    module.configure_model = MethodType(_shard, module)  # type: ignore[method-assign]
+
+
+def _shard(module: LatentDiffusion) -> None:
+    _register_condition()
+    assert module.device_mesh is not None, "the strategy has set it by now"
+    mesh = module.device_mesh["data_parallel"]
+    for block in module.denoiser.blocks():  # gathered and let go one by one, while the one after is on its way
+        fully_shard(block, mesh=mesh)
+    fully_shard(module.denoiser, mesh=mesh)
+    fully_shard(module.conditioner, mesh=mesh)
+    register_fsdp_forward_method(module.conditioner, "null")
+
+
+@cache
+def _register_condition() -> None:
+    """Make Condition a container whose tensors torch finds. FSDP2 puts a hook on each tensor that a forward pass
+    returns; the hook gathers the network's parameters for the backward pass."""
+    torch.export.register_dataclass(Condition)
+
+
+@torch.no_grad()
+def fill_whole(module: nn.Module, state: dict[str, Any]) -> None:
+    """Load whole tensors into a sharded module, then put whole parameters in place of its shards, in every process. The
+    module can then be saved, and no longer be trained or used.
+
+    Args:
+        module: changed in place.
+        state: its whole state dict.
+    """
+    set_model_state_dict(module, state, options=StateDictOptions(full_state_dict=True))
+    for part in module.modules():
+        for name, parameter in part.named_parameters(recurse=False):
+            if isinstance(parameter, DTensor):
+                setattr(part, name, nn.Parameter(parameter.full_tensor(), requires_grad=parameter.requires_grad))

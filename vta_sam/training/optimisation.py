@@ -1,4 +1,4 @@
-"""Optimiser and schedule, the same for every stage."""
+"""How every stage is optimised: AdamW and its schedule, attention kernels, and the number format, which is measured."""
 
 from __future__ import annotations
 
@@ -21,15 +21,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..dataset.shards.batch import ClipBatch
 from ..runtime.files import write_text
 
-# MERGED-DOC """Which of torch's attention kernels training runs on."""
-# MERGED-DOC """Which number format trains faster here: measured, not assumed."""
-
 
 @dataclass(frozen=True)
 class AdamWithWarmup:
     """AdamW; the rate rises linearly over warmup_steps, then falls on a half cosine to ``final`` of its peak.
 
-    slower: {name prefix of parameters: factor on the rate}; a factor of 0 freezes them.
+    Attributes:
+        learning_rate: the peak.
+        steps: of the whole stage.
+        warmup_steps: of the rise.
+        weight_decay: of matrices; biases, norms and single vectors are not decayed.
+        betas: AdamW's.
+        final: share of the peak at the end.
+        slower: {name prefix of parameters: factor on the rate}; a factor of 0 freezes them.
     """
 
     learning_rate: float
@@ -41,7 +45,7 @@ class AdamWithWarmup:
     slower: dict[str, float] = field(default_factory=dict)
 
     def __call__(self, module: nn.Module) -> dict:
-        """⇒ what LightningModule.configure_optimizers returns."""
+        """The optimiser and schedule, as LightningModule.configure_optimizers returns them."""
         optimiser = torch.optim.AdamW(self._groups(module), betas=(self.betas[0], self.betas[1]))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, self.factor)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -69,7 +73,7 @@ class AdamWithWarmup:
 
 @contextmanager
 def attention_kernels(device: str) -> Iterator[None]:
-    """Inside, scaled_dot_product_attention runs as training is fastest on "cuda" or "cpu".
+    """Inside, scaled_dot_product_attention uses the kernel with which training on "cuda" or "cpu" is fastest.
 
     On a CPU the fused kernel saves memory that a few hundred tokens don't need, and its backward pass is slower than
     plain products of matrices (``benchmarks/step.py`` times both). The plain form sums bf16 in fp32.
@@ -87,10 +91,17 @@ def training_device() -> str:
 
 
 def choose_precision(wanted: str, module: L.LightningModule, batch: ClipBatch, folder: Path) -> Precision:
-    """"auto", "fp32" or "bf16" ⇒ Lightning's name of it.
+    """Lightning's name of a number format.
 
-    "auto" times a training step in both on this machine's device (bf16 that a CPU emulates is slower than fp32) and
-    keeps the answer in the stage's folder, so that a resumed run computes as it did before.
+    Args:
+        wanted: "fp32", "bf16", or "auto", which times a training step in both on this machine's device (bf16 that a CPU
+            emulates is slower than fp32).
+        module: whose step is timed, on a copy.
+        batch: that the step reads.
+        folder: the stage's; the answer of "auto" is kept there, so that a resumed run computes as it did before.
+
+    Raises:
+        ValueError: another name.
     """
     names: dict[str, Precision] = {"fp32": "32-true", "bf16": "bf16-mixed"}
     if wanted != "auto":

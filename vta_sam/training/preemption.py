@@ -1,4 +1,4 @@
-"""A job that is asked to stop: it ends the step, saves, and where SLURM asked goes back into the queue."""
+"""Preemption of a job: it ends the step, saves, and goes back into SLURM's queue where SLURM asked for that."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from contextlib import contextmanager
 
 from ..runtime.distributed import Processes
 
-STOP, REQUEUE = 1, 2  # what is asked for; the larger wins where processes were asked different things
+STOP, REQUEUE = 1, 2  # requests; the larger wins where processes have different ones
 _ASKED = {signal.SIGTERM: STOP, signal.SIGUSR1: REQUEUE}
 EXIT_STATUS = 75  # EX_TEMPFAIL: not done, to be tried again
-_PATIENCE_S = 60
+_SCONTROL_LIMIT_S = 60
 
 
 class Preempted(Exception):
@@ -25,11 +25,17 @@ class Preempted(Exception):
 
 
 class Preemption:
-    """Signals ⇒ a flag that all processes read at the same place. watched: whether somebody is to be listened to.
+    """A flag that signals set, and that all processes read at the same step.
 
-    SIGUSR1 is what ``--signal`` of a batch script sends ahead of its time limit, and what SLURM may send ahead of a
-    preemption: the job goes back into the queue. SIGTERM is how scancel ends a job, and how SLURM preempts one that it
-    requeues itself: the job saves, and stays where it is put.
+    ``--signal`` of a batch script sends SIGUSR1 ahead of its time limit, and SLURM may send it ahead of a preemption:
+    the job goes back into the queue. scancel ends a job by SIGTERM, and SLURM so preempts a job that it requeues
+    itself: the job saves, and doesn't requeue.
+
+    Args:
+        processes: those that train together.
+
+    Attributes:
+        watched: whether signals are handled for the job.
     """
 
     def __init__(self, processes: Processes):
@@ -39,10 +45,10 @@ class Preemption:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Inside, signals are taken for the job."""
+        """Inside, signals are handled for the job."""
         before = {number: signal.getsignal(number) for number in _ASKED}
         self.watched = True
-        self.listen()
+        self.install_handlers()
         try:
             yield
         finally:
@@ -50,16 +56,16 @@ class Preemption:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def listen(self) -> None:
-        """Be the one who hears signals. Lightning's own handler of SIGTERM would end the fit of one process while the
-        others wait for it."""
+    def install_handlers(self) -> None:
+        """Handle SIGTERM and SIGUSR1. Lightning's handler of SIGTERM would end the fit of one process while the others
+        wait for it."""
         for number in _ASKED:
-            signal.signal(number, self._hear)
+            signal.signal(number, self._handle)
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Inside, a signal waits until :meth:`asked` is called. Outside, it ends the work at once: what is written
-        there is written whole or not at all, and goes on from there."""
+        """Inside, a signal waits until :meth:`asked` is called. Outside, it ends the work at once: files are written
+        whole or not at all there, and the next run goes on from them."""
         self._training = True
         try:
             yield
@@ -67,28 +73,28 @@ class Preemption:
             self._training = False
 
     def asked(self) -> int:
-        """⇒ STOP, REQUEUE or 0, the same in all processes. Every process has to call it at the same step."""
+        """STOP, REQUEUE or 0, the same in all processes. Every process has to call it at the same step."""
         return self.processes.highest(self._asked)
 
-    def _hear(self, number: int, frame: object) -> None:
+    def _handle(self, number: int, frame: object) -> None:
         self._asked = max(self._asked, _ASKED[signal.Signals(number)])
         if not self._training:
             raise Preempted(self._asked == REQUEUE)
 
 
 def queue_name(environ: Mapping[str, str] = os.environ) -> str | None:
-    """This SLURM job, or this task of an array, as scontrol calls it; None outside of SLURM."""
+    """The name of this SLURM job, or of this task of an array, for scontrol; None outside of SLURM."""
     if "SLURM_ARRAY_JOB_ID" in environ:
         return f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}"
     return environ.get("SLURM_JOB_ID")
 
 
 def requeue(job: str) -> str | None:
-    """Put a job back into the queue ⇒ None, or why it could not be. SLURM may end this process before it returns."""
+    """Put a job back into the queue ⇒ None, or why it failed. SLURM may end this process before it returns."""
     for number in _ASKED:
-        signal.signal(number, signal.SIG_IGN)  # what SLURM sends a job that it takes back
+        signal.signal(number, signal.SIG_IGN)  # SLURM sends these to a job that it requeues
     try:
-        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=_PATIENCE_S)
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=_SCONTROL_LIMIT_S)
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
     return done.stderr.strip() or f"scontrol ended with {done.returncode}" if done.returncode else None

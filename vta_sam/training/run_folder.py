@@ -1,4 +1,4 @@
-"""What a job does to its config before it builds anything."""
+"""A run's folder: which process writes to it, the settings that each stage was run with, and which stages are done."""
 
 from __future__ import annotations
 
@@ -15,27 +15,32 @@ from typing import Any
 import yaml
 
 from ..checkpoints.parts import canonical
+from ..perception.base import essence
 from ..runtime.errors import InputError
 from ..runtime.files import write_text
 
-# MERGED-DOC """A run's folder: who may write to it, what each stage was told, and which stages are done."""
-
-
-INDECISIVE = ("workers", "expected_s", "latents", "cache", "cache_gb")
-
-
-def decisive(told: Any) -> Any:
-    """A config without what changes no result: how many processes, how long it took elsewhere, where copies lie."""
-    if isinstance(told, dict):
-        return {key: decisive(value) for key, value in told.items() if key not in INDECISIVE}
-    return told
-
-
+# Numbers of processes, times measured elsewhere, places of copies
+NOT_RESULT_AFFECTING = ("workers", "expected_s", "latents", "cache", "cache_gb")
 FROM_DATA = "from_data"  # in a conditioner's config: a dimension that the dataset knows
 
 
+def result_affecting(settings: Any) -> Any:
+    """Settings without those that change no result, :data:`NOT_RESULT_AFFECTING`."""
+    if isinstance(settings, dict):
+        return {key: result_affecting(value) for key, value in settings.items() if key not in NOT_RESULT_AFFECTING}
+    return settings
+
+
 def with_dimensions(recipe: Any, known: dict[str, Any]) -> Any:
-    """A conditioner's recipe with the dataset's dimensions where it says ``from_data``."""
+    """A conditioner's recipe with the dataset's dimensions where it says ``from_data``.
+
+    Args:
+        recipe: nested.
+        known: {key: value} of the dataset.
+
+    Raises:
+        InputError: a key says ``from_data`` that the dataset doesn't know.
+    """
     if not isinstance(recipe, dict):
         return recipe
     unknown = [key for key, value in recipe.items() if value == FROM_DATA and key not in known]
@@ -65,8 +70,13 @@ def locked(folder: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class StageFolder:
-    """One stage's corner of a run: ``config.yaml`` (what it was told), ``checkpoints/``, ``logs/``, ``model/``, and
-    ``done`` once finished."""
+    """The folder of one stage in a run: ``config.yaml``, ``checkpoints/``, ``logs/``, ``model/``, and ``done`` once
+    finished.
+
+    Attributes:
+        path: of the folder.
+        config: the settings that decide the stage's result.
+    """
 
     path: Path
     config: dict[str, Any]
@@ -88,23 +98,29 @@ class StageFolder:
         return (self.path / "done").exists()
 
     def claim(self, overwrite: bool) -> None:
-        """Start, or go on with the same config, however its parts are named. Raises InputError with the difference
-        when the config changed."""
+        """Start, or go on with the same config, however its parts are named, and wherever its extractors computed.
+
+        Args:
+            overwrite: whether to throw away what an earlier run wrote.
+
+        Raises:
+            InputError: the folder was made with another config; the message shows the difference.
+        """
         stored = self.path / "config.yaml"
-        told = _text(self.config)
+        now = _compared(self.config)
         if overwrite and self.path.exists():
             shutil.rmtree(self.path)
-        before = _stored(stored) if stored.exists() else told
-        if before != told:
+        before = _stored(stored) if stored.exists() else now
+        if before != now:
             lines = difflib.unified_diff(
-                before.splitlines(), told.splitlines(), str(stored), "now", lineterm="", n=0
+                before.splitlines(), now.splitlines(), str(stored), "now", lineterm="", n=0
             )
             raise InputError(
                 f"{self.path} was made with another config:\n  " + "\n  ".join(lines) +
                 "\ngive this run another name=…, or overwrite=true to throw the old one away"
             )
         self.path.mkdir(parents=True, exist_ok=True)
-        write_text(stored, told)
+        write_text(stored, _text(self.config))
 
     def finish(self) -> None:
         write_text(self.path / "done", "")
@@ -114,11 +130,18 @@ def _text(config: dict[str, Any]) -> str:
     return yaml.safe_dump(canonical(config), sort_keys=True, allow_unicode=True)
 
 
+def _compared(config: dict[str, Any]) -> str:
+    """A config without what changes no feature in the recipes of its extractors, of which a run's command may say more
+    or less than the dataset does."""
+    recipes = {role: essence(config[role]) for role in ("grounder", "encoder") if config.get(role)}
+    return _text(config | recipes)
+
+
 def _stored(path: Path) -> str:
-    """A stored config as it would be written now: one from before parts had short names gets them."""
+    """A stored config to compare with one of now: one from before parts had short names gets them."""
     text = path.read_text()
     try:
         config = yaml.safe_load(text)
     except yaml.YAMLError:
         return text
-    return _text(config) if isinstance(config, dict) else text
+    return _compared(config) if isinstance(config, dict) else text

@@ -1,4 +1,4 @@
-"""Starting stage 3 from another model: what of its weights is taken, what is fitted to new inputs, and what is new."""
+"""A warm start of stage diffusion from another model: weights that are taken, resized for new inputs, or new."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from torch import Tensor, nn
 from ..checkpoints.model_folder import ModelRecipe, load_weights, read_recipe
 from ..checkpoints.parts import short_name
 from ..conditioners.vta_sam import VTASAMConditioner
-from ..diffusion.condition import Conditioner
-from ..diffusion.unet import LatentUNet
+from ..diffusion.condition import Conditioner, Denoiser
 from ..generation.build import build_denoiser
 from ..runtime.errors import InputError
 
-_CONV_IN = "unet.conv_in.weight"
-
 
 @dataclass
-class Start:
-    """A model folder to start from. taken, resized, new: names of weights, once :meth:`fill` has run."""
+class WarmStart:
+    """A model folder to start from.
+
+    Attributes:
+        folder: of the model.
+        taken, resized, new: names of weights, once :meth:`fill` has run.
+    """
 
     folder: Path
     taken: list[str] = field(default_factory=list)
@@ -31,20 +33,23 @@ class Start:
 
     def __post_init__(self):
         self.recipe: ModelRecipe = read_recipe(self.folder)
-        if self.recipe.unet is None or self.recipe.conditioner is None:
-            raise InputError(f"init={self.folder} has no UNet; name the model folder of a finished stage 3, or of a "
-                             "released model")
+        if self.recipe.denoiser is None or self.recipe.conditioner is None:
+            raise InputError(f"init={self.folder} has no denoiser; name the model folder of a stage diffusion, "
+                             "or of a released model")
 
     def is_of(self, conditioner: dict[str, Any]) -> bool:
-        """Has the source a conditioner of this recipe's kind?"""
+        """Whether the source has a conditioner of this recipe's kind."""
         source = self.recipe.conditioner
         return bool(source and source["_target_"] == short_name(conditioner["_target_"]))
 
     def conditioner_recipe(self, recipe: dict[str, Any]) -> dict[str, Any]:
-        """The recipe of the conditioner to train, changed where it takes over how the source saw frames.
+        """The recipe of the conditioner to train: VTA-SAM started from VTA-LDM carries VTA-LDM's projection of frames.
 
-        VTA-SAM from VTA-LDM carries VTA-LDM's projection of frames. Raises InputError where frames are of another
-        width.
+        Args:
+            recipe: as configured.
+
+        Raises:
+            InputError: the source reads frame embeddings of another width.
         """
         source: Any = self.recipe.conditioner
         if self.is_of(recipe) and source.get("carried"):  # a model that was itself started from VTA-LDM
@@ -58,17 +63,26 @@ class Start:
         return {**recipe, "carried": {**source["encoder"], "frozen": False}}
 
     @torch.no_grad()
-    def fill(self, unet: LatentUNet, conditioner: Conditioner) -> None:
+    def fill(self, denoiser: Denoiser, conditioner: Conditioner) -> None:
         """Fill both with the source's weights, so that given the source's tokens they compute what it computes.
 
         A conditioner of the source's own kind takes all that the source has; another one is new, but for what
-        :meth:`conditioner_recipe` carries. Raises InputError where the UNets differ in more than what lies beside the
-        latent, or something of a conditioner of the same kind has no place.
+        :meth:`conditioner_recipe` carries.
+
+        Args:
+            denoiser, conditioner: changed in place.
+
+        Raises:
+            InputError: the denoisers differ in more than the channels beside the latent, or a weight of a conditioner
+                of the same kind has no place.
         """
-        source_unet, source = build_denoiser(self.recipe, self.folder)
-        load_weights(source_unet, self.folder, "unet")
+        source_denoiser, source = build_denoiser(self.recipe, self.folder)
+        load_weights(source_denoiser, self.folder, "denoiser")
         load_weights(source, self.folder, "conditioner")
-        self._fill_unet(unet, source_unet)
+        weights, resized = denoiser.weights_of(source_denoiser)
+        self._take(denoiser, weights, "denoiser", "")
+        self.resized += [f"{name} ({how})" for name, how in resized.items()]
+        self.taken = [name for name in self.taken if name not in resized]
         if type(conditioner) is type(source):
             self._take(conditioner, source.state_dict(), "conditioner", "conditioner.")
         elif isinstance(conditioner, VTASAMConditioner) and conditioner.carried is not None:
@@ -77,20 +91,11 @@ class Start:
             self.new += [f"conditioner.{name}" for name in conditioner.state_dict()]
 
     def lines(self) -> list[str]:
-        """What became of the weights, for a person."""
+        """What :meth:`fill` did with the weights, as lines for the screen."""
         parts = sorted({".".join(name.split(".")[:2]) for name in self.new})
         return [f"init: {len(self.taken)} tensors taken from {self.folder}",
                 f"  resized, with zeros for what is new in them: {', '.join(self.resized) or 'none'}",
                 f"  new: {len(self.new)} tensors" + (f" ({', '.join(parts)})" if parts else "")]
-
-    def _fill_unet(self, unet: LatentUNet, source: LatentUNet) -> None:
-        given = source.state_dict()
-        if not _same_input(unet, source) and unet.unet.conv_in.out_channels == source.unet.conv_in.out_channels:
-            before, given[_CONV_IN] = given[_CONV_IN], _widened(unet, source)
-            self.resized.append(f"{_CONV_IN} ({before.shape[1]} to {given[_CONV_IN].shape[1]} channels)")
-        self._take(unet, given, "UNet", "")
-        if self.resized:
-            self.taken.remove(_CONV_IN)
 
     def _take(self, module: nn.Module, given: dict[str, Tensor], part: str, prefix: str) -> None:
         """All of ``given`` into a module that may have more. Raises InputError where something has no place."""
@@ -114,20 +119,3 @@ class Start:
         taken = {f"carried.{name}" for name in conditioner.carried.state_dict()} | {"null_token"}
         self.taken += [f"conditioner.{name}" for name in sorted(taken)]
         self.new += [f"conditioner.{name}" for name in conditioner.state_dict() if name not in taken]
-
-
-def _same_input(unet: LatentUNet, source: LatentUNet) -> bool:
-    return (unet.map_channels, unet.coordinate_channels) == (source.map_channels, source.coordinate_channels)
-
-
-def _widened(unet: LatentUNet, source: LatentUNet) -> Tensor:
-    """The first layer's weight over [latent ; column map ; coordinates]: the source's where it has as many channels of
-    a kind, zeros elsewhere."""
-    weight, given = torch.zeros_like(unet.unet.conv_in.weight), source.unet.conv_in.weight
-    at = its = 0
-    for name in ("latent_channels", "map_channels", "coordinate_channels"):
-        here, there = getattr(unet, name), getattr(source, name)
-        if here == there:
-            weight[:, at:at + here] = given[:, its:its + there]
-        at, its = at + here, its + there
-    return weight

@@ -15,8 +15,11 @@ from .codec import MelCodec, kl_to_standard_normal, sample_posterior
 class MelVAE(StageModule):
     """Reconstruct log-mels through a narrow latent.
 
-    Args: codec; weights of the loss terms, under the names they are logged by: l1 and mse of the normalised log-mel,
-    kl to N(0, 1) per latent value; optimise, (module) ⇒ Lightning's optimiser and schedule.
+    Args:
+        codec: to train.
+        weights: of the loss terms, under the names they are logged by: l1 and mse of the normalised log-mel, kl to
+            N(0, 1) per latent value.
+        optimise: (module) ⇒ Lightning's optimiser and schedule.
     """
 
     def __init__(self, codec: MelCodec, weights: dict[str, float], optimise: Callable):
@@ -25,8 +28,8 @@ class MelVAE(StageModule):
 
     def losses(self, batch: ClipBatch) -> dict[str, Tensor]:
         """⇒ each term, unweighted."""
-        assert batch.waveform is not None, "stage 1 hears the sound itself"
-        mel = self.codec.mel(batch.waveform)
+        assert batch.waveform is not None, "stage 1 reads the waveform itself"
+        mel = self.codec.mel_of(batch.waveform)
         moments = self.codec.moments(mel)
         noise = SampleDraws(batch.seeds, "posterior").normal(moments.shape[1] // 2, *moments.shape[2:])
         error = (self.codec.decode(sample_posterior(moments, noise.to(moments))) - mel) / self.codec.mel_std

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
-from ..mel import FFT_SAMPLES, HOP_SAMPLES, LOG_FLOOR, N_MELS, SAMPLE_RATE_HZ, mel_filters
+from ..clip import MelSpec
+from ..mel import LOG_FLOOR, mel_filters
 from ..runtime.errors import InputError
 
 # A Gaussian exp(-t² / 2σ²) that comes closest to the Hann window of the mel front end has this σ (Průša, Balazs and
 # Søndergaard, 2017: γ = 0.25645 N² for N samples of Hann, and γ = 2πσ²).
-_WINDOW_SIGMA_SAMPLES = math.sqrt(0.25645 / (2 * math.pi)) * FFT_SAMPLES
-_MAX_DELAY_SAMPLES = 0.47 * FFT_SAMPLES  # just inside the window, where the Gaussian stops resembling it
-_MIN_FRAMES = FFT_SAMPLES // 2 // HOP_SAMPLES + 1  # fewer samples cannot be reflected at the edges
+_SIGMA_WINDOWS = math.sqrt(0.25645 / (2 * math.pi))
+_MAX_DELAY_WINDOWS = 0.47  # just inside the window, where the Gaussian stops resembling it
 _TINY = 1e-12
 
 
 class GriffinLim(nn.Module):
-    """The vocoder without weights ⇒ exactly 160 · frames samples.
+    """The vocoder without weights ⇒ exactly hop · frames samples.
 
     1. *Mel to linear*: non-negative Richardson-Lucy updates ``x ← x · Aᵀ(m / Ax) / Aᵀ1`` (the Kullback-Leibler form of
        Lee and Seung, 2001), which weigh quiet bins as log-mels do.
@@ -53,15 +55,16 @@ class GriffinLim(nn.Module):
         momentum: 0 is the classical algorithm.
         inversion_steps: Richardson-Lucy updates.
         refit_every: steps between two refits of the target magnitude; 0 never refits.
+        mel: front end that the log-mels are made by; None: AudioLDM's.
     """
 
-    sample_rate_hz = SAMPLE_RATE_HZ
     window: torch.Tensor
     filters: torch.Tensor
     column_sums: torch.Tensor
 
     def __init__(
-        self, iterations: int = 32, momentum: float = 0.99, inversion_steps: int = 16, refit_every: int = 4
+        self, iterations: int = 32, momentum: float = 0.99, inversion_steps: int = 16, refit_every: int = 4,
+        mel: MelSpec | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if iterations < 1 or inversion_steps < 0 or refit_every < 0 or not 0 <= momentum < 1:
@@ -73,16 +76,20 @@ class GriffinLim(nn.Module):
         self.momentum = momentum
         self.inversion_steps = inversion_steps
         self.refit_every = refit_every
-        filters = torch.from_numpy(mel_filters())
-        self.register_buffer("window", torch.hann_window(FFT_SAMPLES, periodic=True), persistent=False)
+        self.mel = mel if isinstance(mel, MelSpec) else MelSpec(**(mel or {}))
+        self.sample_rate_hz = self.mel.sample_rate_hz
+        # fewer samples can't be reflected at the edges
+        self.min_frames = self.mel.fft_samples // 2 // self.mel.hop_samples + 1
+        filters = torch.from_numpy(mel_filters(self.mel).copy())
+        self.register_buffer("window", torch.hann_window(self.mel.fft_samples, periodic=True), persistent=False)
         self.register_buffer("filters", filters, persistent=False)
         self.register_buffer("column_sums", filters.sum(0), persistent=False)
 
     @torch.no_grad()
     def forward(self, mel: torch.Tensor) -> torch.Tensor:
-        if mel.ndim != 3 or mel.shape[2] != N_MELS or mel.shape[1] < _MIN_FRAMES:
+        if mel.ndim != 3 or mel.shape[2] != self.mel.n_mels or mel.shape[1] < self.min_frames:
             raise InputError(
-                f"a vocoder needs log-mels of shape (B, at least {_MIN_FRAMES} frames, {N_MELS}), got "
+                f"a vocoder needs log-mels of shape (B, at least {self.min_frames} frames, {self.mel.n_mels}), got "
                 f"{tuple(mel.shape)}"
             )
         with torch.autocast(mel.device.type, enabled=False):
@@ -91,12 +98,12 @@ class GriffinLim(nn.Module):
             return torch.stack([self._resynthesise(clip) for clip in mel.float()])
 
     def _resynthesise(self, mel: torch.Tensor) -> torch.Tensor:
-        """One log-mel (frames, 64) ⇒ (160 · frames,)."""
+        """One log-mel (frames, n_mels) ⇒ (hop · frames,)."""
         # what lies on the floor was silence, and not a hiss of 1e-5
         target = torch.where(mel <= LOG_FLOOR + 1e-3, 0.0, mel.exp())
         first = self._linear_magnitude(target)
         magnitude, previous, frames = first, None, mel.shape[0]
-        delay_phase = _phase_from_delay(first)
+        delay_phase = self._phase_from_delay(first)
         phase = torch.polar(torch.ones_like(delay_phase), delay_phase)
         pull = self.momentum / (1 + self.momentum)
         for step in range(self.iterations):
@@ -109,7 +116,7 @@ class GriffinLim(nn.Module):
         return self._istft(magnitude * phase, frames)
 
     def _linear_magnitude(self, mel: torch.Tensor) -> torch.Tensor:
-        """Mel magnitudes (frames, 64) ⇒ linear magnitudes (frames, 513), zero outside the filterbank."""
+        """Mel magnitudes (frames, n_mels) ⇒ linear magnitudes (frames, bins), zero outside the filterbank."""
         heard = self.column_sums > 0
         mean = mel / self.filters.sum(1)
         linear = torch.where(heard, mean @ (self.filters / self.column_sums.clamp_min(_TINY)), 0.0) + _TINY
@@ -118,29 +125,32 @@ class GriffinLim(nn.Module):
         return torch.where(heard, linear, 0.0)
 
     def _corrected(self, linear: torch.Tensor, mel: torch.Tensor) -> torch.Tensor:
-        """One Richardson-Lucy update of linear magnitudes (frames, 513) towards mel magnitudes (frames, 64)."""
+        """One Richardson-Lucy update of linear magnitudes (frames, bins) towards mel magnitudes (frames, n_mels)."""
         ratio = mel / (linear @ self.filters.T).clamp_min(_TINY)
         return linear * (ratio @ self.filters) / self.column_sums.clamp_min(_TINY)
 
     def _stft(self, waveform: torch.Tensor, frames: int) -> torch.Tensor:
-        """(samples,) ⇒ (frames, 513) complex."""
-        spectrum = torch.stft(waveform, FFT_SAMPLES, HOP_SAMPLES, window=self.window, return_complex=True)
+        """(samples,) ⇒ (frames, bins) complex."""
+        spectrum = torch.stft(waveform, self.mel.fft_samples, self.mel.hop_samples, window=self.window,
+                              return_complex=True)
         return spectrum.T[:frames]
 
     def _istft(self, spectrum: torch.Tensor, frames: int) -> torch.Tensor:
-        """(frames, 513) complex ⇒ (160 · frames,)."""
-        return torch.istft(spectrum.T, FFT_SAMPLES, HOP_SAMPLES, window=self.window, length=frames * HOP_SAMPLES)
+        """(frames, bins) complex ⇒ (hop · frames,)."""
+        return torch.istft(spectrum.T, self.mel.fft_samples, self.mel.hop_samples, window=self.window,
+                           length=frames * self.mel.hop_samples)
 
+    def _phase_from_delay(self, magnitude: torch.Tensor) -> torch.Tensor:
+        """Linear magnitudes (frames, bins) ⇒ phases (frames, bins), in radians, that put energy where it arrives.
 
-def _phase_from_delay(magnitude: torch.Tensor) -> torch.Tensor:
-    """Linear magnitudes (frames, bins) ⇒ phases (frames, bins) in radians that put energy where it arrives.
-
-    For a Gaussian window the group delay of a transient after the frame's centre is σ² · ∂ log|S| / ∂t. What is 80 dB
-    below the clip's peak counts as flat, because the log of almost nothing has any slope.
-    """
-    log = magnitude.clamp_min(1e-4 * magnitude.max().clamp_min(_TINY)).log()
-    padded = torch.cat([log[:1], log, log[-1:]])
-    slope = (padded[2:] - padded[:-2]) / (2 * HOP_SAMPLES)
-    delay = (_WINDOW_SIGMA_SAMPLES**2 * slope).clamp(-_MAX_DELAY_SAMPLES, _MAX_DELAY_SAMPLES)
-    # the transform counts samples from the window's first, half a window before the centre
-    return (-2 * math.pi / FFT_SAMPLES * (delay + FFT_SAMPLES / 2)).cumsum(dim=1)
+        For a Gaussian window the group delay of a transient after the frame's centre is σ² · ∂ log|S| / ∂t. Bins 80 dB
+        below the clip's peak count as flat, because the log of almost nothing has any slope.
+        """
+        log = magnitude.clamp_min(1e-4 * magnitude.max().clamp_min(_TINY)).log()
+        padded = torch.cat([log[:1], log, log[-1:]])
+        slope = (padded[2:] - padded[:-2]) / (2 * self.mel.hop_samples)
+        size = self.mel.fft_samples
+        sigma, longest = _SIGMA_WINDOWS * size, _MAX_DELAY_WINDOWS * size
+        delay = (sigma**2 * slope).clamp(-longest, longest)
+        # the transform counts samples from the window's first, half a window before the centre
+        return (-2 * math.pi / size * (delay + size / 2)).cumsum(dim=1)

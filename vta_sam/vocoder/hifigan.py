@@ -2,37 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any
 
 import torch
 from torch import nn
 
-from ..mel import N_MELS, SAMPLE_RATE_HZ
+from ..clip import MelSpec
 from ..runtime.errors import InputError
 
 
 class HiFiGAN(nn.Module):
-    """transformers' SpeechT5HifiGan under the contract of :class:`~vta_sam.vocoder.base.Vocoder`.
+    """transformers' SpeechT5HifiGan under the contract of :class:`~vta_sam.vocoder.Vocoder`.
 
     The defaults are AudioLDM's at 16 kHz (55.3 M parameters), which takes log-mels as they are: its weights are
     imported beside AudioLDM's VAE, and stage ``vocoder`` trains others. From F frames it makes 160 · F + 32 samples.
-
-    Args: channels, of the first layer, halved at each upsampling; upsample_rates, whose product is the hop, and
-    upsample_kernels; resblock_kernels and resblock_dilations, of the residual blocks after each upsampling.
     Freshly built it holds random weights, and makes noise.
+
+    Args:
+        channels: of the first layer, halved at each upsampling.
+        upsample_rates: of the upsamplings; their product is the hop.
+        upsample_kernels: of the upsamplings.
+        resblock_kernels: of the residual blocks after each upsampling.
+        resblock_dilations: likewise, one list a kernel.
+        mel: front end that the log-mels are made by; None: AudioLDM's.
+
+    Raises:
+        InputError: the upsampling isn't the front end's hop.
     """
 
-    sample_rate_hz = SAMPLE_RATE_HZ
     needs_weights = True
 
     def __init__(self, channels: int = 1024, upsample_rates: Sequence[int] = (5, 4, 2, 2, 2),
                  upsample_kernels: Sequence[int] = (16, 16, 8, 4, 4), resblock_kernels: Sequence[int] = (3, 7, 11),
-                 resblock_dilations: Sequence[Sequence[int]] = ((1, 3, 5), (1, 3, 5), (1, 3, 5))) -> None:
+                 resblock_dilations: Sequence[Sequence[int]] = ((1, 3, 5), (1, 3, 5), (1, 3, 5)),
+                 mel: MelSpec | Mapping[str, Any] | None = None) -> None:
         super().__init__()
+        self.mel = mel if isinstance(mel, MelSpec) else MelSpec(**(mel or {}))
+        self.sample_rate_hz = self.mel.sample_rate_hz
+        if prod(upsample_rates) != self.mel.hop_samples:
+            raise InputError(f"vocoder.upsample_rates={list(upsample_rates)} make {prod(upsample_rates)} samples of a "
+                             f"mel frame, the hop is {self.mel.hop_samples}; their product has to be the hop")
         from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
         self.network = SpeechT5HifiGan(SpeechT5HifiGanConfig(
-            model_in_dim=N_MELS, sampling_rate=SAMPLE_RATE_HZ, upsample_initial_channel=channels,
+            model_in_dim=self.mel.n_mels, sampling_rate=self.sample_rate_hz, upsample_initial_channel=channels,
             upsample_rates=list(upsample_rates), upsample_kernel_sizes=list(upsample_kernels),
             resblock_kernel_sizes=list(resblock_kernels),
             resblock_dilation_sizes=[list(dilations) for dilations in resblock_dilations], normalize_before=False,
@@ -62,6 +77,7 @@ class HiFiGAN(nn.Module):
                 nn.init.normal_(layer.weight, std=0.01)
 
     def forward(self, mel: torch.Tensor) -> torch.Tensor:
-        if mel.ndim != 3 or mel.shape[2] != N_MELS:
-            raise InputError(f"a vocoder needs log-mels of shape (B, frames, {N_MELS}), got {tuple(mel.shape)}")
+        if mel.ndim != 3 or mel.shape[2] != self.mel.n_mels:
+            raise InputError(f"a vocoder needs log-mels of shape (B, frames, {self.mel.n_mels}), got "
+                             f"{tuple(mel.shape)}")
         return self.network(mel)

@@ -1,4 +1,4 @@
-"""What tells a vocoder's waveform from a true one: HiFi-GAN's two families of discriminators (2010.05646, section 2.3).
+"""HiFi-GAN's training: two families of discriminators (2010.05646, section 2.3), their losses, and one step of both.
 
 Well-kept packages that have them (vocos, encodec) need torchaudio, which this project does without.
 """
@@ -13,21 +13,22 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 from ..dataset.shards.batch import ClipBatch
-from ..mel import HOP_SAMPLES, LogMel, normalise
+from ..mel import LogMel, normalise
 from ..runtime.randomness import SampleDraws
 from ..runtime.stage_module import StageModule
 from .hifigan import HiFiGAN
 
-# MERGED-DOC """Train a vocoder: mels into waveforms that an adversary takes for true."""
-
-
 _SLOPE = 0.1
-Judgement = tuple[Tensor, list[Tensor]]  # a score for every place, and the features on the way to it
+Scores = tuple[Tensor, list[Tensor]]  # a score for every place, and the intermediate features
 
 
 class PeriodDiscriminator(nn.Module):
-    """Looks at every ``period``-th sample: what repeats with a period stands in a column. width: of the first layer,
-    which grows fourfold twice (published: 32)."""
+    """Scores every ``period``-th sample: what repeats with the period stands in one column.
+
+    Args:
+        period: in samples.
+        width: channels of the first layer, which grow fourfold twice (published: 32).
+    """
 
     def __init__(self, period: int, width: int):
         super().__init__()
@@ -38,8 +39,8 @@ class PeriodDiscriminator(nn.Module):
                                      for i, o, stride in zip(widths, widths[1:], strides)])
         self.score = weight_norm(nn.Conv2d(widths[-1], 1, (3, 1), 1, (1, 0)))
 
-    def forward(self, waveform: Tensor) -> Judgement:
-        """(B, samples) ⇒ judgement."""
+    def forward(self, waveform: Tensor) -> Scores:
+        """(B, samples) ⇒ scores and features."""
         padded = F.pad(waveform[:, None], (0, -waveform.shape[1] % self.period), mode="reflect")
         x, features = padded.unflatten(2, (-1, self.period)), []
         for layer in self.layers:
@@ -49,8 +50,12 @@ class PeriodDiscriminator(nn.Module):
 
 
 class ScaleDiscriminator(nn.Module):
-    """Looks at neighbouring samples, after averaging ``pool`` times over pairs. width: of the first layer (published:
-    128)."""
+    """Scores neighbouring samples.
+
+    Args:
+        pool: how often the waveform is halved in rate before.
+        width: channels of the first layer (published: 128).
+    """
 
     def __init__(self, pool: int, width: int):
         super().__init__()
@@ -67,8 +72,8 @@ class ScaleDiscriminator(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.score = weight_norm(nn.Conv1d(last, 1, 3, 1, 1))
 
-    def forward(self, waveform: Tensor) -> Judgement:
-        """(B, samples) ⇒ judgement."""
+    def forward(self, waveform: Tensor) -> Scores:
+        """(B, samples) ⇒ scores and features."""
         x, features = waveform[:, None], []
         for _ in range(self.pool):
             x = F.avg_pool1d(x, 4, 2, 2)
@@ -78,11 +83,14 @@ class ScaleDiscriminator(nn.Module):
         return self.score(x), features
 
 
-class Adversary(nn.Module):
+class Discriminators(nn.Module):
     """All discriminators together.
 
-    Args: period_width, scale_width, of their first layers (published: 32 and 128; powers of two); periods, in samples;
-    scales, how many times the waveform is looked at, each time at half the rate.
+    Args:
+        period_width: channels of the period discriminators' first layers (published: 32; a power of two).
+        scale_width: of the scale discriminators' first layers (published: 128; a power of two).
+        periods: in samples.
+        scales: number of rates, each half of the one before.
     """
 
     def __init__(self, period_width: int = 32, scale_width: int = 128, periods: Sequence[int] = (2, 3, 5, 7, 11),
@@ -91,23 +99,23 @@ class Adversary(nn.Module):
         self.judges = nn.ModuleList([*(PeriodDiscriminator(period, period_width) for period in periods),
                                      *(ScaleDiscriminator(pool, scale_width) for pool in range(scales))])
 
-    def forward(self, waveform: Tensor) -> list[Judgement]:
-        """(B, samples) ⇒ a judgement of each."""
+    def forward(self, waveform: Tensor) -> list[Scores]:
+        """(B, samples) ⇒ the scores of each."""
         return [judge(waveform) for judge in self.judges]
 
 
-def adversary_loss(true: list[Judgement], made: list[Judgement]) -> Tensor:
-    """What the adversary minimises: 1 for true places, 0 for made ones (least squares)."""
+def discriminator_loss(true: list[Scores], made: list[Scores]) -> Tensor:
+    """Least-squares loss of the discriminators: 1 for true places, 0 for generated ones."""
     return torch.stack([((t - 1) ** 2).mean() + (m ** 2).mean() for (t, _), (m, _) in zip(true, made)]).sum()
 
 
-def deceiving_loss(made: list[Judgement]) -> Tensor:
-    """What the vocoder minimises of the same."""
+def generator_loss(made: list[Scores]) -> Tensor:
+    """Least-squares adversarial loss of the vocoder."""
     return torch.stack([((m - 1) ** 2).mean() for m, _ in made]).sum()
 
 
-def feature_loss(true: list[Judgement], made: list[Judgement]) -> Tensor:
-    """Mean absolute difference of all features on the way, which the vocoder minimises."""
+def feature_matching_loss(true: list[Scores], made: list[Scores]) -> Tensor:
+    """Mean absolute difference of all intermediate features, a loss of the vocoder."""
     return torch.stack([(t.detach() - m).abs().mean()
                         for (_, ts), (_, ms) in zip(true, made) for t, m in zip(ts, ms)]).sum()
 
@@ -115,18 +123,22 @@ def feature_loss(true: list[Judgement], made: list[Judgement]) -> Tensor:
 class VocoderTraining(StageModule):
     """HiFi-GAN's training (2010.05646) on short segments of clips.
 
-    Both sides take one step together: the vocoder's losses see an adversary that holds still, the adversary's a
-    waveform that does, so their gradients are those of two separate passes.
+    Both sides take one step together. The vocoder's losses see frozen discriminators, theirs see a detached waveform:
+    the gradients are those of two separate passes.
 
-    Args: vocoder; adversary; weights of the loss terms: mel (mean absolute error of the log-mel, in nats), features,
-    adversarial; segment_frames, mel frames of a segment; optimise, (module) ⇒ Lightning's optimiser and schedule.
+    Args:
+        vocoder: to train.
+        adversary: its discriminators.
+        weights: of the loss terms: mel (mean absolute error of the log-mel, in nats), features, adversarial.
+        optimise: (module) ⇒ Lightning's optimiser and schedule.
+        segment_frames: mel frames of a segment.
     """
 
-    def __init__(self, vocoder: HiFiGAN, adversary: Adversary, weights: dict[str, float], optimise: Callable,
-                 segment_frames: int = 64):
+    def __init__(self, vocoder: HiFiGAN, adversary: Discriminators, weights: dict[str, float],
+                 optimise: Callable, segment_frames: int = 64):
         super().__init__(optimise)
         self.vocoder, self.adversary, self.weights = vocoder, adversary, weights
-        self.segment_frames, self.log_mel = segment_frames, LogMel()
+        self.segment_frames, self.log_mel = segment_frames, LogMel(vocoder.mel)
 
     def measure(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """⇒ (the loss, its terms); in validation the mel's error alone."""
@@ -139,9 +151,9 @@ class VocoderTraining(StageModule):
         fooled = self.adversary(made)
         self.adversary.requires_grad_(True)
         judged = self.adversary(true)
-        terms = {"mel": error, "features": feature_loss(judged, fooled), "adversarial": deceiving_loss(fooled)}
+        terms = {"mel": error, "features": feature_matching_loss(judged, fooled), "adversarial": generator_loss(fooled)}
         loss = sum((self.weights[name] * value for name, value in terms.items()), start=error * 0)
-        terms["adversary"] = adversary_loss(judged, self.adversary(made.detach()))
+        terms["adversary"] = discriminator_loss(judged, self.adversary(made.detach()))
         return loss + terms["adversary"], terms
 
     def segments(self, batch: ClipBatch) -> tuple[Tensor, Tensor]:
@@ -149,12 +161,13 @@ class VocoderTraining(StageModule):
 
         Mels are cut out of the whole clip's, so that their edges are those that generation has inside a clip.
         """
-        assert batch.waveform is not None, "a vocoder hears the sound itself"
+        assert batch.waveform is not None, "stage vocoder reads the waveform itself"
         waveform = normalise(batch.waveform)
         with torch.no_grad():
             mel = self.log_mel(waveform)
-        frames = min(self.segment_frames, waveform.shape[1] // HOP_SAMPLES)
-        starts = SampleDraws(batch.seeds, "vocoder").integer(waveform.shape[1] // HOP_SAMPLES - frames + 1)
-        cuts = [(waveform[i, s * HOP_SAMPLES:(s + frames) * HOP_SAMPLES], mel[i, s:s + frames])
+        hop = self.vocoder.mel.hop_samples
+        frames = min(self.segment_frames, waveform.shape[1] // hop)
+        starts = SampleDraws(batch.seeds, "vocoder").integer(waveform.shape[1] // hop - frames + 1)
+        cuts = [(waveform[i, s * hop:(s + frames) * hop], mel[i, s:s + frames])
                 for i, s in enumerate(starts.tolist())]
         return torch.stack([wave for wave, _ in cuts]), torch.stack([cut for _, cut in cuts])

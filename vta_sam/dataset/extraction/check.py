@@ -1,4 +1,7 @@
-"""A finished dataset, read again: is every record what dataset.json says, and what do the clips hold?"""
+"""Checks of a finished dataset: every record against dataset.json, statistics of the clips, and films of some of them.
+
+A film shows the frames of a clip, from its video, with the grounding of its record drawn over them.
+"""
 
 from __future__ import annotations
 
@@ -7,43 +10,44 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
 
-from ...clip import ClipFeatures, FrameClock
+from ...clip import FEATURES, ClipFeatures, FrameClock
 from ...media.picture_reader import Fit, Squeeze
 from ...media.video import probe, stream_clip
+from ...perception.base import Grounder
 from ...plots.overlay import SHOWN, Overlay, picture_size, write_film
 from ...runtime.errors import InputError
 from ...runtime.files import write_text
 from ..shards.records import read_members
-from ..shards.schema import DatasetInfo, ShardInfo, decode_record, member_key, read_dataset
+from ..shards.schema import DatasetInfo, ShardInfo, decode_record, member_key, read_dataset, source_video
 from .dataset_statistics import DatasetStatistics, Fault, statistics_picture
 from .shard_folder import failures
 
-# MERGED-DOC """Films of a dataset's clips with their grounding drawn over them, made from the shards and the
-# videos."""
-
-
 _ROUNDING = 1e-3  # half a step of fp16 at 1
-_MASK_DIM = 256
 _LONGEST_S = 1e6  # no clip, and no number of frames a second, is larger
+_CHUNK_FRAMES = 32
 Progress = Callable[[int, int, int], None]  # clips read, of how many, faults
 
 
 def check_dataset(root: Path, progress: Progress | None = None) -> tuple[DatasetStatistics, list[Fault]]:
-    """Read every record of a dataset, one at a time ⇒ statistics of those that could be read, and all faults.
+    """Read every record of a dataset, one at a time ⇒ statistics of the clips that could be read, and all faults.
 
-    Raises InputError where dataset.json itself can't be used.
+    Args:
+        root: folder of the shards.
+        progress: called before the first record and after each.
+
+    Raises:
+        InputError: dataset.json itself can't be used.
     """
     root = Path(root)
     info = read_dataset(root)
     shards = [(split, shard) for split, found in info.splits.items() for shard in found]
     total = sum(shard.records for _, shard in shards)
-    statistics, faults = DatasetStatistics(), _strangers(root, {shard.name for _, shard in shards})
+    statistics, faults = DatasetStatistics(), _unlisted(root, {shard.name for _, shard in shards})
     seen: set[bytes] = set()
     read = 0
     if progress:
@@ -56,7 +60,7 @@ def check_dataset(root: Path, progress: Progress | None = None) -> tuple[Dataset
                 faults.append(record)
             else:
                 faults += [Fault(shard.name, record.key, what) for what in record_faults(record, info)]
-                faults += _again(seen, shard, record.key)
+                faults += _repeated(seen, shard, record.key)
                 statistics.add(split, record)
             if progress:
                 progress(read + records, total, len(faults))
@@ -76,22 +80,28 @@ def write_check(out: Path, statistics: DatasetStatistics, faults: list[Fault], t
 
 
 def record_faults(clip: ClipFeatures, info: DatasetInfo) -> list[str]:
-    """What of a clip disagrees with its dataset, with itself, or with the meaning of its numbers. Arrays whose shapes
-    disagree with each other, and NaN, were refused when it was read."""
+    """What is wrong with a clip: where it disagrees with its dataset, with itself, or with the meaning of its numbers.
+
+    Arrays whose shapes disagree with each other, and NaN, were refused when the clip was read.
+    """
     faults = []
 
     def expect(holds: bool, what: str) -> None:
         if not holds:
             faults.append(what)
 
-    shapes = {"frame_embedding": (None, info.frame_dim), "object_embedding": (None, info.object_dim),
-              "caption_tokens": (None, info.caption_dim), "mask_embedding": (*clip.probs.shape, _MASK_DIM)}
-    for name, shape in shapes.items():
-        array = getattr(clip, name)
-        if array is not None:
-            fits = array.ndim == len(shape) and all(e in (None, n) for e, n in zip(shape, array.shape))
-            expected = ", ".join("…" if length is None else str(length) for length in shape)
-            expect(fits, f"{name} has shape {array.shape}, expected ({expected})")
+    for name, row in FEATURES.items():
+        array = clip.features.get(name)
+        if array is None:
+            expect(name not in info.features, f"it has no {name}, dataset.json names its extractor")
+            continue
+        size = info.dimensions.get(row.dim_key(name), array.shape[-1])
+        expect(array.shape[-1] == size,
+               f"{name} has shape {array.shape}, expected ({', '.join(['…'] * (array.ndim - 1) + [str(size)])})")
+        if row.limits and array.size:
+            (low, high), least, most = row.limits, float(array.min()), float(array.max())
+            expect(least >= low - _ROUNDING and most <= high + _ROUNDING,
+                   f"{name} go from {least:g} to {most:g}, expected {low:g} to {high:g}")
     expect(clip.fps == info.fps, f"fps is {clip.fps}, dataset.json says {info.fps}")
     expect(clip.sample_rate_hz == info.sample_rate_hz,
            f"sample_rate_hz is {clip.sample_rate_hz}, dataset.json says {info.sample_rate_hz}")
@@ -106,15 +116,11 @@ def record_faults(clip: ClipFeatures, info: DatasetInfo) -> list[str]:
     expect(math.isfinite(clip.start_s) and clip.start_s >= 0, f"start_s is {clip.start_s}, expected seconds >= 0")
     expect(all(clip.objects) and len(set(clip.objects)) == len(clip.objects),
            f"objects are {clip.objects}, expected words that differ")
-    for name in ("probs", "boxes", "areas"):
-        array = getattr(clip, name)
-        low, high = float(array.min(initial=0.0)), float(array.max(initial=0.0))
-        expect(low >= -_ROUNDING and high <= 1 + _ROUNDING, f"{name} go from {low:g} to {high:g}, expected 0 to 1")
     return faults
 
 
 def read_records(path: Path) -> Iterator[ClipFeatures | Fault]:
-    """The records of a shard, in order, and in place of a damaged one, or at the end, what is wrong."""
+    """The clips of a shard, in order. A Fault stands in place of a damaged one, and at the end of a damaged shard."""
     try:
         for key, members in read_members(path):
             try:
@@ -125,8 +131,8 @@ def read_records(path: Path) -> Iterator[ClipFeatures | Fault]:
         yield Fault(path.name, "", str(error))
 
 
-def _again(seen: set[bytes], shard: ShardInfo, key: str) -> list[Fault]:
-    """A fault where the key was met before. Keys are remembered by 8 bytes of their hash."""
+def _repeated(seen: set[bytes], shard: ShardInfo, key: str) -> list[Fault]:
+    """A fault where the key is among ``seen``: 8 bytes of each key's hash."""
     short = hashlib.blake2b(key.encode(), digest_size=8).digest()
     if short in seen:
         return [Fault(shard.name, key, "the id stands in the dataset before; ids must differ")]
@@ -143,43 +149,47 @@ def _count_faults(root: Path, shard: ShardInfo, records: int) -> list[Fault]:
         try:
             failed = len(failures(listed))
             if failed != shard.failed:
-                told = f"{listed.name} lists {failed} clips that failed, dataset.json says {shard.failed}"
-                faults.append(Fault(shard.name, "", told))
+                what = f"{listed.name} lists {failed} clips that failed, dataset.json says {shard.failed}"
+                faults.append(Fault(shard.name, "", what))
         except InputError as error:
             faults.append(Fault(shard.name, "", str(error)))
     return faults
 
 
-def _strangers(root: Path, known: set[str]) -> list[Fault]:
-    """Tars that dataset.json doesn't name: training passes them over."""
+def _unlisted(root: Path, known: set[str]) -> list[Fault]:
+    """Faults of tars that dataset.json doesn't name; training doesn't read them."""
     return [Fault(path.name, "", "it is not in dataset.json") for path in sorted(root.glob("*.tar"))
             if path.name not in known and not path.name.startswith(".")]
 
 
-_CHUNK_FRAMES = 32
-
-
 def write_overlays(root: Path, videos: Path, out: Path, count: int = 3, keys: Sequence[str] = (),
-                   grounder: Any | None = None, shown: float = SHOWN) -> Iterator[Path]:
-    """Write ``out``/<id>.mp4 for the first ``count`` clips of a dataset, or those of ``keys`` ⇒ each path when done.
+                   grounder: Grounder | None = None, shown: float = SHOWN) -> Iterator[Path]:
+    """Write ``out``/<id>.mp4 of clips of a dataset ⇒ each path when its film is done.
 
-    videos: the folder that they were extracted from. grounder: one with ``masks(frames, objects) -> (T, K, h, w)``,
-    which is asked for them again, since shards hold their areas alone; None ⇒ boxes alone. shown: boxes and masks are
-    drawn of objects at least this likely. Raises InputError: a video or a key that isn't there, a grounder without
-    masks, or another than made the shards.
+    Args:
+        root: folder of the shards.
+        videos: folder that the clips were extracted from.
+        out: folder of the films.
+        count: clips from the first on, where keys is empty.
+        keys: ids of the clips.
+        grounder: draws the masks again, since shards hold only their areas; None: boxes alone.
+        shown: the least probability of objects whose boxes and masks are drawn.
+
+    Raises:
+        InputError: a video or a key is missing, or the grounder draws no masks, or another made the shards.
     """
     root, videos, out = Path(root), Path(videos), Path(out)
     if not videos.is_dir():
         raise InputError(f"videos={videos} is not a folder; overlays need the videos that the shards were made from")
-    if grounder is not None and not hasattr(grounder, "masks"):
+    if grounder is not None and not grounder.draws_masks:
         raise InputError(f"the grounder {grounder.fingerprint} draws no masks; choose another, or masks=false")
     if grounder is not None:  # another's masks would not be those whose areas the shards hold
         read_dataset(root).require(str(root), grounder=grounder.fingerprint)
     for clip in _chosen(root, count, keys):
-        yield write_overlay(clip, _video(videos, clip), out / f"{member_key(clip.key)}.mp4", grounder, shown)
+        yield write_overlay(clip, source_video(videos, clip), out / f"{member_key(clip.key)}.mp4", grounder, shown)
 
 
-def write_overlay(clip: ClipFeatures, video: Path, out: Path, grounder: Any | None = None,
+def write_overlay(clip: ClipFeatures, video: Path, out: Path, grounder: Grounder | None = None,
                   shown: float = SHOWN) -> Path:
     """One clip ⇒ the path of its film."""
     seen = probe(video)
@@ -188,7 +198,7 @@ def write_overlay(clip: ClipFeatures, video: Path, out: Path, grounder: Any | No
     return write_film(out, _frames(overlay, video, size, grounder), clip.fps, clip.waveform, clip.sample_rate_hz)
 
 
-def _frames(overlay: Overlay, video: Path, size: tuple[int, int], grounder: Any | None) -> Iterator[np.ndarray]:
+def _frames(overlay: Overlay, video: Path, size: tuple[int, int], grounder: Grounder | None) -> Iterator[np.ndarray]:
     clip = overlay.clip
     fits: list[Fit] = [Squeeze(*size)] + ([grounder.fit] if grounder is not None else [])
     t = 0
@@ -215,11 +225,3 @@ def _chosen(root: Path, count: int, keys: Sequence[str]) -> Iterator[ClipFeature
             yield record
     if wanted:
         raise InputError(f"{root} has no clip {', '.join(map(repr, sorted(wanted)))}; keys= names ids of the manifest")
-
-
-def _video(videos: Path, clip: ClipFeatures) -> Path:
-    source = PurePosixPath(clip.source)
-    if source.is_absolute() or ".." in source.parts:
-        raise InputError(f"clip {clip.key!r} comes from {clip.source!r}, which leaves the folder of the videos; "
-                         "extract it again")
-    return videos / source

@@ -1,7 +1,11 @@
-"""What is wrong with a finished dataset: where, and in a sentence."""
+"""Statistics of a finished dataset, as tables for the terminal and as one picture, and the faults of its records.
+
+Clips are counted one by one: memory grows with the words and labels, not with the clips.
+"""
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -16,14 +20,19 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from ...clip import MAX_OBJECTS, ClipFeatures
+from ...clip import FEATURES, MAX_OBJECTS, ClipFeatures
 from ...metrics.signal import LOWEST_DBFS, measure_level
-from ...plots.panels import COLOURS
+from ...plots.clip_pictures import COLOURS
 from ...runtime.files import atomic_path
 
-# MERGED-DOC """What a finished dataset holds, counted clip by clip: memory grows with the words and labels, not with
-# the clips."""
-# MERGED-DOC """A dataset's statistics as tables for the terminal, and as one picture."""
+SEEN = 0.3  # an object whose probability never exceeds this in a clip is missing from it
+SILENT_PEAK = 1e-4  # 3 steps of 16-bit sound
+PROB_BINS = 10
+LEVEL_BIN_DB = 5.0
+SHOWN = 20  # words, labels, faults
+_DURATION_BINS = 20
+_CENTI = 100  # durations are counted in hundredths of a second
+_SPARKS = " ▁▂▃▄▅▆▇█"
 
 
 @dataclass(frozen=True)
@@ -35,12 +44,29 @@ class Fault:
     what: str
 
 
-SEEN = 0.3  # an object whose probability never exceeds this in a clip is missing from it
-SILENT_PEAK = 1e-4  # 3 steps of 16-bit sound
-PROB_BINS = 10
-LEVEL_BIN_DB = 5.0
-_DURATION_BINS = 20
-_CENTI = 100  # durations are counted in hundredths of a second
+@dataclass
+class FeatureStatistics:
+    """One feature over all clips that have it: how many they are, and its values."""
+
+    clips: int = 0
+    values: int = 0
+    total: float = 0.0
+    low: float = math.inf
+    high: float = -math.inf
+
+    def add(self, array: np.ndarray) -> None:
+        """array: of one clip."""
+        self.clips += 1
+        self.values += array.size
+        self.total += float(array.sum(dtype=np.float64))
+        self.low = float(array.min(initial=self.low))
+        self.high = float(array.max(initial=self.high))
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; without a value, such as of a clip without objects, the figures are None."""
+        figures = (self.low, self.total / self.values, self.high) if self.values else (None, None, None)
+        return {"clips": self.clips, **{key: figure if figure is None else round(figure, 5)
+                                        for key, figure in zip(("min", "mean", "max"), figures)}}
 
 
 @dataclass
@@ -72,14 +98,15 @@ class WordStatistics:
 
 @dataclass
 class DatasetStatistics:
-    """Counts over the clips that were added. levels (24,): clips by their RMS level in 5 dB from -120 dBFS on; silent
-    clips are not among them."""
+    """Counts over the clips that were added. levels (24,): clips by their RMS level in steps of 5 dB from -120 dBFS on,
+    without silent clips."""
 
     splits: Counter[str] = field(default_factory=Counter)
     durations: Counter[int] = field(default_factory=Counter)  # hundredths of a second ⇒ clips
     objects: np.ndarray = field(default_factory=lambda: np.zeros(MAX_OBJECTS + 1, np.int64))  # named in a clip ⇒ clips
     labels: Counter[str] = field(default_factory=Counter)
     words: dict[str, WordStatistics] = field(default_factory=dict)
+    features: dict[str, FeatureStatistics] = field(default_factory=lambda: {n: FeatureStatistics() for n in FEATURES})
     levels: np.ndarray = field(default_factory=lambda: np.zeros(round(-LOWEST_DBFS / LEVEL_BIN_DB), np.int64))
     level_sum_db: float = 0.0
     silent: int = 0
@@ -90,12 +117,14 @@ class DatasetStatistics:
         return sum(self.splits.values())
 
     def add(self, split: str, clip: ClipFeatures) -> None:
-        seconds = len(clip.waveform) / clip.sample_rate_hz  # what a faulty record says of itself may be anything
+        seconds = len(clip.waveform) / clip.sample_rate_hz  # a faulty record may name any duration
         self.splits[split] += 1
         self.durations[round(seconds * _CENTI)] += 1
         self.seconds += seconds
         self.objects[len(clip.objects)] += 1
         self.labels[clip.label] += 1
+        for name, array in clip.features.items():
+            self.features[name].add(array)
         for k, word in enumerate(clip.objects):
             self.words.setdefault(word, WordStatistics()).add(clip.probs[:, k])
         level = measure_level(clip.waveform, clip.sample_rate_hz)
@@ -111,7 +140,7 @@ class DatasetStatistics:
         return sorted(self.words, key=lambda word: (-self.words[word].clips, word))
 
     def duration_histogram(self) -> tuple[np.ndarray, np.ndarray]:
-        """⇒ edges (21,) in seconds, from 0 to the longest clip's duration; clips (20,)."""
+        """Edges (21,) in seconds, from 0 to the longest clip's duration, and clips (20,)."""
         values = np.array(list(self.durations), np.float64) / _CENTI
         clips, edges = np.histogram(values, bins=_DURATION_BINS, range=(0.0, max(values, default=0.0)),
                                     weights=list(self.durations.values()))
@@ -123,7 +152,7 @@ class DatasetStatistics:
         return values[int(np.searchsorted(ends, ends[-1] / 2))] / _CENTI
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, for JSON; without a clip the figures that need one are None."""
+        """All statistics, for JSON; without a clip the figures that need one are None."""
         clips, sounding = self.clips, int(self.levels.sum())
         edges, by_duration = self.duration_histogram()
         words = {word: self.words[word].to_dict() for word in self.frequent_words}
@@ -135,6 +164,8 @@ class DatasetStatistics:
                 "max": max(self.durations) / _CENTI if clips else None,
                 "histogram": {"edges_s": edges.round(3).tolist(), "clips": by_duration.tolist()}},
             "objects_per_clip": {str(count): int(n) for count, n in enumerate(self.objects)},
+            "features": {name: {"axes": list(FEATURES[name].axes), **feature.to_dict()}
+                         for name, feature in self.features.items()},
             "words": words,
             "missing_objects": {
                 "of": sum(word.clips for word in self.words.values()),
@@ -148,12 +179,8 @@ class DatasetStatistics:
         }
 
 
-SHOWN = 20  # words, labels, faults
-_SPARKS = " ▁▂▃▄▅▆▇█"
-
-
 def statistics_tables(statistics: DatasetStatistics, title: str) -> Group:
-    """What a dataset holds in a few lines, its most frequent words, and its labels, to be printed."""
+    """A dataset's counts in a few lines, its features, its most frequent words and its labels, to be printed."""
     found = statistics.to_dict()
     if not statistics.clips:
         return Group(Text(f"{title}: no clip could be read"))
@@ -171,7 +198,16 @@ def statistics_tables(statistics: DatasetStatistics, title: str) -> Group:
     never = missing["never_seen_words"]
     if never:
         lines.append(f"words never seen in any clip: {', '.join(never[:SHOWN])}{' …' if len(never) > SHOWN else ''}")
-    return Group(*map(Text, lines), *_word_table(statistics), *_label_table(statistics))
+    return Group(*map(Text, lines), _feature_table(found["features"]), *_word_table(statistics),
+                 *_label_table(statistics))
+
+
+def _feature_table(features: dict[str, dict[str, Any]]) -> Table:
+    table = Table("feature", "axes", "clips", "min", "mean", "max", title="features", title_justify="left")
+    for name, found in features.items():
+        figures = ("–" if found[key] is None else f"{found[key]:.3g}" for key in ("min", "mean", "max"))
+        table.add_row(name, " ".join(map(str, found["axes"])), str(found["clips"]), *figures)
+    return table
 
 
 def _word_table(statistics: DatasetStatistics) -> list[Table]:
@@ -188,7 +224,7 @@ def _word_table(statistics: DatasetStatistics) -> list[Table]:
 
 
 def _sparks(counts: Sequence[int]) -> str:
-    """Counts ⇒ a column of blocks each; what occurs at all is seen."""
+    """One block character for each count; a count above zero is visible."""
     highest = max(max(counts), 1)
     return "".join(_SPARKS[-(-count * (len(_SPARKS) - 1) // highest)] for count in counts)
 

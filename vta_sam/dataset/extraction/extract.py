@@ -1,32 +1,31 @@
-"""Extraction: every clip is decoded once, looked at once, and written to a shard. It can be stopped anywhere.
+"""Extraction: every clip is decoded once, goes through the extractors once, and is written to a shard.
 
-A shard's tar is the commit: it is renamed into place whole, after the list of its failures, so a run that is killed
-loses the slice under work, and the next run does exactly the slices whose tar is missing (output.py).
+A run may be killed at any moment. A shard's tar is renamed into place whole, after the list of its failures, and counts
+as done from then on; the next run makes the shards whose tar is missing (shard_folder.py).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ... import __version__
-from ...clip import ClipFeatures
+from ...clip import ClipFeatures, MelSpec
 from ...media.container import check_hwaccel
 from ...media.decode_pool import DecodePool
 from ...media.decoding import ClipRequest
 from ...media.video import CHUNK_FRAMES, ClipStream
-from ...perception.base import Encoder, Grounder
+from ...perception.base import Encoder, FrameExtractor, Grounder, settings_of
 from ...perception.captions import tagger_name
-from ...perception.features import Extractors, look, words_of
+from ...perception.features import Extractors, extract_features, words_of
 from ...runtime.errors import InputError
 from ..manifests.manifest import Row, manifest_hash, read_manifest, slices
 from ..shards.schema import FORMAT_VERSION, DatasetInfo, encode_record
 from .shard_folder import ShardFolder
 
-SAMPLE_RATE_HZ = 16_000
 Progress = Callable[[int, int, int], None]  # clips done, of how many, of those failed in this run
 
 
@@ -34,30 +33,53 @@ def extract_dataset(manifest: Path, videos: Path, out: Path, grounder: Grounder,
                     shard_size: int = 64, workers: int = 2, rank: int = 0, world: int = 1,
                     progress: Progress | None = None, limit_s: float = 60.0, memory_mb: int = 4096,
                     chunk_frames: int = CHUNK_FRAMES, hwaccel: str | None = None,
-                    retry_failed: bool = False) -> DatasetInfo:
-    """Turn the clips of a manifest into shards in ``out``, or the share of worker ``rank`` of ``world``.
+                    retry_failed: bool = False, features: Sequence[FrameExtractor] = (),
+                    sample_rate_hz: int = MelSpec().sample_rate_hz) -> DatasetInfo:
+    """Make the shards of a manifest in ``out``, or the share of worker ``rank`` of ``world`` ⇒ what ``out`` holds then.
 
-    Whoever finds all shards there at its end writes dataset.json. Returns what is in ``out`` by then; with world > 1
-    other workers' shards may still be missing, and dataset.json with them. A clip that can't be read is listed in
-    ``<shard>.failed.jsonl`` with the reason. progress is called at the start (what earlier runs did counts as done) and
-    after each clip. limit_s and memory_mb bound the decoding of one clip; chunk_frames of its frames travel and are
-    looked at at once, decoded on a kind of device where hwaccel names one. retry_failed tries the clips again that
-    earlier runs listed as failed. Raises InputError when ``out`` was begun with another manifest or config, when there
-    is no such device, when the disk is full, or when no clip at all could be read.
+    The worker that finds all shards there at its end writes dataset.json; before that, other workers' shards may be
+    missing. A clip that can't be read is listed in ``<shard>.failed.jsonl`` with the reason.
+
+    Args:
+        manifest: csv of the clips.
+        videos: folder of the videos.
+        out: folder of the shards.
+        grounder: finds objects in frames.
+        encoder: embeds frames, words and captions.
+        fps: frames a second that are extracted.
+        shard_size: clips in a shard.
+        workers: decoding processes.
+        rank: of this worker.
+        world: number of workers.
+        progress: called at the start and after each clip; clips of earlier runs count as done.
+        limit_s: seconds that the decoding of a clip may take.
+        memory_mb: memory that it may take.
+        chunk_frames: frames of a clip that the extractors get in one call.
+        hwaccel: FFmpeg's name of a kind of device that decodes; None: software.
+        retry_failed: try the clips again that earlier runs listed as failed.
+        features: extractors of further features per frame.
+        sample_rate_hz: of the sound that is stored.
+
+    Raises:
+        InputError: ``out`` was begun with another manifest or config, there is no such device, the disk is full, or no
+            clip at all could be read.
     """
     manifest, videos, out = Path(manifest), Path(videos), Path(out)
     if not 0 <= rank < world:
         raise InputError(f"rank={rank} of world={world}: ranks count from 0 to world - 1")
     if chunk_frames < 1:
-        raise InputError(f"chunk_frames={chunk_frames}: at least one frame has to be looked at at once")
+        raise InputError(f"chunk_frames={chunk_frames}: expected at least one frame")
+    if sample_rate_hz < 1:
+        raise InputError(f"sample_rate_hz={sample_rate_hz}: expected samples a second, at least 1")
     if not videos.is_dir():
         raise InputError(f"videos={videos} is not a folder")
     check_hwaccel(hwaccel)
     rows = read_manifest(manifest)
-    config = _config(grounder, encoder, fps, shard_size, hwaccel)
+    extractors = Extractors(grounder, encoder, chunk_frames, features)
+    config = _config(extractors, fps, sample_rate_hz, shard_size, hwaccel)
     all_slices = slices(rows, shard_size)
-    folder = ShardFolder(out, _describe(rows, grounder, encoder, fps, config), config, all_slices)
-    extractor = ClipExtractor(videos, Extractors(grounder, encoder, chunk_frames), fps)
+    folder = ShardFolder(out, _describe(rows, extractors, config), config, all_slices)
+    extractor = ClipExtractor(videos, extractors, fps, sample_rate_hz)
     mine = all_slices[rank::world]
     with folder.at_work(), DecodePool(workers, limit_s, memory_mb, hwaccel=hwaccel) as pool:
         todo = folder.todo(mine, retry_failed)
@@ -83,53 +105,77 @@ def extract_dataset(manifest: Path, videos: Path, out: Path, grounder: Grounder,
 
 
 class ClipExtractor:
-    """One clip ⇒ its record, by a grounder and an encoder."""
+    """Makes the record of a clip.
 
-    def __init__(self, videos: Path, extractors: Extractors, fps: float):
-        self.videos, self.extractors, self.fps = videos, extractors, float(fps)  # 4 and 4.0 are the same record
+    Args:
+        videos: folder of the videos.
+        extractors: of the features.
+        fps: frames a second that are extracted.
+        sample_rate_hz: of the sound.
+    """
+
+    def __init__(self, videos: Path, extractors: Extractors, fps: float,
+                 sample_rate_hz: int = MelSpec().sample_rate_hz):
+        self.videos, self.extractors, self.sample_rate_hz = videos, extractors, sample_rate_hz
+        self.fps = float(fps)  # 4 and 4.0 are the same record
 
     def request(self, row: Row) -> ClipRequest:
+        """What has to be decoded of a row's clip."""
         return ClipRequest(
             path=str(self.videos / row.path), fps=self.fps, start_s=row.start_s, duration_s=row.duration_s,
-            fits=self.extractors.fits, sample_rate_hz=SAMPLE_RATE_HZ, chunk_frames=self.extractors.chunk_frames)
+            fits=self.extractors.fits, sample_rate_hz=self.sample_rate_hz, chunk_frames=self.extractors.chunk_frames)
 
     def record(self, row: Row, clip: ClipStream) -> dict[str, bytes] | InputError:
-        """What is being decoded ⇒ the members of its record, or the reason why there is none."""
+        """The members of a clip's record, or the reason why there is none; ``clip`` is being decoded meanwhile."""
         try:
             return encode_record(self.features(row, clip))
         except InputError as error:
             return error
 
     def features(self, row: Row, clip: ClipStream) -> ClipFeatures:
-        """Raises InputError where the clip can't be read, the grounder or the encoder refuses it, or says what can't be
-        stored."""
+        """The features of a clip.
+
+        Raises:
+            InputError: the clip can't be read, an extractor refuses it, or a feature has another shape than its row in
+                the table of features.
+        """
         extractors = self.extractors.for_clip(self.videos / row.path, self.fps, row.start_s)
-        encoder, words = extractors.encoder, words_of(row.caption, row.objects or None, extractors.known_words)
-        embedding, [grounding] = look(clip, extractors, [words.objects])
+        words = words_of(row.caption, row.objects or None, extractors.known_words)
+        extracted = extract_features(clip, extractors, [words.objects])
         assert clip.waveform is not None  # asked for by request()
-        return ClipFeatures(
-            key=row.id, caption=row.caption, objects=words.objects, fps=self.fps, waveform=clip.waveform,
-            frame_embedding=embedding, probs=grounding.probs, boxes=grounding.boxes, areas=grounding.areas,
-            object_embedding=encoder.encode_objects(words.objects),
-            caption_tokens=encoder.encode_caption(words.caption), sample_rate_hz=SAMPLE_RATE_HZ, label=row.label,
-            source=row.path, start_s=row.start_s, duration_s=clip.duration_s, mask_embedding=grounding.mask_embedding)
+        return extracted.record(
+            words, extracted.groundings[0], extractors.encoder, key=row.id, caption=row.caption, fps=self.fps,
+            waveform=clip.waveform, sample_rate_hz=self.sample_rate_hz, label=row.label, source=row.path,
+            start_s=row.start_s, duration_s=clip.duration_s)
 
 
-def _config(grounder: Grounder, encoder: Encoder, fps: float, shard_size: int, hwaccel: str | None) -> dict[str, Any]:
+def _config(extractors: Extractors, fps: float, sample_rate_hz: int, shard_size: int, hwaccel: str | None,
+            ) -> dict[str, Any]:
     """Every setting that changes a record, or which record lies where."""
-    return {
-        "format_version": FORMAT_VERSION, "fps": float(fps), "sample_rate_hz": SAMPLE_RATE_HZ, "shard_size": shard_size,
+    grounder, encoder = extractors.grounder, extractors.encoder
+    config = {
+        "format_version": FORMAT_VERSION, "fps": float(fps), "sample_rate_hz": sample_rate_hz, "shard_size": shard_size,
         "grounder": grounder.fingerprint, "encoder": encoder.fingerprint,
-        "grounder_settings": getattr(grounder, "settings", {}), "encoder_settings": getattr(encoder, "settings", {}),
+        "grounder_settings": dict(grounder.settings), "encoder_settings": dict(encoder.settings),
         "fits": [repr(grounder.fit), repr(encoder.fit)],
-        "nouns": tagger_name(),  # who finds the objects in captions depends on what is installed
+        "nouns": tagger_name(),  # which tagger reads captions depends on what is installed
         "hwaccel": hwaccel,  # devices may differ in a picture's last bits
     }
+    further = {name: {"fingerprint": part.fingerprint, "settings": dict(part.settings), "fit": repr(part.fit)}
+               for name, part in zip(extractors.names, extractors.features)}
+    return config | {"features": further} if further else config  # without any, as before there were any
 
 
-def _describe(rows: list[Row], grounder: Grounder, encoder: Encoder, fps: float, config: dict[str, Any]) -> DatasetInfo:
+def _describe(rows: list[Row], extractors: Extractors, config: dict[str, Any]) -> DatasetInfo:
+    grounder, encoder = extractors.grounder, extractors.encoder
+    recipes = {role: part.recipe for role, part in extractors.by_role.items() if part.recipe is not None}
+    further = {name: recipes.pop(name) for name in extractors.names if name in recipes}
     return DatasetInfo(
-        grounder=grounder.fingerprint, encoder=encoder.fingerprint, fps=float(fps), sample_rate_hz=SAMPLE_RATE_HZ,
-        frame_dim=encoder.frame_dim, object_dim=encoder.object_dim, caption_dim=encoder.caption_dim,
+        grounder=grounder.fingerprint, encoder=encoder.fingerprint, fps=config["fps"],
+        sample_rate_hz=config["sample_rate_hz"], frame_dim=encoder.frame_dim, object_dim=encoder.object_dim,
+        caption_dim=encoder.caption_dim,
         config_hash=hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
-        manifest_hash=manifest_hash(rows), code_version=__version__)
+        manifest_hash=manifest_hash(rows), code_version=__version__,
+        dims=extractors.dims,
+        features={part.name: part.fingerprint for part in extractors.features},
+        recipes=recipes | ({"features": further} if further else {}), settings=settings_of(extractors.by_role))

@@ -1,4 +1,4 @@
-"""What extraction shows on the terminal."""
+"""Progress and summary of extraction on the terminal."""
 
 from __future__ import annotations
 
@@ -37,8 +37,11 @@ def progress_bar() -> Progress:
 
 @contextmanager
 def followed(title: str, log_every_s: float = 60.0) -> Iterator[Callable[[int, int, int], None]]:
-    """⇒ what extraction calls with (clips done, of how many, failed): a bar on a terminal; elsewhere, as in the log
-    of a job, the first and the last line and one whenever ``log_every_s`` seconds have passed."""
+    """Yields the function that extraction calls with (clips done, clips in all, clips failed).
+
+    It shows a bar on a terminal. Elsewhere, as in the log of a job, it prints a line at the start, at the end, and
+    every ``log_every_s`` seconds.
+    """
     bar = progress_bar()
     if not bar.console.is_terminal:
         yield _Lines(title, log_every_s, lambda line: bar.console.print(line, soft_wrap=True, markup=False))
@@ -59,16 +62,16 @@ class _Lines:
 
     def __init__(self, title: str, every_s: float, say: Callable[[str], None]) -> None:
         self.title, self.every_s, self.say = title, every_s, say
-        self.begun: tuple[float, int] | None = None  # when, and the clips that were done by then
-        self.said_s = -math.inf
+        self.start: tuple[float, int] | None = None  # time, and clips of earlier runs
+        self.last_line_s = -math.inf
 
     def __call__(self, done: int, clips: int, failed: int) -> None:
         now_s = time.monotonic()
-        self.begun = self.begun or (now_s, done)
-        if now_s - self.said_s < self.every_s and done < clips:
+        self.start = self.start or (now_s, done)
+        if now_s - self.last_line_s < self.every_s and done < clips:
             return
-        self.said_s = now_s
-        elapsed_s, here = now_s - self.begun[0], done - self.begun[1]
+        self.last_line_s = now_s
+        elapsed_s, here = now_s - self.start[0], done - self.start[1]
         pace = ""
         if here and elapsed_s > 0:
             left = timedelta(seconds=round((clips - done) * elapsed_s / here))

@@ -1,7 +1,7 @@
-"""The folder of shards while it is being made: what it was begun with, what is done, and what a kill leaves behind.
+"""The folder of shards while it is being made: its config, its finished shards, and recovery from a kill.
 
-A shard's tar is the commit: it is renamed into place whole, after the list of its failures. A shard whose failed clips
-are tried again is set aside as ``<shard>.tar.before``, so that it counts as not done, and its records are used again.
+A shard's tar is renamed into place whole, after the list of its failures; from then on the shard is done. A shard whose
+failed clips are tried again is renamed to ``<shard>.tar.before``: it is no longer done, and its records are used again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..shards.schema import DatasetInfo, ShardInfo, decode_record
 
 STATE_FILE = "extraction.json"
 _LOCK_FILE = ".extraction.lock"
-_STALE_S = 60.0  # a file is written in seconds; a temporary one that nobody touched for longer was left by a kill
+_STALE_S = 60.0  # a file is written in seconds: a temporary file older than this belongs to a killed worker
 
 Record = dict[str, bytes]  # members by suffix
 
@@ -34,9 +34,10 @@ class ShardFolder:
     """``out``: shards of one manifest and one config, made by any number of workers.
 
     Args:
-        info: what the shards will say of themselves.
+        path: of the folder.
+        info: dataset.json, without its splits.
         config: every setting that changes a record; its hash is in ``info``.
-        all_slices: of all workers.
+        all_slices: the slices of all workers.
     """
 
     def __init__(self, path: Path, info: DatasetInfo, config: dict[str, Any], all_slices: list[Slice]) -> None:
@@ -45,8 +46,11 @@ class ShardFolder:
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Claim the folder for this manifest and config; what fails for want of space says so. InputError where it was
-        begun with others."""
+        """Claim the folder for this manifest and config.
+
+        Raises:
+            InputError: the folder was begun with others, or there is no space left on the disk.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with self._swept():
@@ -59,7 +63,7 @@ class ShardFolder:
                              "are whole: make room, and the same command goes on from them") from error
 
     def todo(self, mine: list[Slice], retry_failed: bool) -> list[Slice]:
-        """Those of ``mine`` that are to be made; with retry_failed also the finished ones that list failures."""
+        """The slices of ``mine`` that have no shard yet; with retry_failed also those whose shard lists failures."""
         for part in mine:
             if self._is_done(part):
                 self._before(part).unlink(missing_ok=True)  # its successor is in place
@@ -69,7 +73,7 @@ class ShardFolder:
         return [part for part in mine if not self._is_done(part)]
 
     def kept(self, part: Slice) -> dict[str, Record]:
-        """Records by id of a shard that was set aside; none where it is damaged: its clips are extracted anew."""
+        """Records by id of a shard that was set aside; none where it is damaged: its clips are extracted again then."""
         if part.name not in self._kept:
             records: dict[str, Record] = {}
             try:
@@ -82,6 +86,13 @@ class ShardFolder:
         return self._kept[part.name]
 
     def commit(self, part: Slice, records: list[tuple[str, Record]], failed: list[dict[str, str]]) -> None:
+        """Write the list of failures, then the shard.
+
+        Args:
+            part: the slice.
+            records: ids and members.
+            failed: entries {id, path, reason}.
+        """
         lines = "".join(json.dumps(entry, ensure_ascii=False, sort_keys=True) + "\n" for entry in failed)
         write_text(self.path / part.failed_name, lines, sync=True)
         write_records(self.path / part.name, records)
@@ -89,7 +100,11 @@ class ShardFolder:
         self._kept.pop(part.name, None)
 
     def finish(self) -> DatasetInfo:
-        """What is there by now; with all shards dataset.json is written. InputError when no clip could be read."""
+        """The dataset as it is by now; with all shards dataset.json is written.
+
+        Raises:
+            InputError: no clip could be read.
+        """
         splits: dict[str, list[ShardInfo]] = {}
         for part in filter(self._is_done, self.all_slices):
             failed = len(failures(self.path / part.failed_name))
@@ -114,7 +129,7 @@ class ShardFolder:
         return self.path / f"{part.name}.before"
 
     def _claim(self) -> None:
-        """Write down what this folder is made of before its first shard, or refuse to go on with something else."""
+        """Write manifest and config down before the first shard. Raises InputError where others are written there."""
         path = self.path / STATE_FILE
         ours = {"manifest_hash": self.info.manifest_hash, "config": self.config}
         if not path.exists():
@@ -139,8 +154,8 @@ class ShardFolder:
 
     @contextmanager
     def _swept(self) -> Iterator[None]:
-        """Remove temporary files that kills left behind, where no other worker is at it; hold a shared lock meanwhile.
-        On file systems without locks they are left."""
+        """Remove the temporary files of killed workers, unless another worker is running; hold a shared lock inside. On
+        file systems without locks the files stay."""
         with open(self.path / _LOCK_FILE, "a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -157,7 +172,7 @@ class ShardFolder:
 
 
 def failures(path: str | os.PathLike) -> list[dict[str, str]]:
-    """A ``<shard>.failed.jsonl`` ⇒ its entries {id, path, reason}."""
+    """The entries {id, path, reason} of a ``<shard>.failed.jsonl``. Raises InputError where it can't be read."""
     try:
         return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:

@@ -11,9 +11,8 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from ...runtime.errors import InputError
-from .draft import Draft
-from .manifest import Row
-from .tables import Caption, by_stem, find_clip, list_videos, read_captions
+from .csv_tables import Caption, by_stem, find_clip, list_videos, read_captions
+from .manifest import ManifestDraft, Row
 
 CAPTION_SOURCES = ("folder", "name")
 _SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
@@ -24,19 +23,29 @@ Progress = Callable[[int, int], None]
 
 def folder_draft(videos: Path, captions: Path | None = None, caption_from: str | None = None, recursive: bool = False,
                  split: str | None = None, cut: str = "auto", val: int = 0, test: int = 0, same_content: bool = False,
-                 progress: Progress | None = None) -> Draft:
-    """The videos of a folder ⇒ a draft of their manifest.
+                 progress: Progress | None = None) -> ManifestDraft:
+    """A draft of the manifest of a folder's videos.
 
-    captions: a table, see :mod:`~vta_sam.dataset.manifests.tables`; only videos that it names get a row, and of
-    several captions of a clip the first. caption_from: "folder" or "name", whose words become the caption (and the
-    folder's the label); without both the caption is empty. split: of all clips; None ⇒ what the table says, else a
-    folder named train, val or test, else train. cut: for AudioCaps' columns, see
-    :func:`~vta_sam.dataset.manifests.tables.find_clip`. val, test: how many clips of train to move there. same_content:
-    also leave out copies under another name; progress(done, all) is called after each file that had to be read.
+    Args:
+        videos: the folder.
+        captions: a table, see :mod:`~vta_sam.dataset.manifests.csv_tables`. Only videos that it names get a row, and of
+            several captions of a clip the first is used.
+        caption_from: "folder" or "name", whose words become the caption (and the folder's the label). Without it and
+            without a table the caption is empty.
+        recursive: look into folders inside the folder.
+        split: of all clips. None: what the table says, else a folder named train, val or test, else train.
+        cut: for AudioCaps' columns, see :func:`~vta_sam.dataset.manifests.csv_tables.find_clip`.
+        val: how many clips of train become the split val.
+        test: how many become the split test.
+        same_content: leave out copies under another name.
+        progress: called with (done, all) after each file that had to be read.
+
+    Raises:
+        InputError: the folder or the table can't be used, or a split's name can't be part of a file name.
     """
     if split is not None and not re.fullmatch(r"[A-Za-z0-9_]+", split):
         raise InputError(f"--split {split!r} becomes part of file names; use letters, digits and _")
-    draft = Draft()
+    draft = ManifestDraft()
     sizes = _usable(videos, recursive, draft)
     paths = _without_copies(videos, sizes, draft, progress) if same_content else list(sizes)
     if captions is not None:
@@ -57,8 +66,9 @@ def folder_draft(videos: Path, captions: Path | None = None, caption_from: str |
 
 
 def path_id(path: str) -> str:
-    """A relative path ⇒ an id of letters, digits, ``_`` and ``-``: its parts without the suffix, joined by ``__``. A
-    part that holds anything else keeps what it can and gets a hash, so that two names don't become one."""
+    """An id of letters, digits, ``_`` and ``-`` for a relative path: its parts without the suffix, joined by ``__``.
+
+    Of a part with other characters those are replaced and a hash is added, so that two names don't become one."""
     parts = PurePosixPath(path).with_suffix("").parts
     id = "__".join(_plain(part) for part in parts)
     return id if len(id) <= _LONGEST_ID else f"{id[:_LONGEST_ID - 17]}_{_hash(path, 16)}"
@@ -73,8 +83,8 @@ def _hash(text: str, digits: int) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:digits]
 
 
-def _usable(videos: Path, recursive: bool, draft: Draft) -> dict[str, int]:
-    """Videos that a manifest can name ⇒ {relative path: bytes}, in order; the others go to ``draft.left_out``."""
+def _usable(videos: Path, recursive: bool, draft: ManifestDraft) -> dict[str, int]:
+    """Videos that a manifest can name, in order ⇒ {relative path: bytes}; the others go to ``draft.left_out``."""
     sizes: dict[str, int] = {}
     root = os.path.realpath(videos)
     for entry in list_videos(videos, recursive):
@@ -85,7 +95,7 @@ def _usable(videos: Path, recursive: bool, draft: Draft) -> dict[str, int]:
                 draft.leave_out(path, "a link that leaves the folder", real)
                 continue
         if not entry.is_file():
-            draft.leave_out(path, "no file", "a link to nothing, or a thing of another kind")
+            draft.leave_out(path, "no file", "a link to nothing, or a device, socket or pipe")
         elif not entry.stat().st_size:
             draft.leave_out(path, "an empty file")
         elif path != path.strip() or not _is_utf8(path):
@@ -103,8 +113,8 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def _without_copies(videos: Path, sizes: dict[str, int], draft: Draft, progress: Progress | None) -> list[str]:
-    """Leave out files with the same bytes as one before. Only files of equal size are read."""
+def _without_copies(videos: Path, sizes: dict[str, int], draft: ManifestDraft, progress: Progress | None) -> list[str]:
+    """Paths without the files whose bytes are those of an earlier one. Only files of equal size are read."""
     by_size: dict[int, list[str]] = defaultdict(list)
     for path, size in sizes.items():
         by_size[size].append(path)
@@ -125,8 +135,8 @@ def _without_copies(videos: Path, sizes: dict[str, int], draft: Draft, progress:
     return [path for path in sizes if path not in copies]
 
 
-def _named(paths: Iterable[str], caption_from: str | None, draft: Draft) -> Iterable[Row]:
-    """Rows whose caption is made of a name."""
+def _named(paths: Iterable[str], caption_from: str | None, draft: ManifestDraft) -> Iterable[Row]:
+    """Rows whose caption comes from the name of the folder or file."""
     for path in paths:
         parts = PurePosixPath(path).parts
         caption = label = ""
@@ -134,7 +144,7 @@ def _named(paths: Iterable[str], caption_from: str | None, draft: Draft) -> Iter
             label = parts[-2] if len(parts) > 1 and parts[-2].lower() not in _SPLITS else ""
             caption = _words(label)
         elif caption_from == "name":
-            caption = _words(re.sub(r"[\W_]*\d+$", "", PurePosixPath(path).stem))  # the number of a take says nothing
+            caption = _words(re.sub(r"[\W_]*\d+$", "", PurePosixPath(path).stem))  # the number of a take is no word
         if caption_from and not caption:
             draft.leave_out(path, f"no caption in the {'folder’s' if caption_from == 'folder' else 'file’s'} name")
             continue
@@ -151,7 +161,7 @@ def _folder_split(path: str) -> str:
     return next((_SPLITS[folder] for folder in folders if folder in _SPLITS), "train")
 
 
-def _captioned(paths: list[str], captions: Iterable[Caption], cut: str, draft: Draft) -> Iterable[Row]:
+def _captioned(paths: list[str], captions: Iterable[Caption], cut: str, draft: ManifestDraft) -> Iterable[Row]:
     """Rows of the videos that a table names, in the table's order."""
     stems, names = by_stem(paths), _names(paths)
     captioned: dict[str, str] = {}  # id of a row ⇒ where its caption stands
@@ -181,7 +191,7 @@ def _captioned(paths: list[str], captions: Iterable[Caption], cut: str, draft: D
             draft.leave_out(path, "a video that no caption names")
 
 
-def _audiocaps_row(caption: Caption, stems: dict[str, str], cut: str, draft: Draft) -> Row | None:
+def _audiocaps_row(caption: Caption, stems: dict[str, str], cut: str, draft: ManifestDraft) -> Row | None:
     found = find_clip(stems, caption.video, caption.start_s, cut)
     if found is None:
         return None
@@ -190,8 +200,8 @@ def _audiocaps_row(caption: Caption, stems: dict[str, str], cut: str, draft: Dra
 
 
 def _names(paths: list[str]) -> dict[str, list[str]]:
-    """What people call a video (its path or file name, with or without the suffix, its id) ⇒ the paths that fit. A
-    whole path that fits stands for itself."""
+    """{name that a table may use for a video: paths that fit}. Names are the path and the file name, with the suffix or
+    without, and the id. A whole path names that file alone."""
     names: dict[str, list[str]] = defaultdict(list)
     for path in paths:
         whole = PurePosixPath(path)

@@ -1,4 +1,4 @@
-"""The manifest: a CSV with one row per clip, and the order in which rows become shards."""
+"""The manifest, a CSV with one row per clip: reading, writing, making one, and the slices that become shards."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ import json
 import math
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
 
 from ...clip import MAX_OBJECTS
 from ...runtime.errors import InputError
@@ -23,8 +28,18 @@ _REQUIRED = ("id", "caption")
 
 @dataclass(frozen=True)
 class Row:
-    """One clip. path: relative to the videos' folder. objects: () ⇒ the caption's nouns. duration_s: None ⇒ to the
-    video's end."""
+    """One clip.
+
+    Args:
+        id: of the clip; ids differ.
+        caption: may be empty.
+        path: of the video, relative to the folder of the videos.
+        start_s: where the clip starts in the video.
+        duration_s: None: to the end of the video.
+        objects: (): the caption's nouns.
+        label: class of the sound, or "".
+        split: of the dataset.
+    """
 
     id: str
     caption: str
@@ -37,10 +52,11 @@ class Row:
 
 
 def read_manifest(path: str | os.PathLike) -> list[Row]:
-    """A CSV with the columns of COLUMNS (id and caption required) ⇒ its rows, in its order.
+    """The rows of a CSV with the columns of COLUMNS (id and caption are required), in its order.
 
-    Raises InputError naming the file and the line: a missing or unknown column, an id given twice, more than 8 objects,
-    a number that is none, a path that leaves the folder of the videos, no row at all.
+    Raises:
+        InputError: a column is missing or unknown, an id is given twice, a row has more than 8 objects, no number where
+            one is expected, or a path that leaves the folder of the videos; or there is no row. It names the line.
     """
     path = Path(path)
     rows: list[Row] = []
@@ -66,8 +82,8 @@ def read_manifest(path: str | os.PathLike) -> list[Row]:
 
 
 def write_manifest(path: str | os.PathLike, rows: Sequence[Row]) -> Path:
-    """Write rows as a CSV that :func:`read_manifest` reads back as the same rows, whatever their texts hold, but for
-    space around a cell. Atomic."""
+    """Write rows as a CSV, atomically ⇒ its path. :func:`read_manifest` reads the same rows back, whatever their texts
+    hold, but for space around a cell."""
     text = io.StringIO()
     # csv quotes a line feed by itself, but not a lone carriage return, which readers take for a line's end as well
     returns = any("\r" in cell for row in rows for cell in (row.caption, row.label, row.path, *row.objects))
@@ -131,7 +147,7 @@ def _inside(where: str, path: str) -> str:
 
 
 def manifest_hash(rows: list[Row]) -> str:
-    """sha256 over what rows say, whatever their order, quoting or columns left out."""
+    """sha256 of the rows' content. Their order, quoting and columns that are left out don't change it."""
     content = json.dumps(sorted((asdict(row) for row in rows), key=lambda row: row["id"]), sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
@@ -154,8 +170,8 @@ class Slice:
 
 
 def slices(rows: list[Row], shard_size: int) -> list[Slice]:
-    """Rows ⇒ slices of up to ``shard_size``, split by split, in order of a hash of their id: a manifest sorted by class
-    must not give shards of one class."""
+    """Slices of up to ``shard_size`` rows, split by split. Rows are ordered by a hash of their id, so that a manifest
+    sorted by class doesn't give shards of one class."""
     if shard_size < 1:
         raise InputError(f"shard_size must be at least 1, got {shard_size}")
     found = []
@@ -165,3 +181,108 @@ def slices(rows: list[Row], shard_size: int) -> list[Slice]:
         found += [Slice(split, i // shard_size, tuple(ordered[i:i + shard_size]))
                   for i in range(0, len(ordered), shard_size)]
     return found
+
+
+@dataclass(frozen=True)
+class SkippedClip:
+    """A clip or file that gets no row.
+
+    Args:
+        id: of the clip, or the file's name.
+        reason: one of a few, to be counted.
+        detail: where and what.
+    """
+
+    id: str
+    reason: str
+    detail: str = ""
+
+
+@dataclass
+class ManifestDraft:
+    """A manifest in the making.
+
+    Args:
+        rows: so far.
+        left_out: clips and files that get none.
+        rules: {how a clip was found in its file: number of clips}.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    left_out: list[SkippedClip] = field(default_factory=list)
+    rules: Counter[str] = field(default_factory=Counter)
+
+    def leave_out(self, id: str, reason: str, detail: str = "") -> None:
+        self.left_out.append(SkippedClip(id, reason, detail))
+
+    def hold_out(self, split: str, count: int, video_of: Callable[[Row], str], last: bool = False) -> None:
+        """Move ``count`` clips from train to ``split``, chosen by a hash of their video.
+
+        Every machine chooses the same clips, and few others when videos are added. Clips of one video stay together, so
+        that a few clips less are moved in rare cases.
+
+        Args:
+            split: that gets the clips; it must not exist yet.
+            count: of clips.
+            video_of: names the video of a row.
+            last: choose from the end of the hash's order, so that the sizes of two splits don't depend on each other.
+
+        Raises:
+            InputError: train would be left empty, or the split exists already.
+        """
+        if not count:
+            return
+        there = Counter(row.split for row in self.rows)
+        if there[split]:
+            raise InputError(f"--{split} {count}: there are {there[split]} clips of the split {split} already; leave "
+                             f"--{split} out")
+        if count >= there["train"]:
+            raise InputError(f"--{split} {count}: the split train has {there['train']} clips, of which some must stay")
+        videos: dict[str, list[int]] = {}
+        for number, row in enumerate(self.rows):
+            if row.split == "train":
+                videos.setdefault(video_of(row), []).append(number)
+        chosen: list[int] = []
+        for video in sorted(videos, key=lambda name: hashlib.sha256(name.encode()).digest(), reverse=last):
+            if len(chosen) + len(videos[video]) <= count:
+                chosen += videos[video]
+            if len(chosen) == count:
+                break
+        for number in chosen:
+            self.rows[number] = replace(self.rows[number], split=split)
+
+    def write(self, out: Path) -> Path:
+        """Write the manifest, and beside it the list of skipped clips ⇒ the list's path. Raises InputError where there
+        is no row."""
+        left_out = out.with_name(f"{out.stem}.left_out.csv")
+        if not self.rows:
+            first = self.left_out[0] if self.left_out else None
+            why = f" The first of {len(self.left_out)}: {first.id}, {first.reason} ({first.detail})" if first else ""
+            raise InputError(f"no clip is left for {out}.{why}")
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(("id", "reason", "detail"))
+        writer.writerows((entry.id, entry.reason, entry.detail) for entry in self.left_out)
+        # names of files may hold bytes that are no UTF-8
+        write_text(left_out, text.getvalue().encode("utf-8", "backslashreplace").decode("utf-8"))
+        write_manifest(out, self.rows)
+        return left_out
+
+    def summary(self, out: Path, left_out: Path) -> Group:
+        """Clips and labels of each split, how clips were found, and the reasons for skipped ones, to be printed."""
+        table = Table("split", "clips", "labels", "captions", title=Text(str(out)), title_justify="left")
+        for split in sorted({row.split for row in self.rows}):
+            rows = [row for row in self.rows if row.split == split]
+            labels = {row.label for row in rows} - {""}
+            captions = {row.caption for row in rows} - {""}
+            table.add_row(split, str(len(rows)), str(len(labels)), str(len(captions)))
+        lines = [Text(f"{count} clips: {rule}") for rule, count in sorted(self.rules.items())]
+        if self.left_out:
+            reasons = Table("left out", "count", "for example")
+            examples = {entry.reason: entry for entry in reversed(self.left_out)}
+            for reason, count in Counter(entry.reason for entry in self.left_out).most_common():
+                shown = f"{examples[reason].id} ({examples[reason].detail})" if examples[reason].detail else \
+                    examples[reason].id
+                reasons.add_row(Text(reason), str(count), Text(shown.encode("utf-8", "backslashreplace").decode()))
+            return Group(table, *lines, reasons, Text(f"All of them: {left_out}"))
+        return Group(table, *lines, Text("Nothing was left out."))

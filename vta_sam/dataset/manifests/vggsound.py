@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...runtime.errors import InputError
-from .draft import Draft
-from .manifest import Row
-from .tables import by_stem, find_clip, list_videos, read_cells, whole_seconds
+from .csv_tables import by_stem, find_clip, list_videos, read_cells, whole_seconds
+from .manifest import ManifestDraft, Row
 
 
 @dataclass(frozen=True)
@@ -30,9 +29,10 @@ class Entry:
 
 
 def read_vggsound(path: str | os.PathLike) -> list[Entry]:
-    """The csv as its authors publish it: no header; YouTube id, start in seconds, label, train or test.
+    """The lines of the csv as its authors publish it: no header; YouTube id, start in seconds, label, train or test.
 
-    Raises InputError naming the line that has another form.
+    Raises:
+        InputError: a line has another form; it names the line.
     """
     entries = []
     for line, cells in read_cells(path):
@@ -51,15 +51,20 @@ def read_vggsound(path: str | os.PathLike) -> list[Entry]:
     return entries
 
 
-def vggsound_draft(csv: Path, videos: Path, cut: str = "auto", val: int = 0) -> Draft:
-    """Clips of the csv whose file is in ``videos`` ⇒ a draft: caption and label are VGGSound's label.
+def vggsound_draft(csv: Path, videos: Path, cut: str = "auto", val: int = 0) -> ManifestDraft:
+    """A draft of the clips of the csv whose file is in ``videos``. Caption and label are VGGSound's label.
 
-    cut: see :func:`~.tables.find_clip`. val: how many clips of train become the split val. Lines
-    that say the same twice count once; of lines that contradict each other none does.
+    Of lines that say the same one counts; lines that contradict each other are left out.
+
+    Args:
+        csv: VGGSound's.
+        videos: folder of its clips or videos.
+        cut: see :func:`~.tables.find_clip`.
+        val: how many clips of train become the split val.
     """
     entries = read_vggsound(csv)
     stems = by_stem(entry.name for entry in list_videos(videos))
-    draft = Draft()
+    draft = ManifestDraft()
     for entry in _agreeing(entries, draft):
         found = find_clip(stems, entry.video, entry.start_s, cut)
         if found is None:
@@ -73,7 +78,7 @@ def vggsound_draft(csv: Path, videos: Path, cut: str = "auto", val: int = 0) -> 
     return draft
 
 
-def _agreeing(entries: list[Entry], draft: Draft) -> list[Entry]:
+def _agreeing(entries: list[Entry], draft: ManifestDraft) -> list[Entry]:
     """One entry per clip, in the csv's order; the others go to ``draft.left_out``."""
     lines: dict[str, list[Entry]] = defaultdict(list)
     for entry in entries:

@@ -1,95 +1,115 @@
-"""Several clips as tensors: what every stage and every conditioner is given."""
+"""Batches of clips as tensors, which stages train on and conditioners read: crops, padding, augmentation."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...clip import MAX_OBJECTS, ClipFeatures, ClipSpec
+from ...clip import FEATURES, MAX_OBJECTS, ClipFeatures, ClipSpec, Feature, HasFeatures
 from ...runtime.randomness import SampleDraws
 
-# MERGED-DOC """What training hides from the condition, so that each half of [v ; s] learns its part."""
 
+@dataclass(init=False)
+class ClipBatch(HasFeatures):
+    """B clips of one ``spec``, padded; masks are True where something is real.
 
-@dataclass
-class ClipBatch:
-    """B clips of one :class:`ClipSpec`, padded; masks are True where something is real.
-
-    frame_embedding (B, T, Dv), frame_mask (B, T); probs and areas (B, T, K), object_embedding (B, K, De), object_mask
-    (B, K) with K = 8; caption_tokens (B, L, Dc), caption_mask (B, L); column_mask (B, columns): columns that hold sound
-    of the clip. Where loaded: waveform (B, samples); moments (B, 2 · 8, columns, freq): mean and log-variance of the
-    VAE; mask_embedding (B, T, K, 256), mask-pooled SAM embeddings. seeds (B,): every random draw for a row comes from
-    its own seed.
+    Args:
+        keys: ids of the clips.
+        captions: of the clips.
+        objects: their words.
+        seeds: (B,); every random draw for a row comes from its own seed.
+        frame_mask: (B, T).
+        object_mask: (B, K) with K = 8.
+        caption_mask: (B, L).
+        column_mask: (B, columns): columns that hold sound of the clip.
+        spec: of every clip.
+        waveform: (B, samples), where loaded.
+        moments: (B, 2 · channels, columns, freq), mean and log-variance of the VAE, where loaded.
+        features: tensors by the names of :data:`~vta_sam.clip.FEATURES`, with (B,) before the row's axes.
     """
 
     keys: list[str]
     captions: list[str]
     objects: list[list[str]]
     seeds: Tensor
-    frame_embedding: Tensor
     frame_mask: Tensor
-    probs: Tensor
-    areas: Tensor
-    object_embedding: Tensor
     object_mask: Tensor
-    caption_tokens: Tensor
     caption_mask: Tensor
     column_mask: Tensor
+    spec: ClipSpec
     waveform: Tensor | None = None
     moments: Tensor | None = None
-    mask_embedding: Tensor | None = None
+    features: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def to(self, *args, **kwargs) -> "ClipBatch":
-        """Move tensors to a device, as :meth:`torch.Tensor.to`."""
-        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        values |= {k: v.to(*args, **kwargs) for k, v in values.items() if isinstance(v, Tensor)}
-        return ClipBatch(**values)
+        """The batch on a device; arguments as of :meth:`torch.Tensor.to`."""
+        return self._each(lambda tensor: tensor.to(*args, **kwargs), lambda values: values)
 
     def select(self, rows: Sequence[int]) -> "ClipBatch":
         """The rows named, in that order."""
-        picked: dict[str, Any] = {}
-        for f in fields(self):
-            value = getattr(self, f.name)
+        return self._each(lambda tensor: tensor[list(rows)], lambda values: [values[row] for row in rows])
+
+    def _each(self, of_tensor: Callable[[Tensor], Tensor], of_list: Callable[[list], list]) -> "ClipBatch":
+        changed: dict[str, Any] = {name: of_tensor(tensor) for name, tensor in self.features.items()}
+        for name, value in vars(self).items():
             if isinstance(value, Tensor):
-                picked[f.name] = value[list(rows)]
-            else:
-                picked[f.name] = None if value is None else [value[row] for row in rows]
-        return ClipBatch(**picked)
+                changed[name] = of_tensor(value)
+            elif isinstance(value, list):
+                changed[name] = of_list(value)
+        return self.replace(**changed)
 
     def without_objects(self, rows: Tensor) -> "ClipBatch":
-        """Forget every object of the rows where ``rows`` (B,) is True: the video alone."""
-        keep = ~rows
-        return replace(
-            self,
-            probs=self.probs * keep[:, None, None],
-            object_mask=self.object_mask & keep[:, None],
-            object_embedding=self.object_embedding * keep[:, None, None],
-        )
+        """The batch without the objects of the rows where ``rows`` (B,) is True: their video alone.
+
+        All features per object are zero there, and no object is real.
+        """
+        objects = self._blank(rows, lambda axes: "K" in axes)
+        return self.replace(object_mask=self.object_mask & ~rows[:, None], **objects)
 
     def without_frames(self, rows: Tensor) -> "ClipBatch":
-        """Blank the frame embeddings of the rows where ``rows`` (B,) is True: the grounding alone."""
-        return replace(self, frame_embedding=self.frame_embedding * ~rows[:, None, None])
+        """The batch without the pictures of the rows where ``rows`` (B,) is True: their grounding alone.
+
+        All features per frame that are not of an object are zero there.
+        """
+        return self.replace(**self._blank(rows, lambda axes: "T" in axes and "K" not in axes))
+
+    def _blank(self, rows: Tensor, which: Callable[[tuple[str | int, ...]], bool]) -> dict[str, Tensor]:
+        return {name: tensor * ~rows.view(-1, *[1] * (tensor.ndim - 1)) for name, tensor in self.features.items()
+                if which(FEATURES[name].axes)}
 
     def with_appearance_offset(self, offset: Tensor) -> "ClipBatch":
-        """Add one vector per clip to all of its frame embeddings, in units of their spread over the dimensions.
+        """The batch with one vector per clip added to all of its frame embeddings.
 
-        offset (B, Dv). What changes from frame to frame stays readable; what the pictures look like throughout doesn't.
+        The difference between frames stays; what is common to all frames of a clip is blurred.
+
+        Args:
+            offset: (B, Dv), in units of the embeddings' standard deviation over their dimensions.
         """
         spread = self.frame_embedding.std(dim=-1, keepdim=True).mean(dim=1, keepdim=True)
-        return replace(self, frame_embedding=self.frame_embedding + spread * offset[:, None])
+        return self.replace(frame_embedding=self.frame_embedding + spread * offset[:, None])
 
 
 @dataclass
 class ClipWindow:
-    """One clip cut and padded to a ClipSpec, as numpy arrays: what a loader's worker hands over."""
+    """One clip, cut and padded to a ClipSpec, as numpy arrays: a sample of a loader's worker.
+
+    Args:
+        features: of the stretch.
+        seed: of every random draw for the sample.
+        valid_frames: frames before the padding.
+        valid_columns: columns before the padding.
+        moments: (2 · channels, columns, freq) of the VAE, or None.
+    """
 
     features: ClipFeatures
     seed: int
@@ -105,27 +125,33 @@ def window_of(
     start_column: int = 0,
     moments: np.ndarray | None = None,
 ) -> ClipWindow:
-    """Cut ``spec.duration_s`` out of a record from a column on, padding with zeros beyond its end.
+    """Cut ``spec.duration_s`` out of a record from a column on, padded beyond its end.
 
-    Starts are columns, so that sound, latent and frames are cut at the same instant.
+    Starts are columns, so that sound, latent and frames are cut at the same instant: frame i of the window is at
+    ``(i + 0.5) / fps`` of the window. At a multiple of ``spec.aligned_columns`` a frame of the record is at that time.
+    Elsewhere the window's frame lies between two of them: its features are interpolated, so that what happens keeps its
+    time and is spread over two frames.
+
+    Args:
+        features: of the whole record.
+        spec: of the window.
+        seed: of the sample.
+        start_column: where the window begins in the record.
+        moments: (2 · channels, columns, freq) of the whole record, or None.
     """
-    start_s = start_column * spec.column_s
+    start_s, lengths = start_column * spec.column_s, features.lengths
     total_s = features.waveform.shape[0] / spec.sample_rate_hz
-    first_frame = int(np.floor(start_s * spec.fps + 0.5))
-    valid_frames = max(1, min(spec.frames, features.frame_embedding.shape[0] - first_frame))
+    start_frames = start_column * spec.frames_per_column
+    valid_frames = max(1, min(spec.frames, lengths["T"] - math.floor(start_frames + Fraction(1, 2))))
     valid_columns = int(np.clip(np.ceil((total_s - start_s) / spec.column_s - 1e-6), 1, spec.columns))
     first_sample = round(start_s * spec.sample_rate_hz)
-    cut = replace(
-        features,
+    cut = features.replace(
         waveform=_fit(features.waveform[first_sample:first_sample + spec.samples], spec.samples),
-        frame_embedding=_fit(features.frame_embedding[first_frame:first_frame + valid_frames], spec.frames),
-        probs=_fit(features.probs[first_frame:first_frame + valid_frames], spec.frames),
-        boxes=_fit(features.boxes[first_frame:first_frame + valid_frames], spec.frames),
-        areas=_fit(features.areas[first_frame:first_frame + valid_frames], spec.frames),
-        mask_embedding=None if features.mask_embedding is None else _fit(
-            features.mask_embedding[first_frame:first_frame + valid_frames], spec.frames),
         start_s=features.start_s + start_s,
         duration_s=spec.duration_s,
+        **{name: _along(array, FEATURES[name], "T", lambda frames, pad: _fit(
+            _frames_from(frames, start_frames, valid_frames), spec.frames, pad))
+           for name, array in features.features.items()},
     )
     if moments is not None:
         cut_moments = moments[:, start_column:start_column + spec.columns]
@@ -134,37 +160,58 @@ def window_of(
 
 
 def collate(windows: Sequence[ClipWindow], spec: ClipSpec) -> ClipBatch:
-    """Windows of one spec ⇒ a batch; objects are padded to 8, caption tokens to the longest."""
+    """A batch of windows of one spec. Objects are padded to 8, caption tokens to the longest of the batch. A feature
+    that any clip lacks is left out."""
     records = [w.features for w in windows]
-    longest = max(r.caption_tokens.shape[0] for r in records)
+    tokens = [r.lengths["L"] for r in records]
+    sizes = {"K": MAX_OBJECTS, "L": max(tokens)}
     moments = [w.moments for w in windows if w.moments is not None]
-    masks = [r.mask_embedding for r in records if r.mask_embedding is not None]
     return ClipBatch(
         keys=[r.key for r in records],
         captions=[r.caption for r in records],
         objects=[r.objects for r in records],
         seeds=torch.tensor([w.seed for w in windows], dtype=torch.int64),
-        frame_embedding=_stack([r.frame_embedding for r in records]),
         frame_mask=_mask([w.valid_frames for w in windows], spec.frames),
-        probs=_stack([_fit(r.probs.T, MAX_OBJECTS).T for r in records]),
-        areas=_stack([_fit(r.areas.T, MAX_OBJECTS).T for r in records]),
-        object_embedding=_stack([_fit(r.object_embedding, MAX_OBJECTS) for r in records]),
         object_mask=_mask([len(r.objects) for r in records], MAX_OBJECTS),
-        caption_tokens=_stack([_fit(r.caption_tokens, longest) for r in records]),
-        caption_mask=_mask([r.caption_tokens.shape[0] for r in records], longest),
+        caption_mask=_mask(tokens, sizes["L"]),
         column_mask=_mask([w.valid_columns for w in windows], spec.columns),
+        spec=spec,
         waveform=_stack([r.waveform for r in records]),
         moments=_stack(moments) if len(moments) == len(windows) else None,
-        mask_embedding=_stack([np.swapaxes(_fit(np.swapaxes(m, 0, 1), MAX_OBJECTS), 0, 1) for m in masks])
-        if len(masks) == len(windows) else None,
+        features={name: _stack([_padded(r.features[name], row, sizes) for r in records])
+                  for name, row in FEATURES.items() if all(name in r.features for r in records)},
     )
 
 
-def _fit(array: np.ndarray, length: int) -> np.ndarray:
-    """Cut or zero-pad the first axis."""
+def _padded(array: np.ndarray, row: Feature, sizes: Mapping[str, int]) -> np.ndarray:
+    for axis, size in sizes.items():
+        array = _along(array, row, axis, lambda parts, pad: _fit(parts, size, pad))
+    return array
+
+
+def _along(array: np.ndarray, row: Feature, axis: str, change: Callable[[np.ndarray, float], np.ndarray]) -> np.ndarray:
+    """The array after ``change(array, row.pad)``, for each of its axes of that letter moved to the front."""
+    for position in (i for i, letter in enumerate(row.axes) if letter == axis):
+        array = np.moveaxis(change(np.moveaxis(array, position, 0), row.pad), 0, position)
+    return array
+
+
+def _frames_from(array: np.ndarray, start_frames: Fraction, count: int) -> np.ndarray:
+    """``count`` rows of (T, …), one frame apart, from ``start_frames`` on, which may lie between two frames ⇒ up to
+    (count, …)."""
+    first, share = int(start_frames), float(start_frames % 1)
+    if not share:
+        return array[first:first + count]
+    rows, last = np.arange(first, first + count), len(array) - 1
+    earlier, later = array[rows.clip(max=last)], array[(rows + 1).clip(max=last)]
+    return earlier + share * (later - earlier)
+
+
+def _fit(array: np.ndarray, length: int, pad: float = 0.0) -> np.ndarray:
+    """The array with its first axis cut, or padded, to a length."""
     if array.shape[0] >= length:
         return array[:length]
-    return np.concatenate([array, np.zeros((length - array.shape[0], *array.shape[1:]), array.dtype)])
+    return np.concatenate([array, np.full((length - array.shape[0], *array.shape[1:]), pad, array.dtype)])
 
 
 def _stack(arrays: Sequence[np.ndarray]) -> Tensor:
@@ -177,13 +224,17 @@ def _mask(lengths: Sequence[int], size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """objects: probability that all objects of a clip are forgotten, so that the video alone is in distribution.
-    frames: probability that its frame embeddings are blank, so that the grounding alone is. appearance: strength of a
-    random vector added to all frame embeddings of a clip.
+    """Hides parts of the condition in training, so that frames and objects are each learnt from.
 
-    Where one embedding shows what a thing is and when it acts, nothing makes a model read the words: it hears a dog in
-    the pictures and keeps hearing it when the word says canary. The offset leaves the pictures' changes, which carry
-    the timing, and blurs the appearance, which the words carry better. All 0: nothing is hidden, as published.
+    One embedding of a frame shows what a thing is and when it acts, so that nothing makes a model read the words: it
+    generates the dog of the pictures where the word says canary. The appearance offset leaves the difference between
+    frames, which carries the timing, and blurs the appearance, which the words carry better. All 0: nothing is hidden,
+    as published.
+
+    Args:
+        objects: probability that all objects of a clip are left out, so that the video alone is in distribution.
+        frames: probability that the pictures' features are zero, so that the grounding alone is in distribution.
+        appearance: strength of a random vector that is added to all frame embeddings of a clip.
     """
 
     objects: float = 0.1
@@ -191,7 +242,7 @@ class Augmentation:
     appearance: float = 0.0
 
     def __call__(self, batch: ClipBatch, purpose: str) -> ClipBatch:
-        """Each row's draws belong to its own seed, under ``purpose`` (the stage)."""
+        """The batch with parts hidden. Each row's draws are made from its own seed, under ``purpose`` (the stage)."""
         draws, device = SampleDraws(batch.seeds, f"augment {purpose}"), batch.probs.device
         uniform = draws.uniform(2).to(device)
         offset = draws.normal(batch.frame_embedding.shape[-1]).to(device)

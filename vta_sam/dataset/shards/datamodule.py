@@ -1,8 +1,9 @@
-"""The order of training samples: a pure function of (seed, epoch), so that resuming is exact.
+"""Shards ⇒ batches, for every stage: exact order, exact resume, crops at the latent's columns.
 
-Shards are shuffled, and records within each; the resulting list is cut into S equally long *streams*, and sample n of
-an epoch is taken from stream n % S. S is a multiple of (processes × loader workers), so every worker reads streams of
-its own, and how many workers there are changes nothing about the order.
+The order of training samples is a pure function of (seed, epoch), so that resuming is exact. Shards are shuffled, and
+records within each. The resulting list is cut into S *streams* of equal length, and sample n of an epoch is taken from
+stream n % S. S is a multiple of (processes × loader workers), so every worker reads streams of its own, and the number
+of workers doesn't change the order.
 """
 
 from __future__ import annotations
@@ -20,24 +21,25 @@ import lightning as L
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from ...clip import ClipFeatures, ClipSpec
+from ...clip import FEATURES, ClipFeatures, ClipSpec, register_feature
 from ...runtime.errors import InputError
 from ...runtime.randomness import seed_of
 from .batch import ClipBatch, ClipWindow, collate, window_of
 from .latents import read_latents
 from .records import read_records
 from .schema import DatasetInfo, ShardInfo, read_dataset
-from .storage import Root, place_of
-
-# MERGED-DOC """Shards ⇒ batches, for every stage: exact order, exact resume, crops at the latent's columns."""
+from .storage import Root, storage_of
 
 
 @dataclass(frozen=True)
 class SampleOrder:
-    """Which record is the g-th sample of a run.
+    """The order of a run's samples. Up to S - 1 records of an epoch, which don't fill all streams, are left out of it;
+    the next epoch's shuffle chooses others.
 
-    counts: records in each shard. streams: S. seed: of the run. Records that do not fill all streams evenly (fewer
-    than S of them) wait for another epoch's shuffle.
+    Args:
+        counts: records in each shard.
+        streams: S.
+        seed: of the run.
     """
 
     counts: tuple[int, ...]
@@ -56,7 +58,7 @@ class SampleOrder:
         return total * repeats // self.streams * self.streams
 
     def epoch(self, epoch: int) -> np.ndarray:
-        """⇒ (epoch_samples, 2) int: shard and record of each sample, in order."""
+        """Shard and record of each sample, in order ⇒ (epoch_samples, 2) int."""
         random = np.random.Generator(np.random.PCG64(seed_of("order", self.seed, epoch)))
         parts = [
             np.stack([np.full(self.counts[shard], shard), random.permutation(self.counts[shard])], axis=1)
@@ -64,13 +66,22 @@ class SampleOrder:
             if self.counts[shard]
         ]
         records = np.concatenate(parts)
-        if len(records) < self.streams:  # a handful of clips: let them come round again
+        if len(records) < self.streams:  # a handful of clips: they are repeated
             records = np.resize(records, (self.epoch_samples, 2))
         length = self.epoch_samples // self.streams
         return records[: self.epoch_samples].reshape(self.streams, length, 2).swapaxes(0, 1).reshape(-1, 2)
 
     def samples(self, start: int, part: int = 0, parts: int = 1) -> Iterator[tuple[int, int, int]]:
-        """Endlessly (epoch, shard, record) from the ``start``-th sample of the run on, every ``parts``-th of them."""
+        """(epoch, shard, record) of every ``parts``-th sample, without end.
+
+        Args:
+            start: sample of the run to begin at.
+            part: offset from it, 0 to parts - 1.
+            parts: processes × workers.
+
+        Raises:
+            InputError: streams is not a multiple of parts.
+        """
         if self.streams % parts:
             raise InputError(f"streams={self.streams} is not a multiple of {parts} (processes × workers)")
         epoch, table = -1, np.empty((0, 2), int)
@@ -91,13 +102,17 @@ def consecutive(counts: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 class ShardReader:
-    """Random access to the records of one split; the last ``cached_shards`` shards stay in memory.
+    """Random access to the records of one split.
 
-    root: the dataset's folder, URL or place. latents: a folder of latent shards, or None.
+    Args:
+        root: the dataset's folder, URL or storage.
+        shards: of the split.
+        cached_shards: shards that stay in memory, those of the last use.
+        latents: folder of latent shards, or None.
     """
 
     def __init__(self, root: Root, shards: list[ShardInfo], cached_shards: int, latents: Path | None = None):
-        self.place, self.shards, self.cached_shards, self.latents = place_of(root), shards, cached_shards, latents
+        self.storage, self.shards, self.cached_shards, self.latents = storage_of(root), shards, cached_shards, latents
         self._cache: OrderedDict[int, tuple[list[ClipFeatures], dict[str, np.ndarray]]] = OrderedDict()
 
     @property
@@ -105,7 +120,12 @@ class ShardReader:
         return tuple(shard.records for shard in self.shards)
 
     def record(self, shard: int, index: int) -> tuple[ClipFeatures, np.ndarray | None]:
-        """⇒ the record, and its moments where there are latents."""
+        """The record, and its moments where there are latents.
+
+        Args:
+            shard: index of the shard.
+            index: of the record in it.
+        """
         records, moments = self._load(shard)
         record = records[index]
         if self.latents is None:
@@ -119,7 +139,7 @@ class ShardReader:
             self._cache.move_to_end(shard)
             return self._cache[shard]
         info = self.shards[shard]
-        records = read_records(self.place, info)
+        records = read_records(self.storage, info)
         self._cache[shard] = records, read_latents(self.latents, info) if self.latents else {}
         while len(self._cache) > self.cached_shards:
             self._cache.popitem(last=False)
@@ -127,14 +147,17 @@ class ShardReader:
 
 
 class _TrainingSamples(IterableDataset):
-    """One process' share of the samples from ``start`` on; with loader workers, each reads streams of its own."""
+    """One process' share of the samples from ``start`` on. Each loader worker reads streams of its own."""
 
     def __init__(self, reader: ShardReader, order: SampleOrder, spec: ClipSpec, stage: str, start: int,
                  rank: int, world: int):
         self.reader, self.order, self.spec, self.stage = reader, order, spec, stage
         self.start, self.rank, self.world = start, rank, world
+        self.table = dict(FEATURES)
 
     def __iter__(self) -> Iterator[ClipWindow]:
+        for name, row in self.table.items():
+            register_feature(name, row)  # a worker that was not forked knows the features of this project alone
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         part, parts = self.rank + self.world * worker, self.world * workers
@@ -144,28 +167,31 @@ class _TrainingSamples(IterableDataset):
             yield window_of(record, self.spec, seed, self._crop(record, seed), moments)
 
     def _crop(self, record: ClipFeatures, seed: int) -> int:
-        """The first column of a crop: uniform over those that keep the crop inside the record."""
+        """The first column of a crop: uniform over the starts that keep the crop inside the record."""
         spare = int(record.waveform.shape[0] / self.spec.sample_rate_hz / self.spec.column_s + 1e-6) - self.spec.columns
-        return seed_of("crop", seed) % (spare + 1) if spare > 0 else 0
+        step = self.spec.start_step_columns
+        return seed_of("crop", seed) % (spare // step + 1) * step if spare > 0 else 0
 
 
 def _outlive_signals(worker: int) -> None:
-    """SLURM signals every process of a job, these too. A loader process that ended by it would end the training before
-    it has saved. Their own process still ends them by SIGTERM, or its exit would wait for them for ever; without it
-    they end by themselves."""
+    """Make a loader process ignore SIGUSR1, and SIGTERM unless its parent sends it.
+
+    SLURM signals every process of a job. If a loader process ended by that signal, its training would fail before it
+    has written a checkpoint. The training process itself ends its loaders by SIGTERM, and waits for them to end.
+    """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # left to the thread, which learns who sent it
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_by_sigterm_of, args=(os.getppid(),), daemon=True).start()
 
 
-def _end_with(process: int) -> None:
+def _end_by_sigterm_of(process: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != process:
         pass
     os._exit(0)
 
 
 class _Batches:
-    """Samples ⇒ batches, put together in the main process so that batch size and workers don't meet."""
+    """Batches of samples, collated in the main process, so that the samples don't depend on batch size or workers."""
 
     def __init__(self, samples: DataLoader, spec: ClipSpec, batch_size: int):
         self.samples, self.spec, self.batch_size = samples, spec, batch_size
@@ -177,7 +203,7 @@ class _Batches:
 
 
 class _FixedBatches:
-    """The same batches at every pass. A plain list would be taken for a list of loaders."""
+    """The same batches at every pass. Lightning takes a plain list for a list of loaders."""
 
     def __init__(self, batches: list[ClipBatch]):
         self.batches = batches
@@ -192,12 +218,24 @@ class _FixedBatches:
 class ShardDataModule(L.LightningDataModule):
     """Batches of one stage.
 
-    Args: root, a dataset's folder or URL (dataset.json and tars); spec, the clip; batch_size, per process;
-    val_batch_size, of validation, where every process sees every clip (None: as in training); seed and stage, which
-    with epoch and key decide every random draw; streams, see order.py (a multiple of processes × workers); workers,
-    loader processes (0: in the main process); cached_shards, decoded ones that they keep in memory together; latents, a
-    folder of latent shards; val_clips, how many clips of the validation split to use; expect, fields of dataset.json
-    that the model relies on.
+    Args:
+        root: the dataset's folder, URL or storage, with dataset.json and tars.
+        spec: of the clips.
+        batch_size: of each process.
+        seed: with stage, epoch and key it decides every random draw.
+        stage: name of the stage.
+        streams: see the module's docstring; a multiple of processes × workers.
+        workers: loader processes; 0: the main process loads.
+        cached_shards: decoded shards that the loader processes keep in memory together.
+        latents: folder of latent shards.
+        val_clips: how many clips of the validation split to use.
+        train_split: name of the training split.
+        val_split: name of the validation split.
+        expect: fields of dataset.json that the model relies on.
+        val_batch_size: in validation, where every process sees every clip; None: as in training.
+
+    Raises:
+        InputError: dataset.json can't be read, or says something else than spec and expect.
     """
 
     def __init__(self, root: Root, spec: ClipSpec, batch_size: int, seed: int, stage: str, streams: int = 8,
@@ -205,28 +243,29 @@ class ShardDataModule(L.LightningDataModule):
                  train_split: str = "train", val_split: str = "val", expect: dict[str, object] | None = None,
                  val_batch_size: int | None = None):
         super().__init__()
-        self.place, self.spec, self.batch_size = place_of(root), spec, batch_size
+        self.storage, self.spec, self.batch_size = storage_of(root), spec, batch_size
         self.val_batch_size = val_batch_size or batch_size
         self.seed, self.stage, self.streams, self.workers = seed, stage, streams, workers
         self.cached_shards, self.latents, self.val_clips = cached_shards, latents, val_clips
         self.train_split, self.val_split = train_split, val_split
-        self.info: DatasetInfo = read_dataset(self.place)
-        self.info.require(str(self.place), **{"fps": spec.fps, "sample_rate_hz": spec.sample_rate_hz, **(expect or {})})
+        self.info: DatasetInfo = read_dataset(self.storage)
+        wanted = {"fps": spec.fps, "sample_rate_hz": spec.sample_rate_hz, **(expect or {})}
+        self.info.require(str(self.storage), **wanted)
         self._start = 0
 
     def reader(self, split: str) -> ShardReader:
-        return ShardReader(self.place, self.info.shards(split), self.cached_shards, self.latents)
+        return ShardReader(self.storage, self.info.shards(split), self.cached_shards, self.latents)
 
     def _kept_shards(self, world: int) -> int:
-        """Of each loader process, so that those of one process together keep about ``cached_shards``; but each keeps at
-        least the shards that its streams are in, and as many that come next: no shard is read twice in an epoch."""
+        """Shards that a loader process keeps: its part of ``cached_shards``, and at least those that its streams are in
+        and as many that come next, so that no shard is read twice in an epoch."""
         workers = max(1, self.workers)
         return max(2 * -(-self.streams // (world * workers)), self.cached_shards // workers)
 
     def train_dataloader(self) -> _Batches:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         shards = self.info.shards(self.train_split)
-        reader = ShardReader(self.place, shards, self._kept_shards(world), self.latents)
+        reader = ShardReader(self.storage, shards, self._kept_shards(world), self.latents)
         order = SampleOrder(reader.counts, self.streams, self.seed)
         samples = _TrainingSamples(reader, order, self.spec, self.stage, self._start, rank, world)
         loader = DataLoader(samples, batch_size=None, num_workers=self.workers, worker_init_fn=_outlive_signals)
@@ -236,7 +275,7 @@ class ShardDataModule(L.LightningDataModule):
         return _FixedBatches(list(self.batches(self.val_split, self.val_clips)))
 
     def batches(self, split: str, limit: int | None = None) -> Iterator[ClipBatch]:
-        """Clips of a split in stored order, from their beginning, the last batch short."""
+        """Clips of a split in stored order, cut from their beginning; the last batch may be short."""
         reader = self.reader(split)
         windows = (self._stored(reader, shard, index) for shard, index in islice(consecutive(reader.counts), limit))
         while chunk := list(islice(windows, self.val_batch_size)):
@@ -247,7 +286,7 @@ class ShardDataModule(L.LightningDataModule):
         return window_of(record, self.spec, seed_of(self.seed, self.stage, "fixed", record.key), 0, moments)
 
     def state_dict(self) -> dict[str, int]:
-        """Samples consumed, over all processes: checkpoints are written between optimiser steps only."""
+        """Samples consumed by all processes; checkpoints are written between optimiser steps only."""
         assert self.trainer is not None, "a datamodule's state is saved by a trainer"
         per_step = self.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
         return {"samples": self.trainer.global_step * per_step}

@@ -1,7 +1,7 @@
 """Latent shards: the VAE's posterior moments of every record, made once after stage 1.
 
-For each ``<shard>.tar`` of a dataset stands, in a folder named by the VAE's hash and the extraction's,
-``<shard>.safetensors`` with one fp16 array (2 · channels, columns, freq) per record: mean, then log-variance.
+Each ``<shard>.tar`` of a dataset has a ``<shard>.safetensors``, in a folder named by the hashes of the VAE and of the
+extraction, with one fp16 array (2 · channels, columns, freq) per record: mean, then log-variance.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from ...runtime.files import atomic_path, write_text
 from ...runtime.randomness import seed_of
 from .records import read_records
 from .schema import DatasetInfo, ShardInfo
-from .storage import Root, place_of
+from .storage import Root, storage_of
 
 INFO_NAME = "latents.json"
 
 
 class LatentEncoder(Protocol):
-    """What a VAE has to offer here."""
+    """A VAE, as far as latent shards need it."""
 
     def encode_moments(self, waveform: np.ndarray) -> np.ndarray:
-        """Waveform (samples,) ⇒ (2 · channels, columns, freq): the posterior's mean, then its log-variance."""
+        """The posterior's mean, then its log-variance ⇒ (2 · channels, columns, freq), of a waveform (samples,)."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Its weights by name."""
+        """The weights by name."""
         ...
 
 
 def weights_hash(state: dict) -> str:
-    """A state dict ⇒ 12 hex digits that change with any weight."""
+    """12 hex digits that change with any weight of a state dict."""
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(name.encode())
@@ -48,28 +48,42 @@ def weights_hash(state: dict) -> str:
 
 
 def latents_folder(root: Root, info: DatasetInfo, codec: LatentEncoder) -> Path:
-    """Where a dataset's latents by this VAE lie: one folder per VAE and per extraction. Raises InputError for a URL
-    without a local folder for latents."""
+    """The folder of a dataset's latents by a VAE: one per VAE and per extraction.
+
+    Raises:
+        InputError: the dataset is at a URL, and no local folder for latents was named.
+    """
     # failed clips that were tried again come into shards of the same manifest and config
     held = "".join(f"{shard.name}:{shard.records};" for shards in info.splits.values() for shard in shards)
     made_of = seed_of(info.manifest_hash, info.config_hash, held)
-    return place_of(root).latents_parent / f"latents-{weights_hash(codec.state_dict())}-{made_of % 16**6:06x}"
+    return storage_of(root).latents_parent / f"latents-{weights_hash(codec.state_dict())}-{made_of % 16**6:06x}"
 
 
 def encode_dataset(root: Root, info: DatasetInfo, codec: LatentEncoder, out: Path, rank: int = 0, world: int = 1,
                    progress: Callable[[int], None] | None = None) -> bool:
-    """Make worker ``rank``'s share of the latent shards, of all splits ⇒ whether all of them are there by now.
+    """Make worker ``rank``'s share of the latent shards of all splits ⇒ True where all of them exist by then.
 
-    Of all shards it takes rank, rank + world, …; those that exist are done. Whoever finds them all at its end writes
-    latents.json, so that of workers who end together at least one does. out: of :func:`latents_folder`. progress: as in
-    :func:`write_latents`. Raises InputError where there is nothing to encode, or a shard can't be read.
+    A worker makes the shards rank, rank + world, … that don't exist yet. A worker that finds all shards at its end
+    writes latents.json, so that at least one does where several end together.
+
+    Args:
+        root: the dataset's folder, URL or storage.
+        info: its dataset.json.
+        codec: the VAE.
+        out: folder of the latents, of :func:`latents_folder`.
+        rank: of this worker.
+        world: number of workers.
+        progress: called with the number of records after each shard.
+
+    Raises:
+        InputError: there is nothing to encode, or a shard can't be read.
     """
     if not 0 <= rank < world:
         raise InputError(f"rank={rank} of world={world}: ranks go from 0 to world - 1")
-    place, shards = place_of(root), _shards_of(info, list(info.splits))
+    storage, shards = storage_of(root), _shards_of(info, list(info.splits))
     if not shards:
-        raise InputError(f"{place} holds no records to encode")
-    made = _encode_shards(shards[rank::world], lambda shard: read_records(place, shard), codec, out, progress)
+        raise InputError(f"{storage} holds no records to encode")
+    made = _encode_shards(shards[rank::world], lambda shard: read_records(storage, shard), codec, out, progress)
     if not _all_there(out, shards):
         return False
     if made or not (out / INFO_NAME).exists():
@@ -84,19 +98,23 @@ def write_latents(
     out: Path,
     progress: Callable[[int], None] | None = None,
 ) -> float:
-    """Encode every record of the shards ⇒ the standard deviation of the latents (over all of them).
+    """Encode every record of the shards ⇒ the standard deviation of all latents; diffusion trains with 1 / std as the
+    scaling factor.
 
-    records_of: reads one shard. out: the folder; a shard that exists there is done. progress: called with the number
-    of records after each shard. The 1 / std is the scaling factor that diffusion trains with.
+    Args:
+        shards: to encode.
+        records_of: reads one shard.
+        codec: the VAE.
+        out: folder of the latents; a shard that exists there is done.
+        progress: called with the number of records after each shard.
     """
     _encode_shards(shards, records_of, codec, out, progress)
     return _finish(shards, out)
 
 
 def _encode_shards(shards: list[ShardInfo], records_of: Callable[[ShardInfo], Iterable[ClipFeatures]],
-                   codec: LatentEncoder,
-                   out: Path, progress: Callable[[int], None] | None) -> int:
-    """⇒ how many shards were made; the others existed."""
+                   codec: LatentEncoder, out: Path, progress: Callable[[int], None] | None) -> int:
+    """Make the shards that don't exist ⇒ their number."""
     out.mkdir(parents=True, exist_ok=True)
     made = 0
     for shard in shards:
@@ -112,14 +130,14 @@ def _encode_shards(shards: list[ShardInfo], records_of: Callable[[ShardInfo], It
 
 
 def _finish(shards: list[ShardInfo], out: Path) -> float:
-    """Measure the shards, all of which are there, and write latents.json ⇒ their standard deviation."""
+    """Write latents.json, once all shards exist ⇒ their standard deviation."""
     std = _std_of(read_latents(out, shard) for shard in shards)
     write_text(out / INFO_NAME, json.dumps({"std": std, "vae": out.name}) + "\n", sync=True)
     return std
 
 
 def read_latents(folder: Path, shard: ShardInfo) -> dict[str, np.ndarray]:
-    """One latent shard ⇒ {record key: moments float32}. Raises InputError when it doesn't match the shard."""
+    """The moments of one latent shard ⇒ {record key: float32}. Raises InputError where it doesn't match the shard."""
     path = _path(folder, shard)
     try:
         moments = safetensors.numpy.load_file(path)
@@ -131,7 +149,7 @@ def read_latents(folder: Path, shard: ShardInfo) -> dict[str, np.ndarray]:
 
 
 def read_std(folder: Path) -> float:
-    """The standard deviation that :func:`write_latents` found. Raises InputError when its file is damaged."""
+    """The standard deviation that :func:`write_latents` measured. Raises InputError where its file is damaged."""
     path = folder / INFO_NAME
     try:
         return float(json.loads(path.read_text())["std"])
@@ -140,6 +158,7 @@ def read_std(folder: Path) -> float:
 
 
 def is_complete(folder: Path, info: DatasetInfo, splits: list[str]) -> bool:
+    """True where the latents of all shards of the splits, and latents.json, exist."""
     return (folder / INFO_NAME).exists() and _all_there(folder, _shards_of(info, splits))
 
 

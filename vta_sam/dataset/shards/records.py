@@ -1,4 +1,4 @@
-"""Tars of records, byte for byte the same for the same records."""
+"""Shards: tars of records. The same records give the same bytes."""
 
 from __future__ import annotations
 
@@ -13,22 +13,27 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from ...clip import ClipFeatures
 from ...runtime.errors import InputError
 from ...runtime.files import atomic_path
-from .remote_storage import require_whole
 from .schema import MEMBERS, ShardInfo, decode_record, encode_record, member_key
-from .storage import Place, Root, place_of
+from .storage import Root, Storage, require_whole, storage_of
 
 
 def write_shard(path: str | os.PathLike, clips: Iterable[ClipFeatures]) -> int:
-    """Write clips as a WebDataset tar ⇒ how many; none is legal. See :func:`write_records`."""
+    """Write clips as a WebDataset tar ⇒ their number; none is legal. See :func:`write_records`."""
     return write_records(path, ((clip.key, encode_record(clip)) for clip in clips))
 
 
 def write_records(path: str | os.PathLike, records: Iterable[tuple[str, dict[str, bytes]]]) -> int:
-    """Write (key, members) pairs, members as ``encode_record`` makes them, as a WebDataset tar ⇒ how many.
+    """Write records as a WebDataset tar ⇒ their number.
 
-    Times and owners are zero and the header format is fixed, so the bytes depend on the records alone. Written under a
-    temporary name, flushed to the disk, then renamed: the tar is whole or absent. Raises InputError when two records
-    share a key.
+    Times and owners are zero and the header format is fixed, so the bytes depend on the records alone. The tar is
+    written under a temporary name, flushed to the disk, then renamed: it is whole or absent.
+
+    Args:
+        path: of the tar.
+        records: (key, members) pairs, members as ``encode_record`` returns them.
+
+    Raises:
+        InputError: two records share a key.
     """
     seen: set[str] = set()
     with atomic_path(path, sync=True) as temporary:
@@ -48,26 +53,36 @@ def write_records(path: str | os.PathLike, records: Iterable[tuple[str, dict[str
 
 
 def read_shard(path: str | os.PathLike) -> Iterator[ClipFeatures]:
-    """The records of a shard, in order. Raises InputError that names the file when it is missing, cut short or holds a
-    damaged record."""
+    """The clips of a shard, in order.
+
+    Raises:
+        InputError: the file is missing, cut short or holds a damaged record.
+    """
     yield from _decoded(str(path), read_members(path))
 
 
 def read_records(root: Root, shard: ShardInfo) -> list[ClipFeatures]:
-    """All records of one shard of a dataset, in order. Raises InputError that names the file when it is missing,
-    damaged or not what dataset.json says; a damaged copy in a cache is fetched anew once before that."""
-    place = place_of(root)
+    """All clips of one shard of a dataset, in order. A damaged copy in a cache is fetched again once.
+
+    Args:
+        root: the dataset's folder, URL or storage.
+        shard: of the dataset.
+
+    Raises:
+        InputError: the file is missing, damaged, or holds another number of records than dataset.json says.
+    """
+    storage = storage_of(root)
     try:
-        return _all_records(place, shard)
+        return _all_records(storage, shard)
     except InputError:
-        if not place.forget(shard.name):
+        if not storage.forget(shard.name):
             raise
-    return _all_records(place, shard)
+    return _all_records(storage, shard)
 
 
-def _all_records(place: Place, shard: ShardInfo) -> list[ClipFeatures]:
-    where = place.where(shard.name)
-    with _opened(where, lambda: place.open(shard.name)) as file:
+def _all_records(storage: Storage, shard: ShardInfo) -> list[ClipFeatures]:
+    where = storage.where(shard.name)
+    with _opened(where, lambda: storage.open(shard.name)) as file:
         records = list(_decoded(where, _members(where, file)))
     if len(records) != shard.records:
         raise InputError(f"{where} holds {len(records)} records, dataset.json says {shard.records}: the file was cut "
@@ -76,8 +91,12 @@ def _all_records(place: Place, shard: ShardInfo) -> list[ClipFeatures]:
 
 
 def read_members(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """The records of a shard as they are stored, in order ⇒ (key, {suffix: bytes}), for ``decode_record`` or
-    ``write_records``. Raises InputError that names the file when it is missing or cut short."""
+    """The records of a shard as they are stored, in order: (key, {suffix: bytes}), for ``decode_record`` or
+    ``write_records``.
+
+    Raises:
+        InputError: the file is missing, cut short, or no plain tar.
+    """
     with _opened(str(path), lambda: open(path, "rb")) as file:
         yield from _members(str(path), file)
 
@@ -100,7 +119,7 @@ def _decoded(where: str, members: Iterable[tuple[str, dict[str, bytes]]]) -> Ite
 
 
 def _members(where: str, file: BinaryIO) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Consecutive members of one key ⇒ (key, {suffix: bytes}). webdataset is given the open file and never a name that
+    """(key, {suffix: bytes}) of consecutive members with one key. webdataset gets the open file and never a name, which
     it would open, or run, itself."""
     try:
         require_whole(file)

@@ -11,7 +11,7 @@ import io
 import json
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -20,16 +20,18 @@ import safetensors
 import safetensors.numpy
 import soundfile
 
-from ...clip import ClipFeatures
+from ...clip import FEATURES, ClipFeatures
 from ...runtime.errors import InputError
 from ...runtime.files import write_text
 from ...runtime.randomness import seed_of
-from .storage import Root, is_plain, place_of
+from .storage import Root, is_plain, storage_of
 
 FORMAT_VERSION = 1
 MEMBERS = ("json", "flac", "safetensors")
 _PCM_SCALE = 32768.0
-_WORDS: dict[str, type | tuple[type, ...]] = {  # the members of ClipFeatures that the json holds, and their types
+_LONGEST_S = 4 * 3600.0  # of a clip
+_UNKNOWN_S = 600.0  # where a record's duration can't be one, sound up to here is read
+_WORDS: dict[str, type | tuple[type, ...]] = {  # the fields of ClipFeatures that the json holds, and their types
     "caption": str,
     "objects": list,
     "label": str,
@@ -42,23 +44,25 @@ _WORDS: dict[str, type | tuple[type, ...]] = {  # the members of ClipFeatures th
 
 
 def member_key(key: str) -> str:
-    """A clip's id ⇒ its name inside a tar: readers cut a member's name at the first dot, so dots (and whatever else a
-    file name can't hold) are percent-encoded. ``decode_record`` undoes it."""
+    """The name of a clip's members inside a tar, without the suffix. Readers cut a name at the first dot, so dots (and
+    other characters that a file name can't hold) are percent-encoded; ``decode_record`` decodes them."""
     return quote(key, safe="").replace(".", "%2E")
 
 
 def encode_record(clip: ClipFeatures) -> dict[str, bytes]:
-    """One clip ⇒ its members by suffix, in the order of MEMBERS. Same clip, same bytes.
+    """The members of a clip's record by suffix, in the order of MEMBERS. Same clip, same bytes.
 
-    Arrays are rounded to fp16 and the waveform to 16 bits; samples beyond [-1, 1] are clipped. Raises InputError where
-    shapes disagree or a value doesn't fit fp16.
+    Arrays are rounded to fp16 and the waveform to 16 bits; samples beyond [-1, 1] are clipped.
+
+    Raises:
+        InputError: shapes disagree, or a value doesn't fit fp16.
     """
     clip.validate()
     arrays = {}
-    for name in ClipFeatures.ARRAYS:
-        array = getattr(clip, name)
-        if array is None:
+    for name in FEATURES:
+        if name not in clip.features:
             continue
+        array = clip.features[name]
         if array.size and np.abs(array).max() > np.finfo(np.float16).max:
             raise InputError(f"clip {clip.key!r}: {name} reaches {np.abs(array).max():g}, which doesn't fit fp16")
         arrays[name] = np.ascontiguousarray(array, dtype=np.float16)
@@ -75,39 +79,73 @@ def encode_record(clip: ClipFeatures) -> dict[str, bytes]:
 def decode_record(key: str, members: dict[str, bytes]) -> ClipFeatures:
     """Members of one record ⇒ the clip, arrays as fp16 → float32, shapes checked.
 
-    key: the name inside the tar (webdataset's ``__key__``). Members under other names are passed over. Raises
-    InputError naming the clip when a member is missing, damaged or of the wrong form.
+    Members under other names are passed over, as are features that :data:`~vta_sam.clip.FEATURES` doesn't name.
+
+    Args:
+        key: the name inside the tar (webdataset's ``__key__``).
+        members: as :func:`encode_record` returns them.
+
+    Raises:
+        InputError: a member is missing, damaged or of the wrong form; it names the clip.
     """
     key = unquote(key)
     missing = [name for name in MEMBERS if name not in members]
     if missing:
         raise InputError(f"clip {key!r}: the record has no {' and no '.join(missing)} member; extract it again")
     words = _decode_words(key, members["json"])
-    try:
-        pcm, sample_rate_hz = soundfile.read(io.BytesIO(members["flac"]), dtype="int16")
-    except soundfile.SoundFileError as error:
-        raise InputError(f"clip {key!r}: its flac member can't be read ({error}); extract it again") from error
+    pcm, sample_rate_hz = _decode_sound(key, members["flac"], words["duration_s"])
     if sample_rate_hz != words["sample_rate_hz"]:
         raise InputError(f"clip {key!r}: sound at {sample_rate_hz} Hz, its json says {words['sample_rate_hz']} Hz")
     try:
         arrays = safetensors.numpy.load(members["safetensors"])
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise InputError(f"clip {key!r}: its safetensors member can't be read ({error})") from error
-    lost = [n for n in ClipFeatures.ARRAYS if n not in arrays and n != "mask_embedding"]
+    lost = [name for name, row in FEATURES.items() if name not in arrays and not row.optional]
     if lost:
         raise InputError(f"clip {key!r}: its safetensors member lacks {', '.join(lost)}; extract it again")
-    known: dict[str, Any] = {name: arrays[name].astype(np.float32) for name in ClipFeatures.ARRAYS if name in arrays}
-    return ClipFeatures(key=key, waveform=from_pcm16(pcm), **words, **known).validate()
+    features = {name: arrays[name].astype(np.float32) for name in FEATURES if name in arrays}
+    return ClipFeatures(key=key, waveform=from_pcm16(pcm), features=features, **words).validate()
+
+
+def source_video(videos: Path, clip: ClipFeatures) -> Path:
+    """The video that a clip was extracted from.
+
+    Args:
+        videos: folder of the videos.
+        clip: of a shard, which may come from elsewhere.
+
+    Raises:
+        InputError: the clip's source leads out of the folder.
+    """
+    source = PurePosixPath(clip.source)
+    if source.is_absolute() or ".." in source.parts:
+        raise InputError(f"clip {clip.key!r} comes from {clip.source!r}, which leaves the folder of the videos; "
+                         "extract it again")
+    return videos / source
 
 
 def to_pcm16(waveform: np.ndarray) -> np.ndarray:
-    """float in [-1, 1] ⇒ int16, rounded to the nearest and clipped."""
+    """A waveform in [-1, 1] as int16, rounded to the nearest and clipped."""
     return np.clip(np.rint(np.asarray(waveform, np.float64) * _PCM_SCALE), -32768, 32767).astype(np.int16)
 
 
 def from_pcm16(pcm: np.ndarray) -> np.ndarray:
-    """int16 ⇒ float32 in [-1, 1)."""
+    """int16 samples as float32 in [-1, 1)."""
     return (pcm / _PCM_SCALE).astype(np.float32)
+
+
+def _decode_sound(key: str, data: bytes, duration_s: float) -> tuple[np.ndarray, int]:
+    """The samples of a flac member, int16, and their rate. What its header claims is looked at before it is read: a few
+    bytes can claim more than memory holds."""
+    longest_s = duration_s if 0 < duration_s <= _LONGEST_S else _UNKNOWN_S
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as sound:
+            if sound.frames > (longest_s + 1) * sound.samplerate:
+                raise InputError(f"clip {key!r}: its flac member claims {sound.frames} samples at {sound.samplerate} "
+                                 f"Hz, its json {duration_s} s, and it was not read; extract it again")
+            return sound.read(dtype="int16"), sound.samplerate
+    except soundfile.SoundFileError as error:
+        raise InputError(f"clip {key!r}: its flac member can't be read ({error}); extract it again") from error
 
 
 def _decode_words(key: str, data: bytes) -> dict[str, Any]:
@@ -126,7 +164,13 @@ def _decode_words(key: str, data: bytes) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One tar of a dataset: its file name, how many records it holds, how many clips of its slice failed."""
+    """One tar of a dataset.
+
+    Args:
+        name: of the file.
+        records: in it.
+        failed: clips of its slice that could not be extracted.
+    """
 
     name: str
     records: int
@@ -135,9 +179,20 @@ class ShardInfo:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """dataset.json: what made the shards beside it. Dimensions: frame_dim Dv, object_dim De, caption_dim Dc."""
+    """dataset.json: what made the shards beside it. Dimensions: frame_dim Dv, object_dim De, caption_dim Dc.
 
-    grounder: str  # fingerprints: name and hash of the weights
+    Args:
+        grounder: fingerprint, name and hash of the weights; encoder likewise.
+        fps: frames a second.
+        dims: dimensions of further features, by the names that a conditioner's config asks for them: {"flow_dim": 2}.
+            See :meth:`~vta_sam.clip.Feature.dim_key`.
+        features: fingerprints of the extractors of further features, by their names.
+        recipes: what makes the extractors again: {"grounder": recipe, "encoder": recipe, "features": {name: recipe}};
+            {} where they aren't known, as in datasets of earlier releases.
+        settings: of the extractors that have some: {"encoder": {"template": …}, name of a further feature: {…}}.
+    """
+
+    grounder: str
     encoder: str
     fps: float
     sample_rate_hz: int
@@ -149,18 +204,48 @@ class DatasetInfo:
     code_version: str
     splits: dict[str, list[ShardInfo]] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+    dims: dict[str, int] = field(default_factory=dict)
+    features: dict[str, str] = field(default_factory=dict)
+    recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def trained_on(self) -> dict[str, Any]:
+        """What a model folder says of the features that the model was trained on: fingerprints and dimensions, and
+        settings and further features where there are some."""
+        further = {name: {"fingerprint": fingerprint, "recipe": self.recipes.get("features", {}).get(name)}
+                   for name, fingerprint in self.features.items()}
+        optional = {"dims": self.dims, "settings": self.settings, "further": further}
+        return {"grounder": self.grounder, "encoder": self.encoder, "fps": self.fps, "frame_dim": self.frame_dim,
+                "object_dim": self.object_dim, "caption_dim": self.caption_dim,
+                **{name: value for name, value in optional.items() if value}}
+
+    @property
+    def dimensions(self) -> dict[str, Any]:
+        """Values for the keys of a conditioner's config that say ``from_data``."""
+        fixed = {row.dim_key(name): row.axes[-1] for name, row in FEATURES.items() if isinstance(row.axes[-1], int)}
+        return {"frame_dim": self.frame_dim, "object_dim": self.object_dim, "caption_dim": self.caption_dim,
+                "fps": self.fps, **fixed, **self.dims}
 
     def records(self, split: str) -> int:
         return sum(shard.records for shard in self.shards(split))
 
     def shards(self, split: str) -> list[ShardInfo]:
-        """Shards of a split that hold at least one record. Raises InputError when there is no such split."""
+        """Shards of a split that hold at least one record. Raises InputError where there is no such split."""
         if split not in self.splits:
             raise InputError(f"the dataset has no split {split!r}; it has {', '.join(sorted(self.splits)) or 'none'}")
         return [shard for shard in self.splits[split] if shard.records]
 
     def require(self, where: str, **expected: object) -> None:
-        """Refuse a dataset whose fields differ from what is asked: ``info.require("data/x", fps=12.5)``."""
+        """Refuse a dataset whose fields differ from the expected ones: ``info.require("data/x", fps=12.5)``.
+
+        Args:
+            where: the dataset, for the message.
+            expected: values of fields.
+
+        Raises:
+            InputError: a field has another value.
+        """
         wrong = [f"{name} is {getattr(self, name)!r}, expected {value!r}"
                  for name, value in expected.items() if getattr(self, name) != value]
         if wrong:
@@ -168,25 +253,39 @@ class DatasetInfo:
 
     @property
     def fingerprint(self) -> str:
-        """12 hex digits that change with anything that dataset.json says."""
-        return f"{seed_of(json.dumps(dataclasses.asdict(self), sort_keys=True)) % 16**12:012x}"
+        """12 hex digits that change with anything that dataset.json says of the records. Recipes and settings don't
+        count: the hash of the config covers them, and an older dataset may get them later."""
+        content = {name: value for name, value in self.content().items() if name not in ("recipes", "settings")}
+        return f"{seed_of(json.dumps(content, sort_keys=True)) % 16**12:012x}"
+
+    def content(self) -> dict[str, Any]:
+        """What dataset.json holds. A later field that says nothing is left out: earlier releases refuse it."""
+        content = dataclasses.asdict(self)
+        return {name: value for name, value in content.items() if value or name not in _LATER_FIELDS}
 
     def write(self, folder: str | os.PathLike) -> Path:
         path = Path(folder) / "dataset.json"
-        write_text(path, json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n", sync=True)
+        write_text(path, json.dumps(self.content(), indent=1, sort_keys=True) + "\n", sync=True)
         return path
 
 
-def read_dataset(root: Root) -> DatasetInfo:
-    """dataset.json of a folder or URL ⇒ DatasetInfo.
+_LATER_FIELDS = ("dims", "features", "recipes", "settings")  # datasets of earlier releases lack them
 
-    Raises InputError when it is missing, foreign, of another format version, names a shard by more than a plain file
-    name, or one that isn't there (of a URL that is seen on reading).
+
+def read_dataset(root: Root) -> DatasetInfo:
+    """The dataset.json of a folder or URL.
+
+    Args:
+        root: the dataset's folder, URL or storage.
+
+    Raises:
+        InputError: the file is missing, foreign, of another format version, or names a shard that is no plain file name
+            or isn't in the folder (at a URL that shows when the shard is read).
     """
-    place = place_of(root)
-    path = place.where("dataset.json")
+    storage = storage_of(root)
+    path = storage.where("dataset.json")
     try:
-        content = json.loads(place.read_text("dataset.json"))
+        content = json.loads(storage.read_text("dataset.json"))
     except FileNotFoundError:
         raise InputError(f"{path} doesn't exist; a dataset is made by data_prep/extract.py, and unfinished until it "
                          "has written this file") from None
@@ -196,11 +295,16 @@ def read_dataset(root: Root) -> DatasetInfo:
     if version is None:
         raise InputError(f"{path} was not written by data_prep/extract.py: it has no format_version")
     if version != FORMAT_VERSION:
-        raise InputError(f"{path} has format version {version}, this code reads {FORMAT_VERSION}; extract again")
+        newer = isinstance(version, int) and version > FORMAT_VERSION
+        raise InputError(f"{path} has format version {version}, this code reads {FORMAT_VERSION}; "
+                         f"{'update this program, or ' if newer else ''}extract again")
     fields = {f.name for f in dataclasses.fields(DatasetInfo)}
-    if set(content) != fields:
-        lacking, unknown = sorted(fields - set(content)), sorted(set(content) - fields)
-        raise InputError(f"{path} lacks {lacking or 'nothing'} and has unknown {unknown or 'nothing'}; extract again")
+    lacking, unknown = sorted(fields - {*content, *_LATER_FIELDS}), sorted(set(content) - fields)
+    if lacking:
+        raise InputError(f"{path} lacks {lacking} and has unknown {unknown or 'nothing'}; extract again")
+    wrong = [name for name in _LATER_FIELDS if not isinstance(content.get(name, {}), dict)]
+    if wrong:
+        raise InputError(f"{path}: {wrong[0]!r} is {content[wrong[0]]!r}, expected {{name: …}}; extract again")
     try:
         splits = {split: [ShardInfo(**shard) for shard in shards] for split, shards in content["splits"].items()}
     except (TypeError, AttributeError) as error:
@@ -209,6 +313,7 @@ def read_dataset(root: Root) -> DatasetInfo:
         if not is_plain(shard.name):
             raise InputError(f"{path} names the shard {shard.name!r}, which is no plain file name, and was not opened; "
                              "extract again, and don't trust where it came from")
-        if place.lacks(shard.name):
+        if storage.lacks(shard.name):
             raise InputError(f"{path} names the shard {shard.name!r}, which is not in the folder; extract again")
-    return DatasetInfo(**{**content, "splits": splits})
+    # a field that only a later release knows says more, and nothing else than what is known here
+    return DatasetInfo(**{**{name: content[name] for name in fields & set(content)}, "splits": splits})

@@ -1,42 +1,58 @@
-"""Where the files of a dataset lie: a folder here, or a URL."""
+"""Where the files of a dataset lie: in a local folder, or at a URL, whose shards a local cache may keep."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
+import logging
 import os
 import re
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from fsspec.core import url_to_fs
+from fsspec.registry import known_implementations
 
 from ...runtime.errors import InputError
+from ...runtime.files import RETRIED_STATUSES, RetryPolicy, atomic_path, exclusive
 from ...runtime.randomness import seed_of
-from .remote_storage import Remote, ShardCache
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+_LARGEST_MEMBER = 2**30  # bytes of one file of a record; ten minutes of features are some 50 MB
+_OURS = "dataset-"  # begins the name of a dataset's folder below the cache; nothing else there is ever removed
+_STALE_S = 3600.0  # a download that nobody has added to for so long was left by a kill
 
 
-class Place(Protocol):
-    """The files of one dataset by their plain names. ``str()`` of it is what the user called it."""
+class Storage(Protocol):
+    """The files of one dataset by their plain names. ``str(storage)`` is the folder or URL that the user named."""
 
     def where(self, name: str) -> str:
         """A file's path or URL, for messages."""
         ...
 
     def lacks(self, name: str) -> bool:
-        """Is a file known to be missing, as far as that can be told without asking a server?"""
+        """True where a file is known to be missing without asking a server."""
         ...
 
     def read_text(self, name: str) -> str:
-        """A small file. Raises FileNotFoundError; OSError or InputError where it can't be read."""
+        """The text of a small file, in UTF-8. Raises FileNotFoundError; OSError or InputError where it can't be
+        read."""
         ...
 
     def open(self, name: str) -> BinaryIO:
-        """A shard, open for reading at its beginning and seekable. Raises as :meth:`read_text`."""
+        """A shard, open for reading at its beginning, and seekable. Raises as :meth:`read_text`."""
         ...
 
     def forget(self, name: str) -> bool:
-        """Drop a copy of a file that turned out damaged ⇒ whether opening it again may bring another one."""
+        """Drop the local copy of a damaged file ⇒ True where opening it again may bring another copy."""
         ...
 
     @property
@@ -46,8 +62,13 @@ class Place(Protocol):
 
 
 @dataclass(frozen=True)
-class Folder:
-    """A local folder. latents: where its latent shards live; None: in the folder itself."""
+class LocalStorage:
+    """A local folder.
+
+    Args:
+        path: of the folder.
+        latents: folder of its latent shards; None: the folder itself.
+    """
 
     path: Path
     latents: Path | None = None
@@ -75,42 +96,302 @@ class Folder:
         return self.latents or self.path
 
 
-Root = str | os.PathLike | Place  # what names a dataset
+def require_whole(file: BinaryIO) -> None:
+    """Leave ``file`` at its beginning, once it is known to be a whole tar that unpacks to no more than its size.
+
+    A tar ends with two empty blocks. tarfile takes a file that was cut between two members for a whole one, and reads a
+    sparse member at the size that its header claims.
+
+    Raises:
+        tarfile.TarError: it is no plain tar, was cut anywhere, or has a member that is sparse or larger than 1 GiB.
+    """
+    file.seek(0)
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 2 * tarfile.BLOCKSIZE))
+    ends = size >= 2 * tarfile.BLOCKSIZE and not file.read().strip(b"\0")
+    file.seek(0)
+    with tarfile.open(fileobj=file, mode="r:") as tar:  # plain: a small compressed file may unpack to more than memory
+        if not ends:
+            raise tarfile.ReadError("its end mark is missing")
+        for member in tar:
+            if member.issparse() or member.size > _LARGEST_MEMBER:
+                raise tarfile.ReadError(f"its member {member.name!r} is sparse, or larger than "
+                                        f"{_LARGEST_MEMBER >> 30} GiB")
+    file.seek(0)
 
 
-def place_of(root: Root, latents: Path | None = None) -> Place:
-    """A folder or a URL ⇒ the place; a place is returned as it is. Nothing is opened yet.
+@dataclass(frozen=True)
+class ShardCache:
+    """Whole files at ``folder``/dataset-<dataset>/<shard>, shared by processes and datasets.
 
-    latents: the local folder of latent shards. Raises InputError for a URL to whose end no file name can be added.
+    A new file makes room by removing the files whose last use is longest ago. A file that is being fetched has a
+    temporary name and isn't counted.
+
+    Args:
+        folder: the cache.
+        limit_bytes: of all files together, over all datasets.
+        dataset: tells datasets apart, and versions of one at the same URL.
+    """
+
+    folder: Path
+    limit_bytes: int
+    dataset: str
+
+    def open(self, name: str, fetch: Callable[[Path], None]) -> BinaryIO:
+        """The file called ``name``, open for reading. It stays readable when another process removes it.
+
+        Args:
+            name: of a shard.
+            fetch: writes the file to a path; called where the cache lacks it.
+
+        Raises:
+            InputError: the folder can't be written, or may hold less than this one file.
+        """
+        path = self._path(name)
+        try:
+            if kept := _open_kept(path):
+                return kept
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with exclusive(path):
+                return _open_kept(path) or self._add(path, fetch)  # another process may have added it by now
+        except OSError as error:
+            raise InputError(f"the cache {self.folder} can't be used ({error}); make room there, name another folder "
+                             "with data.cache=, or none") from error
+
+    def forget(self, name: str) -> bool:
+        """Remove a file, so that it is fetched again ⇒ whether there was one to remove."""
+        try:
+            self._path(name).unlink()
+        except OSError:
+            return False
+        return True
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{_OURS}{self.dataset}" / name
+
+    def _add(self, path: Path, fetch: Callable[[Path], None]) -> BinaryIO:
+        with ExitStack() as until_renamed, atomic_path(path) as temporary:
+            fetch(temporary)
+            size = temporary.stat().st_size
+            if size > self.limit_bytes:
+                raise InputError(f"{path.name} has {size / 1e9:.3g} GB, more than all of the cache {self.folder} may "
+                                 f"hold ({self.limit_bytes / 1e9:.3g} GB); raise data.cache_gb, or leave out "
+                                 "data.cache")
+            until_renamed.enter_context(exclusive(self.folder / "room"))
+            self._make_room(size)
+            return open(temporary, "rb")
+
+    def _make_room(self, wanted: int) -> None:
+        kept = sorted(self._files(), key=lambda file: file[1].st_mtime_ns)
+        total = sum(status.st_size for _, status in kept)
+        for path, status in kept:
+            if total + wanted <= self.limit_bytes:
+                break
+            path.unlink(missing_ok=True)
+            total -= status.st_size
+
+    def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
+        """Whole files of all datasets. Temporary files that kills left behind are removed on the way."""
+        for path in self.folder.glob(f"{_OURS}*/*"):
+            try:
+                status = path.stat()
+            except FileNotFoundError:
+                continue  # another process renamed or removed it
+            if not path.name.startswith("."):
+                yield path, status
+            elif ".partial" in path.suffixes and time.time() - status.st_mtime > _STALE_S:
+                path.unlink(missing_ok=True)
+
+
+def _open_kept(path: Path) -> BinaryIO | None:
+    try:
+        file = open(path, "rb")
+    except FileNotFoundError:
+        return None
+    with contextlib.suppress(PermissionError):  # of a file that another user has fetched
+        os.utime(file.fileno())  # when it was last used; by its name it may be gone already
+    return file
+
+
+@dataclass(frozen=True)
+class RemoteStorage:
+    """The files of a dataset at a URL, through fsspec; requests that fail in passing are retried.
+
+    Credentials are found by the protocol's package (environment, its own files, fsspec's configuration).
+
+    Args:
+        url: without a slash at its end.
+        latents: local folder of latent shards, where there is one.
+        cache: of shards; None keeps none.
+        retry: how often, and after which pauses.
+    """
+
+    url: str
+    latents: Path | None = None
+    cache: ShardCache | None = None
+    retry: RetryPolicy = RetryPolicy()
+
+    def __str__(self) -> str:
+        return self.url
+
+    @property
+    def latents_parent(self) -> Path:
+        """The local folder of latent shards. Raises InputError where none was named."""
+        if self.latents is None:
+            raise InputError(f"latent shards of {self.url} need a local folder to live in; name one with data.latents= "
+                             "(encode_latents.py: out=)")
+        return self.latents
+
+    def where(self, name: str) -> str:
+        return f"{self.url}/{name}"
+
+    def lacks(self, name: str) -> bool:
+        """False: asking for each of thousands of shards would take minutes."""
+        return False
+
+    def read_text(self, name: str) -> str:
+        """The text of a small file, in UTF-8. Raises InputError where it can't be read."""
+        data: bytes = self._retried(name, lambda system, path: system.cat_file(path))
+        return data.decode("utf-8")
+
+    def open(self, name: str) -> BinaryIO:
+        """A whole shard, open for reading, from the cache or from memory. Raises as :meth:`read_text`."""
+        if self.cache is not None:
+            return self.cache.open(name, lambda local: self._fetch(name, local))
+
+        def load(system: Any, path: str) -> BinaryIO:
+            file = io.BytesIO(system.cat_file(path))
+            require_whole(file)
+            return file
+
+        return self._retried(name, load)
+
+    def forget(self, name: str) -> bool:
+        """Drop a damaged shard from the cache ⇒ True where there was one, so that it is fetched again."""
+        return self.cache is not None and self.cache.forget(name)
+
+    def _fetch(self, name: str, local: Path) -> None:
+        """Write a shard to a local path."""
+        def load(system: Any, path: str) -> None:
+            system.get_file(path, str(local))
+            with open(local, "rb") as file:
+                require_whole(file)
+
+        self._retried(name, load)
+
+    def _retried(self, name: str, attempt: Callable[[Any, str], T]) -> T:
+        """The result of ``attempt(file system, path)``, called again while it fails in passing."""
+        where, failures = self.where(name), 0
+        while True:
+            system, root = self._system()
+            try:
+                return attempt(system, f"{root}/{name}")
+            except Exception as error:  # each protocol's package has errors of its own
+                _refuse_permanent(where, error)
+                failures += 1
+                if failures >= self.retry.attempts:
+                    raise InputError(f"{where} did not come through in {failures} attempts, the last: {_reason(error)}"
+                                     "; see whether the server answers and the file there is whole, then give the same "
+                                     "command again") from error
+                pause_s = self.retry.pause_s(failures)
+                _log.warning("%s: %s; asking again in %g s", where, _reason(error), pause_s)
+                time.sleep(pause_s)
+
+    def _system(self) -> tuple[Any, str]:
+        """fsspec's file system, and the path of the dataset in it. fsspec keeps one file system per process and
+        thread, so this is cheap, and right in a loader process that was forked."""
+        protocol = self.url.partition("://")[0]
+        options: dict[str, Any] = {}
+        if protocol in ("http", "https"):
+            from aiohttp import ClientTimeout  # comes with fsspec[http]
+
+            # aiohttp would end a download after five minutes, however well it goes, and pass over the proxies
+            timeout = ClientTimeout(total=None, sock_connect=self.retry.connect_s, sock_read=self.retry.read_s)
+            options = {"client_kwargs": {"timeout": timeout, "trust_env": True}}
+        try:
+            system, root = url_to_fs(self.url, **options)
+        except ImportError as error:
+            raise InputError(f"{self.url} can't be read: {error}: pip install {_package(protocol)}") from error
+        except ValueError as error:
+            raise InputError(f"{self.url} can't be read ({error}); a dataset is a local folder or a URL that fsspec "
+                             "opens (https://, s3://, gs://, …)") from error
+        return system, root.rstrip("/")
+
+
+def _package(protocol: str) -> str:
+    """What to install for a protocol: ``s3fs``, or ``'fsspec[sftp]'`` where fsspec has the class itself."""
+    package = known_implementations[protocol]["class"].partition(".")[0]
+    return f"'fsspec[{protocol}]'" if package == "fsspec" else package
+
+
+def _refuse_permanent(where: str, error: Exception) -> None:
+    """Raise InputError where a retry can't help."""
+    status = getattr(error, "status", None)
+    if isinstance(error, FileNotFoundError):
+        raise InputError(f"{where} doesn't exist; upload it, or see whether the address is right") from None
+    if isinstance(error, PermissionError) or status in (401, 403, 407):
+        raise InputError(f"{where} may not be read ({_reason(error)}); see whether your credentials are set") from error
+    if isinstance(status, int) and 400 <= status < 500 and status not in RETRIED_STATUSES:
+        raise InputError(f"{where} can't be read ({_reason(error)}); see whether the address is right") from error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise InputError(f"there is no room to keep {where} ({error.strerror}); make room on the disk of data.cache, "
+                         "or lower data.cache_gb") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, tarfile.TarError):
+        return f"what came is no whole tar, {error}"
+    return str(error) or type(error).__name__
+
+
+Root = str | os.PathLike | Storage  # what names a dataset
+
+
+def storage_of(root: Root, latents: Path | None = None) -> Storage:
+    """The storage of a folder or URL; a storage is returned as it is. Nothing is opened yet.
+
+    Args:
+        root: names the dataset.
+        latents: local folder of latent shards.
+
+    Raises:
+        InputError: no file name can be added to the end of the URL.
     """
     if not isinstance(root, (str, os.PathLike)):
         return root
     text = os.fspath(root)
     if "://" not in text:
-        return Folder(Path(text), latents)
+        return LocalStorage(Path(text), latents)
     if text.startswith(("file://", "local://")):
-        return Folder(Path(url_to_fs(text)[1]), latents)
+        return LocalStorage(Path(url_to_fs(text)[1]), latents)
     parts = urlsplit(text)
     if parts.scheme in ("http", "https") and (parts.query or parts.fragment):
         raise InputError(f"{text} has a ? or # in it, so that no shard's name can be added to its end; name the folder "
                          "that holds dataset.json")
-    return Remote(text.rstrip("/"), latents)
+    return RemoteStorage(text.rstrip("/"), latents)
 
 
-def with_cache(place: Place, folder: Path, limit_gb: float, fingerprint: str) -> Place:
-    """A URL's place that keeps shards in a local folder, at most ``limit_gb`` · 10⁹ bytes; a folder as it is.
+def with_cache(storage: Storage, folder: Path, limit_gb: float, fingerprint: str) -> Storage:
+    """A URL's storage that keeps shards in a local folder; a local storage as it is.
 
-    fingerprint: of the dataset.json that was read there, so that a dataset that was made anew isn't taken for the old.
+    Args:
+        storage: of the dataset.
+        folder: the cache.
+        limit_gb: the most that the cache holds, in 10⁹ bytes.
+        fingerprint: of the dataset.json that was read there; a dataset that was made again has another.
+
+    Raises:
+        InputError: limit_gb is not more than 0.
     """
     if not limit_gb > 0:
         raise InputError(f"data.cache_gb={limit_gb} is not more than 0; leave out data.cache= to keep no shards")
-    if not isinstance(place, Remote):
-        return place
-    dataset = f"{seed_of(place.url, fingerprint) % 16**12:012x}"
-    return replace(place, cache=ShardCache(folder, int(limit_gb * 1e9), dataset))
+    if not isinstance(storage, RemoteStorage):
+        return storage
+    dataset = f"{seed_of(storage.url, fingerprint) % 16**12:012x}"
+    return replace(storage, cache=ShardCache(folder, int(limit_gb * 1e9), dataset))
 
 
 def is_plain(name: object) -> bool:
-    """Is it a file's name and nothing else: letters, digits, ``_ - .``, no dot or dash first? A dataset.json from
-    elsewhere can't lead out of its folder, to another server or to a command by such a name."""
+    """True for a plain file name: letters, digits, ``_ - .``, no dot or dash first. By such a name a foreign
+    dataset.json can't lead out of its folder, to another server or to a command."""
     return isinstance(name, str) and re.fullmatch(r"\w[\w.-]*", name) is not None

@@ -1,4 +1,8 @@
-"""What a comparison page is made of."""
+"""The comparison page of an evaluation: a static folder that plays, shows and measures every clip of every system.
+
+Media are written first, then clips in scripts of a dozen, then a small index that loads the clips on screen. A new page
+is written beside the old one and takes its place when it is whole.
+"""
 
 from __future__ import annotations
 
@@ -16,28 +20,29 @@ import numpy as np
 
 from ...media.audio import read_audio
 from ...mel import SAMPLE_RATE_HZ
-from ...plots import panels
-from ...plots.panels import check_probabilities
+from ...plots import clip_pictures
+from ...plots.clip_pictures import check_probabilities
 from ...runtime.errors import InputError
 from ...runtime.files import write_text
-from ..clip_measurements import Timeline, timelines, true_events
+from ..measurements import Timeline, timelines, true_events
 from ..pairing import Plan, SoundFile, Words
 from ..request import Request
 from ..results import ClipScores, Evaluation
-from . import players as drawings
-from . import tables
+from . import page_tables, players
 from .players import Player, make_player, without_folders
-
-# MERGED-DOC """The page's folder: what in it is its own, and how a new page takes the place of an old one."""
-# MERGED-DOC """Writing the page: media first, clips in scripts of a dozen, and a small index that loads what is
-# shown."""
-# MERGED-DOC """From an evaluation to its page: which clips, which words and events, which pictures."""
 
 
 @dataclass
 class PageClip:
-    """One clip: a column of the page. timeline: K objects, their probabilities (T, K) in [0, 1] spread evenly over
-    duration_s, and that duration; None ⇒ not known. events_s: true onsets in seconds; None ⇒ not known."""
+    """One clip: a column of the page.
+
+    Args:
+        id: of the clip.
+        words: label, caption and objects, as far as known.
+        timeline: names of K objects, their probabilities (T, K) in [0, 1] spread evenly over duration_s, and
+            duration_s; None: not known.
+        events_s: true onsets in seconds; None: not known.
+    """
 
     id: str
     words: Words = field(default_factory=Words)
@@ -47,9 +52,17 @@ class PageClip:
 
 @dataclass
 class PageRequest:
-    """A page to be written. sounds: {system: {clip id: its first sample}}; rows stand in this order, the evaluation's
-    true sound first. videos: {clip id: pictures} for systems that have only sound. out: the folder of index.html.
-    note: a sentence under the title."""
+    """A page to be written.
+
+    Args:
+        title: of the page.
+        evaluation: its figures.
+        sounds: {system: {clip id: its first sample}}; a row each, in this order, the true sound first.
+        clips: a column each.
+        videos: {clip id: pictures} for systems that have only sound.
+        out: the folder of index.html.
+        note: a sentence under the title.
+    """
 
     title: str
     evaluation: Evaluation
@@ -95,10 +108,11 @@ _NEW, _OLD = ".new", ".old"
 
 @contextmanager
 def replaced(out: Path) -> Iterator[Path]:
-    """An empty folder to write a page into; when the block ends, it takes the place of the page in ``out``, of which
-    nothing stays. If the block raises, the old page stays whole.
+    """Give an empty folder to write a page into. When the block ends, it replaces the page in ``out``; if the block
+    raises, the old page stays as it was.
 
-    InputError: ``out`` is a file, can't be written to, or holds other things and no page.
+    Raises:
+        InputError: ``out`` is a file, can't be written to, or holds other files and no page.
     """
     _claim(out)
     new, old = out / _NEW, out / _OLD
@@ -159,11 +173,17 @@ class Cell:
 
 
 def write_page(request: PageRequest, progress: Callable[[int, int], None] = lambda done, total: None) -> Path:
-    """Write the page ⇒ its index.html. progress: clips done, of how many.
+    """Write the page ⇒ its index.html.
 
-    A page that is there is replaced when the new one is whole. A sound that can't be read leaves its reason in its
-    cell. One clip's systems are in memory at a time. The same request gives the same bytes. InputError: see
-    PageRequest.check and folder.replaced.
+    The cell of a sound that can't be read says why. One clip's systems are in memory at a time. The same request gives
+    the same bytes.
+
+    Args:
+        request: the page.
+        progress: is called with the clips done, and of how many.
+
+    Raises:
+        InputError: see :meth:`PageRequest.check` and :func:`replaced`.
     """
     request.check()
     with replaced(request.out) as folder:
@@ -187,13 +207,13 @@ def write_page(request: PageRequest, progress: Callable[[int, int], None] = lamb
 
 def _index_markup(request: PageRequest) -> str:
     evaluation = request.evaluation
-    columns = tables.shown_columns(evaluation)
+    metrics = page_tables.shown_metrics(evaluation)
     return _template("index.html.j2").render(
         title=request.title, note=request.note, evaluation=evaluation, systems=request.systems,
-        clips=len(request.clips), columns=columns, column_groups=tables.groups(columns),
-        group_of={column.key: tables.group(column) for column in columns}, rows=tables.rows(evaluation),
-        differences=tables.differences(evaluation), missing=tables.missing(evaluation),
-        provenance=tables.provenance(evaluation), shown_db=round(panels.SHOWN_DB),
+        clips=len(request.clips), columns=metrics, column_groups=page_tables.groups(metrics),
+        group_of={metric.key: metric.group for metric in metrics}, rows=page_tables.rows(evaluation),
+        differences=page_tables.differences(evaluation), missing=page_tables.missing(evaluation),
+        provenance=page_tables.provenance(evaluation), shown_db=round(clip_pictures.SHOWN_DB),
         several=any(system.samples > len(system.clips) > 0 for system in evaluation.systems.values()),
         timelines=any(clip.timeline is not None for clip in request.clips),
         events=any(clip.events_s is not None for clip in request.clips),
@@ -211,13 +231,13 @@ def _clip_markup(request: PageRequest, clip: PageClip, number: int, media: Path)
     for row, (cell, mel_db) in enumerate(zip(cells, mels)):
         if mel_db is not None:
             cell.picture = f"c{number + 1:04d}-s{row:02d}.png"
-            drawings.write_spectrogram(media / cell.picture, mel_db, panels.loudest_db(*known), duration_s)
+            players.write_spectrogram(media / cell.picture, mel_db, clip_pictures.loudest_db(*known), duration_s)
     poster = _poster(request, clip, media, f"c{number + 1:04d}.jpg", duration_s)
     return _template("clip.html.j2").render(
         clip=clip, number=number, cells=cells, duration_s=duration_s, poster=poster,
-        lanes=drawings.lanes(clip.timeline, duration_s), ticks=drawings.ticks(duration_s), percents=drawings.percents,
+        lanes=players.lanes(clip.timeline, duration_s), ticks=players.ticks(duration_s), percents=players.percents,
         events_s=[] if clip.events_s is None else [float(time) for time in clip.events_s],
-        frequencies=drawings.frequency_marks(), longest=LONGEST_CAPTION,
+        frequencies=players.frequency_marks(), longest=LONGEST_CAPTION,
     )
 
 
@@ -226,7 +246,7 @@ def _cell(request: PageRequest, clip: PageClip, system: str, media: Path, stem: 
     result = request.evaluation.systems.get(system)
     scores: ClipScores | None = result.clips.get(clip.id) if result is not None else None
     cell = Cell(system, system == request.evaluation.reference)
-    cell.scores = tables.clip_scores(tables.shown_columns(request.evaluation), scores)
+    cell.scores = page_tables.clip_scores(page_tables.shown_metrics(request.evaluation), scores)
     if scores is not None:
         cell.onsets_s, cell.silent, cell.notes = list(scores.onsets_s), scores.silent, list(scores.notes)
     sound = request.sounds[system].get(clip.id)
@@ -244,7 +264,7 @@ def _cell(request: PageRequest, clip: PageClip, system: str, media: Path, stem: 
         return cell, None
     cell.notes += cell.player.notes
     cell.length_s = len(waveform) / SAMPLE_RATE_HZ
-    return cell, panels.decibels(waveform)
+    return cell, clip_pictures.decibels(waveform)
 
 
 def _paths(sound: SoundFile, pictures: Path | None) -> list[Path]:
@@ -252,13 +272,13 @@ def _paths(sound: SoundFile, pictures: Path | None) -> list[Path]:
 
 
 def _poster(request: PageRequest, clip: PageClip, media: Path, name: str, duration_s: float) -> str | None:
-    """Write one poster for all systems of a clip, from the first file that has a picture ⇒ its name."""
+    """Write one poster for all systems of a clip, of the first file with a picture ⇒ its name."""
     shown = [request.sounds[system].get(clip.id) for system in request.systems]
     videos = [request.videos.get(clip.id), *(sound.video for sound in shown if sound is not None)]
     for video in dict.fromkeys(path for path in videos if path is not None):
         for time_s in (_POSTER_AT * duration_s, 0.0):
             try:
-                drawings.write_poster(media / name, video, time_s)
+                players.write_poster(media / name, video, time_s)
                 return name
             except InputError:
                 continue  # its cells say what is wrong with it
@@ -285,10 +305,17 @@ def _template(name: str) -> jinja2.Template:
 def write_comparison(evaluation: Evaluation, plan: Plan, asked: Request, out: Path, title: str, note: str = "",
                      shards: Path | None = None, progress: Callable[[int, int], None] = lambda done, total: None,
                      ) -> Path:
-    """Write the page of an evaluation ⇒ its index.html.
+    """Write the page of an evaluation ⇒ its index.html. Sounds that were skipped as bad are absent from the page too.
 
-    plan, asked: what was evaluated. shards: dataset of the clips, whose object probabilities are drawn over time.
-    Sounds that were skipped as bad are absent from the page as well.
+    Args:
+        evaluation: its figures.
+        plan: which file is which clip's.
+        asked: the evaluation's request.
+        out: the page's folder.
+        title: of the page.
+        note: a sentence under the title.
+        shards: dataset of the clips, whose object probabilities are drawn over time.
+        progress: is called with the clips done, and of how many.
     """
     published = _without_folders(evaluation, asked)
     known = timelines(shards, evaluation.clips) if shards is not None else {}
@@ -299,23 +326,23 @@ def write_comparison(evaluation: Evaluation, plan: Plan, asked: Request, out: Pa
 
 
 def _without_folders(evaluation: Evaluation, asked: Request) -> Evaluation:
-    """Where files lay on one machine is nobody else's business: folders by their last name, in sentences too."""
+    """⇒ the evaluation with folders by their last name alone, in sentences too: a published page tells no paths."""
     known = [*asked.systems.values(), asked.reference, asked.videos, asked.weights, asked.ceiling]
     folders = sorted({str(folder) for folder in known if folder is not None}, key=len, reverse=True)
 
-    def told(value: Any) -> Any:
+    def shortened(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: told(item) for key, item in value.items()}
+            return {key: shortened(item) for key, item in value.items()}
         if isinstance(value, str):
             for folder in folders:
                 value = value.replace(folder, Path(folder).name)
         return value
 
-    systems = {name: replace(system, bad=told(system.bad), figures={
-        key: replace(figure, reason=told(figure.reason)) for key, figure in system.figures.items()
+    systems = {name: replace(system, bad=shortened(system.bad), figures={
+        key: replace(figure, reason=shortened(figure.reason)) for key, figure in system.figures.items()
     }) for name, system in evaluation.systems.items()}
-    return replace(evaluation, systems=systems, missing=told(evaluation.missing),
-                   provenance=told(evaluation.provenance))
+    return replace(evaluation, systems=systems, missing=shortened(evaluation.missing),
+                   provenance=shortened(evaluation.provenance))
 
 
 def _page_clip(clip_id: str, plan: Plan, asked: Request, timeline: Timeline | None) -> PageClip:

@@ -1,4 +1,7 @@
-"""Small drawings on one axis of time: spectrograms and posters as files, timelines and marks as SVG."""
+"""The media of a page's cells: files that browsers play, and drawings on one axis of time.
+
+Spectrograms and posters are files, timelines and marks SVG.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,10 @@ from ...media.muxing import mux, picture_duration_s
 from ...media.picture_reader import Within
 from ...media.video import read_clip
 from ...mel import FRAME_RATE_HZ, MAX_HZ, MIN_HZ, N_MELS, SAMPLE_RATE_HZ
-from ...plots.panels import SHOWN_DB
+from ...plots.clip_pictures import SHOWN_DB
 from ...runtime.errors import InputError
 from ...runtime.files import atomic_path
-from ...runtime.librosa_import import librosa
 from ..pairing import SoundFile
-
-# MERGED-DOC """What a cell plays: a file that browsers can play, made of a system's sound and the clip's pictures."""
-
 
 COLUMNS = 512  # the most pixels that a spectrogram is wide; it is shown no wider than that
 _LEVELS = 48  # steps of 1.25 dB, which keep the file small
@@ -99,6 +98,8 @@ def ticks(duration_s: float) -> list[tuple[str, str]]:
 
 def frequency_marks() -> list[tuple[str, str]]:
     """[(per cent from the top, label)] of a few frequencies on the axis of mel bins."""
+    from ...runtime.librosa_import import librosa
+
     low, high = librosa.hz_to_mel(MIN_HZ), librosa.hz_to_mel(MAX_HZ)
     places = [(librosa.hz_to_mel(hz) - low) / (high - low) * (N_MELS + 1) - 0.5 for hz in _MARKED_HZ]
     return [(f"{100 - 100 * place / N_MELS:.1f}", f"{hz / 1000:g} kHz") for place, hz in zip(places, _MARKED_HZ)]
@@ -117,7 +118,7 @@ _CUT_S = 0.1  # sound beyond the pictures' end that is worth a word
 
 @dataclass
 class Player:
-    """kind: "video" or "audio"; name: of its file; notes: what was done to it, in words."""
+    """A cell's media file. kind: "video" or "audio"; name: of the file; notes: how it differs from the source."""
 
     kind: str
     name: str
@@ -125,10 +126,20 @@ class Player:
 
 
 def make_player(sound: SoundFile, waveform: np.ndarray, pictures: Path | None, folder: Path, stem: str) -> Player:
-    """Write ``stem`` and a suffix into a folder.
+    """Write a media file that browsers play, ``stem`` and a suffix, into a folder.
 
-    A file with pictures that browsers can play is copied. Other sound, waveform (samples,) at 16 kHz, is put under its
-    own video or ``pictures``; where browsers can play neither, it stays without. InputError: nothing can be written.
+    A file with pictures that browsers play is copied. Other sound is put under its own video or ``pictures``; where
+    browsers play neither, it stays without pictures.
+
+    Args:
+        sound: the system's file.
+        waveform: (samples,) of it, 16 kHz.
+        pictures: a video of the clip, or None.
+        folder: to write into.
+        stem: of the file's name.
+
+    Raises:
+        InputError: nothing can be written.
     """
     suffix = _film_suffix(sound.path) if sound.video == sound.path else None
     if suffix:
@@ -152,7 +163,7 @@ def make_player(sound: SoundFile, waveform: np.ndarray, pictures: Path | None, f
 
 
 def without_folders(error: InputError, *paths: Path) -> str:
-    """An error's words with file names in place of paths: a page may be published, and folders are private."""
+    """⇒ an error's words with file names in place of paths: a published page tells no folders."""
     words = str(error)
     for path in paths:
         words = words.replace(str(path), path.name)

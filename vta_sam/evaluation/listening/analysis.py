@@ -99,17 +99,17 @@ def interval(values: np.ndarray, seed: int = 0, resamples: int = 2000) -> Interv
     raters and other clips. Drawing single answers would take a thousand answers of ten people for a thousand people,
     and give an interval far too narrow. This one is rather too wide than too narrow.
     """
-    seen = ~np.isnan(values)
-    count = int(seen.sum())
+    answered = ~np.isnan(values)
+    count = int(answered.sum())
     if not count:
         return Interval(np.nan, np.nan, np.nan, 0)
-    filled = np.where(seen, values, 0.0)
+    filled = np.where(answered, values, 0.0)
     rng = np.random.default_rng(seed)
     raters, clips = values.shape
     rows = rng.multinomial(raters, np.full(raters, 1 / raters), size=resamples)
     columns = rng.multinomial(clips, np.full(clips, 1 / clips), size=resamples)
     total = np.einsum("br,rc,bc->b", rows, filled, columns, optimize=True)
-    weight = np.einsum("br,rc,bc->b", rows, seen.astype(float), columns, optimize=True)
+    weight = np.einsum("br,rc,bc->b", rows, answered.astype(float), columns, optimize=True)
     drawn = total[weight > 0] / weight[weight > 0]
     low, high = np.percentile(drawn, [_TAIL, 100 - _TAIL])
     return Interval(float(filled.sum() / count), float(low), float(high), count)
@@ -164,5 +164,5 @@ def _differences(ratings: Sequence[Rating], question: str, systems: Sequence[str
 
 
 def _score(table: np.ndarray, seed: int, resamples: int) -> Score:
-    found, seen = interval(table, seed, resamples), np.isfinite(table)
-    return Score(found.mean, found.low, found.high, found.n, int(seen.any(1).sum()), int(seen.any(0).sum()))
+    found, answered = interval(table, seed, resamples), np.isfinite(table)
+    return Score(found.mean, found.low, found.high, found.n, int(answered.any(1).sum()), int(answered.any(0).sum()))

@@ -108,19 +108,20 @@ def read_session(path: Path, key: Key) -> Session:
         raise InputError(f"{path} is no file of ratings of this version")
     if content.get("test") != key.test:
         raise InputError(f"{path} belongs to another test ({str(content.get('test'))[:40]!r}, expected {key.test!r})")
-    rater, heard = content.get("rater"), content.get("headphones")
+    rater, trials = content.get("rater"), content.get("headphones")
     if not isinstance(rater, str) or rater not in key.plans:
         raise InputError(f"{path}: there is no rater {str(rater)[:40]!r} in this test")
-    if not isinstance(heard, list) or len(heard) > 20 or any(type(x) is not int or x not in (0, 1) for x in heard):
+    if not isinstance(trials, list) or len(trials) > 20 or any(type(x) is not int or x not in (0, 1) for x in trials):
         raise InputError(f"{path}: the headphones check is not a list of 0 and 1")
     answers = content.get("answers")
     if not isinstance(answers, list) or len(answers) > len(key.plans[rater]):
         raise InputError(f"{path}: expected a list of at most {len(key.plans[rater])} answers")
     ratings = tuple(_rating(path, rater, answer, planned, key)
                     for answer, planned in zip(answers, key.plans[rater]))
-    if content.get("checksum") != checksum(key.test, rater, heard, ratings):
+    if content.get("checksum") != checksum(key.test, rater, trials, ratings):
         raise InputError(f"{path}: its checksum is wrong; it was cut off or changed on its way, ask for it again")
-    return Session(rater, ratings, sum(heard), len(ratings) == len(key.plans[rater]), str(content.get("finished"))[:40])
+    complete = len(ratings) == len(key.plans[rater])
+    return Session(rater, ratings, sum(trials), complete, str(content.get("finished"))[:40])
 
 
 def checksum(test: str, rater: str, headphones: list[int], ratings: tuple[Rating, ...]) -> str:

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from ...plots.panels import COLOURS
+from ...plots.clip_pictures import COLOURS
 from ...runtime.files import atomic_path, write_text
 from .analysis import Analysis, Score, Screening
 from .stimuli import HIDDEN

@@ -1,4 +1,4 @@
-"""What raters hear: every system's sound, the hidden reference and two anchors, alike in all but the sound."""
+"""Stimuli of a listening test: every system's sound, the hidden reference and two anchors, alike in all but sound."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ def equally_loud(waveforms: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     meter = pyloudnorm.Meter(SAMPLE_RATE_HZ)
     loudness = {name: float(meter.integrated_loudness(waveform.astype(np.float64)))
                 for name, waveform in waveforms.items()}
-    heard = {name: lufs for name, lufs in loudness.items() if np.isfinite(lufs)}
-    highest = [lufs + 20 * np.log10(PEAK / np.abs(waveforms[name]).max()) for name, lufs in heard.items()]
+    audible = {name: lufs for name, lufs in loudness.items() if np.isfinite(lufs)}
+    highest = [lufs + 20 * np.log10(PEAK / np.abs(waveforms[name]).max()) for name, lufs in audible.items()]
     target = min([TARGET_LUFS, *highest])
-    return {name: waveform * np.float32(10 ** ((target - heard[name]) / 20)) if name in heard else
+    return {name: waveform * np.float32(10 ** ((target - audible[name]) / 20)) if name in audible else
             np.zeros_like(waveform) for name, waveform in waveforms.items()}
 
 

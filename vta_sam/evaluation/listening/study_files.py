@@ -1,4 +1,7 @@
-"""Who hears what, in which order: blind, random, balanced, and a function of the seed and the rater's number alone."""
+"""Making a listening test: ``raters/``, a folder to hand out, and ``key.json``, which stays with its makers.
+
+Each rater's stimuli and their order are blind, random, balanced, and a function of the seed and the rater's number.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,6 @@ from ...runtime.errors import InputError
 from ...runtime.files import atomic_path, write_text
 from ..pairing import SoundFile, find_sounds
 from .stimuli import HIDDEN, clip_stimuli, headphone_trials, write_stimulus
-
-# MERGED-DOC """Make a listening test: ``raters/``, a folder to hand out, and ``key.json``, which stays at home."""
-
 
 QUESTIONS = ("quality", "alignment")
 FEWEST_HIDDEN = 3  # of the reference and of each anchor, for every rater, as far as there are clips

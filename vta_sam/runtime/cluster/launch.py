@@ -1,9 +1,13 @@
-"""Overrides of a Hydra program ⇒ the tasks of a job, each composed and checked before anything is submitted."""
+"""A command line that says ``launcher=slurm`` becomes a job in place of this process.
+
+Its tasks are composed and checked before anything is submitted. docs/cluster.md is the user's view.
+"""
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
@@ -16,30 +20,32 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, OverrideParseException
+from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-from ...checkpoints.parts import build
-from ...dataset.partition import shares
 from ..errors import InputError
-from .slurm import Job, Slurm, submit
-
-# MERGED-DOC """A command line that says ``launcher=slurm`` ⇒ a job in place of this process. docs/cluster.md is the
-# user's view."""
-
+from .scheduler import Job, Scheduler
 
 GROUP = "launcher"
-# Where a program writes to, if it is one place for all that it does: two tasks must not be told the same
-_RUN_FOLDER = ("runs", "exp", "seed", "name")
-_WRITES_TO = {"train": _RUN_FOLDER, "evaluate": ("out",), "compare": ("out",), "synthesize": ("out",)}
+SCHEDULERS = {"slurm": "vta_sam.runtime.cluster.slurm.Slurm"}  # `_target_` of conf/launcher/*.yaml ⇒ where it lives
 
 
 @dataclass(frozen=True)
 class Program:
-    """An entry script and the name of its config in conf/, the folder beside its own."""
+    """An entry script that can run as a job.
+
+    Args:
+        script: its file.
+        config_name: of its config in conf/, the folder beside the script's own.
+        writes_to: keys of its settings that together name the one place it writes to; two tasks must not share one.
+        shards: settings ⇒ the shards that it has to make, for a program that parts its work by rank and world.
+    """
 
     script: Path
     config_name: str
+    writes_to: tuple[str, ...] = ()
+    shards: Callable[[Mapping[str, Any]], int] | None = None
 
     @property
     def conf(self) -> Path:
@@ -78,20 +84,20 @@ def _sentence(error: Exception) -> str:
     return " ".join(told)
 
 
-def plan(program: Program, overrides: Sequence[str]) -> tuple[Slurm, list[Task]]:
+def plan(program: Program, overrides: Sequence[str]) -> tuple[Scheduler, list[Task]]:
     """A command line's overrides, with ``launcher=…`` among them ⇒ the launcher's settings, and the tasks in the order
     of Hydra's multirun. Raises InputError with Hydra's words where one of them can't be composed."""
     with _hydra(program):
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
         parsed = parser.parse_overrides(list(overrides))
         # hydra.searchpath may be where the launcher's own block is
-        slurm = _launcher(program, [word for word in parsed if _of_launcher(word) or word.is_hydra_override()])
+        scheduler = _launcher(program, [word for word in parsed if _of_launcher(word) or word.is_hydra_override()])
         own = [override for override in parsed if not _of_launcher(override)]
         tasks = [Task(words, _settings(program, words)) for words in combinations(own)]
-    if slurm.shards_per_job is not None:
-        return slurm, _parted(program, slurm, tasks, own)
+    if scheduler.shards_per_job is not None:
+        return scheduler, _parted(program, scheduler, tasks, own)
     _refuse_one_place_for_two(program, tasks)
-    return slurm, tasks
+    return scheduler, tasks
 
 
 def combinations(overrides: Sequence[Override]) -> list[tuple[str, ...]]:
@@ -114,14 +120,18 @@ def _of_launcher(override: Override) -> bool:
     return override.key_or_group.partition(".")[0] == GROUP
 
 
-def _launcher(program: Program, overrides: Sequence[Override]) -> Slurm:
+def _launcher(program: Program, overrides: Sequence[Override]) -> Scheduler:
     for override in overrides:
         if override.is_sweep_override() and _of_launcher(override):
             raise InputError(f"{override.input_line}: the launcher takes one value; quote one that has a comma "
                              f"twice: \"{override.get_key_element()}='a,b'\"")
     config = compose(program.config_name, [str(override.input_line) for override in overrides])
-    made = build(config[GROUP])
-    assert isinstance(made, Slurm)
+    target = config[GROUP].get("_target_")
+    with open_dict(config):
+        config[GROUP]["_target_"] = SCHEDULERS.get(target, target)
+    made = instantiate(config[GROUP], _convert_="all")
+    if not isinstance(made, Scheduler):
+        raise InputError(f"{GROUP}: {target} is no Scheduler (vta_sam/runtime/cluster/scheduler.py)")
     return made
 
 
@@ -141,33 +151,36 @@ def _settings(program: Program, overrides: Sequence[str]) -> dict[str, Any] | No
     return {str(key): value for key, value in settings.items()}
 
 
-def _parted(program: Program, slurm: Slurm, tasks: Sequence[Task], overrides: Sequence[Override]) -> list[Task]:
-    assert slurm.shards_per_job is not None
+def _parted(program: Program, scheduler: Scheduler, tasks: Sequence[Task], overrides: Sequence[Override]) -> list[Task]:
+    assert scheduler.shards_per_job is not None
+    if program.shards is None:
+        raise InputError(f"launcher.shards_per_job={scheduler.shards_per_job} is for programs that part their work by "
+                         f"rank and world, which {program.script.name} doesn't; leave it out here")
     given = [override.input_line for override in overrides if override.key_or_group in ("rank", "world")]
     if given:
         raise InputError(f"{given[0]}: with launcher.shards_per_job each task is told its rank and world; leave it out")
-    if slurm.processes > 1:
+    if scheduler.processes > 1:
         raise InputError(f"launcher.shards_per_job makes an array of one process a job, but nodes × tasks_per_node is "
-                         f"{slurm.processes}; leave it out, and the processes of one job part the work themselves")
+                         f"{scheduler.processes}; leave it out, and the processes of one job part the work themselves")
     parted = []
     for task in tasks:
         if task.settings is None:
             raise InputError("launcher.shards_per_job has to know the shards now; a variable of the environment that a "
                              "setting names is not set here")
-        parts = shares(program.config_name, task.settings, slurm.shards_per_job)
-        parted += [Task((*task.overrides, *part), task.settings) for part in parts]
+        world = math.ceil(program.shards(task.settings) / scheduler.shards_per_job)
+        parted += [Task((*task.overrides, f"rank={rank}", f"world={world}"), task.settings) for rank in range(world)]
     return parted
 
 
 def _refuse_one_place_for_two(program: Program, tasks: Sequence[Task]) -> None:
-    keys = _WRITES_TO.get(program.config_name, ())
+    keys = program.writes_to
     seen: dict[tuple, Task] = {}
     for task in tasks if keys else ():
         if task.settings is None:
             continue
         place = tuple(task.settings.get(key) for key in keys)
         if place in seen:
-            way = "name='${hydra:job.override_dirname}'" if keys is _RUN_FOLDER else "a command each, with its own out="
+            way = "name='${hydra:job.override_dirname}'" if "name" in keys else "a command each, with its own out="
             raise InputError(f"two tasks would write to one place: {' '.join(seen[place].overrides)} and "
                              f"{' '.join(task.overrides)}. Tell them apart: {way}")
         seen[place] = task
@@ -193,11 +206,11 @@ def launch(program: Program, arguments: Sequence[str]) -> None:
     if flags:
         raise InputError(f"{flags[0]} doesn't go with {GROUP}=, which takes overrides alone; "
                          "hydra.searchpath=[file://FOLDER] names further folders of configs")
-    slurm, tasks = plan(program, overrides)
+    scheduler, tasks = plan(program, overrides)
     script = program.script.resolve()
     folder = Path.cwd()
-    words = [_python(slurm), str(script.relative_to(folder) if script.is_relative_to(folder) else script)]
-    submit(slurm, Job(_name(program, tasks), folder, [[*words, *task.overrides] for task in tasks]))
+    words = [_python(scheduler), str(script.relative_to(folder) if script.is_relative_to(folder) else script)]
+    scheduler.submit(Job(_name(program, tasks), folder, [[*words, *task.overrides] for task in tasks]))
 
 
 def launch_agents(program: Program, sweep_id: str, agents: int, runs_each: int, overrides: Sequence[str]) -> None:
@@ -209,15 +222,15 @@ def launch_agents(program: Program, sweep_id: str, agents: int, runs_each: int, 
     strange = [override for override in overrides if not override.startswith(f"{GROUP}.")]
     if strange:
         raise InputError(f"{strange[0]}: agents get their settings from the sweep; only {GROUP}.KEY=… can be given")
-    slurm, _ = plan(program, [f"{GROUP}=slurm", *overrides])
+    scheduler, _ = plan(program, [f"{GROUP}=slurm", *overrides])
     # an agent that doesn't pass signals on would end by the one before the time limit, and its run with it
-    command = [_python(slurm), "-m", "wandb", "agent", "--forward-signals", "--count", str(runs_each), sweep_id]
-    submit(slurm, Job("wandb-agent", Path.cwd(), [command] * agents))
+    command = [_python(scheduler), "-m", "wandb", "agent", "--forward-signals", "--count", str(runs_each), sweep_id]
+    scheduler.submit(Job("wandb-agent", Path.cwd(), [command] * agents))
 
 
-def _python(slurm: Slurm) -> str:
+def _python(scheduler: Scheduler) -> str:
     """By its name; the script's PATH begins with the folder of the one that submits."""
-    return "python" if slurm.container else Path(sys.executable).name
+    return "python" if scheduler.container else Path(sys.executable).name
 
 
 def _name(program: Program, tasks: Sequence[Task]) -> str:

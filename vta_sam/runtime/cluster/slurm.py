@@ -1,4 +1,5 @@
-"""A SLURM job ⇒ the text of its batch script. The script stands alone: saved to a file, sbatch takes it as it is.
+"""SLURM: a job becomes a batch script, which sbatch takes from its input. The script stands alone: saved to a file,
+sbatch takes it as it is.
 
 Whatever comes out of a config or a command line is quoted, so that the program gets it byte for byte; the lines of
 ``setup`` are the only ones that the shell interprets.
@@ -11,16 +12,13 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
 from ..files import write_bytes
-
-# MERGED-DOC """A batch script ⇒ a job of SLURM. Asks sbatch once, and waits for nothing else."""
-
+from .scheduler import Job, Scheduler
 
 _COUNTS = ("nodes", "tasks_per_node", "cpus_per_task", "signal_s", "max_at_once", "shards_per_job")
 # A time without a colon is a number of minutes to SLURM, and 24:00:00 without quotes is the number 86400 to YAML
@@ -28,7 +26,7 @@ _TIME = re.compile(r"(\d+-\d+(:\d+){0,2}|\d+(:\d+){1,2})")
 
 
 @dataclass(frozen=True)
-class Slurm:
+class Slurm(Scheduler):
     """What ``conf/launcher/slurm.yaml`` describes; its comments say what each field is. None: the cluster's default."""
 
     partition: str | None = None
@@ -68,28 +66,10 @@ class Slurm:
 
     @property
     def processes(self) -> int:
-        """Of one job."""
         return (self.nodes or 1) * (self.tasks_per_node or 1)
 
-
-@dataclass(frozen=True)
-class Job:
-    """What is to run. name: of the job and its log. folder: absolute, where it runs. commands: one a task, each a list
-    of words; more than one make an array, in this order. interpreter: the Python that a command's ``python`` is."""
-
-    name: str
-    folder: Path
-    commands: Sequence[Sequence[str]]
-    interpreter: Path = Path(sys.executable)
-
-    @property
-    def safe_name(self) -> str:
-        """The name in letters that file names and SLURM's patterns take as they are."""
-        return re.sub(r"[^\w.+=-]+", "_", self.name, flags=re.ASCII).strip("_") or "job"
-
-    @property
-    def is_array(self) -> bool:
-        return len(self.commands) > 1
+    def submit(self, job: Job) -> None:
+        submit(self, job)
 
 
 def batch_script(slurm: Slurm, job: Job) -> str:

@@ -1,0 +1,181 @@
+"""The two recipes: make the data, train, measure on held-out data, write the weights with their figures."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from ..runtime.errors import InputError
+from .tagger_training import SoundBatches, TaggerTraining, mels_of, solo_sounds, tagger_figures, vocoded
+from .timeline import WORDS
+from .tiny_networks import SHIPPED_TAGGER, SHIPPED_TRUNK, Tagger, Trunk, fold, load_tagger, load_trunk, write_weights
+from .trunk_training import PictureBatches, Pictures, TrunkTraining, read_pictures, trunk_figures
+from .truth import SCENES_VERSION
+
+
+@dataclass
+class TrunkRecipe:
+    """Trains the image trunk on embedded clips rendered for it.
+
+    Args:
+        out: the weights file to write; None writes the shipped one.
+        scenes: folder of the clips; they are rendered when missing.
+        train_clips, train_seed, test_clips, test_seed: how many, and of which worlds. Held-out clips are another world.
+        fps: pictures a second taken from each clip.
+        seed: of initial weights, order and augmentation.
+        steps, batch, rate: optimiser steps, pictures a step, highest learning rate.
+        loss_weights: weight per loss, see :class:`TrunkTraining`.
+        sizes: arguments of :class:`Trunk` that differ from its defaults.
+        version: of the weights, for their fingerprint.
+        precision: of Lightning's Trainer.
+        workers: processes that render.
+    """
+
+    scenes: str
+    train_clips: int
+    train_seed: int
+    test_clips: int
+    test_seed: int
+    fps: float
+    seed: int
+    steps: int
+    batch: int
+    rate: float
+    loss_weights: Mapping[str, float]
+    version: int
+    precision: Any = "32-true"
+    workers: int = 2
+    sizes: Mapping | None = None
+    out: str | None = None
+
+    def train(self) -> dict:
+        """Train, measure, write ⇒ the held-out figures."""
+        if self.train_seed == self.test_seed:
+            raise InputError(f"trunk: train_seed and test_seed are both {self.train_seed}; held-out clips need another")
+        lightning.seed_everything(self.seed, verbose=False)
+        sizes = _plain(self.sizes or {})
+        trunk = Trunk(len(WORDS), **sizes).to(memory_format=torch.channels_last)
+        weights = _plain(self.loss_weights)
+        training = TrunkTraining(trunk, len(WORDS), self.rate, self.steps, weights)
+        pictures = self._pictures("train", self.train_clips, self.train_seed)
+        _fit(training, PictureBatches(pictures, self.batch, self.steps, self.seed), self.steps, self.precision)
+        about = _about(self, "trunk", {"words": len(WORDS), **sizes})
+        path = Path(self.out) if self.out else SHIPPED_TRUNK
+        network = fold(training.trunk.cpu())
+        write_weights(path, network, about)
+        about["figures"] = self.measure()  # of what was written, rounded to fp16 as it is
+        write_weights(path, network, about)
+        return about["figures"]
+
+    def measure(self) -> dict:
+        """The held-out figures of the written weights."""
+        trunk, _ = load_trunk(self.out)
+        return trunk_figures(trunk, self._pictures("test", self.test_clips, self.test_seed))
+
+    def _pictures(self, split: str, clips: int, seed: int) -> Pictures:
+        from .world import write_world
+
+        folder = Path(self.scenes) / f"{split}-{seed}"
+        return read_pictures(write_world(folder, {split: clips}, seed, self.workers), self.fps, clips)
+
+
+@dataclass
+class TaggerRecipe:
+    """Trains the audio tagger on sounds of single things, synthesised in memory.
+
+    Args:
+        out: the weights file to write; None writes the shipped one.
+        train_sounds, train_seed, test_sounds, test_seed: sounds per class, and of which worlds.
+        vocoded, test_vocoded: how many of them, per class, are also heard through Griffin-Lim.
+        seed: of initial weights, order and augmentation.
+        steps, batch, rate: optimiser steps, sounds a step, highest learning rate.
+        label_smoothing: share of belief spread over all classes.
+        sizes: arguments of :class:`Tagger` that differ from its defaults.
+        version: of the weights, for their fingerprint.
+    """
+
+    train_sounds: int
+    train_seed: int
+    test_sounds: int
+    test_seed: int
+    vocoded: int
+    test_vocoded: int
+    seed: int
+    steps: int
+    batch: int
+    rate: float
+    label_smoothing: float
+    version: int
+    sizes: Mapping | None = None
+    out: str | None = None
+
+    def train(self) -> dict:
+        """Train, measure, write ⇒ the held-out figures."""
+        if self.train_seed == self.test_seed:
+            raise InputError(f"tagger: test_seed is train_seed, {self.train_seed}; hold other sounds out")
+        lightning.seed_everything(self.seed, verbose=False)
+        sizes = _plain(self.sizes or {})
+        training = TaggerTraining(Tagger(WORDS, **sizes), self.rate, self.steps, self.label_smoothing)
+        waveforms, classes = solo_sounds(self.train_seed, "train", self.train_sounds)
+        mels = mels_of(waveforms)
+        # scenes come in random order, so the first sounds are of all classes
+        count = self.vocoded * len(WORDS)
+        through = [vocoded(mels[: count // 2], smear=False), vocoded(mels[count // 2 : count], smear=True)]
+        mels, classes = torch.cat([mels, *through]), torch.cat([classes, classes[:count]])
+        _fit(training, SoundBatches(mels, classes, self.batch, self.steps, self.seed), self.steps, "32-true")
+        about = _about(self, "tagger", sizes)
+        path = Path(self.out) if self.out else SHIPPED_TAGGER
+        network = fold(training.tagger.cpu())
+        write_weights(path, network, about)
+        about["figures"] = self.measure()
+        write_weights(path, network, about)
+        return about["figures"]
+
+    def measure(self) -> dict:
+        """The held-out figures of the written weights."""
+        waveforms, classes = solo_sounds(self.test_seed, "test", self.test_sounds)
+        return tagger_figures(load_tagger(self.out), waveforms, classes, self.test_vocoded * len(WORDS))
+
+
+def _fit(training: lightning.LightningModule, batches: IterableDataset, steps: int, precision: Any) -> None:
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its greetings say nothing about the run
+    trainer = lightning.Trainer(
+        accelerator="auto", devices=1, max_steps=steps, max_epochs=1, precision=precision, gradient_clip_val=1.0,
+        logger=False, enable_checkpointing=False, enable_model_summary=False,
+    )
+    with warnings.catch_warnings():
+        # batches are drawn in this process: with so small a network workers would cost more than they bring
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        trainer.fit(training, DataLoader(batches, batch_size=None))
+
+
+def _about(recipe: TrunkRecipe | TaggerRecipe, kind: str, sizes: dict) -> dict:
+    elsewhere = ("out", "scenes", "workers")  # where and with what it ran, which changes no weight
+    kept = {f.name: _plain(getattr(recipe, f.name)) for f in dataclasses.fields(recipe) if f.name not in elsewhere}
+    return {
+        "kind": kind,
+        "version": recipe.version,
+        "classes": list(WORDS),
+        "sizes": sizes,
+        "scenes_version": SCENES_VERSION,
+        "recipe": kept,
+        "figures": {},
+    }
+
+
+def _plain(value):
+    """Mappings and sequences of any kind (Hydra's own too) ⇒ dicts and lists, which YAML and networks take."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)) or type(value).__name__ == "ListConfig":
+        return [_plain(v) for v in value]
+    return value

@@ -1,0 +1,166 @@
+"""An evaluation as the page's tables: every number with its interval and n, every missing one with its reason."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from ...metrics.intervals import Interval
+from ..metric import Metric
+from ..results import ClipScores, Evaluation, Figure, SystemResult
+
+UNKNOWN = "not measured"
+
+
+@dataclass(frozen=True)
+class Number:
+    """One interval in words. mean: empty ⇒ there is none, and ``missing`` says why; basis: the number of values."""
+
+    mean: str = ""
+    interval: str = ""
+    basis: str = ""
+    missing: str = ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One cell of the table of figures. beside: (label, Number) of its control, the difference to that, and its
+    ceiling."""
+
+    score: Number
+    beside: list[tuple[str, Number]]
+    best: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """One system's line of the table of figures. remarks: shown under its name."""
+
+    name: str
+    reference: bool
+    remarks: list[str]
+    entries: list[Entry]
+
+
+def number(interval: Interval, decimals: int) -> Number:
+    """⇒ an interval in words. Where there is no value it is missing, never 0; of one value there is no interval."""
+    gone = f"{interval.undefined} undefined" if interval.undefined else ""
+    if not interval.n or math.isnan(interval.mean):
+        return Number(missing=f"not defined ({gone})" if gone else UNKNOWN)
+    known = interval.n > 1 and not (math.isnan(interval.low) or math.isnan(interval.high))
+    bounds = f"{decimal(interval.low, decimals)} to {decimal(interval.high, decimals)}" if known else "no interval"
+    return Number(decimal(interval.mean, decimals), bounds, f"n = {interval.n}" + (f", {gone}" if gone else ""))
+
+
+def decimal(value: float, decimals: int) -> str:
+    """A number with a true minus, and without one where it rounds to zero."""
+    shown = f"{value:.{decimals}f}"
+    return shown.lstrip("-") if float(shown) == 0 else shown.replace("-", "−")
+
+
+def shown_metrics(evaluation: Evaluation) -> list[Metric]:
+    """⇒ the metrics that some system has a figure of, in order."""
+    return [metric for metric in evaluation.metrics
+            if any((figure := system.figures.get(metric.key)) is not None and figure.score is not None
+                   for system in evaluation.systems.values())]
+
+
+def groups(metrics: list[Metric]) -> list[tuple[str, int]]:
+    """Metrics in order ⇒ [(name of a group, number of successive metrics that belong to it)]."""
+    return [(name, len(list(members))) for name, members in groupby(metrics, lambda metric: metric.group)]
+
+
+def rows(evaluation: Evaluation) -> list[Row]:
+    """⇒ the lines of the table of figures, the true sound first."""
+    systems = sorted(evaluation.systems.items(), key=lambda item: item[0] != evaluation.reference)
+    found = []
+    for name, system in systems:
+        reference = name == evaluation.reference
+        entries = [_entry(evaluation, name, system, metric) for metric in shown_metrics(evaluation)]
+        found.append(Row(name, reference, _remarks(system, reference), entries))
+    return found
+
+
+def missing(evaluation: Evaluation) -> list[tuple[str, list[str]]]:
+    """⇒ [(reason, titles of the metrics)] of the metrics that no system has a figure of."""
+    shown = {metric.key for metric in shown_metrics(evaluation)}
+    titles = {metric.key: metric.title for metric in evaluation.metrics}
+    reasons = {key: reason for key, reason in evaluation.missing.items() if key not in shown}
+    for metric in evaluation.metrics:
+        if metric.key not in shown:
+            given = [figure.reason for system in evaluation.systems.values()
+                     if (figure := system.figures.get(metric.key)) is not None and figure.reason]
+            reasons.setdefault(metric.key, given[0] if given else UNKNOWN)
+    explained: dict[str, list[str]] = {}
+    for key, reason in reasons.items():
+        explained.setdefault(reason, []).append(titles.get(key, key))
+    return list(explained.items())
+
+
+def differences(evaluation: Evaluation) -> list[tuple[str, list[tuple[Number, bool]]]]:
+    """⇒ [(pair, [(difference, whether its interval excludes zero)])], in the order of :func:`shown_metrics`."""
+    found = []
+    for pair, intervals in evaluation.differences.items():
+        numbers = []
+        for metric in shown_metrics(evaluation):
+            interval = intervals.get(metric.key)
+            if interval is None:
+                numbers.append((Number(missing=UNKNOWN), False))
+            else:
+                apart = interval.n > 1 and (interval.low > 0 or interval.high < 0)
+                numbers.append((number(interval, metric.decimals), apart))
+        found.append((pair, numbers))
+    return found
+
+
+def clip_scores(metrics: list[Metric], scores: ClipScores | None) -> list[tuple[str, str]]:
+    """⇒ [(title, value)] of one clip of one system, of the metrics that have a value per clip."""
+    if scores is None:
+        return []
+    found = []
+    for metric in metrics:
+        if metric.scope == "clip" and metric.key in scores.values:
+            value = scores.values[metric.key]
+            shown = "not defined" if value is None or math.isnan(value) else decimal(value, metric.decimals)
+            unit = metric.unit if shown != "not defined" else ""
+            found.append((f"{metric.title} {metric.arrow}".rstrip(), f"{shown} {unit}".rstrip()))
+    return found
+
+
+def provenance(evaluation: Evaluation) -> list[tuple[str, str]]:
+    """⇒ [(dotted name, value)] of the provenance's leaves."""
+    return _leaves("", evaluation.provenance) if evaluation.provenance else []
+
+
+def _leaves(prefix: str, value: Any) -> list[tuple[str, str]]:
+    if isinstance(value, dict) and value:
+        return [leaf for key, item in value.items() for leaf in _leaves(f"{prefix}.{key}".lstrip("."), item)]
+    return [(prefix, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))]
+
+
+def _entry(evaluation: Evaluation, name: str, system: SystemResult, metric: Metric) -> Entry:
+    figure = system.figures.get(metric.key)
+    if figure is None or figure.score is None:
+        reason = (figure.reason if figure is not None else "") or evaluation.missing.get(metric.key) or UNKNOWN
+        return Entry(Number(missing=reason), [], False)
+    score = number(figure.score, metric.decimals)
+    best = evaluation.best.get(metric.key) == name and system.ranked and name != evaluation.reference
+    return Entry(score, _beside(figure, metric), best and bool(score.mean))
+
+
+def _beside(figure: Figure, metric: Metric) -> list[tuple[str, Number]]:
+    return [(label, number(interval, metric.decimals)) for label, interval in (
+        ("control", figure.control), ("minus control", figure.score_minus_control), ("ceiling", figure.ceiling),
+    ) if interval is not None]
+
+
+def _remarks(system: SystemResult, reference: bool) -> list[str]:
+    found = ["true sound, never ranked"] if reference else []
+    if not system.ranked and not reference:
+        found.append(f"not ranked: {100 * system.silent_share.mean:.0f} % of its clips are silent")
+    elif system.silent_share.mean > 0:
+        found.append(f"{100 * system.silent_share.mean:.1f} % of its clips are silent")
+    return found

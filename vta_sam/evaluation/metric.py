@@ -1,0 +1,194 @@
+"""A metric: what it is called, which way is better, what it needs, and the function that computes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from ..runtime.errors import InputError
+from .measurements import ClipTruth, SoundMeasurements
+
+Better = Literal["high", "low", "none"]
+Scope = Literal["clip", "set"]
+Group = Literal["Timing", "Sound", "Likeness", "Level"]
+PerBackbone = Literal["", "all", "with classes", "without classes"]
+Values = dict[str, float | None]
+
+GROUPS: tuple[Group, ...] = ("Timing", "Sound", "Likeness", "Level")  # in the order to be shown
+
+# What a metric may need, and what its function gets for it. generated.… is of the scored sound, true.… of the true one
+_OF_A_SOUND = {
+    "waveform": "(samples,) float32, mono 16 kHz", "envelope": "energy envelope at 100 Hz, nats",
+    "onsets_s": "onset times of this project's detector", "librosa_onsets_s": "onset times of librosa's defaults",
+    "foley": "FoleyOnsets of CondFoleyGen's detector", "level": "Level: loudness, peak, silence, clipping",
+    "embeddings": "(R, D) of the row's backbone", "logits": "(C,) class logits of the row's backbone",
+}
+NEEDS = {
+    **{f"{side}.{name}": words for side in ("generated", "true") for name, words in _OF_A_SOUND.items()},
+    "true.events_s": "times of the clip's events where they are known, else onsets detected in the true sound",
+    "true.label": "the clip's class, a word", "true.flow": "FlowTrajectory of the clip's pictures",
+    "backbone.classes": "names of the row's backbone's classes",
+}
+_OF_A_BACKBONE = ("embeddings", "logits", "classes")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row.
+
+    Args:
+        key: its name in json files. With ``per_backbone`` it holds ``{backbone}``.
+        title: its name for readers. With ``per_backbone`` it holds ``{title}``.
+        better: the better direction; "none" where neither is (a level).
+        scope: "clip": a value per clip, averaged over clips; "set": one value of all clips together.
+        unit: of the value.
+        decimals: shown.
+        control: whether a score against other clips' truth is computed too.
+        source: whose definition it is.
+        definition: what it is, in a sentence or two.
+        version: to be raised when the function gives other values, so that no cached value is used.
+        group: its part of a table.
+        needs: names of :data:`NEEDS`; the function gets them in this order.
+        function: of a clip: the inputs ⇒ the value, or None where it is not defined. Of a set: for each need a list
+            with the rows of each clip, and a :class:`~vta_sam.metrics.intervals.Resampling` ⇒ a SetValue, or why there
+            is none. One that needs a waveform runs in worker processes: it has to be a function of a module.
+        attribute: of the function's result, where that has several values.
+        per_backbone: one row for each backbone, or for those with or without classes.
+        backbone: the backbone that it needs, where it needs one.
+        flow: the variant of optical flow that it needs, where it needs one.
+        standard: False: only with ``metrics=all``.
+        in_figures: whether the figures stage of training computes it. There the only backbone is the embedded tagger,
+            and there is no optical flow.
+    """
+
+    key: str
+    title: str
+    better: Better
+    scope: Scope
+    unit: str = ""
+    decimals: int = 3
+    control: bool = False
+    source: str = ""
+    definition: str = ""
+    version: int = 1
+    group: Group = "Likeness"
+    needs: tuple[str, ...] = ()
+    function: Callable[..., Any] | None = field(default=None, compare=False, repr=False)
+    attribute: str = ""
+    per_backbone: PerBackbone = ""
+    backbone: str = ""
+    flow: str = ""
+    standard: bool = True
+    in_figures: bool = True
+
+    def __post_init__(self) -> None:
+        faults = [f"needs {need!r}, but there is {', '.join(NEEDS)}" for need in self.needs if need not in NEEDS]
+        for name, allowed in (("better", ("high", "low", "none")), ("scope", ("clip", "set")), ("group", GROUPS)):
+            if getattr(self, name) not in allowed:
+                faults.append(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(allowed)}")
+        if self.function is not None and self.needs:
+            of_backbone = any(need.rpartition(".")[2] in _OF_A_BACKBONE for need in self.needs)
+            if of_backbone and not (self.backbone or self.per_backbone):
+                faults.append("needs a backbone's output; say per_backbone= or backbone=")
+            if self.needs_waveform and (self.control or self.scope == "set"):
+                faults.append("needs a waveform, which is kept for no control and for no set; leave control and scope")
+            if "true.flow" in self.needs and not self.flow:
+                faults.append("needs optical flow; say flow=\"full\" or flow=\"fast\"")
+        if self.per_backbone and "{backbone}" not in self.key:
+            faults.append("has per_backbone=, so that its key must hold {backbone}")
+        if faults:
+            raise InputError(f"metric {self.key!r}: {'; '.join(faults)}")
+
+    @property
+    def arrow(self) -> str:
+        return {"high": "↑", "low": "↓", "none": ""}[self.better]
+
+    @property
+    def needs_waveform(self) -> bool:
+        return any(need.endswith(".waveform") for need in self.needs)
+
+    @property
+    def needs_label(self) -> bool:
+        return "true.label" in self.needs
+
+    def described(self) -> dict[str, Any]:
+        """⇒ what evaluation.json says of it."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name in _DESCRIPTIVE}
+
+    def of_backbone(self, name: str, title: str) -> "Metric":
+        """⇒ the row of one backbone."""
+        return replace(self, key=self.key.replace("{backbone}", name), title=self.title.replace("{title}", title),
+                       per_backbone="", backbone=name)
+
+
+_DESCRIPTIVE = ("key", "title", "better", "scope", "unit", "decimals", "control", "source", "definition", "version",
+                "group")
+
+
+def clip_values(metrics: Iterable[Metric], sound: SoundMeasurements, truth: ClipTruth,
+                classes: Mapping[str, Sequence[str]], control: bool = False) -> Values:
+    """⇒ {key: value} of one sound against one truth, None where a metric is not defined.
+
+    Args:
+        metrics: rows; those of whole sets are passed over.
+        sound: the scored sound.
+        truth: the clip that it is scored against.
+        classes: {backbone: names of its classes}.
+        control: the truth is another clip's; only the metrics with a control.
+    """
+    results: dict[Any, Any] = {}
+    values: Values = {}
+    for metric in metrics:
+        if metric.scope == "set" or control and not metric.control:
+            continue
+        if metric.needs_waveform:
+            values[metric.key] = sound.pair_values.get(metric.key)
+            continue
+        call = metric.function, metric.needs, metric.backbone, metric.flow
+        if call not in results:  # several rows may show one function's attributes
+            inputs = [clip_input(need, metric, sound, truth, classes) for need in metric.needs]
+            assert metric.function is not None
+            results[call] = None if any(value is None for value in inputs) else metric.function(*inputs)
+        values[metric.key] = _number(metric, results[call])
+    return values
+
+
+def clip_input(need: str, metric: Metric, sound: SoundMeasurements, truth: ClipTruth,
+               classes: Mapping[str, Sequence[str]]) -> Any:
+    """⇒ what a metric's function gets for one of its needs; None: there is none of this clip."""
+    if need == "true.events_s":
+        return truth.onsets_s
+    if need == "true.label":
+        return truth.label or None
+    if need == "true.flow":
+        return truth.flows.get(metric.flow)
+    if need == "backbone.classes":
+        return classes.get(metric.backbone) or None
+    side, _, name = need.partition(".")
+    of = sound if side == "generated" else truth.sound
+    if name in _OF_A_BACKBONE:
+        return of.embeddings.get(metric.backbone, {}).get(name)
+    return getattr(of.features, name)
+
+
+def waveform_value(metric: Metric, true: np.ndarray, generated: np.ndarray) -> float | None:
+    """⇒ the value of a metric that needs waveforms.
+
+    Raises:
+        InputError: it also needs something else.
+    """
+    waveforms = {"true.waveform": true, "generated.waveform": generated}
+    if not set(metric.needs) <= set(waveforms):
+        raise InputError(f"metric {metric.key!r} needs {', '.join(metric.needs)}; one that needs a waveform may need "
+                         f"nothing but {' and '.join(waveforms)}")
+    assert metric.function is not None
+    return _number(metric, metric.function(*(waveforms[need] for need in metric.needs)))
+
+
+def _number(metric: Metric, result: Any) -> float | None:
+    if result is not None and metric.attribute:
+        result = getattr(result, metric.attribute)
+    return None if result is None or np.isnan(result) else float(result)

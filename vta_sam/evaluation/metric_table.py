@@ -1,0 +1,268 @@
+"""The table of metrics: one row each, which figures.json, evaluate.py, compare.py and docs/evaluation.md all follow.
+
+A row of one's own is registered by :func:`register_metric`, in a module that ``$VTA_SAM_METRICS`` names
+(docs/evaluation.md).
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import numpy as np
+
+from ..metrics.alignment import (
+    aa_align_matched, aa_align_published, av_align_matched, av_align_published, av_align_sta_published, flow_peaks_s
+)
+from ..metrics.class_scores import cosine, inception_of_clips, kl_divergence, kl_eps1e_6, kl_sigmoid, kl_sigmoid_eps1e_6
+from ..metrics.flow import FULL, FlowTrajectory
+from ..metrics.frechet import fad_infinity_of_clips, fad_infinity_published_of_clips, frechet_of_clips, kernel_of_clips
+from ..metrics.onsets import onset_f1, onset_scores_matched, onset_scores_published
+from ..metrics.signal import MAX_LAG_S, Level, correlation, envelope_lag, log_spectral_distance_db
+from ..runtime.errors import InputError
+from .metric import GROUPS, NEEDS, Metric
+
+MODULES_VARIABLE = "VTA_SAM_METRICS"
+
+
+def absolute_lag_s(generated: np.ndarray, true: np.ndarray, generated_level: Level, true_level: Level) -> float | None:
+    """⇒ |lag| of two envelopes in seconds. A silent sound under a clip that isn't silent is late by the whole range of
+    lags, so that silence wins nothing."""
+    lag = envelope_lag(generated, true)
+    if lag is not None:
+        return abs(lag[0])
+    return MAX_LAG_S if generated_level.silent and not true_level.silent else None
+
+
+def flow_published(onsets_s: np.ndarray, flow: FlowTrajectory) -> float | None:
+    """⇒ AV-Align of onsets and a video's flow, as published."""
+    return av_align_published(onsets_s, flow_peaks_s(flow), flow.fps)
+
+
+def flow_sta_published(onsets_s: np.ndarray, flow: FlowTrajectory) -> float | None:
+    """⇒ AV-Align by STA-V2A's copy."""
+    return av_align_sta_published(onsets_s, flow_peaks_s(flow), flow.fps)
+
+
+def flow_matched(onsets_s: np.ndarray, flow: FlowTrajectory) -> float | None:
+    """⇒ AV-Align, matched one to one."""
+    return av_align_matched(onsets_s, flow_peaks_s(flow))
+
+
+def class_agrees(logits: np.ndarray, label: str, classes: Sequence[str]) -> float | None:
+    """⇒ 1 where the most probable class is the label, else 0; None for a label that is none of the classes."""
+    return float(classes[int(logits.argmax())] == label) if label in classes else None
+
+
+def mean_cosine(generated: np.ndarray, true: np.ndarray) -> float | None:
+    """Embeddings (R, D) of two sounds ⇒ the cosine of their means; None where one has no row."""
+    if not len(generated) or not len(true):
+        return None
+    return float(cosine(generated.mean(0, keepdims=True), true.mean(0, keepdims=True))[0])
+
+
+def kl_of_clip(true: np.ndarray, generated: np.ndarray) -> float:
+    """Logits (C,) ⇒ KL divergence of their softmax, in nats."""
+    return float(kl_divergence(true[None], generated[None])[0])
+
+
+def kl_eps1e_6_of_clip(true: np.ndarray, generated: np.ndarray) -> float:
+    """The same as ``audioldm_eval`` has it."""
+    return float(kl_eps1e_6(true[None], generated[None])[0])
+
+
+def kl_sigmoid_of_clip(true: np.ndarray, generated: np.ndarray) -> float:
+    """av-benchmark's "KL sigmoid"."""
+    return float(kl_sigmoid(true[None], generated[None])[0])
+
+
+def kl_sigmoid_eps1e_6_of_clip(true: np.ndarray, generated: np.ndarray) -> float:
+    """``audioldm_eval``'s "KL sigmoid"."""
+    return float(kl_sigmoid_eps1e_6(true[None], generated[None])[0])
+
+
+def loudness_dbfs(level: Level) -> float:
+    return level.rms_dbfs
+
+
+def clipping_rate(level: Level) -> float:
+    return level.clipping_rate
+
+
+_CONDFOLEY = "CondFoleyGen (Du et al., 2023), predict_onset.py"
+_STA = "STA-V2A (Ren et al., 2024)"
+_TEMPO = "TempoTokens (Yariv et al., 2023), av_align.py"
+_AUDIOLDM = "audioldm_eval"
+_OWN = "this project"
+_AV_ALIGN = "Onsets that meet a peak of optical flow within a frame, over the union of both."
+_KL = "KL divergence of generated sound's class probabilities from the true sound's"
+
+_timing = partial(Metric, better="high", scope="clip", control=True, group="Timing", in_figures=False)
+_flow = partial(_timing, needs=("generated.librosa_onsets_s", "true.flow"))
+_pair = partial(Metric, scope="clip", control=True, in_figures=False)
+_set = partial(Metric, scope="set", in_figures=False)
+_FOLEY = ("true.foley", "generated.foley")
+_ONSETS = ("true.librosa_onsets_s", "generated.librosa_onsets_s")
+_LOGITS = ("true.logits", "generated.logits")
+_EMBEDDINGS = ("true.embeddings", "generated.embeddings")
+
+METRICS: tuple[Metric, ...] = (
+    _timing("envelope_correlation", "Envelope correlation", source=_OWN, in_figures=True,
+            needs=("generated.envelope", "true.envelope"), function=correlation,
+            definition="Pearson correlation of both energy envelopes; a constant envelope scores 0."),
+    _timing("envelope_lag_s", "Envelope lag, absolute", better="low", unit="s", source=_OWN,
+            needs=("generated.envelope", "true.envelope", "generated.level", "true.level"), function=absolute_lag_s,
+            definition="The shift within a second at which the two envelopes agree best, without its sign; silence "
+                       "under sound: 1 s."),
+    _timing("onset_f1", "Onset F1", source="mir_eval.onset", in_figures=True,
+            needs=("true.events_s", "generated.onsets_s"), function=onset_f1,
+            definition="Onsets of the generated sound against true ones, matched one to one within 0.1 s. True ones: "
+                       "events of an embedded scene, else onsets detected in the true sound."),
+    _timing("onset_accuracy_published", "Onset accuracy (published)", source=_CONDFOLEY,
+            needs=_FOLEY, function=onset_scores_published, attribute="accuracy",
+            definition="Share of true onsets that find a generated one within 0.1 s; false alarms are free. Without "
+                       "the published cut to 2 s."),
+    _timing("onset_ap_published", "Onset AP (published)", source=_CONDFOLEY,
+            needs=_FOLEY, function=onset_scores_published, attribute="average_precision",
+            definition="Average precision of generated onsets by loudness; misses hardly count."),
+    _timing("onset_count_published", "Onset count agrees (published)", source=_CONDFOLEY,
+            needs=_FOLEY, function=onset_scores_published, attribute="count_agrees",
+            definition="Share of clips with as many generated as true onsets."),
+    _timing("onset_f1_matched", "Onset F1 (CondFoleyGen's onsets, one to one)", source=_OWN,
+            needs=_FOLEY, function=onset_scores_matched, attribute="f1",
+            definition="F1 of the same onsets, matched one to one within 0.1 s."),
+    _timing("onset_ap_matched", "Onset AP (misses count, one to one)", source=_OWN,
+            needs=_FOLEY, function=onset_scores_matched, attribute="average_precision",
+            definition="Average precision of the same onsets, with every missed one counted."),
+    _timing("aa_align_published", "AA-Align (published)", source=f"{_STA}, EvalTools/aa_align.py",
+            needs=_ONSETS, function=aa_align_published,
+            definition="Generated onsets near some true one, over the union; several may share one: it can pass 1."),
+    _timing("aa_align_matched", "AA-Align (one to one)", source=_OWN, needs=_ONSETS, function=aa_align_matched,
+            definition="The same as intersection over union of a one-to-one matching within 0.1 s."),
+    _flow("av_align_published", "AV-Align (published)", flow=FULL, source=_TEMPO, function=flow_published,
+          definition=_AV_ALIGN),
+    _flow("av_align_matched", "AV-Align (one to one, ±100 ms)", flow=FULL, source=_OWN, function=flow_matched,
+          definition="The same peaks, matched one to one within 0.1 s."),
+    _flow("av_align_sta_published", "AV-Align (STA-V2A's copy)", flow=FULL, source=_STA, function=flow_sta_published,
+          standard=False, definition="A peak of flow meets any number of onsets: no intersection over union, it can "
+                                     "pass 1."),
+    _flow("av_align_fast", "AV-Align (fast flow)", flow="fast", source=_OWN, function=flow_published,
+          definition=f"{_AV_ALIGN} Flow of smaller pictures: another figure."),
+    _flow("av_align_fast_matched", "AV-Align (one to one, ±100 ms, fast flow)", flow="fast", source=_OWN,
+          function=flow_matched, definition="The same peaks, matched one to one within 0.1 s."),
+    _pair("log_spectral_distance_db", "Log-spectral distance", better="low", unit="dB", decimals=2, control=False,
+          group="Sound", source=_OWN, needs=("true.waveform", "generated.waveform"), function=log_spectral_distance_db,
+          definition="Root mean square difference of log spectra, each relative to its maximum; mean over frames. FFT "
+                     "of 2048 samples every 512, floor 80 dB below the maximum."),
+    _pair("sound_class", "Sound class (embedded tagger, top-1)", better="high", control=False, group="Sound",
+          source=_OWN, backbone="tiny", needs=("generated.logits", "true.label", "backbone.classes"),
+          function=class_agrees, in_figures=True,
+          definition="Share of clips with one known class that the embedded tagger gives that class."),
+    _set("frechet_{backbone}", "Fréchet distance ({title})", better="low", per_backbone="all", needs=_EMBEDDINGS,
+         function=frechet_of_clips, source="Heusel et al., 2017; Kilgour et al., 2019",
+         definition="Distance of two Gaussians fitted to the embeddings of generated and true sounds; float64, "
+                    "unbiased covariances, nuclear norm (no sqrtm)."),
+    _set("fad_infinity_{backbone}", "FAD-∞ ({title})", better="low", per_backbone="all", needs=_EMBEDDINGS,
+         function=fad_infinity_of_clips, source="Gui et al., 2024",
+         definition="The same, extrapolated over 1 / clips to endlessly many, without replacement; from 50 clips on; "
+                    "no interval; below 0 for a set against itself."),
+    _set("fad_infinity_published_{backbone}", "FAD-∞ (published, {title})", better="low", per_backbone="all",
+         needs=_EMBEDDINGS, function=fad_infinity_published_of_clips, source="fadtk, fad.py", standard=False,
+         definition="Rows drawn with replacement, so that it is the distance of this very set, not of an endless one; "
+                    "from 500 rows on."),
+    _set("kernel_distance_{backbone}", "Kernel distance ({title})", better="low", per_backbone="all", decimals=4,
+         needs=_EMBEDDINGS, function=kernel_of_clips, source="Bińkowski et al., 2018; metrics/kid.py", standard=False,
+         definition="Squared maximum mean discrepancy with a cubic kernel, over 100 subsets of 100 rows."),
+    _pair("kl_{backbone}", "KL, exact ({title})", better="low", per_backbone="with classes",
+          needs=_LOGITS, function=kl_of_clip, source="Iashin and Rahtu, 2021",
+          definition=f"{_KL}, in nats; softmax, exact."),
+    _pair("kl_eps1e_6_{backbone}", "KL (published with 1e-6, {title})", better="low", per_backbone="with classes",
+          needs=_LOGITS, function=kl_eps1e_6_of_clip, source=_AUDIOLDM, standard=False,
+          definition="The same with 1e-6 added to the generated softmax, which caps a term at 13.8 nats."),
+    _pair("kl_sigmoid_{backbone}", "KL sigmoid (av-benchmark, {title})", better="low", per_backbone="with classes",
+          needs=_LOGITS, function=kl_sigmoid_of_clip, source="av-benchmark", standard=False,
+          definition="Of sigmoids, without the terms of 1 − s: no divergence, it can be negative."),
+    _pair("kl_sigmoid_eps1e_6_{backbone}", "KL sigmoid (published with 1e-6, {title})", better="low",
+          per_backbone="with classes", needs=_LOGITS, function=kl_sigmoid_eps1e_6_of_clip, source=_AUDIOLDM,
+          standard=False, definition="The same with 1e-6 added to the generated sigmoid."),
+    _set("inception_{backbone}", "Inception score ({title})", better="high", per_backbone="with classes",
+         needs=("generated.logits",), function=inception_of_clips, source="Salimans et al., 2016",
+         definition="How sure the classes of single sounds are, and how varied those of all; one split, so that order "
+                    "doesn't count. Ten splits with seed 2020 stand in detail."),
+    _pair("cosine_{backbone}", "Cosine to the true sound ({title})", better="high", per_backbone="without classes",
+          needs=("generated.embeddings", "true.embeddings"), function=mean_cosine, source=_OWN,
+          definition="Cosine of the mean embeddings of generated and true sound."),
+    _pair("loudness_dbfs", "Loudness (RMS)", better="none", unit="dBFS", decimals=1, control=False, group="Level",
+          source=_OWN, needs=("generated.level",), function=loudness_dbfs,
+          definition="Root mean square level; a full-scale sine has -3 dBFS."),
+    _pair("clipping_rate", "Clipped samples", better="low", decimals=5, control=False, group="Level", source=_OWN,
+          needs=("generated.level",), function=clipping_rate,
+          definition="Share of samples at or beyond full scale."),
+)
+
+_REGISTERED: dict[str, Metric] = {}
+
+
+def register_metric(metric: Metric) -> Metric:
+    """Add a row to the table ⇒ the row.
+
+    Raises:
+        InputError: it has no function, or another row has its key.
+    """
+    if metric.function is None or not metric.needs:
+        raise InputError(f"metric {metric.key!r}: say function= and needs=; there is {', '.join(NEEDS)}")
+    known = next((m for m in (*METRICS, *_REGISTERED.values()) if m.key == metric.key), None)
+    if known is not None and (known in METRICS or _origin(known) != _origin(metric)):
+        raise InputError(f"metric {metric.key!r} is there already ({'.'.join(_origin(known))}); choose another key")
+    _REGISTERED[metric.key] = metric
+    return metric
+
+
+def _origin(metric: Metric) -> tuple[str, str]:
+    return (getattr(metric.function, "__module__", ""), getattr(metric.function, "__qualname__", ""))
+
+
+def metric_table() -> list[Metric]:
+    """⇒ every row: the standard ones, then those registered by the modules that ``$VTA_SAM_METRICS`` names.
+
+    Raises:
+        InputError: one of these modules can't be imported.
+    """
+    for name in filter(None, os.environ.get(MODULES_VARIABLE, "").replace(" ", "").split(",")):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise InputError(f"${MODULES_VARIABLE} names the module {name!r}, which can't be imported ({error}); is "
+                             "its folder in $PYTHONPATH?") from error
+    return [*METRICS, *_REGISTERED.values()]
+
+
+def metrics_for(backbones: Mapping[str, tuple[str, bool]], flows: Sequence[str] = (), labelled: bool = True,
+                everything: bool = False) -> list[Metric]:
+    """⇒ the metrics of an evaluation, in the order to be shown.
+
+    Args:
+        backbones: {name: (title, has classes)}.
+        flows: variants of optical flow.
+        labelled: whether the class of some clip is known; without, metrics that need it are left out.
+        everything: also those that are not standard.
+    """
+    table = [row for row in metric_table() if row.standard or everything]
+    found: list[Metric] = []
+    for group in GROUPS:
+        rows = [row for row in table if row.group == group and (labelled or not row.needs_label)]
+        found += [row for row in rows if not row.per_backbone and not row.flow
+                  and (not row.backbone or row.backbone in backbones)]
+        found += [row for flow in flows for row in rows if row.flow == flow]
+        for name, (title, classes) in backbones.items():
+            wanted = ("all", "with classes" if classes else "without classes")
+            found += [row.of_backbone(name, title) for row in rows if row.per_backbone in wanted]
+    return found
+
+
+def figure_metrics() -> list[Metric]:
+    """⇒ the metrics of training's figures stage."""
+    everything = metrics_for({"tiny": ("embedded tagger", True)}, everything=True)
+    return [metric for metric in everything if metric.in_figures]

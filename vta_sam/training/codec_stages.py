@@ -1,0 +1,165 @@
+"""Stages ``vae`` and ``vocoder``, which learn from sound alone; and the latents that a trained VAE encodes."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+
+from ..checkpoints.model_folder import ModelRecipe, load_weights, read_recipe
+from ..checkpoints.parts import build, class_of
+from ..clip import ClipSpec, MelSpec
+from ..dataset.shards.datamodule import ShardReader, consecutive
+from ..dataset.shards.latents import encode_dataset, is_complete, latents_folder, read_std
+from ..generation.build import build_part
+from ..mel import log_mel, normalise
+from ..runtime.errors import InputError
+from ..vae.codec import MelCodec
+from ..vae.mel_vae import MelVAE
+from ..vocoder import HiFiGAN
+from ..vocoder.hifigan_training import Discriminators, VocoderTraining
+from .run_folder import StageFolder
+from .stage import JobSettings, Stage, StageContext, StageSettings
+from .warm_start import WarmStart
+
+MEL_STATISTICS_CLIPS = 256
+
+
+class VAEStage(Stage):
+    name = "vae"
+    replaceable = True
+
+    def settings(self, job: JobSettings) -> dict[str, Any]:
+        return job.common_settings() | {"codec": job.networks["codec"], "fit": job.fit["vae"]}
+
+    def model_recipes(self, job: JobSettings) -> dict[str, dict[str, Any] | None]:
+        return {"networks.codec": job.networks["codec"]}
+
+    def train(self, job: JobSettings, context: StageContext) -> None:
+        train_vae(context, self.folder(job), job.numbers(self.name), job.networks["codec"])
+
+
+def train_vae(context: StageContext, folder: StageFolder, settings: StageSettings, recipe: dict[str, Any]) -> None:
+    """Train a VAE and write ``folder.model`` with it.
+
+    Args:
+        context: what all stages share.
+        folder: the stage's.
+        settings: the stage's numbers.
+        recipe: of the codec; the mel's mean and deviation are measured where it has none.
+
+    Raises:
+        InputError: the codec's stride is not that of the clip's columns.
+    """
+    data = context.datamodule("vae", settings)
+    if recipe.get("mel_mean") is None:
+        recipe = {**recipe, **_mel_statistics(data.reader(data.train_split), context.spec.mel)}
+    with context.seeded("vae"):
+        codec = build(recipe)
+    codec.require(context.spec)
+    module = MelVAE(codec, settings.weights, settings.optimise())
+    context.fit(module, data, folder, settings, "vae", ("val/mse", "min"))
+    model = ModelRecipe(clip=context.spec.settings(), codec=recipe, about=context.about("vae", settings))
+    context.save(folder, model, {"codec": module.codec})
+
+
+def _mel_statistics(reader: ShardReader, mel: MelSpec) -> dict[str, float]:
+    """Mean and standard deviation of normalised log-mels over the first records of the training split."""
+    mels = []
+    for shard, index in islice(consecutive(reader.counts), MEL_STATISTICS_CLIPS):
+        waveform = torch.from_numpy(reader.record(shard, index)[0].waveform)[None]
+        mels.append(torch.from_numpy(log_mel(normalise(waveform)[0].numpy(), mel)))
+    values = torch.cat(mels)
+    return {"mel_mean": round(float(values.mean()), 3), "mel_std": round(float(values.std()), 3)}
+
+
+def load_codec(folder: Path, spec: ClipSpec) -> tuple[MelCodec, ModelRecipe]:
+    """The frozen codec of a model folder, and the folder's recipe.
+
+    Raises:
+        InputError: the folder holds no VAE, or one of another stride than the clip's columns.
+    """
+    recipe = read_recipe(folder)
+    if recipe.codec is None:
+        raise InputError(f"{folder} holds no VAE; vae= takes the model folder of stage vae or diffusion")
+    codec: MelCodec = build_part(recipe, "codec", folder)
+    codec.require(spec, f"the VAE in {folder}")
+    load_weights(codec, folder, "codec")
+    return codec.eval().requires_grad_(False), recipe
+
+
+def encode_latents(context: StageContext, codec: MelCodec) -> Path:
+    """The folder of latent shards of all splits, made once per VAE and per extraction."""
+    out, splits = latents_folder(context.root, context.info, codec), list(context.info.splits)
+
+    def encode() -> None:
+        if not is_complete(out, context.info, splits):
+            with Progress(console=context.console) as progress:
+                task = progress.add_task("latent shards", total=sum(context.info.records(split) for split in splits))
+                encode_dataset(context.root, context.info, codec, out,
+                               progress=lambda n: progress.advance(task, n))
+
+    context.processes.alone(encode)
+    return out
+
+
+def latent_scale(vae: ModelRecipe, latents: Path, start: WarmStart | None = None) -> float:
+    """What latents are multiplied by: the number that comes with a UNet to start from, or with a released VAE; else
+    1 / std of the latents, measured when they were encoded."""
+    if start is not None:
+        return start.recipe.latent_scale
+    return vae.latent_scale if vae.latent_scale != 1.0 else 1.0 / read_std(latents)
+
+
+class VocoderStage(Stage):
+    """A vocoder of one's own, for ``vocoder_from=``."""
+
+    name = "vocoder"
+
+    def settings(self, job: JobSettings) -> dict[str, Any]:
+        return job.common_settings() | {"vocoder": job.vocoder, "adversary": job.networks["adversary"],
+                                        "fit": job.fit["vocoder"]}
+
+    def model_recipes(self, job: JobSettings) -> dict[str, dict[str, Any] | None]:
+        return {"vocoder": job.vocoder}
+
+    def check(self, job: JobSettings) -> None:
+        _require_trainable(job.vocoder)
+
+    def train(self, job: JobSettings, context: StageContext) -> None:
+        train_vocoder(context, self.folder(job), job.numbers(self.name), job.vocoder, job.networks["adversary"])
+
+
+def train_vocoder(context: StageContext, folder: StageFolder, settings: StageSettings, recipe: dict[str, Any],
+                  adversary: dict[str, Any]) -> None:
+    """Train a vocoder and write ``folder.model`` with it.
+
+    Args:
+        context: what all stages share.
+        folder: the stage's.
+        settings: the stage's numbers.
+        recipe: of the vocoder.
+        adversary: arguments of :class:`~vta_sam.vocoder.hifigan_training.Discriminators`.
+
+    Raises:
+        InputError: the vocoder has nothing to train.
+    """
+    _require_trainable(recipe)
+    data = context.datamodule("vocoder", settings)
+    with context.seeded("vocoder"):
+        vocoder = build(recipe)
+        vocoder.initialise()
+        module = VocoderTraining(vocoder, Discriminators(**adversary), settings.weights, settings.optimise())
+    context.fit(module, data, folder, settings, "vocoder", ("val/mel", "min"))
+    model = ModelRecipe(clip=context.spec.settings(), vocoder=recipe, about=context.about("vocoder", settings))
+    context.save(folder, model, {"vocoder": module.vocoder})
+
+
+def _require_trainable(recipe: dict[str, Any]) -> None:
+    kind = class_of(recipe["_target_"])
+    if not (isinstance(kind, type) and issubclass(kind, HiFiGAN)):
+        raise InputError(f"stage vocoder trains a HiFiGAN, and vocoder is a {kind.__name__}; give +exp=vocoder, or "
+                         "vocoder=hifigan")

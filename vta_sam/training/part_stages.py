@@ -1,0 +1,183 @@
+"""Stages between the VAE and the diffusion: each trains one part of a conditioner."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import lightning as L
+
+from ..checkpoints.model_folder import ModelRecipe, load_weights
+from ..checkpoints.parts import build, class_of
+from ..conditioners.diff_foley import ClassifierTraining, ContrastivePretraining
+from ..conditioners.foleycrafter import OnsetTraining
+from ..conditioners.vta_sam_pretraining import ConditionPretraining
+from ..dataset.shards.batch import Augmentation
+from ..diffusion.condition import Conditioner, Pretrained
+from ..diffusion.objective import Objective, VPrediction
+from ..runtime.errors import InputError
+from .codec_stages import encode_latents, latent_scale, load_codec
+from .run_folder import StageFolder
+from .stage import JobSettings, Stage, StageContext, StageSettings
+
+
+@dataclass(frozen=True)
+class PartInputs:
+    """What the module of a part may be built from.
+
+    Attributes:
+        conditioner: the whole one, with the parts of earlier stages filled.
+        settings: the stage's numbers: weights of loss terms, optimiser.
+        augment: what training hides from the condition.
+        latent_scale: what latents are multiplied by, where the stage reads them; else 1.
+        objective: of the diffusion that follows, for a stage that reads noisy latents.
+    """
+
+    conditioner: Any
+    settings: StageSettings
+    augment: Augmentation
+    latent_scale: float
+    objective: Objective
+
+
+class PartStage(Stage):
+    """Trains the part of a conditioner that ``Conditioner.pretrained[name]`` describes. A subclass names itself and
+    builds its module.
+
+    Attributes:
+        monitor: the figure that chooses the checkpoint, and "min" or "max".
+        on_latents: whether it reads latent shards, so that a VAE comes first.
+    """
+
+    replaceable = True
+    monitor: ClassVar[tuple[str, str]] = ("val/loss", "min")
+    on_latents: ClassVar[bool] = False
+
+    @abstractmethod
+    def module(self, inputs: PartInputs) -> L.LightningModule:
+        """The module that is fitted."""
+
+    def describe(self, model: ModelRecipe, part: Pretrained, conditioner: dict[str, Any]) -> None:
+        """Fill in what the model folder says of the part. conditioner: the whole one's recipe."""
+        model.pretrained = {part.part: conditioner}
+
+    def settings(self, job: JobSettings) -> dict[str, Any]:
+        latents: dict[str, Any] = {"vae": job.given.get("vae")} if self.on_latents else {}
+        if self.on_latents and job.objective["_target_"] != "v_prediction":  # folders of before know no other
+            latents["objective"] = job.objective
+        return job.conditioner_settings() | {"fit": job.fit[self.name]} | latents
+
+    def model_recipes(self, job: JobSettings) -> dict[str, dict[str, Any] | None]:
+        return {"conditioner": job.conditioner}
+
+    def needs(self, job: JobSettings) -> dict[str, str]:
+        vae = {"vae": "a VAE, whose latents it reads"} if self.on_latents else {}
+        return vae | {stage: f"what stage {stage} trains" for stage in self._earlier(job)
+                      if job.conditioner_parts[stage].required}
+
+    def check(self, job: JobSettings) -> None:
+        if self.name not in job.conditioner_parts:
+            kind = class_of(job.conditioner["_target_"])
+            raise InputError(f"{kind.__name__} has nothing that stage {self.name} could train; leave it out of "
+                             f"stages= and {self.name}=")
+
+    def _earlier(self, job: JobSettings) -> list[str]:
+        """Stages of the same conditioner that come before this one."""
+        stages = list(job.conditioner_parts)
+        return stages[:stages.index(self.name)] if self.name in stages else []
+
+    def train(self, job: JobSettings, context: StageContext) -> None:
+        conditioner, _ = job.network_recipes(context.info)
+        earlier = {stage: folder for stage, folder in job.pretrained.items() if stage in self._earlier(job)}
+        self.train_part(context, self.folder(job), job.numbers(self.name), conditioner, job.augment,
+                        vae=job.model_of("vae") if self.on_latents else None, pretrained=earlier,
+                        objective=job.objective)
+
+    def train_part(self, context: StageContext, folder: StageFolder, settings: StageSettings, recipe: dict[str, Any],
+                   augment: dict[str, float], vae: Path | None = None,
+                   pretrained: dict[str, Path] | None = None, objective: dict[str, Any] | None = None) -> None:
+        """Train the part and write ``folder.model`` with it.
+
+        Args:
+            context: what all stages share.
+            folder: the stage's.
+            settings: the stage's numbers.
+            recipe: of the whole conditioner.
+            augment: arguments of Augmentation.
+            vae: the VAE's model folder, for a stage on latents.
+            pretrained: {stage: model folder} of parts that are trained already.
+            objective: recipe of the diffusion's; None: v prediction.
+        """
+        latents, scale = None, 1.0
+        if self.on_latents:
+            assert vae is not None, "a stage on latents names the VAE in needs()"
+            codec, vae_recipe = load_codec(vae, context.spec)
+            latents = encode_latents(context, codec)
+            scale = latent_scale(vae_recipe, latents)
+        data = context.datamodule(self.name, settings, latents)
+        with context.seeded(self.name):
+            conditioner = build_conditioner(context, recipe)
+            load_pretrained(conditioner, pretrained or {})
+            module = self.module(PartInputs(conditioner, settings, Augmentation(**augment), scale,
+                                            build(objective) or VPrediction()))
+        context.fit(module, data, folder, settings, self.name, self.monitor)
+        part = conditioner.pretrained[self.name]
+        model = ModelRecipe(clip=context.spec.settings(), about=context.about(self.name, settings))
+        self.describe(model, part, recipe)
+        context.save(folder, model, {part.part: getattr(conditioner, part.attribute)})
+
+
+def build_conditioner(context: StageContext, recipe: dict[str, Any]) -> Conditioner:
+    """A conditioner of a recipe. The clip is handed over afterwards: Hydra would turn it into a dict."""
+    return build(recipe, _partial_=True)(spec=context.spec)
+
+
+def load_pretrained(conditioner: Conditioner, folders: dict[str, Path]) -> None:
+    """Fill the parts of a conditioner that stages of their own have trained, {stage: model folder}."""
+    for stage, folder in folders.items():
+        part = conditioner.pretrained[stage]
+        load_weights(getattr(conditioner, part.attribute), folder, part.part)
+
+
+class ConditionStage(PartStage):
+    """VTA-SAM's and VTA-LDM's encoder, from the sound's energy and onsets."""
+
+    name = "condition"
+
+    def module(self, inputs: PartInputs) -> L.LightningModule:
+        return ConditionPretraining(inputs.conditioner.encoder, inputs.settings.weights, inputs.augment,
+                                    inputs.settings.optimise())
+
+    def describe(self, model: ModelRecipe, part: Pretrained, conditioner: dict[str, Any]) -> None:
+        model.condition_encoder = conditioner[part.attribute]
+
+
+class ContrastiveStage(PartStage):
+    """Diff-Foley's audio-visual encoder."""
+
+    name = "contrastive"
+
+    def module(self, inputs: PartInputs) -> L.LightningModule:
+        return ContrastivePretraining(inputs.conditioner.encoder, inputs.settings.weights, inputs.settings.optimise())
+
+
+class ClassifierStage(PartStage):
+    """Diff-Foley's alignment classifier, of noisy latents."""
+
+    name = "classifier"
+    on_latents = True
+
+    def module(self, inputs: PartInputs) -> L.LightningModule:
+        return ClassifierTraining(inputs.conditioner.classifier, inputs.conditioner.encoder, inputs.latent_scale,
+                                  inputs.settings.optimise(), inputs.objective)
+
+
+class OnsetStage(PartStage):
+    """FoleyCrafter's onset predictor."""
+
+    name = "onsets"
+
+    def module(self, inputs: PartInputs) -> L.LightningModule:
+        return OnsetTraining(inputs.conditioner.onsets, inputs.settings.weights["onset"], inputs.settings.optimise())

@@ -30,6 +30,7 @@ from vta_sam.perception.base import (
 )
 from vta_sam.perception.features import Extractors, build_features
 from vta_sam.runtime.errors import InputError
+from vta_sam.training.data_sources import ShardData
 from vta_sam.training.job import TrainingJob
 
 SOURCE = '''
@@ -125,7 +126,7 @@ def composed(program, folder, *settings):
 
 def job_of(folder: Path, *overrides: str) -> TrainingJob:
     small = ["size=smoke", "data=shards", f"data.root={folder}/shards", f"runs={folder}/runs", "threads=1",
-             "stages=[vae,diffusion]", "validation={clips: 2, steps: 1}",
+             "stages=[vae,diffusion]", "validation={clips: 1, steps: 1}",
              "networks.codec.network.block_out_channels=[8,8,8]", "networks.condition.width=16",
              "networks.unet.config.block_out_channels=[16,16,16]", "networks.unet.config.norm_num_groups=8",
              "networks.unet.config.cross_attention_dim=16", "networks.unet.coordinate_channels=4",
@@ -299,3 +300,26 @@ def test_settings_are_compared_without_the_number_format():
     assert not differing_settings(trained, {"encoder": {"template": "{}", "precision": "fp32"}, "grounder": {}})
     assert differing_settings(trained, {"encoder": {"precision": "fp16"}}) == [
         "encoder.template is None, in training it was '{}'"]
+
+
+def test_models_without_objects_need_no_grounder(tmp_path):
+    grounder = parts.build(composed("extract", tmp_path, "grounder=none").grounder)
+    assert isinstance(grounder, NoGrounder) and grounder.recipe == {"_target_": "no_grounder"}
+
+
+def test_the_embedded_world_wants_names_and_a_dataset_of_before_has_none(workplace, tmp_path):
+    with pytest.raises(InputError, match="name grounder= and encoder="):
+        parts.build({"_target_": "embedded_data", "root": "x", "counts": {}}).recipes(None, {"_target_": "tiny_encoder"})
+    content = json.loads((workplace / "shards" / "dataset.json").read_text())
+    for name in ("recipes", "settings", "features", "dims"):
+        del content[name]
+    shutil.copytree(workplace / "shards", tmp_path / "old")
+    (tmp_path / "old" / "dataset.json").write_text(json.dumps({**content, "grounder": "tiny-1", "encoder": "clip-1"}))
+    old = ShardData(str(tmp_path / "old"))
+    with pytest.raises(InputError, match="made by the encoder clip-1, while encoder=tiny is configured; name those"):
+        old.recipes(None, None)
+    assert old.recipes(None, {"_target_": "clip"}) == ({"_target_": "tiny_grounder"}, {"_target_": "clip"})
+    for wrong, words in (("x", "'recipes' is 'x'"), ({"encoder": {"name": "x"}}, r"recipes\.encoder is .*expected")):
+        (tmp_path / "old" / "dataset.json").write_text(json.dumps({**content, "recipes": wrong, "grounder": "tiny-1"}))
+        with pytest.raises(InputError, match=words):
+            old.recipes(None, None)

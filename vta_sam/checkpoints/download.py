@@ -1,18 +1,22 @@
-"""One released file: fetched, resumed where it broke off, checked, and put under its name when it is whole."""
+"""One released file: fetched, resumed where it broke off, checked, and put under its name when it is whole.
+
+A file of the Hugging Face hub comes by ``hf_hub_download``, so that HF_ENDPOINT, HF_HOME (its cache and its token),
+HF_TOKEN and HF_HUB_OFFLINE apply. Every other address is asked here.
+"""
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
 import shutil
+import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Callable, Iterator, Literal
+from typing import BinaryIO, Callable, Iterator
 from urllib.parse import urljoin, urlsplit
 
 import requests
@@ -20,7 +24,7 @@ from urllib3.exceptions import NewConnectionError, ProtocolError, ReadTimeoutErr
 
 from ..runtime.errors import InputError
 from ..runtime.files import RETRIED_STATUSES, RetryPolicy, exclusive, write_text
-from .registry import Entry, ReleasedFile, readable
+from .registry import HubFile, Progress, ReleasedFile, fault, readable
 
 
 @dataclass(frozen=True)
@@ -74,49 +78,8 @@ class Part:
         self._note.unlink(missing_ok=True)
 
 
-# bytes done, bytes in all
-Progress = Callable[[int, int], None]
-State = Literal["present", "missing", "wrong"]
-_BLOCK_BYTES = 1 << 20
-
-
-def state(entry: Entry, folder: Path) -> State:
-    """By the names and sizes of its files alone; nothing is read."""
-    found = [_state_of(folder / file.path, file) for file in entry.files]
-    return "wrong" if "wrong" in found else "missing" if "missing" in found else "present"
-
-
-def _state_of(path: Path, file: ReleasedFile) -> State:
-    if not path.is_file():
-        return "wrong" if path.exists() else "missing"
-    return "present" if file.size_bytes in (None, path.stat().st_size) else "wrong"
-
-
-def fault(path: Path, file: ReleasedFile, progress: Progress | None = None) -> str | None:
-    """What tells the file at ``path`` from the one released, in words; None if nothing that is known does."""
-    if not path.is_file():
-        return "it is no file"
-    size = path.stat().st_size
-    if file.size_bytes is not None and size != file.size_bytes:
-        return f"it holds {size} bytes, but {file.size_bytes} were released"
-    if file.sha256 is not None and (found := sha256(path, progress)) != file.sha256:
-        return f"its sha256 is {found}, but that of the released file is {file.sha256}"
-    return None
-
-
-def sha256(path: Path, progress: Progress | None = None) -> str:
-    """The checksum of a file of any size, read in blocks; 64 hexadecimal digits."""
-    digest, done, total = hashlib.sha256(), 0, path.stat().st_size
-    with open(path, "rb") as stream:
-        while block := stream.read(_BLOCK_BYTES):
-            digest.update(block)
-            done += len(block)
-            if progress is not None:
-                progress(done, total)
-    return digest.hexdigest()
-
-
 _PIECE_BYTES = 1 << 16
+_WORTHWHILE_BYTES = 1 << 20  # an attempt that brought as much was not in vain
 
 
 class Unreachable(Exception):
@@ -141,68 +104,53 @@ class _Session(requests.Session):
         return target
 
 
-class Line:
-    """A connection to servers. The environment's proxies and certificates apply (HTTPS_PROXY, REQUESTS_CA_BUNDLE)."""
+def transfer(file: ReleasedFile, part: Part, retry: RetryPolicy, progress: Progress | None = None) -> None:
+    """Make ``part`` whole, from where it ends if the server can and still has that version, else from the start.
 
-    WORTHWHILE_BYTES = 1 << 20  # an attempt that brought as much was not in vain
+    The environment's proxies and certificates apply (HTTPS_PROXY, REQUESTS_CA_BUNDLE). Returns when all bytes have
+    come; raises Unreachable, Refused or Broken, and what has come stays.
+    """
+    offset, version = part.size, part.version(file.url)
+    if version is None or (not version and file.sha256 is None):
+        offset = 0  # nothing would tell a mixture of two versions
+    if offset and offset == file.size_bytes:
+        return
+    offset = offset if file.size_bytes is None or offset < file.size_bytes else 0
+    # bytes are counted as they lie on the server's disk
+    headers = {"Accept-Encoding": "identity"}
+    if offset:
+        headers["Range"] = f"bytes={offset}-"
+        if version:
+            headers["If-Range"] = version
+    _check_scheme(file.url)
+    timeout = (retry.connect_s, retry.read_s)
+    try:
+        with _Session() as session, session.get(file.url, headers=headers, stream=True, timeout=timeout) as answer:
+            _receive(answer, file, part, offset, version, progress)
+    except requests.RequestException as error:
+        raise _classify(error) from None
 
-    def __init__(self, connect_s: float, read_s: float):
-        self._session = _Session()
-        self._timeout = (connect_s, read_s)
 
-    def __enter__(self) -> Line:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._session.close()
-
-    def transfer(self, file: ReleasedFile, part: Part, progress: Progress | None = None) -> None:
-        """Make ``part`` whole, from where it ends if the server can and still has that version, else from the start.
-
-        Returns when all bytes have come; raises Unreachable, Refused or Broken, and what has come stays.
-        """
-        offset, version = part.size, part.version(file.url)
-        if version is None or (not version and file.sha256 is None):
-            offset = 0  # nothing would tell a mixture of two versions
-        if file.size_bytes is not None and offset >= file.size_bytes:
-            if offset == file.size_bytes:
-                return
-            offset = 0
-        # bytes are counted as they lie on the server's disk
-        headers = {"Accept-Encoding": "identity"}
-        if offset:
-            headers["Range"] = f"bytes={offset}-"
-            if version:
-                headers["If-Range"] = version
-        _check_scheme(file.url)
-        try:
-            with self._session.get(file.url, headers=headers, stream=True, timeout=self._timeout) as answer:
-                self._receive(answer, file, part, offset, version, progress)
-        except requests.RequestException as error:
-            raise _classify(error) from None
-
-    def _receive(self, answer: requests.Response, file: ReleasedFile, part: Part, offset: int, version: str | None,
-                 progress: Progress | None) -> None:
-        total = _check(answer, file, part, offset, version)
-        if answer.status_code == 200:
-            offset = 0
-        free = shutil.disk_usage(part.path.parent).free + part.size
-        if total > free:
-            raise OSError(errno.ENOSPC, f"{readable(total)} don't fit into {readable(free)}")
-        done = offset
-        with part.go_on() if offset else part.begin(file.url, _version(answer)) as out:
-            for block in answer.iter_content(_PIECE_BYTES):
-                done += len(block)
-                if done > total:
-                    break
-                out.write(block)
-                if progress is not None:
-                    progress(done, total)
-        if done > total:
-            part.remove()
-            raise Refused(f"sends more than the {total} bytes that the file has; nothing of it was kept")
-        if done < total:
-            raise Broken(f"ended after {done} of {total} bytes")
+def _receive(answer: requests.Response, file: ReleasedFile, part: Part, offset: int, version: str | None,
+             progress: Progress | None) -> None:
+    total = _check(answer, file, part, offset, version)
+    if answer.status_code == 200:
+        offset = 0
+    _check_space(total - part.size, part.path.parent)
+    done = offset
+    with part.go_on() if offset else part.begin(file.url, _version(answer)) as out:
+        for block in answer.iter_content(_PIECE_BYTES):
+            done += len(block)
+            if done > total:
+                break
+            out.write(block)
+            if progress is not None:
+                progress(done, total)
+    if done > total:
+        part.remove()
+        raise Refused(f"sends more than the {total} bytes that the file has; nothing of it was kept")
+    if done < total:
+        raise Broken(f"ended after {done} of {total} bytes")
 
 
 def _check(answer: requests.Response, file: ReleasedFile, part: Part, offset: int, version: str | None) -> int:
@@ -250,6 +198,12 @@ def _version(answer: requests.Response) -> str:
     return etag if etag.startswith('"') else answer.headers.get("Last-Modified", "")
 
 
+def _check_space(size_bytes: int, folder: Path) -> None:
+    free = shutil.disk_usage(folder).free
+    if size_bytes > free:
+        raise OSError(errno.ENOSPC, f"{readable(size_bytes)} don't fit into {readable(free)}")
+
+
 def _check_scheme(url: str) -> None:
     place = urlsplit(url)
     if place.scheme != "https" and not (place.scheme == "http" and place.hostname in ("localhost", "127.0.0.1")):
@@ -268,6 +222,97 @@ def _classify(error: requests.RequestException) -> Exception:
     if isinstance(error, requests.exceptions.ReadTimeout) or isinstance(inner, ReadTimeoutError):
         return Broken("nothing came for too long")
     return Broken("the line broke" if isinstance(inner, ProtocolError) else words)
+
+
+@dataclass(frozen=True)
+class HubTransfer:
+    """One file of the hub on its way into ``folder``, where what has come stays until the file is whole."""
+
+    file: HubFile
+    folder: Path
+    part: Part
+
+    @property
+    def size(self) -> int:
+        """Bytes that have come."""
+        return sum(path.stat().st_size for path in self.folder.rglob("*.incomplete"))
+
+    def transfer(self, released: ReleasedFile, progress: Progress | None = None) -> None:
+        """Make ``part`` whole: a copy from the hub's own cache where it is there and right, else a download.
+
+        Raises Unreachable, Refused or Broken, and what has come stays.
+        """
+        from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+        name = {"repo_id": self.file.repository, "filename": self.file.path, "revision": self.file.revision}
+        cached = try_to_load_from_cache(**name)
+        if isinstance(cached, str) and fault(Path(cached), released) is None:
+            shutil.copyfile(cached, self.part.path)
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if released.size_bytes is not None:
+            _check_space(released.size_bytes - self.size, self.folder)
+        with self._reported(released, progress):
+            try:
+                # no cache, since what it holds was wrong; the endpoint anew, since the library read it when imported
+                found = hf_hub_download(**name, local_dir=self.folder, cache_dir=self.folder / "no_cache",
+                                        endpoint=os.environ.get("HF_ENDPOINT") or None)
+            except (requests.RequestException, OSError, RuntimeError) as error:
+                if not self.size:
+                    shutil.rmtree(self.folder)
+                raise self._in_kind(error) from None
+        os.replace(found, self.part.path)
+        shutil.rmtree(self.folder)
+
+    @contextmanager
+    def _reported(self, released: ReleasedFile, progress: Progress | None) -> Iterator[None]:
+        """The size twice a second to ``progress``, in place of the library's own bar."""
+        from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+
+        names, done = ("huggingface_hub.http_get", "huggingface_hub.xet_get"), threading.Event()
+
+        def watch() -> None:
+            while progress is not None and released.size_bytes is not None and not done.wait(0.5):
+                progress(self.size, released.size_bytes)
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        for name in names:
+            disable_progress_bars(name)
+        try:
+            yield
+        finally:
+            done.set()
+            watcher.join()
+            for name in names:
+                enable_progress_bars(name)
+
+    def _in_kind(self, error: Exception) -> Exception:
+        """An error of the library ⇒ Unreachable, Refused or Broken; an error of the disk as it is."""
+        from huggingface_hub.errors import (
+            FileMetadataError, GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled,
+            RepositoryNotFoundError
+        )
+
+        page = f"https://huggingface.co/{self.file.repository}"
+        if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+            error = error.__cause__
+        if isinstance(error, OfflineModeIsEnabled):
+            return Unreachable("HF_HUB_OFFLINE is set, and the hub's cache doesn't hold it")
+        if isinstance(error, GatedRepoError):
+            return Refused(f"is gated; accept its terms at {page} and set HF_TOKEN to a token of yours")
+        if isinstance(error, RepositoryNotFoundError):
+            return Refused(f"is refused to this computer; {page} is gone, or wants a token in HF_TOKEN")
+        if isinstance(error, FileMetadataError):
+            return Refused("is answered by something that is not the hub (HF_ENDPOINT, or a proxy?)")
+        if isinstance(error, HfHubHTTPError) and error.response is not None:
+            answer = f"answered {error.response.status_code} {error.response.reason}"
+            return (Broken if error.response.status_code in RETRIED_STATUSES else Refused)(answer)
+        if isinstance(error, requests.RequestException):
+            return _classify(error)
+        if isinstance(error, OSError) and error.errno is not None:
+            return error
+        return Broken((str(error).strip().splitlines() or [type(error).__name__])[0])
 
 
 def fetch_file(
@@ -292,7 +337,11 @@ def fetch_file(
             if _lies_there(path, file, again):
                 return False  # by now
             part = Part.beside(path)
-            _bring(file, part, path, progress, say, retry)
+            if file.hub is not None:
+                hub = HubTransfer(file.hub, path.with_name(f".{path.name}.hub"), part)
+                _bring(file, path, lambda: hub.size, lambda: hub.transfer(file, progress), say, retry)
+            else:
+                _bring(file, path, lambda: part.size, lambda: transfer(file, part, retry, progress), say, retry)
             wrong = fault(part.path, file)
             if wrong is not None:
                 part.remove()
@@ -312,30 +361,28 @@ def _lies_there(path: Path, file: ReleasedFile, again: bool) -> bool:
     return wrong is None and not (again and file.sha256 is None)
 
 
-def _bring(file: ReleasedFile, part: Part, path: Path, progress: Progress | None, say: Callable[[str], None],
-           retry: RetryPolicy) -> None:
-    """Ask until ``part`` is whole, or until several attempts in a row brought next to nothing."""
+def _bring(file: ReleasedFile, path: Path, size: Callable[[], int], transfer: Callable[[], None],
+           say: Callable[[str], None], retry: RetryPolicy) -> None:
+    """Call ``transfer`` until it returns, or until several attempts in a row brought next to nothing of ``size``."""
     in_vain = 0
-    with Line(retry.connect_s, retry.read_s) as line:
-        while True:
-            before = part.size
-            try:
-                return line.transfer(file, part, progress)
-            except Unreachable as error:
-                raise InputError(f"{path.name} can't be fetched: {error}; where there is internet, fetch {file.url} "
-                                 f"and put it at {path.resolve()}") from None
-            except Refused as error:
-                raise InputError(f"{file.url} {error}; if you have {path.name} from elsewhere, put it at "
-                                 f"{path.resolve()}") from None
-            except Broken as error:
-                in_vain = 0 if part.size - before >= Line.WORTHWHILE_BYTES else in_vain + 1
-                if in_vain >= retry.attempts:
-                    raise InputError(f"{file.url} did not come through, {in_vain} times in a row ({error}); "
-                                     f"{part.size} bytes of it are kept, and the same command goes on from there"
-                                     ) from None
-                pause_s = retry.pause_s(in_vain)
-                say(f"{path.name}: {error}; going on in {pause_s:g} s")
-                time.sleep(pause_s)
+    while True:
+        before = size()
+        try:
+            return transfer()
+        except Unreachable as error:
+            raise InputError(f"{path.name} can't be fetched: {error}; where there is internet, fetch {file.url} "
+                             f"and put it at {path.resolve()}") from None
+        except Refused as error:
+            raise InputError(f"{file.url} {error}; if you have {path.name} from elsewhere, put it at {path.resolve()}"
+                             ) from None
+        except Broken as error:
+            in_vain = 0 if size() - before >= _WORTHWHILE_BYTES else in_vain + 1
+            if in_vain >= retry.attempts:
+                raise InputError(f"{file.url} did not come through, {in_vain} times in a row ({error}); "
+                                 f"{size()} bytes of it are kept, and the same command goes on from there") from None
+            pause_s = retry.pause_s(in_vain)
+            say(f"{path.name}: {error}; going on in {pause_s:g} s")
+            time.sleep(pause_s)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Callable, Literal
 
 from ..runtime.errors import InputError
 
@@ -61,13 +61,31 @@ DEFAULT_FOLDER = "weights"
 
 
 @dataclass(frozen=True)
+class HubFile:
+    """A file of a Hugging Face repository at one revision."""
+
+    repository: str
+    revision: str
+    path: str
+
+    @property
+    def url(self) -> str:
+        """The address on huggingface.co, for a sentence; what is asked may be a mirror (HF_ENDPOINT)."""
+        return f"https://huggingface.co/{self.repository}/resolve/{self.revision}/{self.path}"
+
+
+@dataclass(frozen=True)
 class ReleasedFile:
-    """One file: its path below the folder of weights (with /), its address, its size and checksum where known."""
+    """One file: its path below the folder of weights (with /), its address, its size and checksum where known.
+
+    ``hub`` is set where the file lies on the Hugging Face hub.
+    """
 
     path: str
     url: str
     size_bytes: int | None = None
     sha256: str | None = None
+    hub: HubFile | None = None
 
 
 @dataclass(frozen=True)
@@ -96,8 +114,8 @@ class Entry:
 def _hub(name: str, repository: str, revision: str, files: dict[str, tuple[int | None, str | None]]
          ) -> tuple[ReleasedFile, ...]:
     """Files of a Hugging Face repository at one revision, kept in a folder called ``name``; file ⇒ (size, sha256)."""
-    address = f"https://huggingface.co/{repository}/resolve/{revision}"
-    return tuple(ReleasedFile(f"{name}/{file}", f"{address}/{file}", *known) for file, known in files.items())
+    lying = {file: HubFile(repository, revision, file) for file in files}
+    return tuple(ReleasedFile(f"{name}/{file}", lying[file].url, *known, lying[file]) for file, known in files.items())
 
 
 _DINO = "https://github.com/IDEA-Research/GroundingDINO"
@@ -286,3 +304,45 @@ def readable(size_bytes: int | None) -> str:
     from rich.filesize import decimal
 
     return decimal(size_bytes, precision=0 if size_bytes < 1e9 else 1)
+
+
+# bytes done, bytes in all
+Progress = Callable[[int, int], None]
+State = Literal["present", "missing", "wrong"]
+_BLOCK_BYTES = 1 << 20
+
+
+def state(entry: Entry, folder: Path) -> State:
+    """By the names and sizes of its files alone; nothing is read."""
+    found = [_state_of(folder / file.path, file) for file in entry.files]
+    return "wrong" if "wrong" in found else "missing" if "missing" in found else "present"
+
+
+def _state_of(path: Path, file: ReleasedFile) -> State:
+    if not path.is_file():
+        return "wrong" if path.exists() else "missing"
+    return "present" if file.size_bytes in (None, path.stat().st_size) else "wrong"
+
+
+def fault(path: Path, file: ReleasedFile, progress: Progress | None = None) -> str | None:
+    """What tells the file at ``path`` from the one released, in words; None if nothing that is known does."""
+    if not path.is_file():
+        return "it is no file"
+    size = path.stat().st_size
+    if file.size_bytes is not None and size != file.size_bytes:
+        return f"it holds {size} bytes, but {file.size_bytes} were released"
+    if file.sha256 is not None and (found := sha256(path, progress)) != file.sha256:
+        return f"its sha256 is {found}, but that of the released file is {file.sha256}"
+    return None
+
+
+def sha256(path: Path, progress: Progress | None = None) -> str:
+    """The checksum of a file of any size, read in blocks; 64 hexadecimal digits."""
+    digest, done, total = hashlib.sha256(), 0, path.stat().st_size
+    with open(path, "rb") as stream:
+        while block := stream.read(_BLOCK_BYTES):
+            digest.update(block)
+            done += len(block)
+            if progress is not None:
+                progress(done, total)
+    return digest.hexdigest()

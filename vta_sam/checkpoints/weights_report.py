@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from . import registry
-from .download import Progress, fault, fetch_file, state
-from .registry import Entry, ReleasedFile, readable
+from .download import fetch_file
+from .registry import Entry, Progress, ReleasedFile, fault, readable, state
 
 _COLOURS = {"present": "green", "missing": "yellow", "wrong": "red"}
 

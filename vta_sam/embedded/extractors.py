@@ -1,6 +1,7 @@
-"""The tiny grounder and encoder of the embedded world, on the CPU. They stand where Grounding SAM and CLIP stand.
+"""The tiny grounder and encoder of the embedded world, on the CPU, in place of Grounding SAM and CLIP.
 
-Both read one trunk (trunk.py), which is run once for the same pictures. It knows ten words, and their near names.
+Both share one trunk (tiny_networks.py), which runs once for the same pictures. Its vocabulary is ten words and their
+near names.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from .tiny_networks import HEAT_SIZE, IMAGE_SIZE, SHIPPED_TRUNK, load_trunk
 
 BATCH_FRAMES = 32  # pictures in one pass: the activations of more leave the processor's cache
 SPECK = 0.25  # of the largest patch's area: a smaller patch is noise
-# other names of what the tiny models know; none is a look-alike's name
+# other names of the ten things; no look-alike's name is among them
 NEAR_NAMES = {
     "car": "racing car",
     "race car": "racing car",
@@ -45,7 +46,11 @@ _warned: set[str] = set()
 
 
 class Vocabulary:
-    """The known words in the order of a table's rows."""
+    """Words and the rows of a table that stand for them.
+
+    Args:
+        words: in the order of the table's rows.
+    """
 
     def __init__(self, words: Sequence[str]) -> None:
         self.words = tuple(words)
@@ -59,7 +64,12 @@ class Vocabulary:
         return self._rows.get(name, self._rows.get(name.removesuffix("s")))
 
     def rows(self, words: Sequence[str], extractor: str) -> list[int | None]:
-        """Rows of several words; each unknown word is warned of once in a process, in the name of ``extractor``."""
+        """Rows of several words; None for an unknown word, with one warning in a process.
+
+        Args:
+            words: in any case.
+            extractor: named by the warning.
+        """
         found = [self.row(word) for word in words]
         for word, row in zip(words, found):
             if row is None and word not in _warned:
@@ -72,7 +82,7 @@ class Vocabulary:
         return found
 
     def tokens(self, caption: str) -> list[tuple[str, int | None]]:
-        """A caption ⇒ its words, each with its row or None; known names of two words are one token."""
+        """A caption ⇒ its words, each with its row or None. A known name of two words is one token."""
         words = _WORD.findall(caption.lower())
         tokens: list[tuple[str, int | None]] = []
         start = 0
@@ -88,17 +98,19 @@ class Vocabulary:
 
 
 def hashed_vector(word: str, dim: int) -> Tensor:
-    """A fixed random vector of length 1 for any word ⇒ (dim,). Near words are as far apart as any others."""
+    """A fixed random vector of norm 1 for any word ⇒ (dim,). Similar words are as far apart as any others."""
     vector = torch.randn(dim, generator=generator("tiny word", word))
     return vector / vector.norm()
 
 
 @dataclass(frozen=True)
 class TrunkPredictions:
-    """What the trunk predicts for T pictures and its W words, float32.
+    """The trunk's predictions for T pictures and its W words, float32.
 
-    heat (T, W, 24, 32): logits, does the thing cover this cell. probs (T, W): is it visible. embedding (T, Dv): of the
-    picture.
+    Attributes:
+        heat: (T, W, 24, 32) logits that the thing covers a cell.
+        probs: (T, W) probabilities that the thing is visible.
+        embedding: (T, Dv) of the pictures.
     """
 
     heat: np.ndarray
@@ -107,7 +119,11 @@ class TrunkPredictions:
 
 
 class TrunkInference:
-    """A loaded trunk, and its predictions for the last pictures: grounder and encoder ask for the same ones."""
+    """A loaded trunk and its last predictions. The cache serves grounder and encoder, which get the same pictures.
+
+    Args:
+        path: weights file.
+    """
 
     def __init__(self, path: Path) -> None:
         self.trunk, weights = load_trunk(path)
@@ -117,15 +133,18 @@ class TrunkInference:
         self._last: tuple[np.ndarray, TrunkPredictions] | None = None
 
     def predict(self, frames: np.ndarray) -> TrunkPredictions:
-        """frames (T, 72, 96, 3) uint8 RGB ⇒ :class:`TrunkPredictions`. Pictures are known by their content, not by the
-        identity of the array: a reader may refill its buffer."""
+        """frames (T, 72, 96, 3) uint8 RGB ⇒ :class:`TrunkPredictions`.
+
+        Raises:
+            InputError: the frames have another size or type.
+        """
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != (*IMAGE_SIZE, 3):
             raise InputError(
                 f"the tiny models take frames of shape (T, {IMAGE_SIZE[0]}, {IMAGE_SIZE[1]}, 3) uint8, got "
                 f"{frames.shape} {frames.dtype}; read the video at their fit"
             )
         last = self._last
-        if last is not None and np.array_equal(last[0], frames):
+        if last is not None and np.array_equal(last[0], frames):  # not by identity: a reader may refill its buffer
             return last[1]
         predictions = self._run(frames)
         self._last = (frames.copy(), predictions)
@@ -146,7 +165,7 @@ class TrunkInference:
 
 
 def shared_trunk(path: str | Path | None = None) -> TrunkInference:
-    """The one trunk of this process for a weights file; None: the shipped one."""
+    """The trunk of a weights file, shared by the whole process; None: the shipped file."""
     return _shared(Path(path).resolve() if path is not None else SHIPPED_TRUNK)
 
 
@@ -168,7 +187,7 @@ class TinyGrounder(Grounder):
 
     kind = "tiny"
     fit = Squeeze(*IMAGE_SIZE)
-    execution = ()  # other weights are another vocabulary
+    execution = ()  # not the weights: other weights have another vocabulary
     draws_masks = True
 
     def __init__(self, weights: str | Path | None = None) -> None:
@@ -177,7 +196,7 @@ class TinyGrounder(Grounder):
         self.known_words = self._trunk.vocabulary.words
 
     def ground(self, frames: np.ndarray, objects: list[str]) -> Grounding:
-        """frames (T, 72, 96, 3) uint8 RGB and K words ⇒ Grounding. A frame's result doesn't depend on the others."""
+        """frames (T, 72, 96, 3) uint8 RGB and K words ⇒ Grounding. A frame's result doesn't depend on other frames."""
         if not objects:
             return Grounding.empty(len(frames))
         grounding = Grounding.zeros(len(frames), len(objects))
@@ -191,7 +210,7 @@ class TinyGrounder(Grounder):
         return grounding
 
     def masks(self, frames: np.ndarray, objects: list[str]) -> np.ndarray:
-        """frames (T, 72, 96, 3) uint8 RGB and K words ⇒ masks (T, K, 24, 32) bool, empty for words it doesn't know."""
+        """frames (T, 72, 96, 3) uint8 RGB and K words ⇒ masks (T, K, 24, 32) bool, empty for unknown words."""
         masks = np.zeros((len(frames), len(objects), *HEAT_SIZE), bool)
         if objects:
             heat = self._trunk.predict(frames).heat
@@ -204,8 +223,8 @@ class TinyGrounder(Grounder):
 def boxes_of(masks: np.ndarray) -> np.ndarray:
     """Boxes (T, 4) float32 around masks (T, h, w) bool, cx cy w h as fractions; zeros where a mask is empty.
 
-    Specks (patches of connected cells under a quarter of the largest patch) are left out: one stray cell would
-    stretch a box across the picture.
+    Patches of connected cells under a quarter of the largest patch are left out, since one stray cell would stretch a
+    box across the picture.
     """
     height, width = masks.shape[1:]
     boxes = np.zeros((len(masks), 4), np.float32)
@@ -222,10 +241,10 @@ def boxes_of(masks: np.ndarray) -> np.ndarray:
 class TinyEncoder(Encoder):
     """An encoder for the embedded world.
 
-    The embedding of a picture (64) is LayerNormed, and comes from that picture alone. Which of the ten things are
-    visible, where, and how much each acts can be read off it linearly. The embedding of a known word (32) is its row of
-    the trunk's table, of norm sqrt(32). In a caption, any other word is a fixed random vector of the same norm, drawn
-    from the word itself. As an object, an unknown word is zero, with one warning.
+    The embedding of a picture (64) is LayerNormed, and depends on that picture alone. Linear probes recover the
+    visibility, position and pose of each of the ten things from it. The embedding of a known word (32) is its row of
+    the trunk's table, of norm sqrt(32). In a caption, any other word is a fixed random vector of the same norm, drawn from
+    the word itself. As an object, an unknown word is zero, with one warning.
 
     Args:
         weights: a file written by ``experiments/train_tiny.py model=trunk``; None takes the shipped one.
@@ -233,7 +252,7 @@ class TinyEncoder(Encoder):
 
     kind = "tiny"
     fit = Squeeze(*IMAGE_SIZE)
-    execution = ()  # other weights are another vocabulary
+    execution = ()  # not the weights: other weights have another vocabulary
 
     def __init__(self, weights: str | Path | None = None) -> None:
         self._trunk = shared_trunk(weights)
@@ -254,7 +273,7 @@ class TinyEncoder(Encoder):
         return vectors
 
     def encode_caption(self, caption: str) -> np.ndarray:
-        """A caption ⇒ (L, 32) float32, a token per word; a caption without words is one token of its own."""
+        """A caption ⇒ (L, 32) float32, one token per word; a fixed random token for a caption without words."""
         tokens = self._trunk.vocabulary.tokens(caption) or [("", None)]
         return np.stack([self._token(word, row) for word, row in tokens])
 

@@ -1,6 +1,6 @@
 """The oracle grounder and encoder: they read the truth that the embedded world writes beside its clips.
 
-No vision model is involved, so that the way from shards to sound can be tested apart from any.
+No vision model is involved, so that the path from shards to sound can be tested without one.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from .timeline import WORDS
 from .truth import read_truth
 
 
-def shown_at(frames: int, start_s: float, fps: float, truth_fps: float, truth_pictures: int) -> np.ndarray:
+def pictures_on_screen(frames: int, start_s: float, fps: float, truth_fps: float, truth_pictures: int) -> np.ndarray:
     """Indices (frames,) of the truth's pictures that are on screen at the times of a clip's frames.
 
     Args:
-        frames: in the clip.
-        start_s: where the clip begins in the video.
-        fps: of the clip.
-        truth_fps: of the truth.
-        truth_pictures: how many the truth has.
+        frames: number of frames in the clip.
+        start_s: start of the clip in the video, in seconds.
+        fps: frame rate of the clip.
+        truth_fps: frame rate of the truth.
+        truth_pictures: number of pictures in the truth.
     """
     shown = FrameClock(truth_fps).frame_at(start_s + FrameClock(fps).times_s(frames))
     return shown.astype(int).clip(0, truth_pictures - 1)
 
 
 class OracleGrounder(Grounder):
-    """Makes a grounder for each clip (``for_clip``), which counts the frames of the clip and reads their truth.
+    """Makes a grounder for each clip (``for_clip``). That grounder counts the clip's frames and reads their truth.
 
     Args:
-        fps: frames a second, where ``for_clip`` gets none.
+        fps: frame rate, where ``for_clip`` gets none.
     """
 
     kind = "oracle"
@@ -50,7 +50,16 @@ class OracleGrounder(Grounder):
 
     def for_clip(self, video: str | os.PathLike, start_s: float = 0.0, fps: float | None = None,
                  ) -> "ClipOracleGrounder":
-        """The grounder of one clip that starts ``start_s`` into ``video``. InputError: there is no truth beside it."""
+        """The grounder of one clip.
+
+        Args:
+            video: file of the clip, with its truth beside it.
+            start_s: start of the clip in the video, in seconds.
+            fps: frame rate; None: the one given to the constructor.
+
+        Raises:
+            InputError: there is no truth beside the video.
+        """
         return ClipOracleGrounder(Path(video), start_s, fps or self.fps)
 
     def ground(self, frames: np.ndarray, objects: list[str]) -> Grounding:
@@ -59,8 +68,11 @@ class OracleGrounder(Grounder):
 
 
 class ClipOracleGrounder(Grounder):
-    """Probability 1 where the word's thing is visible, else 0; its box; its area from the truth's coarse mask. A word
-    that the scene doesn't hold is never visible. Of two things with the same word the larger counts."""
+    """The oracle grounder of one clip.
+
+    The probability is 1 where the word's thing is visible, else 0. The area is that of the truth's coarse mask. A word
+    without a thing in the scene is never visible. Of two things with the same word the larger counts.
+    """
 
     kind = OracleGrounder.kind
     fit = OracleGrounder.fit
@@ -70,9 +82,9 @@ class ClipOracleGrounder(Grounder):
         self.truth, self.start_s, self.fps = read_truth(video), start_s, fps
 
     def ground(self, frames: np.ndarray, objects: list[str]) -> Grounding:
-        """frames (T, h, w, 3), of which only T counts ⇒ Grounding."""
+        """frames (T, h, w, 3), whose number alone is used ⇒ Grounding."""
         truth, count = self.truth, len(frames)
-        shown = shown_at(count, self.start_s, self.fps, truth.fps, len(truth.visible))
+        shown = pictures_on_screen(count, self.start_s, self.fps, truth.fps, len(truth.visible))
         probs, areas = np.zeros((2, count, len(objects)), np.float32)
         boxes = np.zeros((count, len(objects), 4), np.float32)
         for k, word in enumerate(objects):
@@ -91,11 +103,11 @@ class ClipOracleGrounder(Grounder):
 class OracleEncoder(Encoder):
     """Makes an encoder for each clip, as the oracle grounder does.
 
-    frame_embedding (T, 20): for each of the ten words its pose in [0, 1], 1 being that in which it sounds, while it is
-    visible; then for each whether it is visible. Words are one-hot vectors (10); other words are zero.
+    frame_embedding (T, 20): the poses of the ten words in [0, 1], then their visibilities, 0 or 1. A pose is 1 at the
+    height of sounding, and 0 while the thing is not visible. Words are one-hot vectors (10). Other words are zero.
 
     Args:
-        fps: frames a second, where ``for_clip`` gets none.
+        fps: frame rate, where ``for_clip`` gets none.
     """
 
     kind = "oracle"
@@ -111,7 +123,16 @@ class OracleEncoder(Encoder):
         self.frame_dim = 2 * len(self.words)
 
     def for_clip(self, video: str | os.PathLike, start_s: float = 0.0, fps: float | None = None) -> "ClipOracleEncoder":
-        """The encoder of one clip that starts ``start_s`` into ``video``. InputError: there is no truth beside it."""
+        """The encoder of one clip.
+
+        Args:
+            video: file of the clip, with its truth beside it.
+            start_s: start of the clip in the video, in seconds.
+            fps: frame rate; None: the one given to the constructor.
+
+        Raises:
+            InputError: there is no truth beside the video.
+        """
         return ClipOracleEncoder(Path(video), start_s, fps or self.fps)
 
     def encode_frames(self, frames: np.ndarray) -> np.ndarray:
@@ -127,28 +148,28 @@ class OracleEncoder(Encoder):
         return vectors
 
     def encode_caption(self, caption: str) -> np.ndarray:
-        """The known words that the caption holds, in the order of the ten ⇒ (L, 10); none ⇒ one token of zeros."""
+        """A caption ⇒ (L, 10): its known words in the order of the ten, or one token of zeros."""
         text = f" {''.join(c if c.isalpha() else ' ' for c in caption.lower())} "
         found = [word for word in self.words if f" {word} " in text]
         return self.encode_objects(found) if found else np.zeros((1, self.caption_dim), np.float32)
 
 
 class ClipOracleEncoder(OracleEncoder):
-    """The oracle of one clip."""
+    """The oracle encoder of one clip."""
 
     def __init__(self, video: Path, start_s: float, fps: float):
         super().__init__(fps)
         self.truth, self.start_s = read_truth(video), start_s
 
     def encode_frames(self, frames: np.ndarray) -> np.ndarray:
-        """frames (T, h, w, 3), of which only T counts ⇒ (T, 20)."""
+        """frames (T, h, w, 3), whose number alone is used ⇒ (T, 20)."""
         truth = self.truth
-        shown = shown_at(len(frames), self.start_s, self.fps, truth.fps, len(truth.visible))
+        shown = pictures_on_screen(len(frames), self.start_s, self.fps, truth.fps, len(truth.visible))
         pose, visible = np.zeros((2, len(frames), len(self.words)), np.float32)
         for thing, scene_object in enumerate(truth.objects):
             if scene_object.word in self.words:
                 k = self.words.index(scene_object.word)
-                seen = truth.visible[shown, thing].astype(np.float32)
-                visible[:, k] = np.maximum(visible[:, k], seen)
-                pose[:, k] = np.maximum(pose[:, k], seen * truth.pose[shown, thing].astype(np.float32))
+                visible_here = truth.visible[shown, thing].astype(np.float32)
+                visible[:, k] = np.maximum(visible[:, k], visible_here)
+                pose[:, k] = np.maximum(pose[:, k], visible_here * truth.pose[shown, thing].astype(np.float32))
         return np.concatenate([pose, visible], axis=1)

@@ -1,4 +1,4 @@
-"""A scene ⇒ its pictures, and exact arrays of where each thing is in them; backdrops included."""
+"""A scene ⇒ its pictures, backdrops included, and exact arrays of the position of each thing in them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from . import sprites
-from .canvas import Looks, Pen, texture
+from .canvas import Canvas, Style, texture
 from .timeline import FPS, FRAMES, HEIGHT_PX, MARGIN_PX, WIDTH_PX, Scene, Thing, frame_times_s
 from .truth import MASK_HEIGHT, MASK_WIDTH, SceneObject, SceneTruth
 
@@ -16,7 +16,7 @@ HEIGHT, WIDTH = HEIGHT_PX + 2 * MARGIN_PX, WIDTH_PX + 2 * MARGIN_PX
 
 
 def draw_backdrop(seed: int) -> np.ndarray:
-    """⇒ (106, 138, 3) uint8 RGB: the picture with a margin for the camera to shake in."""
+    """A random backdrop ⇒ (106, 138, 3) uint8 RGB: the picture with a margin for the camera's shake."""
     rng = np.random.default_rng([seed, 3])
     top, bottom, ground = (np.array(_muted(rng)) for _ in range(3))
     fade = np.linspace(0, 1, HEIGHT)[:, None, None]
@@ -30,13 +30,13 @@ def draw_backdrop(seed: int) -> np.ndarray:
 
 
 def _muted(rng: np.random.Generator) -> tuple[float, ...]:
-    """A colour with less saturation than the things in front have."""
+    """A colour (RGB) of less saturation than the things in front."""
     colour = colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.05, 0.45), rng.uniform(0.25, 0.9))
     return tuple(255 * c for c in colour)
 
 
 def _clutter(picture: np.ndarray, horizon: int, rng: np.random.Generator) -> None:
-    """Hills, houses, trees or frames on a wall, behind everything."""
+    """Draw hills, houses, trees or frames on a wall behind everything, in place."""
     for _ in range(int(rng.integers(0, 6))):
         colour = _muted(rng)
         x, size, form = int(rng.integers(WIDTH)), int(rng.integers(8, 34)), rng.integers(4)
@@ -54,7 +54,7 @@ def _clutter(picture: np.ndarray, horizon: int, rng: np.random.Generator) -> Non
 
 
 def _ground(picture: np.ndarray, horizon: int, colour: np.ndarray, rng: np.random.Generator) -> None:
-    """Plain, tiled, planked or grassy."""
+    """Draw plain, tiled, planked or grassy ground below the horizon, in place."""
     y, x = np.mgrid[horizon:HEIGHT, :WIDTH]
     form, period = rng.integers(4), rng.uniform(6, 16)
     if form == 0:
@@ -69,7 +69,7 @@ def _ground(picture: np.ndarray, horizon: int, colour: np.ndarray, rng: np.rando
 
 
 POSE_LEVELS = 8
-LEAST_VISIBLE = 0.25  # of a thing's own area, to count as visible
+LEAST_VISIBLE = 0.25  # share of a thing's own area that has to be in view for the thing to count as visible
 
 DRAWINGS = {
     "racing car": sprites.racing_car, "van": sprites.van,
@@ -88,18 +88,18 @@ DRAWINGS = {
 def sprite_sheet(thing: Thing) -> list[np.ndarray]:
     """One sprite per pose level, from rest to full sounding ⇒ 8 × (height_px, width_px, 4), colour premultiplied."""
     rng = np.random.default_rng([thing.seed, 2])
-    looks, grain = Looks.of(rng), texture(rng)
+    style, grain = Style.random(rng), texture(rng)
     levels = []
     for level in range(POSE_LEVELS):
-        pen = Pen(thing.width_px, thing.height_px)
-        DRAWINGS[thing.word](pen, level / (POSE_LEVELS - 1), looks)
-        sprite = pen.sprite(looks, grain)
+        canvas = Canvas(thing.width_px, thing.height_px)
+        DRAWINGS[thing.word](canvas, level / (POSE_LEVELS - 1), style)
+        sprite = canvas.sprite(style, grain)
         levels.append(np.ascontiguousarray(sprite[:, ::-1]) if thing.mirrored else sprite)
     return levels
 
 
 def render(scene: Scene) -> tuple[np.ndarray, SceneTruth]:
-    """⇒ pictures (128, 96, 128, 3) uint8 RGB, and their truth."""
+    """A scene ⇒ its pictures (128, 96, 128, 3) uint8 RGB, and their truth."""
     things, times = scene.things, frame_times_s()
     pictures = _camera(draw_backdrop(scene.backdrop_seed), scene.camera_px)
     poses = np.stack([t.pose_at(times) for t in things], 1)
@@ -147,7 +147,7 @@ def _camera(backdrop: np.ndarray, shift_px: np.ndarray) -> np.ndarray:
 
 
 def _blend(picture: np.ndarray, sprite: np.ndarray, centre: np.ndarray, alpha: np.ndarray) -> tuple[int, int, int, int]:
-    """Lay a sprite over a picture, in place; write its coverage into alpha ⇒ the window x0, y0, x1, y1 it took."""
+    """Lay a sprite over a picture, in place, and write its coverage into alpha ⇒ its window x0, y0, x1, y1."""
     height, width = sprite.shape[:2]
     left, top = round(float(centre[0]) - width / 2), round(float(centre[1]) - height / 2)
     x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + width, WIDTH_PX), min(top + height, HEIGHT_PX)
@@ -161,6 +161,7 @@ def _blend(picture: np.ndarray, sprite: np.ndarray, centre: np.ndarray, alpha: n
 
 
 def _box(alpha: np.ndarray, window: tuple[int, int, int, int]) -> tuple[float, float, float, float]:
+    """Box of the opaque part of a window ⇒ cx cy w h as fractions of the picture, zeros where nothing is opaque."""
     x0, y0, x1, y1 = window
     solid = alpha[y0:y1, x0:x1] > 0.5
     columns, rows = np.flatnonzero(solid.any(0)), np.flatnonzero(solid.any(1))

@@ -1,4 +1,4 @@
-"""The tagger's training: sounds that it learns from, its LightningModule and its held-out figures."""
+"""The tagger's training: its data, its LightningModule and its held-out figures."""
 
 from __future__ import annotations
 
@@ -24,8 +24,13 @@ SHORTEST_FRAMES = 96  # of a crop; the longest is a whole clip
 
 
 def solo_sounds(seed: int, split: str, per_class: int) -> tuple[Tensor, Tensor]:
-    """``per_class`` clips in which one thing sounds alone, taken out of the scenes of a split, one by one
-    ⇒ waveforms (N, samples) float32 with mean 0 and peak 0.5, classes (N,) int64 in the order of WORDS."""
+    """Sounds of single things ⇒ waveforms (N, samples) float32 with mean 0 and peak 0.5, classes (N,) int64.
+
+    Args:
+        seed: of the world whose scenes give the things.
+        split: of that world.
+        per_class: sounds of each of the ten classes; the classes count in the order of WORDS.
+    """
     missing = dict.fromkeys(WORDS, per_class)
     sounds, classes = [], []
     index = 0
@@ -43,15 +48,19 @@ def solo_sounds(seed: int, split: str, per_class: int) -> tuple[Tensor, Tensor]:
 
 
 def mels_of(waveforms: Tensor) -> Tensor:
-    """(N, samples) ⇒ (N, samples // 160, 64); the frame centred on the clip's end is cut, as in the latent model."""
+    """Waveforms (N, samples) ⇒ log-mels (N, samples // 160, 64), without the frame centred on the clip's end."""
     log_mel = LogMel()
     with torch.inference_mode():
         return torch.cat([log_mel(part)[:, :-1] for part in waveforms.split(64)]).clone()
 
 
 def vocoded(mels: Tensor, smear: bool) -> Tensor:
-    """Log-mels (N, frames, 64) ⇒ those of the sounds that Griffin-Lim makes of them; smear: blurred before, as a
-    strong autoencoder would."""
+    """Log-mels after a round trip through Griffin-Lim ⇒ (N, frames, 64).
+
+    Args:
+        mels: (N, frames, 64).
+        smear: blur them first, as a strongly compressing autoencoder does.
+    """
     vocoder = GriffinLim(iterations=16)
     with torch.inference_mode():
         waveforms = vocoder(coarse(mels) if smear else mels)
@@ -80,17 +89,20 @@ class SoundBatches(IterableDataset):
             yield augment(self._crop(chosen, generator), generator), self.classes[chosen]
 
     def _crop(self, chosen: Tensor, generator: torch.Generator) -> Tensor:
-        """Crops of one length a batch, each around a moment at which its sound is heard."""
+        """Crops (B, frames, 64) of one random length, each around a moment drawn in proportion to the energy."""
         total = self.mels.shape[1]
         length = int(torch.randint(SHORTEST_FRAMES, total + 1, (), generator=generator))
-        heard = torch.multinomial(self._energy[chosen], 1, generator=generator)[:, 0]
+        centres = torch.multinomial(self._energy[chosen], 1, generator=generator)[:, 0]
         before = torch.randint(length, (len(chosen),), generator=generator)
-        starts = (heard - before).clamp(0, total - length)
+        starts = (centres - before).clamp(0, total - length)
         return self.mels[chosen[:, None], starts[:, None] + torch.arange(length)]
 
 
 def augment(mels: Tensor, generator: torch.Generator) -> Tensor:
-    """What models, codecs and rooms do to log-mels (B, frames, 64): hiss, a tilted or bent spectrum, grain, blur."""
+    """Log-mels (B, frames, 64) with random hiss, tilted or bent spectrum, grain and blur ⇒ the same shape.
+
+    Generators, codecs and rooms do the same to a sound.
+    """
     count = len(mels)
 
     def uniform(low: float, high: float) -> Tensor:
@@ -111,18 +123,18 @@ def augment(mels: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class TaggerTraining(lightning.LightningModule):
-    """Cross-entropy with a little label smoothing, so that the vectors of a class stay apart without running away.
+    """Trains a tagger with cross-entropy. Label smoothing keeps the vectors of the classes bounded.
 
     Args:
         tagger: the network.
-        rate: highest learning rate.
+        lr: highest learning rate.
         steps: optimiser steps of the whole run.
-        label_smoothing: share of belief spread over all classes.
+        label_smoothing: share of the target probability spread over all classes.
     """
 
-    def __init__(self, tagger: Tagger, rate: float, steps: int, label_smoothing: float) -> None:
+    def __init__(self, tagger: Tagger, lr: float, steps: int, label_smoothing: float) -> None:
         super().__init__()
-        self.tagger, self.rate, self.steps, self.label_smoothing = tagger, rate, steps, label_smoothing
+        self.tagger, self.lr, self.steps, self.label_smoothing = tagger, lr, steps, label_smoothing
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         mels, classes = batch
@@ -132,15 +144,21 @@ class TaggerTraining(lightning.LightningModule):
         return loss
 
     def configure_optimizers(self):
-        return one_cycle(self.parameters(), self.rate, self.steps)
+        return one_cycle(self.parameters(), self.lr, self.steps)
 
 
 @torch.inference_mode()
 def tagger_figures(tagger: Tagger, waveforms: Tensor, classes: Tensor, vocode: int) -> dict:
-    """Top-1 on sounds (N, samples) of single things and their classes (N,) ⇒ figures by name.
+    """Held-out figures by name.
 
-    top1: as they are. top1_vocoded, top1_smeared: the first ``vocode`` of them through Griffin-Lim, and blurred by 4
-    frames × 2 bins before it. confused: "truth → answer" and how often, as they are.
+    top1 is the share of right classes on the sounds themselves. top1_vocoded is the same after Griffin-Lim, and
+    top1_smeared after a blur by 4 frames × 2 bins and Griffin-Lim. confused counts each "truth → answer" that differs.
+
+    Args:
+        tagger: the network.
+        waveforms: (N, samples) of single things.
+        classes: (N,) their classes.
+        vocode: number of the first sounds that top1_vocoded and top1_smeared are measured on.
     """
     answers = torch.cat([tagger.logits(part) for part in waveforms.split(32)]).argmax(1)
     mels = mels_of(waveforms[:vocode])

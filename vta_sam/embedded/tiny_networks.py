@@ -1,4 +1,4 @@
-"""The tiny networks of the embedded world: their blocks and weight files, the image trunk, the audio tagger."""
+"""The tiny networks of the embedded world: blocks, weight files, the image trunk and the audio tagger."""
 
 from __future__ import annotations
 
@@ -31,8 +31,12 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class TinyWeights:
-    """What a weights file holds. tensors: float32 by name. about: kind, version, classes, sizes (arguments of the
-    network), scenes_version, recipe, figures. fingerprint: kind, version and the first 12 digits of the file's SHA-256.
+    """The content of a weights file.
+
+    Attributes:
+        tensors: float32 by name.
+        about: kind, version, classes, sizes (arguments of the network), scenes_version, recipe, figures.
+        fingerprint: kind, version and the first 12 digits of the file's SHA-256.
     """
 
     tensors: dict[str, Tensor]
@@ -45,9 +49,15 @@ class TinyWeights:
 
 
 def write_weights(path: Path | str, network: nn.Module, about: dict) -> None:
-    """Write a network's state as fp16 with ``about`` inside, and the same text as ``<name>.yaml`` beside it to read.
+    """Write a network's state as fp16 with ``about`` in the header, and ``about`` as ``<name>.yaml`` beside it.
 
-    Raises InputError where a value doesn't fit fp16, which would ship infinities.
+    Args:
+        path: of the safetensors file.
+        network: whose state is written.
+        about: content of the header, see :class:`TinyWeights`.
+
+    Raises:
+        InputError: a value doesn't fit fp16.
     """
     path = Path(path)
     tensors = {name: t.detach().cpu().to(torch.float16).contiguous() for name, t in network.state_dict().items()}
@@ -60,7 +70,15 @@ def write_weights(path: Path | str, network: nn.Module, about: dict) -> None:
 
 
 def read_weights(path: Path | str, kind: str) -> TinyWeights:
-    """Read and check a weights file of this kind ("trunk", "tagger"). InputError: missing, torn, or of another kind."""
+    """The checked content of a weights file.
+
+    Args:
+        path: of the safetensors file.
+        kind: "trunk" or "tagger".
+
+    Raises:
+        InputError: the file is missing, torn, or of another kind.
+    """
     path = Path(path)
     if not path.is_file():
         raise InputError(
@@ -89,7 +107,7 @@ def read_weights(path: Path | str, kind: str) -> TinyWeights:
 
 
 def fill(network: nn.Module, weights: TinyWeights, name: str) -> None:
-    """Copy tensors into a network. InputError: names or shapes are not those of the sizes in the header."""
+    """Copy the tensors of the file ``name`` into a network. Raises InputError where names or shapes differ."""
     try:
         network.load_state_dict(weights.tensors)
     except RuntimeError as error:
@@ -107,9 +125,9 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class Conv(nn.Module):
-    """3×3 convolution and batch normalisation; :func:`fold` melts the second into the first for inference.
+    """3×3 convolution and batch normalisation, which :func:`fold` merges into one convolution for inference.
 
-    (B, channels_in, h, w) ⇒ (B, channels_out, ⌈h / stride⌉, ⌈w / stride⌉); stride one number or (height, width).
+    (B, channels_in, h, w) ⇒ (B, channels_out, ⌈h / stride⌉, ⌈w / stride⌉). stride: one number or (height, width).
     """
 
     def __init__(
@@ -135,7 +153,7 @@ class Residual(nn.Module):
 
 
 def fold(network: M) -> M:
-    """A copy of a network for inference, the batch normalisations of its :class:`Conv` melted into the convolutions."""
+    """A copy of a network for inference, the batch normalisations of its :class:`Conv` merged into the convolutions."""
     folded = copy.deepcopy(network).eval()
     for module in folded.modules():
         if isinstance(module, Conv) and isinstance(module.norm, nn.BatchNorm2d):
@@ -143,16 +161,19 @@ def fold(network: M) -> M:
     return folded
 
 
-IMAGE_SIZE = (72, 96)  # height, width of a picture that the trunk is given
+IMAGE_SIZE = (72, 96)  # height, width of the trunk's input
 HEAT_SIZE = (24, 32)  # height, width of its heat maps
 SHIPPED_TRUNK = SHIPPED / "tiny_trunk.safetensors"
 
 
-class Sight(NamedTuple):
-    """What the trunk sees in B pictures, asked for W words.
+class TrunkOutput(NamedTuple):
+    """The trunk's output for B pictures and W words.
 
-    heat (B, W, 24, 32): logits, does the thing cover this cell. presence (B, W): logits, is at least a quarter of it
-    to be seen. hidden (B, W, hidden): what was read off each thing. embedding (B, Dv): the picture's vector.
+    Attributes:
+        heat: (B, W, 24, 32) logits that the thing covers a cell.
+        presence: (B, W) logits that at least a quarter of the thing is in view.
+        hidden: (B, W, hidden) features of each thing.
+        embedding: (B, Dv) of the pictures.
     """
 
     heat: Tensor
@@ -162,22 +183,24 @@ class Sight(NamedTuple):
 
 
 class Trunk(nn.Module):
-    """Pictures (B, 72, 96, 3) uint8 RGB ⇒ :class:`Sight`, for all the words of its table.
+    """Pictures (B, 72, 96, 3) uint8 RGB ⇒ :class:`TrunkOutput` for all words of its table.
 
-    Convolutions to a quarter and an eighth of the picture's size, added top-down to ``features`` per cell. A word is a
-    row e of the table; the heat of a cell is its feature's inner product with e. Softmax over the heat pools the
-    features where the thing is, and a small net reads presence off what was pooled. The picture's vector is a linear
-    map of what was read of every word, weighted by its presence, and of the picture as a whole, then LayerNorm.
+    Convolutions go to a quarter and an eighth of the picture's size, and are added top-down to ``features`` per cell. A
+    word is a row e of the table. The heat of a cell is the inner product of its features with e. Softmax over the heat
+    pools the features of each thing, and an MLP maps the pooled features to the thing's hidden features and presence.
+    The picture's embedding is a linear map, then LayerNorm, of all hidden features weighted by presence and of features
+    pooled over the whole picture.
 
     Args:
         words: rows of the table.
         word_dim: length De of a word's vector; each row has norm sqrt(De).
-        embedding_dim: length Dv of a picture's vector.
+        embedding_dim: length Dv of a picture's embedding.
         widths: channels at a half, a quarter and an eighth of the picture's size.
         features: channels of the cells' features.
-        hidden: width of the small net that reads the pooled features.
-        part_dim, free_dim: what the picture's vector is made of, per word and of the whole.
-        folded: without batch normalisation, as :func:`~vta_sam.embedded.tiny_networks.fold` leaves it.
+        hidden: width of the MLP on the pooled features.
+        part_dim: share of one word in the picture's embedding, before its linear map.
+        free_dim: share of the whole picture.
+        folded: build without batch normalisation, as :func:`~vta_sam.embedded.tiny_networks.fold` returns it.
     """
 
     def __init__(
@@ -219,11 +242,11 @@ class Trunk(nn.Module):
         """The words' vectors ⇒ (words, word_dim), rows of norm sqrt(word_dim)."""
         return F.normalize(self.words, dim=1) * self.word_dim**0.5
 
-    def forward(self, pictures: Tensor) -> Sight:
-        return self.see(pictures.permute(0, 3, 1, 2).float() / 127.5 - 1)
+    def forward(self, pictures: Tensor) -> TrunkOutput:
+        return self.forward_normalised(pictures.permute(0, 3, 1, 2).float() / 127.5 - 1)
 
-    def see(self, x: Tensor) -> Sight:
-        """The same for pictures (B, 3, 72, 96) already scaled to about [-1, 1]."""
+    def forward_normalised(self, x: Tensor) -> TrunkOutput:
+        """:class:`TrunkOutput` of pictures (B, 3, 72, 96) that are already scaled to about [-1, 1]."""
         x = self.quarter_more(F.relu_(self.quarter(F.relu_(self.stem(x)))))
         deep = self.eighth_more(F.relu_(self.eighth(x)))
         cells = F.relu_(self.cells(x + F.interpolate(self.down(deep), size=x.shape[2:], mode="nearest")))
@@ -235,10 +258,10 @@ class Trunk(nn.Module):
         whole = self.free(torch.cat([deep.mean((2, 3)), deep.amax((2, 3))], 1))
         embedding = self.embed_norm(self.embed(torch.cat([parts.flatten(1), whole], 1)))
         heat = F.interpolate(heat, size=HEAT_SIZE, mode="bilinear", align_corners=False)
-        return Sight(heat, presence, hidden, embedding)
+        return TrunkOutput(heat, presence, hidden, embedding)
 
     def _read(self, cells: Tensor, heat: Tensor, words: Tensor) -> Tensor:
-        """Features (B, C, h, w) pooled under each word's heat (B, W, h, w), and read ⇒ (B, W, hidden)."""
+        """Hidden features (B, W, hidden) of each word, from cells (B, C, h, w) pooled under its heat (B, W, h, w)."""
         batch, _, height, width = cells.shape
         weight = (heat.flatten(2) * self.focus).softmax(-1)
         pooled = weight @ cells.flatten(2).transpose(1, 2)
@@ -246,13 +269,20 @@ class Trunk(nn.Module):
         x = torch.linspace(-1, 1, width, device=cells.device).repeat(height)
         place = weight.float() @ torch.stack([x, y, x * x + y * y], 1)
         covered = heat.flatten(2).sigmoid().mean(-1).sqrt()
-        facts = torch.cat([place, covered[..., None], heat.flatten(2).amax(-1)[..., None] / 8], -1)
-        asked = words.expand(batch, -1, -1)
-        return self.read(torch.cat([pooled, asked, facts.to(pooled.dtype)], -1)).relu()
+        geometry = torch.cat([place, covered[..., None], heat.flatten(2).amax(-1)[..., None] / 8], -1)
+        queries = words.expand(batch, -1, -1)
+        return self.read(torch.cat([pooled, queries, geometry.to(pooled.dtype)], -1)).relu()
 
 
 def load_trunk(path: Path | str | None = None) -> tuple[Trunk, TinyWeights]:
-    """The trunk of a weights file (default: the shipped one), frozen and ready to look, and what its file says."""
+    """The trunk of a weights file, frozen and in eval mode, and the content of the file.
+
+    Args:
+        path: None: the shipped file.
+
+    Raises:
+        InputError: the file can't be used, see :func:`read_weights`.
+    """
     path = Path(path) if path is not None else SHIPPED_TRUNK
     weights = read_weights(path, "trunk")
     trunk = Trunk(**{**weights.about["sizes"], "folded": True})
@@ -260,22 +290,22 @@ def load_trunk(path: Path | str | None = None) -> tuple[Trunk, TinyWeights]:
     return trunk.eval().requires_grad_(False).to(memory_format=torch.channels_last), weights
 
 
-RANGE_NATS = 6.9  # 60 dB: what is further below the loudest bin of a clip is silence
+RANGE_NATS = 6.9  # 60 dB; quieter bins count as silence, measured from a clip's loudest bin
 PEAK = 0.5
 SHIPPED_TAGGER = SHIPPED / "tiny_tagger.safetensors"
 
 
 class Tagger(nn.Module):
-    """Waveforms at 16 kHz ⇒ logits of the classes, or a vector per sound. Level does not matter, nor does silence.
+    """Waveforms at 16 kHz ⇒ logits of the classes, or an embedding per sound. Level and pauses change neither.
 
-    Convolutions over the log-mel, 60 dB below its loudest bin cut off; frames are averaged by their energy, so that
-    pauses count for nothing.
+    Convolutions run over the log-mel, clipped at 60 dB below its loudest bin. Frames are averaged with their energy as
+    weight, so that pauses have none.
 
     Args:
         classes: names of the classes, in the order of the logits.
         widths: channels of the four convolutions.
-        embedding_dim: length of a sound's vector.
-        folded: without batch normalisation, as :func:`~vta_sam.embedded.tiny_networks.fold` leaves it.
+        embedding_dim: length of a sound's embedding.
+        folded: build without batch normalisation, as :func:`~vta_sam.embedded.tiny_networks.fold` returns it.
     """
 
     def __init__(
@@ -299,11 +329,11 @@ class Tagger(nn.Module):
         self.classify = nn.Linear(embedding_dim, len(self.classes))
 
     def logits(self, waveform: Tensor) -> Tensor:
-        """(B, samples) float ⇒ (B, classes); softmax of it is the tagger's belief, argmax the class."""
+        """Waveforms (B, samples) float ⇒ logits (B, classes)."""
         return self.classify(F.relu(self.embed(waveform)))
 
     def embed(self, waveform: Tensor) -> Tensor:
-        """(B, samples) float ⇒ (B, embedding_dim)."""
+        """Waveforms (B, samples) float ⇒ (B, embedding_dim)."""
         centred = waveform.float() - waveform.float().mean(1, keepdim=True)
         peak = centred.abs().amax(1, keepdim=True)
         return self.embed_mel(self.log_mel(centred * (PEAK / peak.clamp_min(1e-5))))
@@ -321,7 +351,14 @@ class Tagger(nn.Module):
 
 
 def load_tagger(path: Path | str | None = None) -> Tagger:
-    """The tagger of a weights file (default: the shipped one), frozen; ``fingerprint`` names its weights."""
+    """The tagger of a weights file, frozen and in eval mode; its ``fingerprint`` names the weights.
+
+    Args:
+        path: None: the shipped file.
+
+    Raises:
+        InputError: the file can't be used, see :func:`read_weights`.
+    """
     path = Path(path) if path is not None else SHIPPED_TAGGER
     weights = read_weights(path, "tagger")
     tagger = Tagger(weights.classes, **{**weights.about["sizes"], "folded": True})
@@ -331,7 +368,12 @@ def load_tagger(path: Path | str | None = None) -> Tagger:
 
 
 class TinyBackbone:
-    """A :class:`~vta_sam.metrics.backbones.Backbone`. weights: ignored, since the project ships the tagger."""
+    """A :class:`~vta_sam.metrics.backbones.Backbone` made of the tagger.
+
+    Args:
+        weights: not used, since the project ships the tagger.
+        device: "cpu", "cuda", …
+    """
 
     name = "tiny"
     sample_rate_hz = SAMPLE_RATE_HZ
@@ -344,6 +386,7 @@ class TinyBackbone:
         self.fingerprint = f"tiny-{self.tagger.fingerprint}"
 
     def embed(self, waveforms: Sequence[np.ndarray]) -> list[Embedding]:
+        """Waveforms, each (samples,) ⇒ an embedding of each, (0, dim) for a sound of 64 ms and less."""
         return by_length(waveforms, self._embed_batch)
 
     @torch.inference_mode()

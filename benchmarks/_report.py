@@ -1,4 +1,4 @@
-"""What every benchmark prints: its figures, and the machine that they were measured on."""
+"""The report of every benchmark: its figures, and the machine that they were measured on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def machine() -> dict[str, Any]:
-    """What figures depend on. Imports no torch: the start of programs is measured too."""
+    """Versions and hardware that figures depend on. Imports no torch, since the start of programs is measured too."""
     facts: dict[str, Any] = {"cpu": _cpu_model(), "cores": len(os.sched_getaffinity(0)),
                              "load_1min": round(os.getloadavg()[0], 2), "python": platform.python_version()}
     for package in ("torch", "diffusers", "vta-sam"):
@@ -45,7 +45,7 @@ def _cpu_model() -> str:
 
 def peak_memory_gb() -> float:
     """Of this process, and of the largest of its children that ended: an upper bound while they run at once."""
-    peak = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    peak = sum(resource.getrusage(process).ru_maxrss for process in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return round(peak / 1024 ** 2, 2)
 
 

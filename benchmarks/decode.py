@@ -1,14 +1,14 @@
-"""How long reading takes: square pictures at a low rate, as models look at them, and the sound of real clips.
+"""Time of reading: square pictures at a low rate, as models take them, and the sound of real clips.
 
 - seek: OpenCV, set to each frame by its number, as readers for few frames do
-- grab: OpenCV, frame after frame, of which those that are wanted are converted
+- grab: OpenCV, frame after frame, of which the wanted ones are converted
 - ours: vta_sam.media.video.read_clip, pictures and sound in one pass
 
     python benchmarks/decode.py --videos FOLDER
 
 Seek and grab get the same frames, shrink them by OpenCV's area averaging, and read the sound in a pass of its own.
-Where a container claims more pictures than it has, they miss some. Our pictures are compared with those of FFmpeg's own
-scaler and crop on the same decoded pictures.
+Where a container claims more pictures than it has, they miss some. Our pictures are compared with FFmpeg's own scaler
+and crop on the same decoded pictures.
 """
 
 from __future__ import annotations

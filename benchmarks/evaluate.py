@@ -35,8 +35,8 @@ def main() -> None:
             for run in ("first", "cached"):
                 command = [sys.executable, __file__, "--folder", scratch, "--clips", str(clips), "--workers",
                            str(given.workers)]
-                told = subprocess.run(command, capture_output=True, text=True, check=True)
-                rows.append({"clips": clips, "run": run, **json.loads(told.stdout.splitlines()[-1])})
+                finished = subprocess.run(command, capture_output=True, text=True, check=True)
+                rows.append({"clips": clips, "run": run, **json.loads(finished.stdout.splitlines()[-1])})
     Report("evaluation of one system: timing figures, spectral distance, embedded tagger; no optical flow", rows,
            {"seconds_a_clip": given.seconds, "workers": given.workers}).show(given.json)
 

@@ -3,7 +3,7 @@
     python benchmarks/processes.py --size embedded --worlds 1 2
     python benchmarks/processes.py --size embedded --worlds 1 2 --threads 1
 
-Random features, the whole batch of a step parted among the processes, each with ``--threads`` (default: its share of
+Random features, the whole batch of a step divided among the processes, each with ``--threads`` (default: its share of
 the cores). What reading data takes is not part of it: see scaling.py.
 """
 
@@ -42,14 +42,14 @@ def worker(rank: int, world: int, port: int, options: Any, found: Any) -> None:
         module = module_of(job, options.stage, DIMENSIONS).to(device)
         batch = batch_of(job, settings["batch_size"] // world, DIMENSIONS).to(device)
         module.forward = lambda: module.training_step(batch, 0)
-        parted = DistributedDataParallel(module) if world > 1 else module
+        wrapped = DistributedDataParallel(module) if world > 1 else module
         optimiser = module.configure_optimizers()["optimizer"]
         times = []
         for _ in range(2 + options.repeat):
             began = time.perf_counter()
             with warnings.catch_warnings(), torch.autocast(device, torch.bfloat16, enabled=options.bf16):
                 warnings.simplefilter("ignore")  # self.log() says that there is no trainer
-                loss = parted()
+                loss = wrapped()
             optimiser.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)

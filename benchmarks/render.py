@@ -29,9 +29,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             videos, shards = Path(folder) / "videos", Path(folder) / "shards"
             [rendering_s] = seconds(lambda: write_world(videos, {"train": options.clips}, 0, workers), 1)
-            looks = TinyGrounder(), TinyEncoder()
+            extractors = TinyGrounder(), TinyEncoder()
             [extraction_s] = seconds(lambda: extract_dataset(
-                videos / "manifest.csv", videos, shards, *looks, options.fps, workers=workers), 1)
+                videos / "manifest.csv", videos, shards, *extractors, options.fps, workers=workers), 1)
         rows.append({"workers": workers, "rendering_clips_per_s": round(options.clips / rendering_s, 2),
                      "extraction_clips_per_s": round(options.clips / extraction_s, 2),
                      "both_s_per_clip": round((rendering_s + extraction_s) / options.clips, 3)})

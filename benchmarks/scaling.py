@@ -7,7 +7,8 @@ Measured here: floating point operations of a step (counted on torch's meta devi
 clip in a shard, clips a second that one process reads. Assumed, and changed by the options: what a GPU sustains, what
 travels between GPUs and machines, what the storage delivers. ``--step-s`` replaces the first by a measurement
 (benchmarks/step.py on a GPU). Each GPU has the same number of clips, so a step grows with their number. The exchange of
-gradients is taken as a ring, and half of it as hidden behind the backward pass.
+gradients is taken as a ring, and half of it as hidden behind the backward pass. The denoiser is the size's UNet: an
+experiment with another one is refused.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ def count(job: Any) -> tuple[float, float]:
     sample = torch.empty(1, module.denoiser.unet.config["in_channels"], *latent.shape[2:], device="meta")
     with FlopCounterMode(display=False) as counter, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        told = torch.empty(1, frames, tokens, device="meta")
-        module.denoiser.unet(sample, torch.empty(1, device="meta"), told).sample.sum().backward()
+        condition = torch.empty(1, frames, tokens, device="meta")
+        module.denoiser.unet(sample, torch.empty(1, device="meta"), condition).sample.sum().backward()
     gradient = sum(4 * p.numel() for p in module.parameters() if p.requires_grad)
     return float(counter.get_total_flops()), float(gradient)
 
@@ -75,19 +76,20 @@ def read(job: Any, clips: int) -> tuple[float, float]:
         return path.stat().st_size / clips, clips / (time.perf_counter() - began)
 
 
-def row(gpus: int, step_s: float, gradient: float, clip_bytes: float, read_per_s: float, told: Any) -> dict[str, Any]:
+def row(gpus: int, step_s: float, gradient: float, clip_bytes: float, read_per_s: float, options: Any,
+        ) -> dict[str, Any]:
     """A step on so many GPUs ⇒ what each part of it takes, and which part is the longest."""
-    slowest = told.between_gpus_gb_s if gpus <= told.gpus_a_machine else told.between_machines_gb_s
+    slowest = options.between_gpus_gb_s if gpus <= options.gpus_a_machine else options.between_machines_gb_s
     exchange_s = 2 * (gpus - 1) / gpus * gradient / (slowest * 1e9)
     waits_s = max(0.0, exchange_s - HIDDEN * step_s)
-    loaders_s = told.step_clips / (read_per_s * told.loaders)
-    storage_s = gpus * told.step_clips * clip_bytes / (told.storage_gb_s * 1e9)
+    loaders_s = options.step_clips / (read_per_s * options.loaders)
+    storage_s = gpus * options.step_clips * clip_bytes / (options.storage_gb_s * 1e9)
     whole_s = max(step_s + waits_s, loaders_s, storage_s)
     parts = {"computing": step_s if not waits_s else 0.0, "exchange": step_s + waits_s if waits_s else 0.0,
              "loader processes": loaders_s, "storage": storage_s}
-    return {"gpus": gpus, "clips_a_step": gpus * told.step_clips, "compute_s": round(step_s, 3),
+    return {"gpus": gpus, "clips_a_step": gpus * options.step_clips, "compute_s": round(step_s, 3),
             "exchange_s": round(exchange_s, 3), "loaders_s": round(loaders_s, 3), "storage_s": round(storage_s, 3),
-            "step_s": round(whole_s, 3), "clips_per_s": round(gpus * told.step_clips / whole_s, 1),
+            "step_s": round(whole_s, 3), "clips_per_s": round(gpus * options.step_clips / whole_s, 1),
             "efficiency": f"{step_s / whole_s:.0%}", "limit": max(parts, key=lambda name: parts[name])}
 
 
@@ -109,18 +111,18 @@ def main() -> None:
     arguments.add_argument("--loaders", type=int, default=8, help="loader processes a GPU")
     arguments.add_argument("--storage-gb-s", type=float, default=10.0, help="assumed: GB/s of the storage, for all")
     arguments.add_argument("--shard-clips", type=int, default=64, help="clips of the shard that is read")
-    told = arguments.parse_args()
-    job = job_of(told.exp, told.size)
+    options = arguments.parse_args()
+    job = job_of(options.exp, options.size)
     flops, gradient = count(job)
-    clip_bytes, read_per_s = read(job, told.shard_clips)
-    step_s = told.step_s or told.step_clips * flops / (told.tflops * 1e12)
-    rows = [row(gpus, step_s, gradient, clip_bytes, read_per_s, told) for gpus in told.gpus]
+    clip_bytes, read_per_s = read(job, options.shard_clips)
+    step_s = options.step_s or options.step_clips * flops / (options.tflops * 1e12)
+    rows = [row(gpus, step_s, gradient, clip_bytes, read_per_s, options) for gpus in options.gpus]
     facts = {"tflop_a_clip": float(f"{flops / 1e12:.3g}"), "gradient_gb": round(gradient / 1e9, 3),
              "state_gb": round(4 * gradient / 1e9, 2), "clip_kb": round(clip_bytes / 1e3, 1),
              "read_clips_per_s_a_process": round(read_per_s, 1),
-             "step_s_of_one_gpu": "measured" if told.step_s else f"assumed at {told.tflops:g} TFLOP/s"}
-    Report(f"{told.exp}, size {told.size}, stage diffusion, {told.step_clips} clips a step and GPU", rows,
-           facts).show(told.json)
+             "step_s_of_one_gpu": "measured" if options.step_s else f"assumed at {options.tflops:g} TFLOP/s"}
+    Report(f"{options.exp}, size {options.size}, stage diffusion, {options.step_clips} clips a step and GPU", rows,
+           facts).show(options.json)
 
 
 if __name__ == "__main__":

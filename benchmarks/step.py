@@ -4,7 +4,8 @@ that training uses, torch's own choice of one.
     python benchmarks/step.py --size embedded --exp vta_sam
     python benchmarks/step.py --size base --stages diffusion --batch-size 4 --frame-dim 768 --object-dim 768
 
-Random features: what a step costs doesn't depend on what is seen. Reading data is not part of it.
+Random features: what a step costs doesn't depend on what is seen. Reading data is not part of it. The denoiser is the
+size's UNet: an experiment with another one is refused.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from typing import Any
 from _report import Report, median, parser, peak_memory_gb
 
 from vta_sam.runtime.cli import run
+from vta_sam.runtime.errors import InputError
 
 STAGES = ("vae", "condition", "diffusion")
 CAPTION_TOKENS = 16
 
 
 def job_of(exp: str, size: str) -> Any:
-    """The training job as the command line would make it."""
+    """The training job as the command line would make it. InputError: its denoiser is not the size's UNet."""
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
@@ -34,7 +36,11 @@ def job_of(exp: str, size: str) -> Any:
     with initialize_config_dir(str(Path(__file__).resolve().parents[1] / "conf"), version_base="1.3"):
         config = compose("train", overrides=[f"+exp={exp}", f"size={size}"])
     settings: Any = OmegaConf.to_container(config, resolve=True)
-    return TrainingJob.of(settings)
+    job = TrainingJob.of(settings)
+    if job.denoiser:
+        raise InputError(f"--exp {exp} has the denoiser {job.denoiser['_target_']}; only the UNet of a size is "
+                         "measured here, so name an experiment without one")
+    return job
 
 
 def module_of(job: Any, stage: str, dims: dict[str, int]) -> Any:
@@ -53,7 +59,7 @@ def module_of(job: Any, stage: str, dims: dict[str, int]) -> Any:
     conditioner, unet = job.network_recipes(SimpleNamespace(dimensions={"fps": job.spec.fps, **dims}))
     if stage == "condition":
         return ConditionPretraining(build(conditioner["encoder"]), settings.weights, Augmentation(**job.augment),
-                                    settings.optimise())
+                                    settings.optimise(), job.spec.mel)
     return LatentDiffusion(
         build(unet, _partial_=True)(spec=job.spec), build(conditioner, _partial_=True)(spec=job.spec),
         build(job.objective),

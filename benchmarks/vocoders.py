@@ -30,7 +30,7 @@ def main() -> None:
     from vta_sam.dataset.shards.schema import read_dataset
     from vta_sam.embedded.tiny_networks import TinyBackbone
     from vta_sam.generation.build import load_vocoder
-    from vta_sam.mel import HOP_SAMPLES, LogMel, normalise
+    from vta_sam.mel import FIGURES, HOP_SAMPLES, LogMel, normalise
     from vta_sam.metrics.frechet import frechet_distance
     from vta_sam.vocoder import GriffinLim
 
@@ -38,9 +38,9 @@ def main() -> None:
     shards = read_dataset(root).splits[options.split]
     records = islice((record for shard in shards for record in read_records(root, shard)), options.clips)
     true = [normalise(torch.from_numpy(np.array(record.waveform))[None]) for record in records]
-    log_mel, backbone, rows = LogMel(), TinyBackbone(), []
+    log_mel, backbone, rows = LogMel(FIGURES), TinyBackbone(), []
 
-    def heard(waveforms) -> np.ndarray:
+    def embeddings(waveforms) -> np.ndarray:
         return np.concatenate([answer.embeddings for answer in backbone.embed([w[0].numpy() for w in waveforms])])
 
     for name, vocoder in (("griffin_lim", GriffinLim()), ("trained", load_vocoder(read_recipe(folder), folder))):
@@ -60,7 +60,7 @@ def main() -> None:
         everywhere, within_40_db = np.mean(errors, axis=0)
         rows.append({"vocoder": name, "mel_error_nats": round(everywhere, 3),
                      "mel_error_within_40_db": round(within_40_db, 3),
-                     "frechet_tagger": round(frechet_distance(heard(made), heard(true)), 3),
+                     "frechet_tagger": round(frechet_distance(embeddings(made), embeddings(true)), 3),
                      "s_per_clip": round(took_s / len(true), 3)})
     Report("true log-mels back to sound", rows, {"clips": len(true), "peak_memory_gb": peak_memory_gb()}
            ).show(options.json)

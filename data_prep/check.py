@@ -1,4 +1,4 @@
-"""Check a finished dataset and say what it holds; draw the grounding over some of its clips. See conf/check.yaml.
+"""Check a finished dataset, print its statistics, and draw the grounding over some of its clips. See conf/check.yaml.
 
     python data_prep/check.py shards=DIR
     python data_prep/check.py shards=DIR videos=DIR overlay=3

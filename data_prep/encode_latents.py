@@ -18,7 +18,7 @@ def main(config):
         if config[key] is None:
             raise InputError(f"{key}= is missing; it names {meaning}. --help shows all keys")
     from vta_sam.checkpoints.model_folder import read_recipe
-    from vta_sam.dataset.extraction.progress import followed
+    from vta_sam.dataset.extraction.progress import terminal_progress
     from vta_sam.dataset.shards.latents import encode_dataset, latents_folder
     from vta_sam.dataset.shards.schema import read_dataset
     from vta_sam.dataset.shards.storage import storage_of
@@ -35,7 +35,7 @@ def main(config):
     mine = [shard for split in info.splits for shard in info.shards(split)][rank::world]
     done, total = 0, sum(shard.records for shard in mine)
     share = f" ({rank + 1} of {world})" if world > 1 else ""
-    with followed(f"latents into {out}{share}") as show:
+    with terminal_progress(f"latents into {out}{share}") as show:
         show(done, total, 0)
 
         def advance(records: int) -> None:

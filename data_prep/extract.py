@@ -21,7 +21,7 @@ def main(config):
 
     from vta_sam.checkpoints.parts import build
     from vta_sam.dataset.extraction.extract import extract_dataset
-    from vta_sam.dataset.extraction.progress import followed, summary
+    from vta_sam.dataset.extraction.progress import summary, terminal_progress
     from vta_sam.perception.features import build_features
     from vta_sam.runtime.distributed import share_of_work
 
@@ -30,7 +30,7 @@ def main(config):
     features = build_features(config.features)
     rank, world = share_of_work(config.rank, config.world)
     share = f" ({rank + 1} of {world})" if world > 1 else ""
-    with followed(f"clips into {out}{share}") as progress:
+    with terminal_progress(f"clips into {out}{share}") as progress:
         info = extract_dataset(
             Path(config.manifest), Path(config.videos), out, grounder, encoder, config.fps, config.shard_size,
             config.workers, rank, world, limit_s=config.limit_s, memory_mb=config.memory_mb,

@@ -1,10 +1,10 @@
-"""Write the manifest that extraction reads, from what people have: VGGSound's csv, or any folder of videos.
+"""Write the manifest that extraction reads, from VGGSound's csv or from any folder of videos.
 
     python data_prep/manifest.py vggsound --csv vggsound.csv --videos DIR --out DIR/manifest.csv --val 500
     python data_prep/manifest.py folder --videos DIR --out DIR/manifest.csv --captions captions.csv
     python data_prep/manifest.py folder --videos DIR --out DIR/manifest.csv --recursive --caption-from folder --val 100
 
-What is left out, and why, stands beside it in manifest.left_out.csv. No video is opened.
+Skipped clips and the reasons are listed beside it in manifest.left_out.csv. No video is opened.
 """
 
 import argparse

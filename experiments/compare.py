@@ -18,7 +18,7 @@ def main(config):
     from omegaconf import OmegaConf
     from rich.progress import Progress
 
-    from vta_sam.dataset.extraction.progress import followed
+    from vta_sam.dataset.extraction.progress import terminal_progress
     from vta_sam.evaluation.comparison.page import write_comparison
     from vta_sam.evaluation.evaluate import evaluate
     from vta_sam.evaluation.request import request_of, systems_and_reference
@@ -27,7 +27,7 @@ def main(config):
     settings = OmegaConf.to_container(config, resolve=True)
     systems, reference = systems_and_reference(settings["systems"], settings["reference"])
     request = request_of(settings, systems, reference)
-    with followed(f"clips of {reference}") as progress:
+    with terminal_progress(f"clips of {reference}") as progress:
         evaluation, plan = evaluate(request, progress)
     console().print(figures_table(evaluation))
     print(*missing_lines(evaluation), sep="\n")

@@ -16,14 +16,14 @@ def main(config):
             raise InputError(f"{name}= is missing; it names a folder of sounds")
     from omegaconf import OmegaConf
 
-    from vta_sam.dataset.extraction.progress import followed
+    from vta_sam.dataset.extraction.progress import terminal_progress
     from vta_sam.evaluation.evaluate import evaluate
     from vta_sam.evaluation.request import named_folders, request_of
     from vta_sam.evaluation.results import console, differences_table, figures_table, missing_lines, write_evaluation
 
     settings = OmegaConf.to_container(config, resolve=True)
     request = request_of(settings, named_folders(settings["generated"]), Path(config.reference))
-    with followed(f"clips of {config.reference}") as progress:
+    with terminal_progress(f"clips of {config.reference}") as progress:
         evaluation, _ = evaluate(request, progress)
     for table in (figures_table(evaluation), differences_table(evaluation)):
         if table is not None:

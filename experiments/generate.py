@@ -13,14 +13,14 @@ PLAIN_TEXT = ("video", "caption", "objects", "negative_caption", "negative_objec
 @program("generate", shards=shards_to_generate)
 def main(config):
     from vta_sam.generation.build import identify, newest_model
-    from vta_sam.generation.inputs import check_solver, videos_in
+    from vta_sam.generation.inputs import Sampling, videos_in
     from vta_sam.runtime.errors import InputError
 
     alone = bool(config.caption) and not config.video and not config.shards
     if bool(config.video) == bool(config.shards) and not alone:
         raise InputError("name what to generate for: video=FILE, video=FOLDER, shards=FOLDER of a dataset, or with a "
                          "model that reads captions alone caption=WORDS")
-    check_solver(config.solver)
+    sampling = Sampling(config.guidance, config.steps, config.solver, config.overlap)
     videos = videos_in(Path(config.video)) if config.video else {}
     from vta_sam.importers.named_models import named_folder
 
@@ -28,12 +28,14 @@ def main(config):
     if config.model is None:
         print(f"model: {folder}")
     warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"
-    from vta_sam.diffusion.sampler import with_solver
+    from vta_sam.checkpoints.model_folder import read_recipe
+    from vta_sam.generation.build import build_sampler
     from vta_sam.generation.pipeline import load
     from vta_sam.runtime.distributed import choose_device
 
+    sampler = sampling.applied(build_sampler(read_recipe(folder), folder))  # refused before networks are read
     pipeline = load(folder, choose_device(config.device, config.threads))
-    pipeline.sampler = with_solver(pipeline.sampler, config.solver)
+    pipeline.sampler = sampler
     if alone:
         generate_for_caption(config, pipeline, identify(folder))
     elif config.shards:
@@ -45,8 +47,7 @@ def main(config):
 def generate_for_caption(config, pipeline, model) -> None:
     from vta_sam.generation.videos import generate_caption, Prompt
 
-    prompt = Prompt(caption=config.caption, negative_caption=config.negative_caption, seed=config.seed,
-                    guidance=config.guidance, steps=config.steps)
+    prompt = Prompt(caption=config.caption, negative_caption=config.negative_caption, seed=config.seed)
     print(generate_caption(pipeline, prompt, Path(config.out), model, config.overwrite))
 
 
@@ -58,8 +59,7 @@ def generate_for_videos(config, pipeline, model, videos) -> int:
 
     prompt = Prompt(
         caption=config.caption, objects=word_list(config.objects), negative_caption=config.negative_caption,
-        negative_objects=word_list(config.negative_objects), seed=config.seed, guidance=config.guidance,
-        steps=config.steps,
+        negative_objects=word_list(config.negative_objects), seed=config.seed,
     )
     outputs = Outputs(Path(config.out), config.mix, config.wav, config.picture, config.overwrite)
 
@@ -90,7 +90,7 @@ def generate_for_split(config, pipeline, model) -> None:
     if any(config[name] is not None for name in words):
         raise InputError(f"{', '.join(words)} go with video=; a dataset has captions and objects of its own")
     request = SplitRequest(storage_of(config.shards), config.split, Path(config.out), config.samples, config.seed,
-                           config.guidance, config.steps, *share_of_work(config.rank, config.world), config.batch_size)
+                           *share_of_work(config.rank, config.world), config.batch_size)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns) as bar:
         task = bar.add_task(f"sounds in {request.out}", total=count_sounds(request))

@@ -1,9 +1,9 @@
-"""Let people judge: make a page for raters, and analyse what they send back. docs/listening_test.md tells more.
+"""A listening test: make a page for raters, and analyse their answers. See docs/listening_test.md.
 
     python experiments/listening_test.py make --systems clips --reference gt --out listening
     python experiments/listening_test.py analyse --test listening --answers sent --out listening_results
 
-Hand out the folder listening/raters; key.json beside it tells what is what and stays with you.
+Hand out the folder listening/raters; key.json beside it names the systems, and stays with you.
 """
 
 import argparse

@@ -9,6 +9,7 @@ def main(config):
 
     from omegaconf import OmegaConf
 
+    from vta_sam.clip import ClipSpec
     from vta_sam.generation.pipeline import load
     from vta_sam.runtime.errors import InputError
     from vta_sam.study.overfit import extract_clips, measure_pairs
@@ -20,7 +21,7 @@ def main(config):
     clips = settings.pop("overfit")
     videos = Path(clips["videos"])
     shards = extract_clips(videos, Path(clips["captions"]), Path(clips["out"]), settings["grounder"],
-                           settings["encoder"], settings["clip"]["fps"], clips["learned_s"], clips["unheard_s"])
+                           settings["encoder"], ClipSpec(**settings["clip"]), clips["learned_s"], clips["unheard_s"])
     job = TrainingJob.of(settings)
     folder = job.run()
     measure_pairs(load(folder / "diffusion" / "model"), shards, videos, folder / "pairs", job.seed, job.console)

@@ -9,11 +9,11 @@ from pathlib import Path
 from vta_sam.runtime.cli import run, RUN_FOLDER
 
 TRAIN = Path(__file__).with_name("train.py")
-SUBMITTED = ("array", "agents")  # verbs that make SLURM jobs
+SUBMITTED = ("array", "agents")  # verbs that make jobs
 
 
 def arguments() -> argparse.Namespace:
-    """The command line; ``overrides`` are those of train.py and its launcher, wherever they stand."""
+    """The command line; ``overrides`` are train.py's and its launcher's, at any place."""
     made = argparse.ArgumentParser(description=__doc__)
     verbs = made.add_subparsers(dest="verb", required=True)
     grid = verbs.add_parser("multirun", help="a sweep's grid as a Hydra multirun; printed, and with --run started")
@@ -21,39 +21,40 @@ def arguments() -> argparse.Namespace:
     grid.add_argument("--runs", default=None, help="folder of the runs (default: runs/<name>)")
     grid.add_argument("--run", action="store_true", help="start it")
     array = verbs.add_parser("array", usage="%(prog)s [-h] [--runs RUNS] name [launcher.KEY=… …]",
-                             help="a sweep's grid as an array of SLURM jobs (docs/cluster.md)")
+                             help="a sweep's grid as an array of jobs: SLURM's, or launcher=NAME's "
+                             "(docs/cluster.md)")
     array.add_argument("name", help="of conf/sweep/<name>.yaml")
     array.add_argument("--runs", default=None, help="folder of the runs (default: runs/<name>)")
     agents = verbs.add_parser("agents", usage="%(prog)s [-h] --count N [--runs-each N] sweep_id [launcher.KEY=… …]",
-                              help="agents of a wandb sweep as an array of SLURM jobs")
+                              help="agents of a wandb sweep as an array of jobs, likewise")
     agents.add_argument("sweep_id", help="as `wandb sweep` printed it: entity/project/id")
     agents.add_argument("--count", type=int, required=True, metavar="N", help="how many agents")
     agents.add_argument("--runs-each", type=int, default=1, metavar="N", help="runs after which an agent ends (1)")
     collect = verbs.add_parser("collect", help="finished runs as runs.csv and runs.png")
     collect.add_argument("runs", type=Path, help="folder of the runs")
     collect.add_argument("--out", type=Path, default=None, help="folder to write to (default: the runs' own)")
-    told, told_too = made.parse_known_args()
-    strange = [word for word in told_too if told.verb not in SUBMITTED or word.startswith("-")]
+    known, overrides = made.parse_known_args()
+    strange = [word for word in overrides if known.verb not in SUBMITTED or word.startswith("-")]
     if strange:
         made.error(f"unrecognized arguments: {' '.join(strange)}")
-    return argparse.Namespace(**vars(told), overrides=told_too)
+    return argparse.Namespace(**vars(known), overrides=overrides)
 
 
 @run
 def main():
-    told = arguments()
-    if told.verb in SUBMITTED:
-        return submit(told)
+    chosen = arguments()
+    if chosen.verb in SUBMITTED:
+        return submit(chosen)
     from vta_sam.study.sweep import finished_runs, read_sweep, write_table
 
-    if told.verb == "multirun":
-        grid = read_sweep(told.name).multirun(told.runs or f"runs/{told.name}")
+    if chosen.verb == "multirun":
+        grid = read_sweep(chosen.name).multirun(chosen.runs or f"runs/{chosen.name}")
         command = [sys.executable, str(TRAIN), *grid]
         print(shlex.join(["python", "experiments/train.py", *grid]))
-        return subprocess.run(command).returncode if told.run else 0
+        return subprocess.run(command).returncode if chosen.run else 0
     from vta_sam.study.sweep import runs_picture
 
-    found, out = finished_runs(told.runs), told.out or told.runs
+    found, out = finished_runs(chosen.runs), chosen.out or chosen.runs
     out.mkdir(parents=True, exist_ok=True)
     write_table(out / "runs.csv", found)
     runs_picture(out / "runs.png", found)
@@ -61,16 +62,16 @@ def main():
     return 0
 
 
-def submit(told: argparse.Namespace) -> int:
-    from vta_sam.runtime.cluster.launch import launch, launch_agents, Program
+def submit(chosen: argparse.Namespace) -> int:
+    from vta_sam.runtime.cluster.launch import launch, launch_agents, Program, with_launcher
     from vta_sam.study.sweep import read_sweep
 
     train = Program(TRAIN, "train", RUN_FOLDER)
-    if told.verb == "agents":
-        launch_agents(train, told.sweep_id, told.count, told.runs_each, told.overrides)
+    if chosen.verb == "agents":
+        launch_agents(train, chosen.sweep_id, chosen.count, chosen.runs_each, chosen.overrides)
     else:
-        grid = read_sweep(told.name).multirun(told.runs or f"runs/{told.name}")
-        launch(train, [*grid, "launcher=slurm", *told.overrides])
+        grid = read_sweep(chosen.name).multirun(chosen.runs or f"runs/{chosen.name}")
+        launch(train, [*grid, *with_launcher(chosen.overrides)])
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Train the tiny models of the embedded world, or measure those that are there: see conf/train_tiny.yaml."""
+"""Train the tiny models of the embedded world, or measure existing ones: see conf/train_tiny.yaml."""
 
 from vta_sam.runtime.cli import program
 

@@ -112,7 +112,7 @@ def test_contrastive_stage_learns_whose_sound_it_is():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = ContrastivePretraining(AlignedFrameEncoder(FRAME_DIM, 16, 8, 1), {"between": 1.0, "within": 1.0},
-                                        lambda m: None, window_frames=4, shortest_shift_frames=2)
+                                        lambda m: None, SPEC.mel, window_frames=4, shortest_shift_frames=2)
     optimiser = adam(module)
     first = None
     for _ in range(60):
@@ -158,7 +158,7 @@ def test_onset_stage_learns_onsets_and_ignores_padding():
     batch = sounding(*"abcdef")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        module = OnsetTraining(OnsetPredictor(FRAME_DIM, 16, 1), 2.0, lambda m: None)
+        module = OnsetTraining(OnsetPredictor(FRAME_DIM, 16, 1), 2.0, lambda m: None, SPEC.mel)
     optimiser = adam(module)
     for _ in range(80):
         optimiser.zero_grad()
@@ -166,7 +166,7 @@ def test_onset_stage_learns_onsets_and_ignores_padding():
         loss.backward()
         optimiser.step()
     assert figures["frame_f1"] > 0.8
-    true = onset_targets(LogMel()(normalise(batch.waveform))[:, :-1], SPEC)
+    true = onset_targets(LogMel(SPEC.mel)(normalise(batch.waveform))[:, :-1], SPEC)
     assert 0 < (true > 0.5).float().mean() < 0.5
     batch.frame_mask[:, 12:] = False
     whole = module.measure(batch)[0]

@@ -388,7 +388,7 @@ def test_of_a_very_long_caption_the_beginning_is_read():
     caption = " and ".join(f"a {word} calls" for word in words * 2500)
     assert len(caption.split()) > 30_000
     assert nouns(caption + " and a goat calls").words == words
-    read = tagging.split(caption)
+    read = tagging.tokenize(caption)
     assert len(" ".join(read)) <= tagging.MAX_CHARACTERS and read == caption.split()[:len(read)]
     assert nouns("a goat calls " + "and a man talks " * 10_000).words == ["goat", "man"]
 
@@ -440,7 +440,7 @@ def test_nltks_tagger_is_used_where_its_data_is_installed(perceptron):
 @pytest.mark.parametrize("line, words", TAGGED, ids=[line.split("/")[0] + str(i) for i, (line, _) in enumerate(TAGGED)])
 def test_rules_leave_good_tags_alone(perceptron, line, words):
     text = " ".join(word for word, _ in pairs_of(line)).replace(" 's", "'s")
-    assert [token.tag for token in tagging.read(text)] == [tag for _, tag in pairs_of(line)]  # it has learned them
+    assert [token.tag for token in tagging.tag(text)] == [tag for _, tag in pairs_of(line)]  # it has learned them
     assert nouns(text).words == words
 
 

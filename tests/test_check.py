@@ -364,6 +364,10 @@ def test_an_overlay_without_objects(tmp_path, make_video):
     frame = Overlay(none, (120, 160)).frame(grey, 4)
     assert np.array_equal(frame[:120, 240:400], grey)
     silent = Overlay(replace(none, waveform=np.zeros(50, np.float32)), (120, 160)).frame(grey, 4)
+    at_44_khz = replace(none, waveform=np.zeros(88_200, np.float32), sample_rate_hz=44_100)
+    at_44_khz.waveform[44_100:] = np.random.default_rng(0).normal(0, 0.1, 44_100)
+    loudness = Overlay(at_44_khz, (120, 160))._loudness
+    assert len(loudness) == 201 and loudness[:95].max() < 0.5 < loudness[105:].min()  # at 100 Hz, whatever the rate
     assert silent.shape == frame.shape and not np.array_equal(silent, frame)
 
 

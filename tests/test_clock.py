@@ -223,7 +223,7 @@ def test_keys_of_timed_cross_attention(fps, read_fps):
 def test_other_tokens_than_frames_are_refused_with_a_remedy():
     layer = TimedCrossAttention(8, spec_of(8), 4, 1.0)
     attention = Attention(query_dim=8, cross_attention_dim=8, heads=1, dim_head=8)
-    with pytest.raises(InputError, match="makes 7 tokens.*told when 20.*set_token_times"):
+    with pytest.raises(InputError, match="makes 7 tokens.*times for 20.*set_token_times"):
         layer.project(attention, torch.zeros(1, 64 * 4, 8), torch.zeros(1, 7, 8))
 
 
@@ -258,7 +258,7 @@ def test_targets_of_stage_2(fps, duration_s):
 def test_pooling_of_diff_foley(fps):
     """The sound's encoder, without its convolutions, has each moment in the frame that was on screen then."""
     spec = spec_of(fps)
-    encoder = AlignedSoundEncoder(dim=8)
+    encoder = AlignedSoundEncoder(64, dim=8)
     encoder.listen = nn.Identity()
     encoder.tower.forward = lambda x, mask: x
     pooled = encoder(mel_impulses(spec), torch.ones(spec.frames, spec.frames, dtype=torch.bool), spec)

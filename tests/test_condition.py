@@ -115,7 +115,7 @@ def test_order_of_objects_does_not_matter(encoder):
 
 
 def mel_of(*waveforms):
-    return LogMel()(normalise(torch.from_numpy(np.stack(waveforms).astype(np.float32))))[:, :-1]
+    return LogMel(SPEC.mel)(normalise(torch.from_numpy(np.stack(waveforms).astype(np.float32))))[:, :-1]
 
 
 @pytest.mark.parametrize("frame", [3, 20, 40, 62])
@@ -207,7 +207,7 @@ def pretraining(object_dropout=0.0):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = ConditionPretraining(build(ENCODER), weights, Augmentation(objects=object_dropout),
-                                      AdamWithWarmup(5e-3, 40))
+                                      AdamWithWarmup(5e-3, 40), SPEC.mel)
     module.log = module.log_dict = lambda *args, **kwargs: None
     return module.train()
 

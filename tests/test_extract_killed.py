@@ -4,7 +4,6 @@ Kills are SIGKILL to the process that extracts; its decoding children have to no
 """
 
 import itertools
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, write_video
 from damaged_videos import SIZE, noise, textured
+from forks import Fork
 from processes import session_of, survivors
 
 from vta_sam.dataset.extraction.extract import extract_dataset
@@ -26,9 +26,6 @@ pytestmark = [pytest.mark.slow,
               pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at processes by /proc")]
 GOOD, BROKEN, SHARD_SIZE, WORLD, FPS = 40, 5, 4, 2, 4.0
 SHARDS = -(-(GOOD + BROKEN) // SHARD_SIZE)
-IMPORTED = ["pytest", "inflect", "nltk", "textblob", "vta_sam.dataset.extraction.extract",
-            "vta_sam.embedded.extractors",
-            "vta_sam.embedded.extractors"]
 PATIENCE_S = 10.0  # for a child that is still starting up when its parent dies, on a busy machine
 
 
@@ -68,36 +65,14 @@ class Forks:
 
     def __init__(self, corpus, out, **settings):
         self.corpus, self.out, self.settings = corpus, out, settings
-        self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(IMPORTED)
 
     def start(self, rank):
-        return Fork(self.context, (*self.corpus, self.out, rank, self.settings))
+        return Fork(extract_here, *self.corpus, self.out, rank, self.settings)
 
 
-class Fork:
-    """A multiprocessing.Process that is asked as a subprocess.Popen is."""
-
-    def __init__(self, context, arguments):
-        self.process = context.Process(target=extract_in_a_session, args=arguments)
-        self.process.start()
-        self.pid, self.kill = self.process.pid, self.process.kill
-
-    def poll(self):
-        return self.process.exitcode
-
-    def wait(self):
-        self.process.join()
-        return self.process.exitcode
-
-
-def extract_in_a_session(manifest, videos, out, rank, settings):
-    import torch
-
+def extract_here(manifest, videos, out, rank, settings):
     from vta_sam.embedded.extractors import TinyEncoder, TinyGrounder
 
-    os.setsid()  # so that its children are known by it
-    torch.set_num_threads(1)
     write = tarfile.TarFile.addfile
 
     def write_slowly(tar, *member):
@@ -241,15 +216,13 @@ def test_scripts_killed_anywhere_go_on_to_the_same_bytes(corpus, reference, kill
         lambda: after(rng.uniform(0.1, 1.5)),  # during imports
         lambda: decoders_are_there,
         lambda: lambda: partials(out),
-        lambda: after(rng.uniform(1.5, 4.0)),
         news,
-        lambda: lambda: partials(out),
     ]
     for instant in instants:
         for name in partials(out):
             (out / name).unlink()  # else the next kill would be aimed at the last one's traces
         killer.live_until(instant(), range(WORLD))
-    assert killer.kills >= WORLD * 4
+    assert killer.kills >= WORLD * 3
     killer.finish()  # scripts do what the forks of the reference do
     sweep(out, reference, Forks(corpus, out))
 

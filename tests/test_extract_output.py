@@ -208,7 +208,7 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch, capsys):
     """Where there is no terminal. What earlier runs did doesn't count as speed."""
     seconds = iter([0.0, 10.0, 30.0, 61.0, 100.0])
     monkeypatch.setattr(report.time, "monotonic", lambda: next(seconds))
-    with report.followed("clips into out") as progress:
+    with report.terminal_progress("clips into out") as progress:
         for done in (100, 110, 130, 161, 200):
             progress(done, 200, 3)
     assert capsys.readouterr().out.splitlines() == [

@@ -104,6 +104,8 @@ def test_same_seed_same_sound_and_finished_work_is_kept(generate, make_video, tm
     assert status == 0 and "was there" in out and (tmp_path / "a/in.mp4").stat().st_mtime_ns == before
     status, _, err = generate(*command, "out=a", "seed=1")
     assert status == 2 and "made with seed=0" in err and "overwrite=true" in err
+    status, _, err = generate(*command, "out=a", "overlap=0.5")
+    assert status == 2 and "made with overlap=None" in err, "of windows, so the sound of a long video is another"
     assert generate(*command, "out=a", "seed=1", "overwrite=true")[0] == 0
     assert (tmp_path / "a/in.wav").read_bytes() == other
     (tmp_path / "a/in.json").unlink()  # as after an interruption: made again
@@ -226,6 +228,8 @@ def write_song(path: Path) -> Path:
     ("shards=folder", "name what to generate for"),
     ("objects=[a,b,c,d,e,f,g,h,i]", "9 are named, at most 8"),
     ("steps=0", "steps=0: expected a whole number"),
+    ("overlap=1", "overlap=1: expected a number from 0 to 0.95"),
+    ("solver=magic", "solver='magic' is not known"),
     ("guidance=lots", "guidance=lots: expected a number"),
     ("seed=-1", "seed=-1: expected a whole number"),
     ("mix=2", "mix=2: expected a number from 0 to 1"),

@@ -163,7 +163,7 @@ def assert_equals_package(reference: torch.nn.Module, side: int, batches: list[i
 
 @pytest.mark.slow
 def test_batches_equal_the_package_frame_by_frame(lively, tmp_path):
-    assert assert_equals_package(lively, SIDE, [1, 2, 4], [0, 1, 3], tmp_path) >= 0.5, "hardly any box"
+    assert assert_equals_package(lively, SIDE, [1, 3], [0, 2], tmp_path) >= 0.5, "hardly any box"
 
 
 @pytest.mark.slow
@@ -207,7 +207,7 @@ def test_the_language_model_reads_a_prompt_once(network):
 
 @pytest.mark.slow  # a processor emulates it
 def test_half_precision_gives_nearly_the_same(lively):
-    frames, exact = to_tensor(pictures(2, SIDE, SIDE + 64)), detector_of(lively)
+    frames, exact = to_tensor(pictures(1, SIDE, SIDE + 64)), detector_of(lively)
     half = Detector(copy.deepcopy(lively), SIDE, 1333, CPU, torch.autocast("cpu", dtype=torch.bfloat16))
     prompt = exact.prompt(["car", "man"])
     assert float((half.detect(frames, prompt).probs - exact.detect(frames, prompt).probs).abs().max()) < 0.2
@@ -215,17 +215,16 @@ def test_half_precision_gives_nearly_the_same(lively):
 
 @pytest.mark.slow
 def test_equality_at_the_size_of_use(network, tmp_path):
-    """Two frames with a short side of 800 pixels."""
-    frames = pictures(2, 800, 1056)
+    """A frame with a short side of 800 pixels."""
+    frames = pictures(1, 800, 832)
     detector = detector_of(network, 800)
     prompt = detector.prompt(WORDS)
     seen = detector.detect(to_tensor(frames), prompt)
-    for i in range(2):
-        with torch.no_grad():
-            answer = network(official_pixels(frames[i], 800, tmp_path)[None], captions=[prompt.text])
-        for k, span in enumerate(prompt.spans):
-            best = answer["pred_logits"][0].sigmoid()[:, list(span)].amax()
-            torch.testing.assert_close(seen.probs[i, k], best, atol=1e-4, rtol=0)
+    with torch.no_grad():
+        answer = network(official_pixels(frames[0], 800, tmp_path)[None], captions=[prompt.text])
+    for k, span in enumerate(prompt.spans):
+        best = answer["pred_logits"][0].sigmoid()[:, list(span)].amax()
+        torch.testing.assert_close(seen.probs[0, k], best, atol=1e-4, rtol=0)
 
 
 # ---------------------------------------------------------------------- equality with segment-anything
@@ -275,7 +274,7 @@ def test_pictures_of_other_sizes_are_scaled_as_the_predictor_scales_them(narrow_
 def test_mask_logits_of_vit_b_equal_the_predictor(tmp_path):
     network = build_segmenter_network("vit_b", write_random("sam_vit_b", tmp_path))
     released.enliven(network, seed=4)
-    assert_masks_equal_predictor(network, pictures(2, 576, 1024), 2)
+    assert_masks_equal_predictor(network, pictures(1, 576, 1024), 1)
 
 
 def test_embeddings_are_averaged_inside_the_masks(narrow_sam):

@@ -206,11 +206,10 @@ def test_a_step_of_every_stage_is_timed():
 
 @pytest.mark.slow
 def test_processes_that_train_together_are_timed():
-    told = benchmark("processes", "--size", "smoke", "--worlds", "1", "2", "--repeat", "1", "--json")
+    told = benchmark("processes", "--size", "smoke", "--worlds", "2", "--repeat", "1", "--json")
     assert told.returncode == 0, told.stderr
-    one, two = json.loads(told.stdout)["rows"]
-    assert (one["processes"], two["processes"]) == (1, 2) and one["clips"] == two["clips"] == 4
-    assert one["times_first"] == 1 and one["gradient_mb"] == two["gradient_mb"] > 0
+    [two] = json.loads(told.stdout)["rows"]
+    assert two["processes"] == 2 and two["clips"] == 4 and two["times_first"] == 1 and two["gradient_mb"] > 0
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vta_sam.mel import LOG_FLOOR
+from vta_sam.mel import LOG_FLOOR, SAMPLE_RATE_HZ
 from vta_sam.metrics.intervals import bootstrap_interval, derangement, paired_difference
 from vta_sam.metrics.signal import ErrorShare, measure_level, mel_error_share
 from vta_sam.runtime.errors import InputError
@@ -16,7 +16,7 @@ def sine(amplitude: float, samples: int = 16_000) -> np.ndarray:
 
 
 def test_level_of_a_sine():
-    level = measure_level(sine(0.5))
+    level = measure_level(sine(0.5), SAMPLE_RATE_HZ)
     assert level.rms_dbfs == pytest.approx(-9.03, abs=0.01)
     assert level.peak == pytest.approx(0.5)
     assert (level.silent_share, level.silent, level.clipping_rate) == (0, False, 0)
@@ -25,22 +25,28 @@ def test_level_of_a_sine():
 def test_silence_is_counted_by_frames():
     # 0.25 s of sound is five frames of 50 ms; the odd 37 samples make a last, short one
     sound = np.concatenate([sine(0.5, 4000), np.zeros(12_000), np.zeros(37)])
-    level = measure_level(sound)
+    level = measure_level(sound, SAMPLE_RATE_HZ)
     assert level.silent_share == pytest.approx(16 / 21) and not level.silent
-    assert measure_level(sine(0.001)).silent  # -63 dBFS
-    assert not measure_level(sine(0.002)).silent  # -57 dBFS
-    assert measure_level(np.zeros(100)).rms_dbfs == -120
+    assert measure_level(sine(0.001), SAMPLE_RATE_HZ).silent  # -63 dBFS
+    assert not measure_level(sine(0.002), SAMPLE_RATE_HZ).silent  # -57 dBFS
+    assert measure_level(np.zeros(100), SAMPLE_RATE_HZ).rms_dbfs == -120
+
+
+def test_a_frame_of_a_level_is_50_ms_at_any_rate():
+    """0.25 s of sound is five frames of 50 ms at 44.1 kHz too."""
+    sound = np.concatenate([sine(0.5, 11_025), np.zeros(33_075), np.zeros(37)])
+    assert measure_level(sound, 44_100).silent_share == pytest.approx(16 / 21)
 
 
 def test_clipping_is_counted():
-    assert measure_level(np.clip(sine(2.0), -1, 1)).clipping_rate == pytest.approx(2 / 3, abs=0.02)
-    assert measure_level(np.array([0.0, 1.0, -1.0, 0.99])).clipping_rate == 0.5
+    assert measure_level(np.clip(sine(2.0), -1, 1), SAMPLE_RATE_HZ).clipping_rate == pytest.approx(2 / 3, abs=0.02)
+    assert measure_level(np.array([0.0, 1.0, -1.0, 0.99]), SAMPLE_RATE_HZ).clipping_rate == 0.5
 
 
 @pytest.mark.parametrize("sound", [np.zeros(0), np.zeros((2, 100))])
 def test_no_level_of_what_is_no_sound(sound):
     with pytest.raises(InputError, match="mono"):
-        measure_level(sound)
+        measure_level(sound, SAMPLE_RATE_HZ)
 
 
 def test_bootstrap_covers_the_mean():

@@ -3,6 +3,7 @@ touching the project."""
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from models import make_model_folder
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
@@ -21,6 +23,8 @@ from vta_sam.checkpoints.model_folder import ModelRecipe, read_recipe, save_mode
 from vta_sam.dataset.shards.batch import collate, window_of
 from vta_sam.dataset.shards.schema import read_dataset
 from vta_sam.diffusion.condition import connect
+from vta_sam.diffusion.objective import Objective, VPrediction
+from vta_sam.diffusion.sampler import BaseSampler
 from vta_sam.generation.attention_maps import attention_maps
 from vta_sam.generation.pipeline import load
 from vta_sam.runtime.errors import InputError
@@ -167,6 +171,93 @@ def test_a_conditioner_that_needs_a_unet_says_so_before_training(folder):
 def test_what_does_not_fit_is_refused_in_a_sentence(folder, change, message):
     with pytest.raises(InputError, match=message):
         train_diffusion(job_of(folder, "denoiser=tiny_dit", change), folder)
+
+
+@pytest.mark.parametrize("changes, message", [
+    (["denoiser=tiny_dit", "denoiser.latent_channels=4"], "TinyDiT takes latents of 4 channels, the VAE makes 8; give"),
+    (["denoiser=tiny_dit", "denoiser.latent_freq=8"], "TinyDiT is built for latents of 8 frequency rows, .* makes 4"),
+    (["denoiser=tiny_dit", "conditioner.token_dim=16"], "TinyDiT reads tokens of width 24, .* of width 16"),
+    (["denoiser=tiny_dit", "+denoiser.heads=5"], "denoiser describes a TinyDiT that can't be built: embed_dim must be"),
+    (["networks.unet.config.sample_size=[32,8]"], "LatentUNet is built for latents of 8 frequency rows, .* makes 4"),
+    (["networks.unet.config.out_channels=4"], "LatentUNet takes latents of 4 channels, .* makes 8; .*out_channels=8"),
+    (["networks.unet.config.norm_num_groups=7"], "networks.unet describes a LatentUNet that can't be built: .*7"),
+])
+def test_sizes_are_compared_before_the_vae_is_trained(folder, changes, message):
+    job = job_of(folder, "stages=[vae,condition,diffusion]", "vae=null", *changes)
+    with pytest.raises(InputError, match=message):
+        STAGES["diffusion"].check(job)
+
+
+def test_a_constructor_that_reads_its_weights_is_asked_too(folder):
+    """It can't be built without memory, so it is built with."""
+    source = (folder / "mine.py").read_text()
+    (folder / "mine.py").write_text(source.replace(
+        "        self.layers = ", "        self.spread = float(self.column.detach().std())\n        self.layers = "))
+    before = torch.get_rng_state()
+    with pytest.raises(InputError, match="TinyDiT takes latents of 4 channels"):
+        STAGES["diffusion"].check(job_of(folder, "denoiser=tiny_dit", "denoiser.latent_channels=4", "vae=null"))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_start_with_another_denoiser_is_refused_before_training(folder, tmp_path):
+    start = make_model_folder(tmp_path)
+    with pytest.raises(InputError, match="init=.* has the denoiser LatentUNet, and the one to train is a TinyDiT"):
+        STAGES["diffusion"].check(job_of(folder, "denoiser=tiny_dit", f"init={start}"))
+
+
+@pytest.mark.parametrize("changes, named", [
+    (["+exp=vta_sam_plain"], "networks.unet.coordinate_channels=0, networks.unet.timed_attention=0"),
+    (["+exp=vta_sam", "+ablation/positions=off"], "coordinate_channels=0, networks.unet.timed_attention=0"),
+    (["+exp=vta_ldm_published"], "give networks.unet.coordinate_channels=16 networks.unet.timed_attention=2.0 back"),
+    (["+exp=vta_sam", "networks.unet.config.layers_per_block=2"], "networks.unet.config.layers_per_block=2: another"),
+    (["+exp=vta_sam_plain", "size=base"], None),  # whose UNet has no positions itself
+    (["+exp=vta_sam", "size=smoke"], None),
+])
+def test_changes_of_a_unet_that_is_not_there_are_refused(folder, monkeypatch, changes, named):
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", return_hydra_config=True, overrides=[
+            f"hydra.searchpath=[file://{folder}/conf]", "denoiser=tiny_dit", *changes])
+        HydraConfig.instance().set_config(config)
+        settings: Any = OmegaConf.to_container(config, resolve=False)
+        settings.pop("hydra")
+        settings = OmegaConf.to_container(OmegaConf.create(settings), resolve=True)
+        if named is None:
+            TrainingJob.of(settings)
+        else:
+            with pytest.raises(InputError, match=named):
+                TrainingJob.of(settings)
+
+
+class Unguided(VPrediction):
+    score_gain = Objective.score_gain
+
+
+@pytest.mark.parametrize("changes, refused", [
+    ([], True), (["conditioner.classifier_scale=0"], False), (["conditioner.classifier=null"], False)])
+def test_an_objective_that_a_classifier_can_not_guide_is_refused_before_training(folder, changes, refused):
+    job = job_of(folder, "+exp=diff_foley", "objective._target_=test_new_denoiser.Unguided", "contrastive=somewhere",
+                 "stages=[vae,diffusion]", "vae=null", *changes)
+    if refused:
+        with pytest.raises(InputError, match="can't be guided by a classifier"):
+            STAGES["diffusion"].check(job)
+    else:
+        STAGES["diffusion"].check(job)
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerOfNothing(BaseSampler):
+    def sample(self, predict, noise, objective, generators=None):
+        raise AssertionError("it samples nothing")
+
+
+def test_figures_refuse_a_sampler_of_another_objective_before_data_are_read(folder, tmp_path, monkeypatch):
+    model = make_model_folder(tmp_path)
+    job = job_of(folder, "stages=[figures]", "vae=null", f"model={model}",
+                 "sampler._target_=test_new_denoiser.SamplerOfNothing")
+    monkeypatch.setattr(type(job.source), "prepare", lambda *_: pytest.fail("data were read"))
+    with pytest.raises(InputError, match="SamplerOfNothing can't sample the objective v_prediction"):
+        job.run()
 
 
 def test_a_conditioner_whose_tokens_have_no_time_takes_it(folder):

@@ -309,7 +309,8 @@ def test_models_without_objects_need_no_grounder(tmp_path):
 
 def test_the_embedded_world_wants_names_and_a_dataset_of_before_has_none(workplace, tmp_path):
     with pytest.raises(InputError, match="name grounder= and encoder="):
-        parts.build({"_target_": "embedded_data", "root": "x", "counts": {}}).recipes(None, {"_target_": "tiny_encoder"})
+        source = parts.build({"_target_": "embedded_data", "root": "x", "counts": {}})
+        source.recipes(None, {"_target_": "tiny_encoder"})
     content = json.loads((workplace / "shards" / "dataset.json").read_text())
     for name in ("recipes", "settings", "features", "dims"):
         del content[name]

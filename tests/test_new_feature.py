@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
+from rich.console import Console
 from test_extract import BrightnessEncoder, BrightnessGrounder, write_manifest
 from test_training_resume import diffusion_parts
 from tiny_data import CODEC, SPEC, UNET, a_clip, build, stage_context, stage_folder, stage_settings
@@ -15,6 +16,7 @@ from tiny_data import CODEC, SPEC, UNET, a_clip, build, stage_context, stage_fol
 from vta_sam.checkpoints import parts
 from vta_sam.checkpoints.model_folder import ModelRecipe, read_recipe, save_model
 from vta_sam.clip import FEATURES, ClipFeatures, Feature, register_feature
+from vta_sam.conditioners.vta_sam import TemporalSemanticEncoder
 from vta_sam.dataset.extraction.check import check_dataset
 from vta_sam.dataset.extraction.extract import extract_dataset
 from vta_sam.dataset.shards.batch import collate, window_of
@@ -23,8 +25,11 @@ from vta_sam.dataset.shards.records import read_shard, write_shard
 from vta_sam.dataset.shards.schema import decode_record, encode_record, read_dataset
 from vta_sam.generation.build import load_extractors
 from vta_sam.generation.pipeline import load
-from vta_sam.perception.features import Words, build_features, features_of
+from vta_sam.media.picture_reader import Squeeze
+from vta_sam.perception.base import FrameExtractor
+from vta_sam.perception.features import Extractors, Words, build_features, features_of
 from vta_sam.runtime.errors import InputError
+from vta_sam.training.data_sources import EmbeddedData
 from vta_sam.training.diffusion_stage import train_diffusion
 from vta_sam.training.run_folder import with_dimensions
 
@@ -162,6 +167,49 @@ def test_a_conditioner_trains_on_it_and_its_model_reads_it(mine):
         tokens = model.conditioner(batch).tokens
     assert torch.isfinite(model.sample_latents(batch, [0])).all()
     assert not torch.equal(tokens, model.conditioner(batch.replace(flow=batch.flow + 1)).tokens)
+
+
+class Changes(FrameExtractor):
+    """The change of each frame's brightness against the frame before."""
+
+    name, kind, fingerprint, fit = "flow", "changes", "changes-1", Squeeze(8, 16)
+    context_frames = 1
+
+    def extract(self, frames):
+        means = frames.mean((1, 2, 3), dtype=np.float64)
+        change = np.diff(means, prepend=means[:1])
+        return np.stack([change, means], 1).astype(np.float32)
+
+
+def test_a_feature_of_two_frames_is_the_same_in_any_chunks(mine):
+    """The last frame of a chunk is handed over with the next one."""
+    found = []
+    for at_once in (1, 5, 1000):
+        extractors = Extractors(BrightnessGrounder(), BrightnessEncoder(), at_once, [Changes()])
+        [record], _ = features_of(mine.folder / "a.mp4", [Words("a dog", ["dog"])], extractors, SPEC)
+        found.append(record.flow)
+    assert np.abs(found[0][1:, 0]).max() > 1 and len(found[0]) == SPEC.frames_of(7.0)
+    assert all(np.array_equal(found[0], other) for other in found[1:])
+
+
+def test_vta_sam_reads_it_by_settings_alone(mine):
+    recipe = with_dimensions({"frame_dim": "from_data", "object_dim": "from_data", "fps": SPEC.fps, "width": 16,
+                              "layers": 1, "further": {"flow": "from_data"}}, mine.info.dimensions)
+    encoder = TemporalSemanticEncoder(**recipe)
+    [batch] = ShardDataModule(mine.root, SPEC, 2, 0, "diffusion", streams=2).batches("train")
+    tokens = encoder(batch)
+    assert encoder.further["flow"].in_features == 2 and tokens.shape == (2, 64, 16)
+    assert not torch.equal(tokens, encoder(batch.replace(flow=batch.flow + 1)))
+    with pytest.raises(InputError, match="reads the feature 'flow', and these clips have none"):
+        encoder(batch.replace(flow=None))
+
+
+def test_the_embedded_world_is_extracted_with_it(mine, tmp_path):
+    source = EmbeddedData(str(tmp_path), {"train": 1, "val": 1}, workers=1,
+                          features={"flow": {"_target_": "mine.extractor.Flow"}})
+    tiny = {"_target_": "tiny_grounder"}, {"_target_": "tiny_encoder"}
+    shards = source.prepare(SPEC, *tiny, Console(quiet=True))
+    assert shards.name.endswith("12.5fps-flow") and read_dataset(shards).dimensions["flow_dim"] == 2
 
 
 def test_old_shards_and_mixed_batches_lack_it(tmp_path):

@@ -17,7 +17,7 @@ from vta_sam.checkpoints import parts
 from vta_sam.checkpoints.model_folder import read_recipe
 from vta_sam.dataset.shards.batch import collate, window_of
 from vta_sam.diffusion.objective import EpsilonPrediction, VPrediction
-from vta_sam.diffusion.sampler import Sampler, with_solver
+from vta_sam.diffusion.sampler import Sampler, with_settings
 from vta_sam.generation.pipeline import load
 from vta_sam.runtime.errors import InputError
 
@@ -69,21 +69,18 @@ vta_sam.trust("mine.FlowMatching", name="flow_matching")
 vta_sam.trust("mine.Euler", name="euler")
 '''
 
-YAML = """# @package _global_
-defaults:
-  - override /objective: null
-exp: flow
-objective: {_target_: mine.FlowMatching}
-sampler: {_target_: mine.Euler, steps: 4}
-"""
+FILES = {"objective/flow": "_target_: mine.FlowMatching\n",
+         "sampler/euler": "{_target_: mine.Euler, steps: 4, guidance: 3.0}\n"}
+CHOSEN = ("+exp=vta_sam", "objective=flow", "sampler=euler")
 TINY = ("networks.unet.config.block_out_channels=[8,8,8]", "networks.unet.config.norm_num_groups=4")
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
     (tmp_path / "mine.py").write_text(SOURCE)
-    (tmp_path / "conf" / "exp").mkdir(parents=True)
-    (tmp_path / "conf" / "exp" / "flow.yaml").write_text(YAML)
+    for name, text in FILES.items():
+        (tmp_path / "conf" / name).parent.mkdir(parents=True)
+        (tmp_path / "conf" / f"{name}.yaml").write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "mine", raising=False)
     monkeypatch.setattr(parts, "_TRUSTED", {})
@@ -91,7 +88,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 def test_it_trains_two_steps_and_samples(folder):
-    job = job_of(folder, "+exp=flow", *TINY)
+    job = job_of(folder, *CHOSEN, *TINY)
     assert job.objective == {"_target_": "mine.FlowMatching"}
     model = train_diffusion(job, folder)
     recipe = read_recipe(model)
@@ -104,7 +101,9 @@ def test_it_trains_two_steps_and_samples(folder):
     assert torch.isfinite(latents).all() and latents.shape == (2, 8, SPEC.columns, 4)
     assert torch.allclose(pipeline.sample_latents(clip.select([1]), [1]), latents[1:], atol=1e-4)
     with pytest.raises(InputError, match="solver=ddpm can't be chosen: the sampler Euler has none"):
-        with_solver(pipeline.sampler, "ddpm")
+        with_settings(pipeline.sampler, solver="ddpm")
+    assert with_settings(pipeline.sampler, overlap=0.5, steps=None).recorded() == {
+        "guidance": 3.0, "steps": 4, "solver": "Euler", "overlap": 0.5}
     with pytest.raises(InputError, match="flow can't be guided by a classifier"):
         pipeline.objective.score_gain(torch.tensor([1.0]))
     pipeline.sampler = Sampler()  # as the figures of another config's model would have it
@@ -124,7 +123,7 @@ def test_its_sampler_finds_the_latent_of_a_perfect_denoiser(folder):
 
 
 @pytest.mark.parametrize("overrides, message", [
-    (["+exp=flow", "sampler._target_=diffusion_sampler"], "Sampler can't sample the objective flow: it samples v_pred"),
+    ([*CHOSEN, "sampler._target_=diffusion_sampler"], "Sampler can't sample the objective flow: it samples v_pred"),
     (["sampler._target_=mine.Euler"], "Euler can't sample the objective v_prediction: it samples flow"),
 ])
 def test_a_sampler_refuses_what_it_can_not_sample_before_training(folder, overrides, message):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ from models import make_model_folder, make_recipe
 from omegaconf import OmegaConf
 from test_configs import composed
 from test_own_conditioner import SOURCE
+from tiny_data import SPEC
 
 import vta_sam
 from vta_sam.checkpoints import parts
 from vta_sam.checkpoints.model_folder import model_card, read_content, read_recipe, save_model
+from vta_sam.clip import MelSpec
 from vta_sam.generation.build import build_part
 from vta_sam.perception.base import kind_of
 from vta_sam.runtime.cluster.launch import SCHEDULERS
@@ -263,5 +266,7 @@ def test_the_kind_of_an_extractor_is_the_first_word_of_its_fingerprint(tmp_path,
     for name in list(kinds)[:5]:  # the others need released weights
         assert parts.build({"_target_": name}).fingerprint.startswith(f"{kinds[name]}-")
     pair = {"_target_": OLD_NAMES["tiny_grounder"]}, {"_target_": "tiny_encoder"}
-    assert embedded_shards(tmp_path, *pair, 12.5) == tmp_path / "shards-tiny-tiny-12.5fps"
+    names = {embedded_shards(tmp_path, *pair, spec, features).name for spec, features in (
+        (SPEC, ()), (replace(SPEC, mel=MelSpec(44_100, 2048, 441, 128, 0.0, 22_050.0)), ("flow",)))}
+    assert names == {"shards-tiny-tiny-12.5fps", "shards-tiny-tiny-12.5fps-44100hz-flow"}
     assert kind_of({"_target_": mine()}) == "mine", "that of a class that states none is its module"

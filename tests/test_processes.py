@@ -72,7 +72,7 @@ def test_unequal_machines_are_refused():
 def test_one_process_needs_nobody():
     alone = Processes()
     with alone.connected():
-        assert alone.alone(lambda: 7) == 7 and alone.highest(3) == 3 and alone.first
+        assert alone.on_first_rank(lambda: 7) == 7 and alone.highest(3) == 3 and alone.first
         x = torch.ones(2, requires_grad=True)
         assert gathered(x) is x
 

@@ -15,6 +15,8 @@ from vta_sam.plots.clip_pictures import (
 from vta_sam.runtime.errors import InputError
 
 DURATION_S = 2.0
+RATE_HZ = 16_000
+AT = {"sample_rate_hz": RATE_HZ, "duration_s": DURATION_S}
 NOISE = 0.1 * np.random.default_rng(0).normal(size=32_000).astype(np.float32)
 
 
@@ -36,7 +38,7 @@ def colour_columns(picture: np.ndarray, colour: str, tolerance: int = 12) -> np.
 
 def test_clip_picture_shows_the_frames_in_order(tmp_path):
     path = tmp_path / "clip.png"
-    clip_picture(path, greys(), ["dog"], np.full((24, 1), 0.5), NOISE, duration_s=DURATION_S)
+    clip_picture(path, greys(), ["dog"], np.full((24, 1), 0.5), NOISE, **AT)
     row = pixels(path)[40]  # through the strip
     grey = row[(np.ptp(row, axis=1) < 3) & (row[:, 0] < 230)][:, 0]
     tiles = grey[np.concatenate([[True], np.diff(grey) > 5])]
@@ -49,14 +51,14 @@ def test_truth_adds_a_panel_and_titles_are_not_parsed(tmp_path):
         warnings.simplefilter("error")
         for name, truth, title in (("alone", None, ""), ("both", NOISE, "pays $5 for $1_0 of popcorn, " * 9)):
             clip_picture(tmp_path / f"{name}.png", greys(), ["cat$_", "a dog with quite a long name"],
-                         np.zeros((10, 2)), NOISE, truth, np.array([0.5]), duration_s=DURATION_S, title=title)
+                         np.zeros((10, 2)), NOISE, truth, np.array([0.5]), **AT, title=title)
     assert pixels(tmp_path / "both.png").shape[0] > 1.3 * pixels(tmp_path / "alone.png").shape[0]
 
 
 def test_events_are_marked_at_their_time(tmp_path):
     for name, onsets in (("without", None), ("with", np.array([0.5, 1.5]))):
         clip_picture(tmp_path / f"{name}.png", greys(), [], np.zeros((24, 0)), NOISE, onsets=onsets,
-                     duration_s=DURATION_S)
+                     **AT)
     assert not colour_columns(pixels(tmp_path / "without.png"), COLOURS[5], 3).size
     marked = colour_columns(pixels(tmp_path / "with.png"), COLOURS[5], 3)
     groups = np.split(marked, np.flatnonzero(np.diff(marked) > 5) + 1)
@@ -81,12 +83,25 @@ def test_timeline_draws_each_object_where_it_is_seen():
 def test_spectrogram_brightens_where_the_sound_is():
     sound = NOISE.copy()
     sound[:16_000] = 0
-    picture = spectrogram_image(sound).astype(int)
+    picture = spectrogram_image(sound, RATE_HZ).astype(int)
     inner = picture[20:-60, 100:-200].sum(axis=(0, 2))
     assert inner[len(inner) // 2 + 60:].min() > 3 * inner[: len(inner) // 2 - 60].max()
-    silent = spectrogram_image(np.zeros(32_000))[20:-60, 100:-200]
+    silent = spectrogram_image(np.zeros(32_000), RATE_HZ)[20:-60, 100:-200]
     assert silent.max() < 60  # dark, and not the brightest colour because it is its own maximum
-    assert spectrogram_image(NOISE[:300]).shape[2] == 3  # shorter than a window
+    assert spectrogram_image(NOISE[:300], RATE_HZ).shape[2] == 3  # shorter than a window
+
+
+def test_sounds_of_different_rates_are_drawn_alike(tmp_path):
+    """A click after half a second, and a tone at 1 kHz, at 16 and at 44.1 kHz."""
+    drawn = {}
+    for rate_hz in (RATE_HZ, 44_100):
+        time_s = np.arange(round(DURATION_S * rate_hz)) / rate_hz
+        sound = (0.3 * np.sin(2 * np.pi * 1000 * time_s) * (time_s > 0.5)).astype(np.float32)
+        clip_picture(tmp_path / f"{rate_hz}.png", greys(), [], np.zeros((24, 0)), sound, sample_rate_hz=rate_hz,
+                     duration_s=DURATION_S)
+        drawn[rate_hz] = [pixels(tmp_path / f"{rate_hz}.png"), spectrogram_image(sound, rate_hz).astype(int)]
+    for ours, other in zip(*drawn.values()):
+        assert ours.shape == other.shape and np.abs(ours - other).mean() < 1
 
 
 def test_attention_is_bright_along_its_diagonal(tmp_path):
@@ -116,7 +131,7 @@ def test_the_same_picture_is_the_same_bytes(tmp_path):
 
 def test_refusals(tmp_path):
     with pytest.raises(InputError, match="frames has shape"):
-        clip_picture(tmp_path / "x.png", greys()[..., 0], [], np.zeros((24, 0)), NOISE, duration_s=DURATION_S)
+        clip_picture(tmp_path / "x.png", greys()[..., 0], [], np.zeros((24, 0)), NOISE, **AT)
     with pytest.raises(InputError, match="probs has shape"):
         timeline_image(["dog"], np.zeros((4, 2)), DURATION_S)
     with pytest.raises(InputError, match="no attention map"):

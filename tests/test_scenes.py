@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from vta_sam.embedded.canvas import Looks
+from vta_sam.embedded.canvas import Style
 from vta_sam.embedded.render import render, sprite_sheet
 from vta_sam.embedded.scene_sounds import SAMPLES, render_sound
 from vta_sam.embedded.timeline import (
@@ -63,7 +63,7 @@ def test_size_and_place_do_not_tell_the_class(scenes):
 def test_colours_are_drawn_without_knowing_the_class():
     """Two classes with the same seed wear the same colours."""
     dog, clarinet = (Thing(word, True, seed=11, height_px=40, width_px=44) for word in ("dog", "clarinet"))
-    seen = {tuple(np.round(Looks.of(np.random.default_rng([s, 2])).body, -2)) for s in range(200)}
+    seen = {tuple(np.round(Style.random(np.random.default_rng([s, 2])).body, -2)) for s in range(200)}
     assert len(seen) > 8
     assert not np.array_equal(sprite_sheet(dog)[0], sprite_sheet(clarinet)[0])
 

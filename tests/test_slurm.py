@@ -17,7 +17,7 @@ from slurm_cluster import Cluster, why_not
 ROOT = Path(__file__).resolve().parents[1]
 HERE = ["launcher=slurm", "launcher.gpus=null", "launcher.cpus_per_task=1"]
 SMALL = ["size=smoke", "embedded_clips.train=16", "embedded_clips.val=4", "embedded_clips.test=6", "validation.clips=2",
-         "figures.clips=4", "figures.samples=1"]
+         "figures.clips=4", "figures.samples=1", "++vocoder.iterations=4"]
 LONGER = [f"fit.{stage}.fit.{key}" for stage in ("condition", "diffusion") for key in ("steps=60", "validate_every=30")]
 
 pytestmark = pytest.mark.slurm

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -10,14 +11,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.singleton import Singleton
 from programs import call
 from test_configs import composed
 
+from vta_sam.checkpoints.model_folder import ModelRecipe
 from vta_sam.runtime.errors import InputError
 from vta_sam.study import run as running
 from vta_sam.study.plan import Study, study_of
 from vta_sam.study.record import KEYS, PER_CLIP, Record, read_record
 from vta_sam.study.results_page import NOT_RUN, between, load_records, load_studies, results_page, score
+from vta_sam.training import codec_stages
 from vta_sam.training import job as jobs
 from vta_sam.training.job import TrainingJob
 
@@ -34,6 +39,8 @@ def job_of(overrides: list[str], monkeypatch) -> TrainingJob:
     """The job that a command line describes, checked as it is before anything runs."""
     monkeypatch.setattr(jobs, "read_recipe", lambda folder: None)  # folders that other rows will have written
     job = composed_once(*overrides)
+    vae = ModelRecipe(clip=job.spec.settings(), codec=job.networks["codec"])
+    monkeypatch.setattr(codec_stages, "read_recipe", lambda folder: vae)
     if job.model is None:
         job._check_settings()
     return job
@@ -251,10 +258,27 @@ FEW = ("train=16", "val=4", "test=6")
 
 
 @pytest.mark.slow
-def test_a_study_from_scenes_to_its_page(tmp_path):
-    """Two rows at the smallest size by the command that a user types; then the same again, which finds them done."""
+def test_a_study_from_scenes_to_its_page(tmp_path, monkeypatch):
+    """Two rows at the smallest size by the command that a user types; then the same again, which finds them done.
+
+    The training jobs that it starts run in this process, which has their imports.
+    """
+    trained = []
+
+    def here(command: list[str]) -> subprocess.CompletedProcess[str]:
+        trained.append(command)
+        study_own = copy.deepcopy(Singleton.get_state())  # Hydra's, which the job replaces
+        GlobalHydra.instance().clear()
+        try:
+            return call(Path(command[1]).resolve().relative_to(ROOT), *command[2:], cwd=ROOT)
+        finally:
+            Singleton.set_state(study_own)
+
+    monkeypatch.setattr("vta_sam.study.run.subprocess", SimpleNamespace(run=here))
+
     def study(*more: str) -> str:
-        common = ("size=smoke", f"data.root={tmp_path}/world", *(f"embedded_clips.{split}" for split in FEW))
+        common = ("size=smoke", f"data.root={tmp_path}/world", "++vocoder.iterations=4",
+                  *(f"embedded_clips.{split}" for split in FEW))
         told = ("study=smoke", f"study.runs={tmp_path}/runs", f"study.common={json.dumps(common)}",
                 f"records={tmp_path}/results", f"cache={tmp_path}/cache", *more)
         done = call("experiments/study.py", *told, cwd=ROOT)
@@ -262,6 +286,7 @@ def test_a_study_from_scenes_to_its_page(tmp_path):
         return done.stdout
 
     study("only=[tango]")
+    assert len(trained) == 2 and all(command[0] == sys.executable for command in trained), "the VAE, and the row"
     first = tmp_path / "results" / "smoke-unpretrained-tango-0.json"
     made = first.stat().st_mtime_ns
     study()

@@ -79,7 +79,7 @@ def test_losses_fall_when_the_truth_is_seen():
     pictures = invented_pictures(4)
     training = TrunkTraining(Trunk(), 10, 1e-3, 10, dict.fromkeys(LOSSES, 1.0))
     x, truth = augment(pictures, torch.Generator().manual_seed(0))
-    sight = training.trunk.see(x)
+    sight = training.trunk.forward_normalised(x)
     seen = truth.unpacked_masks() * 16 - 8
     better = sight._replace(heat=seen, presence=truth.visible.float() * 16 - 8)
     before, after = training.losses(sight, truth), training.losses(better, truth)
@@ -92,7 +92,7 @@ def test_folding_changes_no_answer():
     trunk = Trunk()
     with torch.no_grad():
         for _ in range(3):
-            trunk.see(torch.randn(4, 3, 72, 96))  # gives the batch normalisations something to remember
+            trunk.forward_normalised(torch.randn(4, 3, 72, 96))  # gives the batch normalisations something to remember
     frames = torch.randint(0, 256, (2, 72, 96, 3), dtype=torch.uint8)
     whole, folded = trunk.eval()(frames), fold(trunk)(frames)
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in fold(trunk).modules())

@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def train(folder: Path, *more: str) -> list[str]:
     return ["experiments/train.py", "+exp=vta_sam", "size=smoke", f"runs={folder}/runs", f"data.root={folder}/world",
-            "embedded_clips.train=16", "embedded_clips.val=4", "embedded_clips.test=6", *more]
+            "embedded_clips.train=16", "embedded_clips.val=4", "embedded_clips.test=6",
+            "++vocoder.iterations=4", *more]
 
 
 def finish(command: list[str]) -> str:

@@ -2,17 +2,16 @@
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import lightning as L
 import pytest
 import torch
+from forks import Fork
 from safetensors.torch import load_file
 from tiny_data import (
-    CODEC, CONDITIONER, ENCODER, UNET, build, stage_context, stage_folder, stage_settings, write_dataset
+    CODEC, CONDITIONER, ENCODER, SPEC, UNET, build, stage_context, stage_folder, stage_settings, write_dataset
 )
 
 from vta_sam.conditioners.vta_sam_pretraining import ConditionPretraining
@@ -167,7 +166,7 @@ class Figure(Recorder):
 
 def pretraining(settings, encoder=None):
     return ConditionPretraining((encoder or build(ENCODER)).train(), settings.weights, Augmentation(),
-                                settings.optimise())
+                                settings.optimise(), SPEC.mel)
 
 
 def fit_with_scores(root, path, scores, **recorder):
@@ -332,18 +331,18 @@ def test_settings_that_would_keep_nothing_trained_are_refused(change, words):
         stage_settings(STEPS, **change)
 
 
+def run_and_die(stage, root, folder, vae, stop_at):
+    run_stage(stage, root, folder, vae, stop_at=stop_at, kill=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage, stop_at", [("condition", 7), ("diffusion", 5)])
 def test_a_killed_process_goes_on_exactly(stage, stop_at, root, whole, tmp_path):
     """SIGKILL, as a machine does it when memory runs out."""
-    code = "import sys; from pathlib import Path; from test_training_resume import run_stage; " \
-           f"run_stage({stage!r}, *map(Path, sys.argv[1:]), stop_at={stop_at}, kill=True)"
     vae = whole["vae"][0] / "model"
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent),
-                   "OMP_NUM_THREADS": str(torch.get_num_threads())}  # other threads add in another order
-    killed = subprocess.run([sys.executable, "-c", code, str(root), str(tmp_path / stage), str(vae)],
-                            cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    killed = Fork(run_and_die, stage, root, tmp_path / stage, vae, stop_at)
+    assert killed.wait() == -signal.SIGKILL, killed.read()
+    killed.close()
     assert (tmp_path / stage / "checkpoints" / "last.ckpt").exists()
     resumed = run_stage(stage, root, tmp_path / stage, vae)
     folder, expected = whole[stage]

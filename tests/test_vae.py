@@ -8,7 +8,7 @@ import torch
 from tiny_data import CODEC, SPEC, a_clip, build
 
 from vta_sam.dataset.shards.batch import collate, window_of
-from vta_sam.mel import LOG_FLOOR, log_mel, normalise
+from vta_sam.mel import FIGURES, LOG_FLOOR, log_mel, normalise
 from vta_sam.training.optimisation import AdamWithWarmup
 from vta_sam.vae.codec import kl_to_standard_normal, sample_posterior
 from vta_sam.vae.mel_vae import MelVAE
@@ -46,7 +46,7 @@ def test_mel_is_the_projects_mel_of_the_normalised_clip(codec):
     waveform = torch.from_numpy(a_clip("x").waveform)
     mel = codec.mel_of(waveform[None])[0, 0]
     centred = waveform - waveform.mean()
-    expected = log_mel((0.5 * centred / centred.abs().max()).numpy())
+    expected = log_mel((0.5 * centred / centred.abs().max()).numpy(), FIGURES)
     assert mel.shape == (512, 64) and np.allclose(mel, expected[:512], atol=1e-4)
     louder = codec.mel_of(3.7 * waveform[None] + 0.1)  # neither level nor offset counts
     assert torch.allclose(louder, codec.mel_of(waveform[None]), atol=1e-2)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vta_sam.mel import HOP_SAMPLES, LOG_FLOOR, SAMPLE_RATE_HZ, LogMel
+from vta_sam.mel import FIGURES, HOP_SAMPLES, LOG_FLOOR, SAMPLE_RATE_HZ, LogMel
 from vta_sam.runtime.errors import InputError
 from vta_sam.vocoder import GriffinLim
 
@@ -29,7 +29,7 @@ def sounds() -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def mel() -> torch.Tensor:
-    return LogMel()(sounds())[:, : SAMPLES // HOP_SAMPLES]
+    return LogMel(FIGURES)(sounds())[:, : SAMPLES // HOP_SAMPLES]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def resynthesised(mel) -> torch.Tensor:
 
 
 def mel_error_nats(mel: torch.Tensor, waveform: torch.Tensor) -> torch.Tensor:
-    again = LogMel()(waveform)[:, : mel.shape[1]]
+    again = LogMel(FIGURES)(waveform)[:, : mel.shape[1]]
     loud = mel > mel.amax((1, 2), keepdim=True) - np.log(100)
     return ((mel - again).abs() * loud).sum((1, 2)) / loud.sum((1, 2))
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from models import SPEC
 
+from vta_sam.clip import MelSpec
 from vta_sam.diffusion.objective import VPrediction
 from vta_sam.diffusion.sampler import Sampler
 from vta_sam.diffusion.windows import Windows, decode_windowed, noise_of, vocode, windowed
@@ -115,7 +116,7 @@ class _Tones:
 def test_stitched_vocoding_equals_whole_vocoding_where_frames_are_independent(frames):
     mel, tones = torch.randn(1, frames, 64), _Tones()
     whole = tones(mel)[0, :frames * 160]
-    assert torch.allclose(vocode(tones, mel, 100), whole, atol=1e-5)
+    assert torch.allclose(vocode(tones, mel, 100, MelSpec()), whole, atol=1e-5)
     assert max(tones.chunks[1:]) <= 100
 
 
@@ -124,10 +125,10 @@ def test_seams_lie_where_it_is_quiet_and_do_not_click():
     time_s = torch.arange(SPEC.sample_rate_hz * 2) / SPEC.sample_rate_hz
     tone = 0.3 * torch.sin(2 * torch.pi * 440 * time_s)
     tone[17_600:19_200] = 0  # frames 110 to 120
-    from vta_sam.mel import LogMel
+    from vta_sam.mel import FIGURES, LogMel
 
-    mel = LogMel()(tone[None])[:, :200]
-    stitched = vocode(GriffinLim(iterations=8), mel, 128)  # chunks 0-128, 72-200, overlap of 32 at 96-128
+    mel = LogMel(FIGURES)(tone[None])[:, :200]
+    stitched = vocode(GriffinLim(iterations=8), mel, 128, MelSpec())  # chunks 0-128, 72-200, overlap of 32 at 96-128
     assert stitched[17_900:18_900].abs().max() < 0.02
     loud = torch.cat([stitched[2_000:17_000], stitched[20_000:30_000]])
     levels = loud.unfold(0, 400, 400).square().mean(dim=1).sqrt()

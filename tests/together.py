@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import lightning as L
-import torch
 import torch.distributed as dist
+from forks import Fork
 from test_training_resume import diffusion_parts
 from tiny_data import CODEC, CONDITIONER, stage_context, stage_folder, stage_settings
 
@@ -26,27 +24,24 @@ TESTS = Path(__file__).parent
 STEPS, CLIPS_A_STEP = 6, 4
 
 
-def start(world: int, *arguments: object) -> list[subprocess.Popen]:
-    """``world`` processes of this file's main."""
+def start(world: int, *arguments: object) -> list[Fork]:
+    """``world`` processes of this file's :func:`main`."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
-    told = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]), "OMP_NUM_THREADS": "1",
-            "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port)}
-    return [subprocess.Popen([sys.executable, str(TESTS / "together.py"), *map(str, arguments)], text=True,
-                             env={**told, "RANK": str(rank), "LOCAL_RANK": str(rank)}, cwd=TESTS.parent,
-                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for rank in range(world)]
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
+               "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [Fork(main, *map(str, arguments), environ={**environ, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                 folder=TESTS.parent) for rank in range(world)]
 
 
-def finish(processes: list[subprocess.Popen], timeout_s: float = 240) -> list[tuple[int, str]]:
+def finish(processes: list[Fork], timeout_s: float = 240) -> list[tuple[int, str]]:
     """⇒ (exit status, what it printed) of each."""
     try:
-        return [(process.wait(timeout_s), process.stdout.read()) for process in processes]
+        return [(process.wait(timeout_s), process.read()) for process in processes]
     finally:
         for process in processes:
-            process.kill()
-            process.stdout.close()
+            process.close()
 
 
 class Losses(L.Callback):
@@ -73,7 +68,7 @@ def train(stage: str, root: Path, out: Path, vae: Path | None = None, act=lambda
     losses, original, preemption = Losses(act), stage_module.fit, Preemption(processes)
     stage_module.fit = lambda *args: original(*args[:7], callbacks=[*args[7], losses], preemption=args[8])
     context = stage_context(root, read_dataset(root), preemption=preemption)
-    folder = processes.alone(lambda: stage_folder(out))
+    folder = processes.on_first_rank(lambda: stage_folder(out))
     told = stage_settings(STEPS, CLIPS_A_STEP, **settings)
     try:
         with preemption.watching():
@@ -107,8 +102,3 @@ def main(root: str, out: str, vae: str, wanted: str, act: str = "", strategy: st
         os._exit(EXIT_STATUS)
     if processes.first:
         (Path(out) / "losses.json").write_text(json.dumps(found))
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(*sys.argv[1:])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from fractions import Fraction
 from typing import Any, Self
@@ -18,8 +17,9 @@ _LARGEST_DENOMINATOR = 1_000_000  # of a frame rate as a fraction
 
 @dataclass(frozen=True)
 class FrameClock:
-    """When frames are: frame i is the picture on screen at ``(i + 0.5) / fps``, and stands for the time around it,
-    ``[i, i + 1) / fps``. Every other module asks here; none divides by fps or stretches an index over a duration.
+    """Times of frames: frame i is the picture on screen at ``(i + 0.5) / fps``, and stands for ``[i, i + 1) / fps``.
+
+    No other module divides by fps or stretches an index over a duration.
 
     Args:
         fps: frames a second.
@@ -123,8 +123,8 @@ class ClipSpec:
     mel: MelSpec = MelSpec()
 
     def __post_init__(self):
-        if isinstance(self.mel, Mapping):  # as a config or a model.yaml says it
-            object.__setattr__(self, "mel", MelSpec(**self.mel))
+        if not isinstance(self.mel, MelSpec):  # as a config or a model.yaml says it; null: the default
+            object.__setattr__(self, "mel", MelSpec(**(self.mel or {})))
         if self.duration_s <= 0 or self.fps <= 0:
             raise InputError(f"a clip needs duration_s > 0 and fps > 0, got {self.duration_s} s at {self.fps} fps")
         mel_frames = self.duration_s * self.sample_rate_hz / self.hop_samples
@@ -345,7 +345,7 @@ class HasFeatures:
 
 @dataclass(init=False)
 class ClipFeatures(HasFeatures):
-    """All that training knows about one clip.
+    """All features of one clip.
 
     Args:
         key, caption: the clip's id, and its words, which may be "".

@@ -20,13 +20,13 @@ N_MELS = FIGURES.n_mels
 MIN_HZ = FIGURES.min_hz
 MAX_HZ = FIGURES.max_hz
 FRAME_RATE_HZ = FIGURES.frame_rate_hz
-MIN_MAGNITUDE = 1e-5  # smallest mel magnitude that is told from silence
+MIN_MAGNITUDE = 1e-5  # smaller mel magnitudes count as silence
 LOG_FLOOR = float(np.log(MIN_MAGNITUDE))  # the log-mel of digital silence, -11.5 nats
 PEAK = 0.5  # of a normalised waveform, as AudioLDM has it
 
 
 @lru_cache(maxsize=8)
-def mel_filters(spec: MelSpec = FIGURES) -> np.ndarray:
+def mel_filters(spec: MelSpec) -> np.ndarray:
     """Slaney mel filterbank, area-normalised ⇒ (n_mels, fft_samples // 2 + 1) float32; not to be written to.
 
     Equal to ``librosa.filters.mel(norm="slaney", htk=False)``, bit for bit: triangles are rounded to float32 before
@@ -49,18 +49,18 @@ class LogMel(nn.Module):
     """Waveform (B, samples) float ⇒ natural-log mel (B, samples // hop + 1, n_mels), frame i centred on sample i · hop.
 
     AudioLDM's front end (Liu et al., 2023): periodic Hann window, centred frames with reflected edges, mel on
-    magnitude (not power), ``ln(max(x, 1e-5))``. Samples are taken as they are: what is to be normalised is
-    normalised by the caller. Always computed in float32, also under autocast, because quiet bins span ten nats.
+    magnitude (not power), ``ln(max(x, 1e-5))``. Samples are taken as they are. Normalisation is the
+    caller's. Always computed in float32, also under autocast, because quiet bins span ten nats.
     Differentiable. The filterbank and the window follow the module's device and stay out of its state dict.
 
     Args:
-        spec: rates and sizes; the default is the figures' front end, which is AudioLDM's.
+        spec: rates and sizes: the clip's, or :data:`FIGURES`.
     """
 
     window: torch.Tensor
     filters: torch.Tensor
 
-    def __init__(self, spec: MelSpec = FIGURES) -> None:
+    def __init__(self, spec: MelSpec) -> None:
         super().__init__()
         self.spec = spec
         self.register_buffer("window", torch.hann_window(spec.fft_samples, periodic=True), persistent=False)
@@ -89,7 +89,7 @@ def _cached_log_mel(spec: MelSpec) -> LogMel:
     return LogMel(spec)
 
 
-def log_mel(waveform: np.ndarray, spec: MelSpec = FIGURES) -> np.ndarray:
+def log_mel(waveform: np.ndarray, spec: MelSpec) -> np.ndarray:
     """:class:`LogMel` for one numpy waveform (samples,) ⇒ (samples // hop + 1, n_mels) float32."""
     if waveform.ndim != 1:
         raise InputError(f"log_mel takes one mono waveform of shape (samples,), got {waveform.shape}")

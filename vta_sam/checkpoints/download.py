@@ -244,18 +244,18 @@ class HubTransfer:
         """
         from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
-        name = {"repo_id": self.file.repository, "filename": self.file.path, "revision": self.file.revision}
-        cached = try_to_load_from_cache(**name)
+        file = self.file
+        cached = try_to_load_from_cache(file.repository, file.path, revision=file.revision)
         if isinstance(cached, str) and fault(Path(cached), released) is None:
             shutil.copyfile(cached, self.part.path)
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        if released.size_bytes is not None:
-            _check_space(released.size_bytes - self.size, self.folder)
+        _check_space((released.size_bytes or 0) - self.size, self.folder)
         with self._reported(released, progress):
             try:
                 # no cache, since what it holds was wrong; the endpoint anew, since the library read it when imported
-                found = hf_hub_download(**name, local_dir=self.folder, cache_dir=self.folder / "no_cache",
+                found = hf_hub_download(file.repository, file.path, revision=file.revision, local_dir=self.folder,
+                                        cache_dir=self.folder / "no_cache",
                                         endpoint=os.environ.get("HF_ENDPOINT") or None)
             except (requests.RequestException, OSError, RuntimeError) as error:
                 if not self.size:

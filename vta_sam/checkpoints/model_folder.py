@@ -1,8 +1,8 @@
-"""A trained model on disk: ``model.yaml`` (what to build) and one safetensors file per part (what to fill it with).
+"""A trained model on disk: ``model.yaml`` (recipes of its parts) and one safetensors file per part (weights).
 
 A model folder is data. Its yaml is read by ``yaml.safe_load``, may name only the classes of
-:data:`~vta_sam.checkpoints.parts.MODEL_PARTS` and those that are trusted, and nothing in it is run. Beside the two lies
-README.md, the model card: what a person should know of a model before using it.
+:data:`~vta_sam.checkpoints.parts.MODEL_PARTS` and trusted classes, and nothing in it is run. README.md
+beside them is the model card, with licence, data, training and figures.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import safetensors.torch
 import yaml
 from torch import nn
 
-from ..clip import ClipSpec
+from ..clip import ClipSpec, MelSpec
 from ..runtime.errors import InputError
 from ..runtime.files import atomic_path, write_text
 from .parts import TARGET, build, canonical, class_name, is_loadable
@@ -39,12 +39,12 @@ class ModelRecipe:
     Attributes:
         clip: time base, arguments of ClipSpec.
         codec: with it alone the folder is a VAE.
-        condition_encoder: with it alone the folder is that of stage ``condition``.
-        pretrained: with it alone the folder is another stage's before the diffusion; {part: recipe of its conditioner}.
+        condition_encoder: with it alone the folder is a result of stage ``condition``.
+        pretrained: {part: recipe of its conditioner}; with it alone the folder is a result of another stage.
         latent_scale: 1 / std of latents.
         denoiser, conditioner: the diffusion model, with the codec.
-        objective: what the denoiser predicts; None: v on the standard schedule.
-        sampler, vocoder, grounder, encoder: what generation uses unless another is given.
+        objective: recipe of the objective; None: v prediction on the standard schedule.
+        sampler, vocoder, grounder, encoder: defaults of generation.
         features: fingerprints and dimensions of the features that the model was trained on.
         about: experiment, steps, figures, code version.
     """
@@ -79,7 +79,7 @@ class ModelRecipe:
 
 def refuse_foreign(recipe: Any, where: str) -> None:
     """Raise InputError where a recipe names a class outside the table, or asks Hydra for anything but a class."""
-    if isinstance(recipe, str) and "${" in recipe:  # ${oc.create:…} would make a recipe that nobody has looked at
+    if isinstance(recipe, str) and "${" in recipe:  # ${oc.create:…} would make a recipe that is not checked here
         raise InputError(f"{where} is {recipe!r}; a model folder holds values, no ${{…}} to be filled in; not loaded")
     if isinstance(recipe, dict):
         for key, value in recipe.items():
@@ -131,7 +131,7 @@ def write_model(out: Path, recipe: ModelRecipe, parts: dict[str, nn.Module],
 
 
 def read_content(folder: str | Path) -> dict[str, Any]:
-    """model.yaml ⇒ what it says, unchecked but for its version. Raises InputError when it is missing or not ours."""
+    """The content of model.yaml, checked for its version alone. Raises InputError when it is missing or not ours."""
     path = Path(folder) / YAML_NAME
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -196,21 +196,22 @@ _UNSAID = "No licence was stated. Say one here before you publish the weights."
 
 
 def model_card(content: dict[str, Any], figures: Sequence[Sequence[str]] = (), measured: str = "") -> str:
-    """What model.yaml says (as a dict) ⇒ Markdown with licence, data, training and figures.
+    """The content of model.yaml ⇒ Markdown with licence, data, training and figures.
 
     figures: rows of the table of figures, in :data:`FIGURE_COLUMNS`; measured: on what.
     """
     about, clip = content.get("about") or {}, content["clip"]
+    rate = f"{MelSpec(**(clip.get('mel') or {})).sample_rate_hz / 1000:g} kHz"
     kind = class_name((content.get("conditioner") or {}).get(TARGET, "")).removesuffix("Conditioner")
     name = about.get("source") or about.get("experiment") or (kind and f"{kind}, trained with VTA-SAM's framework")
     name = name or "A part of a model of VTA-SAM's framework"
     parts = [part for part in ("codec", "condition_encoder", "denoiser", "conditioner", "vocoder") if content.get(part)]
     lines = ["---", "library_name: vta-sam", "tags: [video-to-audio]", "---", "", f"# {name}", "",
-             f"Clips of {clip['duration_s']:g} s, {clip['fps']:g} pictures a second, sound of 16 kHz. "
+             f"Clips of {clip['duration_s']:g} s, {clip['fps']:g} pictures a second, sound of {rate}. "
              f"Parts: {', '.join(parts) or 'one stage before the diffusion'}.", "", "## Licence", "",
              *_licences(about), "", "## Data and training", ""]
-    told = {key: value for key, value in about.items() if key not in ("licence", "starts")}
-    lines += [f"- {key.replace('_', ' ')}: {value}" for key, value in told.items()] or ["Nothing was recorded."]
+    facts = {key: value for key, value in about.items() if key not in ("licence", "starts")}
+    lines += [f"- {key.replace('_', ' ')}: {value}" for key, value in facts.items()] or ["Nothing was recorded."]
     lines += ["", "## Figures", ""]
     if figures:
         rows = (FIGURE_COLUMNS, ["---"] * len(FIGURE_COLUMNS), *figures)
@@ -221,7 +222,7 @@ def model_card(content: dict[str, Any], figures: Sequence[Sequence[str]] = (), m
     if content.get("denoiser"):
         lines += ["", "## Use", "", "```python", "import vta_sam", "",
                   'pipeline = vta_sam.load("this/folder").to("cpu")',
-                  'sound = pipeline.generate(video="in.mp4", caption="a dog barks")  # .waveform, 16 kHz', "```"]
+                  f'sound = pipeline.generate(video="in.mp4", caption="a dog barks")  # .waveform, {rate}', "```"]
     return "\n".join(lines) + "\n"
 
 

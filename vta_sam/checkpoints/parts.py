@@ -15,7 +15,7 @@ from ..runtime.errors import InputError
 
 TARGET = "_target_"
 
-# Short name ⇒ where the class lives, of what a model folder may name.
+# {short name: path of the class} of the parts that a model folder may name.
 MODEL_PARTS: dict[str, str] = {
     "mel_codec": "vta_sam.vae.codec.MelCodec",
     "autoencoder_kl": "diffusers.AutoencoderKL",
@@ -114,7 +114,7 @@ def trust(target: str, name: str | None = None) -> None:
 
 
 def short_name(target: Any) -> str:
-    """The name that files give a part; the dotted path of what has none.
+    """The short name of a class, or its dotted path if it has none.
 
     Args:
         target: a short name, a dotted path of today or a former one, or the class itself.
@@ -172,14 +172,14 @@ def canonical(recipe: Any) -> Any:
 
 
 def build(recipe: Any, **arguments: Any) -> Any:
-    """What a recipe describes, built with its parts; arguments that are dictionaries or lists are plain ones.
+    """The object of a recipe, built with its parts. Arguments that are dictionaries or lists are plain ones.
 
     Args:
         recipe: nested {"_target_": short name or dotted path, argument: value}, of Hydra's kind or plain; None ⇒ None.
-        arguments: in place of the recipe's, or besides; ``_partial_=True`` ⇒ a callable that takes what is missing.
+        arguments: in place of the recipe's, or besides; ``_partial_=True`` ⇒ a callable that takes the missing ones.
 
     Raises:
-        InputError: a part has an unknown name. What a constructor raises comes wrapped by Hydra, as its ``__cause__``.
+        InputError: a part has an unknown name. A constructor's own error comes wrapped by Hydra, as its ``__cause__``.
     """
     from hydra.utils import instantiate
     from omegaconf import DictConfig, OmegaConf
@@ -187,6 +187,39 @@ def build(recipe: Any, **arguments: Any) -> Any:
     if isinstance(recipe, DictConfig):
         recipe = OmegaConf.to_container(recipe, resolve=True)
     return instantiate(_renamed(recipe, dotted_path), **_renamed(arguments, dotted_path), _convert_="all")
+
+
+def sketch(recipe: Any, where: str, **arguments: Any) -> Any:
+    """A part for reading its sizes before training, without memory for its weights where its class allows that.
+
+    Args:
+        recipe: as :func:`build` takes it.
+        where: the setting that holds it.
+        arguments: that its constructor takes besides, handed over as they are.
+
+    Raises:
+        InputError: its arguments don't fit its class.
+    """
+    import torch
+    from hydra.errors import InstantiationException
+
+    def built() -> Any:
+        return build(recipe, _partial_=True)(**arguments)
+
+    with torch.random.fork_rng(devices=[]):
+        try:
+            try:
+                with torch.device("meta"):
+                    return built()
+            except (NotImplementedError, RuntimeError):  # a constructor that reads its random weights
+                return built()
+        except (InstantiationException, TypeError, ValueError, RuntimeError, AssertionError) as error:
+            refused = error if isinstance(error, InputError) else error.__cause__
+            if isinstance(refused, InputError):
+                raise refused from None
+            reason = str(error.__cause__ or error).strip().split("\n")[0]
+            raise InputError(f"{where} describes a {class_name(recipe[TARGET])} that can't be built: {reason}"
+                             ) from error
 
 
 def is_loadable(target: Any) -> bool:

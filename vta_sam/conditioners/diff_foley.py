@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -77,11 +78,10 @@ class AlignedFrameEncoder(nn.Module):
 
 
 class AlignedSoundEncoder(nn.Module):
-    """Log-mel (B, mel frames, 64) ⇒ unit vectors at the moments of the video's frames (B, T, dim). Used in this stage
-    alone."""
+    """Log-mel (B, mel frames, n_mels) ⇒ unit vectors at the moments of the video's frames (B, T, dim). Used in this
+    stage alone."""
 
-    def __init__(self, width: int = 128, dim: int = 128, layers: int = 3, kernel_frames: int = 5,
-                 n_mels: int = MelSpec().n_mels):
+    def __init__(self, n_mels: int, width: int = 128, dim: int = 128, layers: int = 3, kernel_frames: int = 5):
         super().__init__()
         self.listen = nn.Sequential(nn.Conv1d(n_mels, width, 5, padding=2), nn.GELU(),
                                     nn.Conv1d(width, width, 5, padding=2), nn.GELU())
@@ -91,7 +91,7 @@ class AlignedSoundEncoder(nn.Module):
         """Unit vectors (B, T, dim).
 
         Args:
-            mel: log-mel, (B, mel frames, 64).
+            mel: log-mel, (B, mel frames, n_mels).
             mask: (B, T), which of the video's frames are real.
             spec: time base of both.
         """
@@ -156,16 +156,17 @@ class ContrastivePretraining(StageModule):
         encoder: of frames; the one that is kept.
         weights: of the loss terms, under the names they are logged by: between, within.
         optimise: (module) ⇒ Lightning's optimiser and schedule.
+        mel: front end of the sound, the clip's.
         window_frames: pooled into one vector.
         shortest_shift_frames: of the displaced sound.
     """
 
-    def __init__(self, encoder: AlignedFrameEncoder, weights: dict[str, float], optimise: Callable,
-                 window_frames: int = 8, shortest_shift_frames: int = 4, mel: MelSpec = MelSpec()):
+    def __init__(self, encoder: AlignedFrameEncoder, weights: dict[str, float], optimise: Callable, mel: MelSpec,
+                 window_frames: int = 8, shortest_shift_frames: int = 4):
         super().__init__(optimise)
         self.encoder, self.weights = encoder, weights
         self.window_frames, self.shortest_shift_frames = window_frames, shortest_shift_frames
-        self.hearing, self.log_mel = AlignedSoundEncoder(dim=encoder.dim, n_mels=mel.n_mels), LogMel(mel)
+        self.hearing, self.log_mel = AlignedSoundEncoder(mel.n_mels, dim=encoder.dim), LogMel(mel)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def _forward(self, batch: ClipBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -247,10 +248,12 @@ class AlignmentClassifier(nn.Module):
 
 
 class ClassifierTraining(StageModule):
-    """Tell a latent's own pictures from another clip's, and from its own displaced in time, at every level of noise.
+    """Train the classifier to distinguish a latent's own pictures from another clip's, and from its own, shifted.
+
+    Latents have every level of noise.
 
     Args:
-        classifier: what is trained.
+        classifier: the network to train.
         encoder: of frames, frozen.
         latent_scale: 1 / std of the latents.
         optimise: (module) ⇒ Lightning's optimiser and schedule.
@@ -322,6 +325,10 @@ class DiffFoleyConditioner(Conditioner):
     def null(self, batch: ClipBatch) -> Condition:
         tokens = self.null_token + self._positions(self.null_token)
         return Condition(tokens.expand(len(batch), -1, -1), batch.frame_mask)
+
+    @classmethod
+    def is_guided(cls, recipe: dict[str, Any]) -> bool:
+        return recipe.get("classifier") is not None and bool(recipe.get("classifier_scale"))
 
     def guide(self, batch: ClipBatch) -> tuple[LogLikelihood, float] | None:
         classifier = self.classifier

@@ -76,7 +76,7 @@ def decouple(unet: UNet2DConditionModel, image_tokens: int, scale: float) -> Non
             module.set_processor(DecoupledCrossAttention(module.inner_dim, cross_dim, image_tokens, scale))
 
 
-STEPS_PER_COLUMN = 4  # of the track; a column of 160 ms then tells onsets 40 ms apart
+STEPS_PER_COLUMN = 4  # of the track; a column of 160 ms then resolves onsets 40 ms apart
 
 
 class ControlBranch(nn.Module):
@@ -88,7 +88,7 @@ class ControlBranch(nn.Module):
     Args:
         unet: its encoder half is copied.
         spec: time base of the latent and of the track.
-        scale: factor on what is added. Published: 0.2 at inference; trained here with the scale it is used with.
+        scale: factor on the additions, the same in training and inference. Published: 0.2, at inference alone.
     """
 
     def __init__(self, unet: UNet2DConditionModel, spec: ClipSpec, scale: float):
@@ -135,7 +135,7 @@ class ControlBranch(nn.Module):
                 self.leave_middle(x) * self.scale)
 
     def steps_of(self, track: Tensor) -> Tensor:
-        """A value for each frame ⇒ one for each step, that of the frame on screen then. (B, 1, T) ⇒ (B, 1, steps)."""
+        """Values of frames (B, 1, T) ⇒ values of steps (B, 1, steps), each of the frame on screen then."""
         steps = torch.arange(self.spec.columns * STEPS_PER_COLUMN, device=track.device)
         frames = self.spec.clock.frame_at(step_times_s(steps, self.spec.column_s / STEPS_PER_COLUMN)).long()
         return track[:, :, frames.clamp(max=track.shape[2] - 1)]
@@ -195,9 +195,10 @@ class OnsetTraining(StageModule):
         predictor: that is trained.
         onset_weight: how much more a frame with an onset counts than one without.
         optimise: (module) ⇒ Lightning's optimiser and schedule.
+        mel: front end of the sound, the clip's.
     """
 
-    def __init__(self, predictor: OnsetPredictor, onset_weight: float, optimise: Callable, mel: MelSpec = MelSpec()):
+    def __init__(self, predictor: OnsetPredictor, onset_weight: float, optimise: Callable, mel: MelSpec):
         super().__init__(optimise)
         self.onset_weight: Tensor
         self.predictor, self.log_mel = predictor, LogMel(mel)

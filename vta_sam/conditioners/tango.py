@@ -1,4 +1,4 @@
-"""Tango: the caption's token states alone; it never sees the video (Ghosal et al. 2023, arXiv 2304.13731)."""
+"""Tango: a condition of the caption's token states alone, without the video (Ghosal et al. 2023, arXiv 2304.13731)."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ In order: frame semantics, the objects' embeddings weighted by how surely each i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ def as_seen(batch: ClipBatch) -> Tensor:
 
 
 def uniform(batch: ClipBatch) -> Tensor:
-    """Each object's mean over the clip's real frames, which tells which objects are there and not when."""
+    """Each object's mean over the clip's real frames, which keeps its presence and loses its times."""
     real = batch.frame_mask[..., None].to(batch.probs.dtype)
     mean = (batch.probs * real).sum(dim=1, keepdim=True) / real.sum(dim=1, keepdim=True).clamp(min=1)
     return mean.expand_as(batch.probs)
@@ -86,8 +86,8 @@ class TemporalSemanticEncoder(nn.Module):
     The frame embedding is normalised per frame, the object embeddings per object and *before* they are summed: a
     LayerNorm on the sum would divide the probabilities away whenever a clip names a single object.
 
-    Where both halves of [v ; s] tell what a thing is, training learns the one of larger gain first and the other not at
-    all; the objects' gain is to be the larger one.
+    Where both halves of [v ; s] identify a thing, training learns the half of larger gain first, and the other not at
+    all. So the objects' gain is the larger one.
 
     Args:
         frame_dim: Dv.
@@ -105,6 +105,7 @@ class TemporalSemanticEncoder(nn.Module):
         threshold: probabilities below it count as 0.
         mask_dim: width of mask-pooled SAM embeddings, which a linear layer adds to the object's own vector frame by
             frame; 0: not used.
+        further: {name of a further feature per frame: length of its last axis}; linear layers add them to its frame.
     """
 
     def __init__(
@@ -123,6 +124,7 @@ class TemporalSemanticEncoder(nn.Module):
         weights: str = "as_seen",
         threshold: float = 0.0,
         mask_dim: int = 0,
+        further: Mapping[str, int] | None = None,
     ):
         super().__init__()
         if not (use_frames or use_semantics):
@@ -138,6 +140,7 @@ class TemporalSemanticEncoder(nn.Module):
         if mask_dim:
             self.mask_norm, self.project_mask = nn.LayerNorm(mask_dim), nn.Linear(mask_dim, object_dim)
         self.mask_dim = mask_dim
+        self.further = nn.ModuleDict({name: nn.Linear(dim, width) for name, dim in (further or {}).items()})
         self.project = nn.Linear(frame_dim + object_dim, width)
         self.blocks = nn.ModuleList([TemporalBlock(width, heads, kernel_frames) for _ in range(layers)])
         self.final_norm = nn.LayerNorm(width)
@@ -147,6 +150,12 @@ class TemporalSemanticEncoder(nn.Module):
         v = self.frame_norm(batch.frame_embedding) * float(self.use_frames)
         s = self._semantics(batch) * float(self.use_semantics)
         x = self.project(torch.cat([v, s], dim=-1))
+        for name, project in self.further.items():
+            feature = getattr(batch, name)
+            if feature is None:
+                raise InputError(f"this model reads the feature {name!r}, and these clips have none; extract them with "
+                                 f"features.{name}")
+            x = x + project(feature)
         times_s = FrameClock(self.fps).time_s(torch.arange(x.shape[1], device=x.device))
         x = x + sinusoids(times_s, self.width).to(x.dtype)
         for block in self.blocks:

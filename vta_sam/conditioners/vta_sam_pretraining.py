@@ -46,7 +46,7 @@ def _shares(x: Tensor, spec: ClipSpec) -> Tensor:
 
 
 def energy_targets(mel: Tensor, spec: ClipSpec) -> Tensor:
-    """Loudness of each video frame, (B, mel frames, 64) ⇒ (B, frames) in [0, 1]; 0 is 60 dB below the maximum."""
+    """Loudness of each video frame, (B, mel frames, n_mels) ⇒ (B, frames) in [0, 1]; 0 is 60 dB below the maximum."""
     envelope = mel.mean(dim=2)
     top = envelope.amax(dim=1, keepdim=True)
     level = ((envelope - top) / ENERGY_RANGE_NATS + 1).clamp(0, 1)
@@ -55,7 +55,8 @@ def energy_targets(mel: Tensor, spec: ClipSpec) -> Tensor:
 
 
 def onset_targets(mel: Tensor, spec: ClipSpec) -> Tensor:
-    """How surely a sound begins within each video frame, (B, mel frames, 64) ⇒ (B, frames) in [0, 1]."""
+    """How surely a sound begins within each video frame, (B, mel frames, n_mels) ⇒ (B, frames) in
+    [0, 1]."""
     envelope = mel.mean(dim=2)
     rise = F.pad(envelope, (FLUX_FRAMES, 0), mode="replicate")
     rise = (envelope - rise[:, : envelope.shape[1]]).clamp(min=0) / ONSET_RISE_NATS
@@ -63,9 +64,9 @@ def onset_targets(mel: Tensor, spec: ClipSpec) -> Tensor:
 
 
 class SoundEncoder(nn.Module):
-    """Log-mel (B, mel frames, 64) ⇒ one vector per clip (B, dim). Stage 2 alone uses it, to tell sounds apart."""
+    """Log-mel (B, mel frames, n_mels) ⇒ one vector per clip (B, dim), for the contrastive loss of stage 2."""
 
-    def __init__(self, dim: int, channels: int = 96, n_mels: int = MelSpec().n_mels):
+    def __init__(self, dim: int, n_mels: int, channels: int = 96):
         super().__init__()
         self.layers = nn.Sequential(
             nn.Conv1d(n_mels, channels, 5, stride=2, padding=2), nn.GELU(),
@@ -110,17 +111,18 @@ class PretrainingHeads(nn.Module):
 
 
 class ConditionPretraining(StageModule):
-    """Predict the sound's energy and onsets per frame, and tell the clip's own sound from the batch's others.
+    """Train to predict the sound's energy and onsets per frame, and to match each clip with its own sound in the batch.
 
     Args:
-        encoder: that is pretrained.
+        encoder: the network to pretrain.
         weights: of the loss terms, under the names they are logged by: energy, onset, contrastive.
         augment: hides parts of the input, as in stage 3.
         optimise: (module) ⇒ Lightning's optimiser and schedule.
+        mel: front end of the sound, the clip's.
     """
 
     def __init__(self, encoder: TemporalSemanticEncoder, weights: dict[str, float], augment: Augmentation,
-                 optimise: Callable, mel: MelSpec = MelSpec()):
+                 optimise: Callable, mel: MelSpec):
         super().__init__(optimise)
         self.encoder, self.weights = encoder, weights
         self.augment = augment

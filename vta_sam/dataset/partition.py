@@ -1,6 +1,6 @@
-"""How many shards a program has to make: what an array of jobs parts among its tasks.
+"""Number of shards that a program has to make, which an array of jobs divides among its tasks.
 
-Each function takes a program's settings, composed, and raises InputError where nothing tells how much there is.
+Each function takes a program's composed settings, and raises InputError where the number can't be known.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
-"""Denoiser and conditioner: the contracts of the network that predicts and of the module that tells it what to sound
-like, and the Condition that passes between them. Each compared system is one conditioner."""
+"""Contracts of the denoiser and of the conditioner, and the Condition that passes from the latter to the former.
+
+Each compared system is one conditioner.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,14 @@ from torch import Tensor, nn
 
 from ..dataset.shards.batch import ClipBatch
 from ..runtime.errors import InputError
+from ..vae.codec import Codec
 
 LogLikelihood = Callable[[Tensor, Tensor], Tensor]  # noisy latent (B, C, columns, freq), times (B,) ⇒ log p (B,)
 
 
 @dataclass
 class Condition:
-    """What a denoiser is conditioned on.
+    """Input of a denoiser beside the noisy latent.
 
     Attributes:
         tokens: (B, L, D), keys and values of the denoiser's cross-attention.
@@ -61,20 +64,22 @@ class Condition:
 
 
 class Denoiser(nn.Module, ABC):
-    """Noisy latent, times, condition ⇒ what the objective has it predict.
+    """Noisy latent, times, condition ⇒ the prediction of the objective's target.
 
     A subclass has :meth:`forward` and the attributes; its constructor takes ``spec`` (the ClipSpec), and
-    ``map_channels`` where it reads a column map. The other methods are answers that suit a plain network.
+    ``map_channels`` where it reads a column map. The other methods have defaults for a plain network.
 
     Attributes:
         latent_channels: C of the latent.
         token_dim: D, width of the tokens that it reads.
         map_channels: channels of the column map that it reads; 0: it reads none.
+        latent_freq: frequency rows of the latent that it is built for; None: it takes any.
     """
 
     latent_channels: int
     token_dim: int
     map_channels: int = 0
+    latent_freq: int | None = None
 
     @abstractmethod
     def forward(self, latent: Tensor, times: Tensor, condition: Condition) -> Tensor:
@@ -102,8 +107,8 @@ class Denoiser(nn.Module, ABC):
         return []
 
     def weights_of(self, source: "Denoiser") -> tuple[dict[str, Tensor], dict[str, str]]:
-        """The weights of another denoiser, as this one can load them: those whose shape follows from what is read
-        beside the latent are fitted to this one's.
+        """The weights of another denoiser, fitted to this one: those of layers that read channels beside the latent are
+        resized.
 
         Returns:
             {name: weight}; {name: how its size changed}.
@@ -156,11 +161,17 @@ class Conditioner(nn.Module, ABC):
 
     def adapt(self, denoiser: Denoiser) -> None:
         """Change a new denoiser to what this conditioner needs, before weights are loaded: attention processors, a
-        control branch. What is added starts at zero, so that the denoiser computes what it did before.
+        control branch. Additions start at zero, so that the denoiser's output doesn't change.
 
         Args:
             denoiser: of :attr:`denoiser_kind`, as :func:`connect` has checked.
         """
+
+    @classmethod
+    def is_guided(cls, recipe: dict[str, Any]) -> bool:
+        """Does :meth:`guide` of a conditioner of this recipe return a likelihood? Asked before training, since not
+        every objective can be guided so."""
+        return cls.guide is not Conditioner.guide
 
     def guide(self, batch: ClipBatch) -> tuple[LogLikelihood, float] | None:
         """A log-likelihood of noisy latents whose gradient guides sampling, and its scale; None: no such guidance."""
@@ -180,8 +191,52 @@ def require_kind(denoiser: type, conditioner: type) -> None:
     kind = getattr(conditioner, "denoiser_kind", Denoiser)
     if kind is not Denoiser and not issubclass(denoiser, kind):
         raise InputError(f"the conditioner {conditioner.__name__} adds layers of its own to a {kind.__name__}, and the "
-                         f"denoiser is a {denoiser.__name__}; take another conditioner, or denoiser=null for the UNet "
-                         "of the size")
+                         f"denoiser is a {denoiser.__name__}; take another conditioner, or leave denoiser= out, "
+                         "for the UNet of the size")
+
+
+def require_latent(denoiser: Denoiser, codec: Codec, where: str = "the VAE") -> None:
+    """Refuse a denoiser of other latents than the codec's.
+
+    Args:
+        denoiser: to train or to sample with.
+        codec: of its latents.
+        where: the codec is, for the message.
+
+    Raises:
+        InputError: channels differ, or frequency rows where the denoiser is built for a number of them.
+    """
+    name = type(denoiser).__name__
+    if denoiser.latent_channels != codec.latent_channels:
+        raise InputError(f"the denoiser {name} takes latents of {denoiser.latent_channels} channels, {where} makes "
+                         f"{codec.latent_channels}; give the denoiser latent_channels={codec.latent_channels} (a UNet: "
+                         f"config.out_channels={codec.latent_channels}), or take another VAE")
+    if denoiser.latent_freq not in (None, codec.latent_freq):
+        raise InputError(f"the denoiser {name} is built for latents of {denoiser.latent_freq} frequency rows, {where} "
+                         f"makes {codec.latent_freq}; give the denoiser latent_freq={codec.latent_freq} (the size's "
+                         f"UNet: networks.unet.config.sample_size=[columns,{codec.latent_freq}]), or take another VAE")
+
+
+def require_tokens(denoiser: Denoiser, conditioner: str, token_dim: int, map_channels: int) -> None:
+    """Refuse a conditioner of other tokens or another column map than the denoiser reads.
+
+    Args:
+        denoiser: that reads them.
+        conditioner: name of its class.
+        token_dim: width of its tokens.
+        map_channels: of its column map.
+
+    Raises:
+        InputError: one of the two differs.
+    """
+    name = type(denoiser).__name__
+    if denoiser.token_dim != token_dim:
+        raise InputError(f"the denoiser {name} reads tokens of width {denoiser.token_dim}, the conditioner "
+                         f"{conditioner} makes tokens of width {token_dim}; let both take networks.token_dim")
+    if denoiser.map_channels != map_channels:
+        raise InputError(f"the denoiser {name} reads {denoiser.map_channels} channels beside the latent, the "
+                         f"conditioner {conditioner} makes {map_channels}; give conditioner.map_channels="
+                         f"{denoiser.map_channels}, or a denoiser that takes map_channels")
 
 
 def connect(denoiser: Denoiser, conditioner: Conditioner) -> None:
@@ -192,12 +247,5 @@ def connect(denoiser: Denoiser, conditioner: Conditioner) -> None:
             another kind of denoiser.
     """
     require_kind(type(denoiser), type(conditioner))
-    names = type(denoiser).__name__, type(conditioner).__name__
-    if denoiser.token_dim != conditioner.token_dim:
-        raise InputError(f"the denoiser {names[0]} reads tokens of width {denoiser.token_dim}, the conditioner "
-                         f"{names[1]} makes tokens of width {conditioner.token_dim}; let both take networks.token_dim")
-    if denoiser.map_channels != conditioner.map_channels:
-        raise InputError(f"the denoiser {names[0]} reads {denoiser.map_channels} channels beside the latent, the "
-                         f"conditioner {names[1]} makes {conditioner.map_channels}; give conditioner.map_channels="
-                         f"{denoiser.map_channels}, or a denoiser that takes map_channels")
+    require_tokens(denoiser, type(conditioner).__name__, conditioner.token_dim, conditioner.map_channels)
     conditioner.adapt(denoiser)

@@ -22,10 +22,10 @@ class LatentDiffusion(L.LightningModule):
     Args:
         denoiser: the network, adapted to the conditioner.
         conditioner: clips ⇒ Condition.
-        objective: what the denoiser is to predict.
+        objective: gives the denoiser's target.
         latent_scale: 1 / std of the latents.
         dropout: probability that the whole condition is replaced by its null.
-        augment: what training hides from the condition.
+        augment: hides parts of the condition in training.
         optimise: (module) ⇒ Lightning's optimiser and schedule.
     """
 

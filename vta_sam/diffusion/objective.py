@@ -1,5 +1,5 @@
-"""What a denoiser learns to predict: which times are drawn, what is noised how, the target and its weight, and the way
-back from a prediction to a latent."""
+"""Objectives of diffusion: the draw of times, the noising, the target and its weight, and the way back from a
+prediction to a latent."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ SCHEDULE: dict[str, Any] = dict(
 
 
 class Objective(ABC):
-    """Between a clean latent and noise: the noisy latent at a time, and what the denoiser is to predict from it.
+    """The path between a clean latent and noise: the noisy latent at a time, and the denoiser's target there.
 
     Shapes: latent, noise, noisy, target and prediction (B, C, columns, freq); times (B,), integers or floats in
     [0, :data:`TIME_END`). A model folder keeps the recipe of the objective that its denoiser was trained with.
 
     Attributes:
-        name: what is predicted, in one word. A sampler lists the names that it can sample.
+        name: of the target, in one word. A sampler lists the names that it can sample.
     """
 
     name: ClassVar[str]
@@ -42,14 +42,14 @@ class Objective(ABC):
 
     @abstractmethod
     def target(self, latent: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-        """What the denoiser is to predict. It has to be linear in latent and noise: guidance mixes predictions."""
+        """The denoiser's target. It has to be linear in latent and noise, since guidance mixes predictions."""
 
     @abstractmethod
     def to_x0(self, prediction: Tensor, noisy: Tensor, times: Tensor) -> Tensor:
         """The clean latent that a prediction stands for; of a target it is the latent itself."""
 
     def weight(self, times: Tensor) -> Tensor:
-        """What a row's error counts in the loss ⇒ (B,) float32. All the same unless an objective says otherwise."""
+        """The weight of each row's error in the loss ⇒ (B,) float32, equal unless an objective overrides it."""
         return torch.ones_like(times, dtype=torch.float32)
 
     def loss(self, prediction: Tensor, target: Tensor, times: Tensor, column_mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,7 +67,7 @@ class Objective(ABC):
 
     def score_gain(self, times: Tensor) -> Tensor:
         """By how much a prediction falls for each unit that the score, the gradient of log p of the noisy latent, rises
-        ⇒ (B,). Guidance by a classifier asks for it.
+        ⇒ (B,). Guidance by a classifier needs it.
 
         Raises:
             InputError: the objective has none.
@@ -112,7 +112,7 @@ class DiscreteDiffusion(Objective):
 
     @abstractmethod
     def min_snr_weight(self, clipped: Tensor, snr: Tensor) -> Tensor:
-        """min(snr, γ) is the weight of an error of z; this is that of the same error of the target ⇒ (B,)."""
+        """The weight of an error of the target ⇒ (B,); min(snr, γ) is the weight of the same error of z."""
 
     def _signal_and_noise(self, like: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
         """√ᾱ and √(1−ᾱ) ⇒ (B, 1, 1, 1) each."""

@@ -1,4 +1,4 @@
-"""Positions inside cross-attention: a query knows its column's time, a key its frame's."""
+"""Positions inside cross-attention: queries carry the times of their columns, keys the times of their frames."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class TimedCrossAttention(nn.Module):
     """Cross-attention in which the time of the query's column and of the key's frame are added to query and key.
 
     Both go through the same projection, so that equal times agree from the start and the layer doesn't have to find
-    the diagonal by itself; what it then attends to is learned. It remains cross-attention: nothing is interpolated, and
-    any frame may be read from any column.
+    the diagonal by itself. The attention is then learned. It remains cross-attention: nothing is interpolated, and any
+    column may attend to any frame.
 
     Args:
         inner_dim: width of queries and keys.
@@ -32,7 +32,7 @@ class TimedCrossAttention(nn.Module):
         level: how often the latent was halved in time on the way to this layer.
 
     Attributes:
-        token_times_s: (L,), when each token is, in seconds.
+        token_times_s: (L,), time of each token in seconds.
     """
 
     def __init__(self, inner_dim: int, spec: ClipSpec, rows: int, strength: float, level: int = 0):
@@ -57,8 +57,8 @@ class TimedCrossAttention(nn.Module):
         self.token_times_s = self.token_times_s.to(query.device)
         if key.shape[1] != len(self.token_times_s):
             raise InputError(
-                f"the conditioner makes {key.shape[1]} tokens, but cross-attention was told when "
-                f"{len(self.token_times_s)} of them are, one for each frame; let the conditioner's adapt() call "
+                f"the conditioner makes {key.shape[1]} tokens, but cross-attention has times for "
+                f"{len(self.token_times_s)} of them, one for each frame; let the conditioner's adapt() call "
                 "denoiser.set_token_times(times_s), or denoiser.use_plain_cross_attention() where tokens have no time")
         columns = torch.arange(query.shape[1] // self.rows, device=query.device)
         query = query + self.positions(step_times_s(columns, self.column_s), query).repeat_interleave(self.rows, dim=0)

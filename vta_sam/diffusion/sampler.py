@@ -18,7 +18,7 @@ from .objective import DiscreteDiffusion, Objective
 SOLVERS = ("dpm", "ddpm")
 # Name of an objective ⇒ what diffusers' schedulers call its prediction
 PREDICTION_TYPES = {"v_prediction": "v_prediction", "epsilon_prediction": "epsilon", "x0_prediction": "sample"}
-Predictor = Callable[[Tensor, Tensor], Tensor]  # noisy latent, times (B,) ⇒ what the objective has predicted
+Predictor = Callable[[Tensor, Tensor], Tensor]  # noisy latent, times (B,) ⇒ prediction of the objective's target
 
 
 def guided(model: Callable, condition: Condition, null: Condition, scale: float) -> Predictor:
@@ -28,8 +28,8 @@ def guided(model: Callable, condition: Condition, null: Condition, scale: float)
 
     Args:
         model: (latent, times, Condition) ⇒ prediction.
-        condition: what to follow.
-        null: what to lead away from; a negative condition may stand in its place.
+        condition: to guide towards.
+        null: to guide away from, or a negative condition in its place.
         scale: guidance scale.
     """
 
@@ -54,7 +54,7 @@ def classifier_guided(predict: Predictor, log_likelihood: LogLikelihood, scale: 
         predict: predictions without the classifier.
         log_likelihood: of a noisy latent, by the classifier.
         scale: s.
-        objective: what is predicted.
+        objective: of the predictions.
     """
 
     def predict_guided(latent: Tensor, times: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ def classifier_guided(predict: Predictor, log_likelihood: LogLikelihood, scale: 
 
 @dataclass(frozen=True)
 class BaseSampler(ABC):
-    """What every sampler has; a subclass is a frozen dataclass with settings of its own.
+    """Base of the samplers. A subclass is a frozen dataclass with settings of its own.
 
     Attributes:
         samples: names of the objectives whose predictions it can sample with.
@@ -95,14 +95,21 @@ class BaseSampler(ABC):
         Args:
             predict: noisy latent, times (B,) ⇒ prediction.
             noise: (B, C, columns, freq), N(0, 1).
-            objective: what is predicted; one of :attr:`samples`.
+            objective: of the predictions; one of :attr:`samples`.
             generators: one per row, or one for all of them together, for a sampler that draws noise on the way.
         """
 
     @property
     def solver_name(self) -> str:
-        """The word by which records of what was generated tell this sampler from others."""
+        """The sampler's name in records of generated sounds."""
         return type(self).__name__
+
+    def recorded(self) -> dict[str, Any]:
+        """For records of sounds: guidance, steps, solver, and every other setting that is not its default."""
+        told_apart = {"guidance": self.guidance, "steps": self.steps, "solver": self.solver_name}
+        others = {each.name: getattr(self, each.name) for each in fields(self)
+                  if each.name not in told_apart and getattr(self, each.name) != each.default}
+        return {**told_apart, **others}
 
     def require(self, objective: Objective) -> None:
         """Raise InputError where the objective's predictions are none that this sampler can sample with."""
@@ -156,15 +163,14 @@ class Sampler(BaseSampler):
         return DDPMScheduler(**schedule, clip_sample=False, steps_offset=self.steps_offset)
 
 
-def with_solver(sampler: BaseSampler, solver: str | None) -> BaseSampler:
-    """The same sampler with another solver; unchanged where ``solver`` is None.
+def with_settings(sampler: BaseSampler, **settings: Any) -> BaseSampler:
+    """The same sampler with other settings, by name. None leaves a setting as it is.
 
     Raises:
-        InputError: the solver is not known, or the sampler has none to choose.
+        InputError: a value is not known, or the sampler has no such setting.
     """
-    if solver is None:
-        return sampler
-    if "solver" not in {setting.name for setting in fields(sampler)}:
-        raise InputError(f"solver={solver} can't be chosen: the sampler {type(sampler).__name__} has none; leave "
-                         "solver= out")
-    return replace(sampler, solver=solver)  # type: ignore[call-arg]  # the field is there
+    given = {name: value for name, value in settings.items() if value is not None}
+    for name in given.keys() - {setting.name for setting in fields(sampler)}:
+        raise InputError(f"{name}={given[name]} can't be chosen: the sampler {type(sampler).__name__} has none; leave "
+                         f"{name}= out")
+    return replace(sampler, **given)

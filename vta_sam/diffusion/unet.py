@@ -1,5 +1,5 @@
-"""The default denoiser: diffusers' UNet2DConditionModel, with channels beside the latent for what is aligned to its
-columns."""
+"""The default denoiser: diffusers' UNet2DConditionModel, with channels beside the latent for features that are
+aligned to its columns."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _CONV_IN = "unet.conv_in.weight"
 class LatentUNet(Denoiser):
     """Noisy latent, times, condition ⇒ prediction.
 
-    The UNet's input is [latent ; column map ; time coordinates]. Coordinates tell a column where it is in the clip, so
+    The UNet's input is [latent ; column map ; time coordinates]. Coordinates give a column its time in the clip, so
     that a query of cross-attention has a position to compare with the keys'. The weights of everything beside the
-    latent start at zero: at step 0 the model computes what the plain UNet would.
+    latent start at zero: at step 0 the model's output is the plain UNet's.
 
     Args:
         config: of UNet2DConditionModel, without in_channels.
@@ -48,6 +48,7 @@ class LatentUNet(Denoiser):
         self.control: nn.Module | None = None  # a conditioner's adapt() may set it
         if timed_attention:
             _, freq = self.unet.config["sample_size"]
+            self.latent_freq = int(freq)  # a query's time follows from its place among the rows
             add_time_to_cross_attention(self.unet, spec, freq, timed_attention)
 
     def use_plain_cross_attention(self) -> None:

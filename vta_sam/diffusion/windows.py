@@ -41,11 +41,11 @@ class Windows:
         """Windows of one clip each, over a latent of at least ``columns`` columns.
 
         Every window begins at a multiple of ``spec.start_step_columns``, so that its frames and columns are in step.
-        The latent reaches beyond ``columns`` by less than that step, or by what a shorter one lacks to a clip.
+        The latent reaches beyond ``columns`` by less than that step, or to the length of a clip.
 
         Args:
             spec: time base of a clip.
-            columns: how many are wanted.
+            columns: least length of the latent.
             overlap: of neighbours, as a share of a window. It is larger where that brings starts onto their grid.
         """
         step, beyond = spec.start_step_columns, max(0, columns - spec.columns)
@@ -108,7 +108,7 @@ class Windows:
 
 
 def windowed(predictors: Sequence[Predictor], windows: Windows, at_once: int) -> Predictor:
-    """One Predictor of a long latent (1, C, total columns, freq), made of those of its windows.
+    """One Predictor of a long latent (1, C, total columns, freq), made of the Predictors of its windows.
 
     At each step the windows are cut out of the one noisy latent, predicted ``at_once`` at a time, and their
     predictions blended; the sampler steps the long latent. (MultiDiffusion, Bar-Tal et al., 2023, along time.)
@@ -176,11 +176,11 @@ _FADE_S = 0.01  # two vocodings of the same mel differ in phase, and a long fade
 _CONTEXT_FRAMES = 8  # a seam's distance from a chunk's edges, where the vocoder lacks context
 
 
-def vocode(vocoder: Vocoder, mel: Tensor, chunk_frames: int, front: MelSpec = MelSpec()) -> Tensor:
+def vocode(vocoder: Vocoder, mel: Tensor, chunk_frames: int, front: MelSpec) -> Tensor:
     """Log-mel (1, frames, n_mels) ⇒ waveform (frames · hop,) float32 on the CPU.
 
     Chunks of ``chunk_frames`` overlap by a quarter; each pair is joined by a cross-fade of 10 ms at the quietest frame
-    of the overlap. Memory beyond the result is that of one chunk. A mel of up to ``chunk_frames`` is vocoded at once.
+    of the overlap. Memory beyond the result is one chunk's. A mel of up to ``chunk_frames`` is vocoded at once.
 
     Args:
         vocoder: log-mel (B, frames, n_mels) ⇒ waveform.

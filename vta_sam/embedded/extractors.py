@@ -243,8 +243,8 @@ class TinyEncoder(Encoder):
 
     The embedding of a picture (64) is LayerNormed, and depends on that picture alone. Linear probes recover the
     visibility, position and pose of each of the ten things from it. The embedding of a known word (32) is its row of
-    the trunk's table, of norm sqrt(32). In a caption, any other word is a fixed random vector of the same norm, drawn from
-    the word itself. As an object, an unknown word is zero, with one warning.
+    the trunk's table, of norm sqrt(32). In a caption, any other word is a fixed random vector of the same norm, a
+    function of the word. As an object, an unknown word is zero, with one warning.
 
     Args:
         weights: a file written by ``experiments/train_tiny.py model=trunk``; None takes the shipped one.

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from ..mel import LogMel
+from ..mel import FIGURES, LogMel
 from ..vocoder import GriffinLim
 from .scene_sounds import render_sound
 from .timeline import WORDS, make_scene
@@ -49,7 +49,7 @@ def solo_sounds(seed: int, split: str, per_class: int) -> tuple[Tensor, Tensor]:
 
 def mels_of(waveforms: Tensor) -> Tensor:
     """Waveforms (N, samples) ⇒ log-mels (N, samples // 160, 64), without the frame centred on the clip's end."""
-    log_mel = LogMel()
+    log_mel = LogMel(FIGURES)
     with torch.inference_mode():
         return torch.cat([log_mel(part)[:, :-1] for part in waveforms.split(64)]).clone()
 

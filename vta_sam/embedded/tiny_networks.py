@@ -20,7 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..mel import FFT_SAMPLES, LOG_FLOOR, N_MELS, SAMPLE_RATE_HZ, LogMel
+from ..mel import FFT_SAMPLES, FIGURES, LOG_FLOOR, N_MELS, SAMPLE_RATE_HZ, LogMel
 from ..metrics.backbones import Embedding, by_length
 from ..runtime.errors import InputError
 from ..runtime.files import write_bytes, write_text
@@ -319,7 +319,7 @@ class Tagger(nn.Module):
         self.classes = tuple(classes)
         self.embedding_dim = embedding_dim
         self.fingerprint = "untrained"
-        self.log_mel = LogMel()
+        self.log_mel = LogMel(FIGURES)
         strides = ((2, 2), (2, 2), (1, 2), (2, 2))  # frames, mel bins
         self.convs = nn.ModuleList(
             Conv(before, after, stride, folded) for before, after, stride in zip((1, *widths), widths, strides)

@@ -1,4 +1,4 @@
-"""The two recipes: make the data, train, measure on held-out data, write the weights with their figures."""
+"""Recipes of the two tiny networks: make the data, train, measure on held-out data, write weights and figures."""
 
 from __future__ import annotations
 
@@ -27,17 +27,22 @@ class TrunkRecipe:
     """Trains the image trunk on embedded clips rendered for it.
 
     Args:
-        out: the weights file to write; None writes the shipped one.
         scenes: folder of the clips; they are rendered when missing.
-        train_clips, train_seed, test_clips, test_seed: how many, and of which worlds. Held-out clips are another world.
+        train_clips: number of clips to train on.
+        train_seed: of their world.
+        test_clips: number of held-out clips.
+        test_seed: of their world, another than ``train_seed``.
         fps: pictures a second taken from each clip.
         seed: of initial weights, order and augmentation.
-        steps, batch, rate: optimiser steps, pictures a step, highest learning rate.
+        steps: optimiser steps.
+        batch: pictures a step.
+        rate: highest learning rate.
         loss_weights: weight per loss, see :class:`TrunkTraining`.
-        sizes: arguments of :class:`Trunk` that differ from its defaults.
         version: of the weights, for their fingerprint.
         precision: of Lightning's Trainer.
-        workers: processes that render.
+        workers: rendering processes.
+        sizes: arguments of :class:`Trunk` that differ from its defaults.
+        out: the weights file to write; None: the shipped one.
     """
 
     scenes: str
@@ -58,7 +63,11 @@ class TrunkRecipe:
     out: str | None = None
 
     def train(self) -> dict:
-        """Train, measure, write ⇒ the held-out figures."""
+        """Train, write the weights, measure them ⇒ the held-out figures.
+
+        Raises:
+            InputError: held-out data are not of another world.
+        """
         if self.train_seed == self.test_seed:
             raise InputError(f"trunk: train_seed and test_seed are both {self.train_seed}; held-out clips need another")
         lightning.seed_everything(self.seed, verbose=False)
@@ -72,7 +81,7 @@ class TrunkRecipe:
         path = Path(self.out) if self.out else SHIPPED_TRUNK
         network = fold(training.trunk.cpu())
         write_weights(path, network, about)
-        about["figures"] = self.measure()  # of what was written, rounded to fp16 as it is
+        about["figures"] = self.measure()  # of the written weights, which are rounded to fp16
         write_weights(path, network, about)
         return about["figures"]
 
@@ -93,14 +102,20 @@ class TaggerRecipe:
     """Trains the audio tagger on sounds of single things, synthesised in memory.
 
     Args:
-        out: the weights file to write; None writes the shipped one.
-        train_sounds, train_seed, test_sounds, test_seed: sounds per class, and of which worlds.
-        vocoded, test_vocoded: how many of them, per class, are also heard through Griffin-Lim.
+        train_sounds: sounds of each class to train on.
+        train_seed: of their world.
+        test_sounds: held-out sounds of each class.
+        test_seed: of their world, another than ``train_seed``.
+        vocoded: training sounds of each class that are also used after Griffin-Lim.
+        test_vocoded: held-out sounds of each class that are also used after Griffin-Lim.
         seed: of initial weights, order and augmentation.
-        steps, batch, rate: optimiser steps, sounds a step, highest learning rate.
-        label_smoothing: share of belief spread over all classes.
-        sizes: arguments of :class:`Tagger` that differ from its defaults.
+        steps: optimiser steps.
+        batch: sounds a step.
+        rate: highest learning rate.
+        label_smoothing: share of the target probability spread over all classes.
         version: of the weights, for their fingerprint.
+        sizes: arguments of :class:`Tagger` that differ from its defaults.
+        out: the weights file to write; None: the shipped one.
     """
 
     train_sounds: int
@@ -119,7 +134,11 @@ class TaggerRecipe:
     out: str | None = None
 
     def train(self) -> dict:
-        """Train, measure, write ⇒ the held-out figures."""
+        """Train, write the weights, measure them ⇒ the held-out figures.
+
+        Raises:
+            InputError: held-out data are not of another world.
+        """
         if self.train_seed == self.test_seed:
             raise InputError(f"tagger: test_seed is train_seed, {self.train_seed}; hold other sounds out")
         lightning.seed_everything(self.seed, verbose=False)
@@ -129,8 +148,8 @@ class TaggerRecipe:
         mels = mels_of(waveforms)
         # scenes come in random order, so the first sounds are of all classes
         count = self.vocoded * len(WORDS)
-        through = [vocoded(mels[: count // 2], smear=False), vocoded(mels[count // 2 : count], smear=True)]
-        mels, classes = torch.cat([mels, *through]), torch.cat([classes, classes[:count]])
+        vocoded_mels = [vocoded(mels[: count // 2], smear=False), vocoded(mels[count // 2 : count], smear=True)]
+        mels, classes = torch.cat([mels, *vocoded_mels]), torch.cat([classes, classes[:count]])
         _fit(training, SoundBatches(mels, classes, self.batch, self.steps, self.seed), self.steps, "32-true")
         about = _about(self, "tagger", sizes)
         path = Path(self.out) if self.out else SHIPPED_TAGGER
@@ -147,7 +166,7 @@ class TaggerRecipe:
 
 
 def _fit(training: lightning.LightningModule, batches: IterableDataset, steps: int, precision: Any) -> None:
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its greetings say nothing about the run
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its start-up lines say nothing about the run
     trainer = lightning.Trainer(
         accelerator="auto", devices=1, max_steps=steps, max_epochs=1, precision=precision, gradient_clip_val=1.0,
         logger=False, enable_checkpointing=False, enable_model_summary=False,
@@ -159,21 +178,22 @@ def _fit(training: lightning.LightningModule, batches: IterableDataset, steps: i
 
 
 def _about(recipe: TrunkRecipe | TaggerRecipe, kind: str, sizes: dict) -> dict:
-    elsewhere = ("out", "scenes", "workers")  # where and with what it ran, which changes no weight
-    kept = {f.name: _plain(getattr(recipe, f.name)) for f in dataclasses.fields(recipe) if f.name not in elsewhere}
+    """Content of a weights file's header, still without figures."""
+    execution = ("out", "scenes", "workers")  # they change no weight
+    settings = {f.name: _plain(getattr(recipe, f.name)) for f in dataclasses.fields(recipe) if f.name not in execution}
     return {
         "kind": kind,
         "version": recipe.version,
         "classes": list(WORDS),
         "sizes": sizes,
         "scenes_version": SCENES_VERSION,
-        "recipe": kept,
+        "recipe": settings,
         "figures": {},
     }
 
 
 def _plain(value):
-    """Mappings and sequences of any kind (Hydra's own too) ⇒ dicts and lists, which YAML and networks take."""
+    """Mappings and sequences of any kind, Hydra's included ⇒ dicts and lists, for YAML and networks."""
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)) or type(value).__name__ == "ListConfig":

@@ -1,5 +1,7 @@
-"""The truth beside a clip of the embedded world: who is where, who sounds when. Two files, ``<id>.truth.json`` (words
-and events) and ``<id>.truth.safetensors`` (arrays per picture)."""
+"""The truth beside a clip of the embedded world: the position of each thing in each picture, and its sound events.
+
+It is two files: ``<id>.truth.json`` (words and events) and ``<id>.truth.safetensors`` (arrays per picture).
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,19 @@ from ..runtime.files import write_bytes
 
 SCENES_VERSION = 1
 MASK_HEIGHT, MASK_WIDTH = 24, 32
-MERGE_S = 0.03  # onsets of two objects closer than this are one to the ear, and to the metric
+MERGE_S = 0.03  # closer onsets of two objects sound like one, and count as one in the metric
 KINDS = ("impulse", "sustained")
 
 
 @dataclass(frozen=True)
 class Event:
-    """One sounding of one object: onset_s ≤ t < end_s; kind "impulse" (a hit, a bark) or "sustained" (a note)."""
+    """One sound of one object.
+
+    Attributes:
+        onset_s: start in seconds, inclusive.
+        end_s: end in seconds, exclusive.
+        kind: "impulse" (a hit, a bark) or "sustained" (a note).
+    """
 
     onset_s: float
     end_s: float
@@ -31,8 +39,13 @@ class Event:
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One thing in the picture. word: one of the ten, or a look-alike's own; named: the caption speaks of it.
-    Only named objects sound."""
+    """One thing in the picture.
+
+    Attributes:
+        word: one of the ten, or a look-alike's.
+        named: whether the caption names it; only named objects sound.
+        events: its sounds.
+    """
 
     word: str
     named: bool
@@ -43,11 +56,16 @@ class SceneObject:
 class SceneTruth:
     """Exact truth of one clip of T pictures at ``fps`` and K things (named ones first, then silent look-alikes).
 
-    visible (T, K) uint8: at least a quarter of it is to be seen. inside (T, K) float16: the fraction of it to be seen
-    (inside the picture and not behind another). boxes (T, K, 4) float16: cx cy w h of the part inside the picture, as
-    fractions of the picture; zeros when nothing is inside. pose (T, K) float16 in [0, 1]: 0 at rest, 1 at the height
-    of sounding. sounding (T, K) uint8: an event is under way during the picture. packed_masks (T, K, 24, 4) uint8:
-    see :attr:`masks`. Picture i is on screen for [i, i + 1) / fps.
+    Picture i is on screen for [i, i + 1) / fps.
+
+    Attributes:
+        visible: (T, K) uint8, 1 where at least a quarter of the thing is in view.
+        inside: (T, K) float16, fraction of the thing in view (inside the picture and not behind another).
+        boxes: (T, K, 4) float16, cx cy w h of the part inside the picture, as fractions of the picture; zeros where
+            nothing is inside.
+        pose: (T, K) float16 in [0, 1], 0 at rest, 1 at the height of sounding.
+        sounding: (T, K) uint8, 1 where an event is under way during the picture.
+        packed_masks: (T, K, 24, 4) uint8, see :attr:`masks`.
     """
 
     id: str
@@ -70,7 +88,7 @@ class SceneTruth:
 
     @cached_property
     def masks(self) -> np.ndarray:
-        """(T, K, 24, 32) bool: the thing covers more than half of that cell of the picture."""
+        """Whether each thing covers more than half of a cell of the picture ⇒ (T, K, 24, 32) bool."""
         return np.unpackbits(self.packed_masks, axis=-1).astype(bool)
 
     @property
@@ -80,12 +98,14 @@ class SceneTruth:
 
     @property
     def named(self) -> np.ndarray:
-        """(K,) bool: which of the K things the caption names."""
+        """Whether the caption names each thing ⇒ (K,) bool."""
         return np.array([o.named for o in self.objects], dtype=bool)
 
     def onsets_s(self) -> np.ndarray:
-        """Reference onsets of the clip's sound, sorted, in seconds: impulses and starts of sustained sounds of the
-        named objects; of those closer than 30 ms the first stands for all."""
+        """Reference onsets of the clip's sound, in seconds and sorted ⇒ (onsets,).
+
+        They are the starts of all events of named objects. Onsets closer than 30 ms are merged into the first.
+        """
         merged: list[float] = []
         for onset in sorted(e.onset_s for o in self.objects if o.named for e in o.events):
             if not merged or onset - merged[-1] >= MERGE_S:
@@ -93,7 +113,11 @@ class SceneTruth:
         return np.array(merged, dtype=np.float64)
 
     def validate(self) -> "SceneTruth":
-        """Check shapes and ranges; raise InputError with the clip's id, what was expected and what was found."""
+        """The truth itself, after checks of shapes and ranges.
+
+        Raises:
+            InputError: a check failed; the message has the clip's id, the expected and the found.
+        """
         frames, things = round(self.duration_s * self.fps), len(self.objects)
         shapes = dict.fromkeys(("visible", "inside", "pose", "sounding"), (frames, things))
         masks = (frames, things, MASK_HEIGHT, MASK_WIDTH // 8)
@@ -116,13 +140,13 @@ class SceneTruth:
 
 
 def truth_paths(video: Path | str) -> tuple[Path, Path]:
-    """The two truth files beside a video: (json, safetensors)."""
+    """Paths of the two truth files beside a video ⇒ (json, safetensors)."""
     video = Path(video)
     return video.with_name(f"{video.stem}.truth.json"), video.with_name(f"{video.stem}.truth.safetensors")
 
 
 def write_truth(video: Path | str, truth: SceneTruth) -> None:
-    """Write both files of a clip, each whole or not at all; arrays first, so that a json means that both are there."""
+    """Write both files of a clip, each whole or not at all. The json comes last: where it exists, both do."""
     truth.validate()
     json_path, array_path = truth_paths(video)
     write_bytes(array_path, save({name: np.ascontiguousarray(getattr(truth, name)) for name in truth.ARRAYS}))
@@ -134,7 +158,14 @@ def write_truth(video: Path | str, truth: SceneTruth) -> None:
 
 
 def read_truth(video: Path | str) -> SceneTruth:
-    """The truth of the clip in this mp4 file. InputError: a file is missing, of another version, or inconsistent."""
+    """The truth of a clip.
+
+    Args:
+        video: the clip's mp4 file.
+
+    Raises:
+        InputError: a file is missing, of another version, or inconsistent.
+    """
     json_path, array_path = truth_paths(video)
     for path in (json_path, array_path):
         if not path.is_file():
@@ -153,6 +184,6 @@ def read_truth(video: Path | str) -> SceneTruth:
         truth = SceneTruth(**record)
     except InputError:
         raise
-    except Exception as error:  # a torn or foreign file fails in many ways, and all of them mean the same
+    except Exception as error:  # a torn or foreign file fails in many ways
         raise InputError(f"{json_path} and its .safetensors can't be read ({error!r}); make the clip anew") from error
     return truth.validate()

@@ -1,4 +1,4 @@
-"""The embedded world on disk: videos, the truth beside each, a manifest; and its distribution, measured."""
+"""The embedded world on disk: videos, the truth beside each, a manifest, and statistics of its distribution."""
 
 from __future__ import annotations
 
@@ -39,11 +39,20 @@ Progress = Callable[[int, int], None]
 def write_world(
     out: Path, counts: dict[str, int], seed: int, workers: int = 1, progress: Progress | None = None
 ) -> Path:
-    """Write ``counts[split]`` clips of each split ⇒ the manifest's path.
+    """Write the clips of a world and their manifest ⇒ the manifest's path.
 
-    Clips that are there are kept (a run that was cut off goes on); a folder of another version or seed is refused.
-    A clip is there when its mp4 is: its truth is written before. The manifest comes last. progress(done, all) is called
-    after each clip. The bytes of a clip depend on (version, seed, split, index) alone.
+    A run that was cut off goes on: clips with an mp4 are kept, since their truth is written before it. The manifest is
+    written last. The bytes of a clip depend on (version, seed, split, index) alone.
+
+    Args:
+        out: folder of the world.
+        counts: {split: number of clips}.
+        seed: of the world.
+        workers: rendering processes.
+        progress: called with (done, all) after each clip.
+
+    Raises:
+        InputError: the folder holds a world of another version or seed.
     """
     out = Path(out)
     _claim(out, seed)
@@ -70,10 +79,15 @@ def write_clip(out: Path, seed: int, split: str, index: int) -> Path:
 
 
 def encode(path: Path, pictures: np.ndarray, sound: np.ndarray) -> None:
-    """Pictures (T, H, W, 3) uint8 at 25 fps and mono sound at 16 kHz ⇒ h264 and aac in an mp4, always the same bytes.
+    """Write an mp4 of h264 and aac, always with the same bytes.
 
-    One thread and no dates or encoder names in the container. The aac encoder's delay of 1024 samples is written as
-    an edit list, which readers that honour it (FFmpeg's, PyAV's) take off: sample 0 comes back as sample 0.
+    One thread encodes, and the container holds no date and no encoder's name. The aac encoder's delay of 1024 samples
+    is written as an edit list. FFmpeg and PyAV honour it, so that sample 0 is read as sample 0.
+
+    Args:
+        path: of the mp4.
+        pictures: (T, H, W, 3) uint8 at 25 fps.
+        sound: (samples,) mono at 16 kHz.
     """
     with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
         video = container.add_stream("libx264", rate=round(FPS), options=X264_OPTIONS)
@@ -121,15 +135,16 @@ def _video_path(out: Path, split: str, index: int) -> Path:
 
 
 def _claim(out: Path, seed: int) -> None:
-    """Write what the folder is to world.json, or check that it is that already."""
-    what = {"scenes_version": SCENES_VERSION, "seed": seed}
+    """Write version and seed to world.json. Raises InputError where the file holds others."""
+    expected = {"scenes_version": SCENES_VERSION, "seed": seed}
     path = out / "world.json"
     if path.is_file():
         found = json.loads(path.read_text(encoding="utf-8"))
-        if found != what:
-            raise InputError(f"{path} holds {found}, and this run would write {what}; choose another out= or remove it")
+        if found != expected:
+            raise InputError(f"{path} holds {found}, and this run would write {expected}; choose another out= or "
+                             "remove it")
     else:
-        write_text(path, json.dumps(what) + "\n")
+        write_text(path, json.dumps(expected) + "\n")
 
 
 def _write_manifest(out: Path, scenes: list[Scene]) -> Path:
@@ -145,7 +160,7 @@ def _write_manifest(out: Path, scenes: list[Scene]) -> Path:
 
 
 def read_manifest(out: Path) -> list[dict[str, str]]:
-    """The rows of a written world's manifest."""
+    """The rows of a written world's manifest. Raises InputError where there is none."""
     path = Path(out) / "manifest.csv"
     if not path.is_file():
         raise InputError(f"{path} is missing: no finished embedded world; run data_prep/synthesize.py out={out}")
@@ -153,22 +168,31 @@ def read_manifest(out: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-MOST_EVEN = 1.6  # times as frequent as the rarest class the commonest may be, in worlds of 500 clips and more
-ALL_OF_IT = 0.85  # of a thing's area in view while it sounds; the rest allows for a neighbour in front of it
+CLASS_RATIO = 1.6  # of the commonest class to the rarest, in worlds of 500 clips and more
+FULL_VIEW = 0.85  # least share of a thing's area in full view; the rest allows for a neighbour in front of it
 
 
 @dataclass(frozen=True)
 class ClipFacts:
-    """What one clip gives to the statistics. (T, K) arrays are of the K named things alone."""
+    """Facts of one clip, from which statistics are computed, of its K named things.
+
+    Attributes:
+        words: of the things.
+        look_alikes: number of look-alikes.
+        inside: (T, K) fraction of the thing in view.
+        sounding: (T, K) bool.
+        events: K lists.
+    """
 
     words: list[str]
     look_alikes: int
-    inside: np.ndarray  # (T, K) fraction of the thing in view
-    sounding: np.ndarray  # (T, K) bool
-    events: list[list[Event]]  # K lists
+    inside: np.ndarray
+    sounding: np.ndarray
+    events: list[list[Event]]
 
 
 def facts_of_truth(truth: SceneTruth) -> ClipFacts:
+    """The facts of a rendered clip."""
     named = truth.named
     events = [list(o.events) for o in truth.objects if o.named]
     inside = truth.inside[:, named].astype(np.float64)
@@ -176,7 +200,10 @@ def facts_of_truth(truth: SceneTruth) -> ClipFacts:
 
 
 def facts_of_scene(scene: Scene) -> ClipFacts:
-    """From the timeline alone: how much of a thing's canvas is inside the picture; neighbours hide nothing."""
+    """The facts of a clip that isn't rendered.
+
+    ``inside`` is the share of a thing's canvas inside the picture, without the parts that neighbours hide.
+    """
     named = [t for t in scene.things if t.named]
     fractions = []
     for thing in named:
@@ -198,14 +225,14 @@ class WorldStatistics:
     look_alike: float  # clips with a silent look-alike
     off_screen: float  # of all (object, picture)
     visible_silent: float  # of (object, picture) with the object visible
-    overlapping: float  # clips in which two sound in the same picture
-    sounding_unseen: float  # of (object, picture) that sound: the object is not in full view
+    overlapping: float  # clips in which two objects sound in the same picture
+    sounding_unseen: float  # of sounding (object, picture) with the object not in full view
     too_quiet: int  # objects with neither enough impulses nor enough sustained sound
     events_each: float  # events per named object
     per_class: dict[str, int]  # named objects of each class
 
     def table(self) -> str:
-        """For people."""
+        """The statistics as lines to be printed, with the limits of each."""
         rows = (
             ("clips", f"{self.clips}", ""),
             ("two or three named objects", f"{self.several:.1%}", ">= 50 %"),
@@ -238,7 +265,7 @@ def measure(clips: Iterable[ClipFacts]) -> WorldStatistics:
         off_screen=1 - shown / pictures,
         visible_silent=sum(int((v & ~f.sounding).sum()) for v, f in zip(visible, facts)) / max(shown, 1),
         overlapping=float(np.mean([(f.sounding.sum(axis=1) > 1).any() for f in facts])),
-        sounding_unseen=sum(int((f.sounding & (f.inside < ALL_OF_IT)).sum()) for f in facts) / max(sounding, 1),
+        sounding_unseen=sum(int((f.sounding & (f.inside < FULL_VIEW)).sum()) for f in facts) / max(sounding, 1),
         too_quiet=sum(not _sounds_enough(events) for events in lists),
         events_each=float(np.mean([len(events) for events in lists])),
         per_class={w: counts[w] for w in WORDS},
@@ -251,9 +278,11 @@ def _sounds_enough(events: list[Event]) -> bool:
 
 
 def broken_promises(s: WorldStatistics) -> list[str]:
-    """The promises that these statistics break, in words; empty when all are kept. Below some 100 clips chance breaks
-    a few."""
-    lowest = min(s.per_class.values())
+    """The limits of the embedded world's distribution that the statistics break, in words; empty when all hold.
+
+    Below some 100 clips chance breaks a few.
+    """
+    rarest = min(s.per_class.values())
     promises = (
         (s.several >= 0.5, f"two or three named objects in >= 50 % of clips: {s.several:.1%}"),
         (0.3 <= s.look_alike <= 0.55, f"a look-alike in 30-55 % of clips: {s.look_alike:.1%}"),
@@ -262,12 +291,17 @@ def broken_promises(s: WorldStatistics) -> list[str]:
         (s.overlapping >= 0.1, f"overlapping sounds in >= 10 % of clips: {s.overlapping:.1%}"),
         (s.sounding_unseen <= 0.01, f"sounding out of full view <= 1 %: {s.sounding_unseen:.2%}"),
         (s.too_quiet == 0, f"every named object sounds enough: {s.too_quiet} do not"),
-        (s.clips < 500 or max(s.per_class.values()) <= MOST_EVEN * lowest, f"classes equally often: {s.per_class}"),
+        (s.clips < 500 or max(s.per_class.values()) <= CLASS_RATIO * rarest, f"classes equally often: {s.per_class}"),
     )
     return [text for kept, text in promises if not kept]
 
 
 def measure_world(folder: Path, split: str | None = None) -> WorldStatistics:
-    """The statistics of a written world (or one split of it), from the truth beside its clips."""
+    """The statistics of a written world, from the truth beside its clips.
+
+    Args:
+        folder: of the world.
+        split: None: all splits.
+    """
     rows = [row for row in read_manifest(folder) if split is None or row["split"] == split]
     return measure(facts_of_truth(read_truth(Path(folder) / row["path"])) for row in rows)

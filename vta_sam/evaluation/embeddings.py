@@ -67,7 +67,7 @@ def load_backbone(name: str, weights: Path | None = None, device: str = "cpu") -
 class BackboneEmbeddings:
     """Computes each backbone's embeddings of every sound, in batches, and keeps them in the cache.
 
-    backbones: {name: network} of those that could be loaded; missing: {name: why it could not be loaded}.
+    backbones: {name: network} of the loaded ones. missing: {name: reason} of the others.
     """
 
     backbones: dict[str, Backbone]
@@ -96,7 +96,7 @@ class BackboneEmbeddings:
 
     @property
     def fingerprints(self) -> tuple[tuple[str, str], ...]:
-        """(name, fingerprint) of those that were loaded."""
+        """(name, fingerprint) of the loaded backbones."""
         return tuple((name, backbone.fingerprint) for name, backbone in self.backbones.items())
 
     @property
@@ -106,7 +106,7 @@ class BackboneEmbeddings:
 
     @property
     def classes(self) -> Mapping[str, Sequence[str]]:
-        """{name: names of its classes}, of those that name them."""
+        """{name: names of its classes} of the backbones that have some."""
         return {name: tuple(classes) for name, backbone in self.backbones.items()
                 if (classes := getattr(backbone, "classes", ()))}
 
@@ -128,7 +128,7 @@ class BackboneEmbeddings:
             sound.waveform = None
 
     def finish(self) -> None:
-        """Embed what is still waiting."""
+        """Embed the sounds that are still waiting."""
         for name in self._waiting:
             self._flush(name)
 
@@ -146,9 +146,9 @@ class BackboneEmbeddings:
 
 @dataclass
 class Ceiling:
-    """What bounds a model's figures from above: the true sound through its VAE and vocoder.
+    """The ceiling of a model's figures: the true sound through its VAE and vocoder.
 
-    folder: of the model. metrics: those that need waveforms. device: of torch.
+    folder: of the model. metrics: the ones that need waveforms. device: of torch.
     """
 
     folder: Path

@@ -32,7 +32,7 @@ _PACKAGES = ("torch", "numpy", "scipy", "librosa", "mir_eval", "av")
 
 def provenance(policy: LoadingPolicy, settings: dict[str, Any],
                sounds: dict[str, Iterable[SoundMeasurements]]) -> dict[str, Any]:
-    """⇒ what a result depends on, in JSON's types: files, policy, versions, seeds.
+    """⇒ all inputs that a result depends on, in JSON's types: files, policy, versions, seeds.
 
     Args:
         policy: of loading.
@@ -123,7 +123,7 @@ def _labelled(metric: Metric, measured: Measurements, embeddings: BackboneEmbedd
 
 def _missing(metrics: Sequence[Metric], request: Request, measured: Measurements,
              embeddings: BackboneEmbeddings) -> dict[str, str]:
-    """⇒ {metric key: why it can't be computed}: its backbone could not be loaded, or there are no pictures."""
+    """⇒ {metric key: reason} where a metric can't be computed, for want of its backbone or of pictures."""
     missing = {metric.key: embeddings.missing[metric.backbone] for metric in metrics
                if metric.backbone in embeddings.missing}
     if not any(truth.flows for truth in measured.truths.values()):

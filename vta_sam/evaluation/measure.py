@@ -38,7 +38,7 @@ R = TypeVar("R")
 
 def map_guarded(work: Callable[[J], R], jobs: Iterable[J], workers: int, limit_s: float, memory_mb: int,
                 failed: Callable[[J, str], R]) -> Iterator[R]:
-    """⇒ work(job) for each job, in order, at most a few jobs ahead of the consumer. What ``work`` raises is raised.
+    """⇒ work(job) for each job, in order, at most a few jobs ahead of the consumer. Errors of ``work`` are raised here.
 
     Args:
         work: a function of a module, which the workers import.
@@ -89,7 +89,7 @@ def _confine(memory_mb: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-# a library's new version may change what is measured
+# a library's new version may change the figures
 LIBRARIES = f"librosa {version('librosa')}"
 FLOW_VERSION = f"1, OpenCV {cv2.__version__}"
 SOUND_VERSION = f"{FEATURES_VERSION}, {LIBRARIES}"
@@ -97,10 +97,10 @@ SOUND_VERSION = f"{FEATURES_VERSION}, {LIBRARIES}"
 
 @dataclass(frozen=True)
 class ClipJob:
-    """One clip's files, and what to measure of them.
+    """One clip's files, and the measurements to make of them.
 
     sounds: (system, file) of each sample. flows: variants of optical flow wanted of ``video``. backbones: (name,
-    fingerprint) of those whose embeddings may be in the cache. metrics: those that need waveforms. keep_reference: the
+    fingerprint) of backbones with a cache. metrics: the ones that need waveforms. keep_reference: the
     true waveform is wanted in any case.
     """
 

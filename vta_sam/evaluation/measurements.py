@@ -1,4 +1,4 @@
-"""What is measured of clips and known about them: sounds, truth, words, and who is in the picture when."""
+"""Measurements and metadata of clips: sounds, truth, words, and the times at which objects are in the picture."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .sounds import Arrays, SoundFeatures, WaveformFeatures
 
 @dataclass
 class SoundMeasurements:
-    """What metrics need of one sound.
+    """Inputs of the metrics from one sound.
 
     digest: of its file and of how it was read. notes: what reading did to it, in words. embeddings: {backbone: its
     arrays ``embeddings`` (R, D) and, with classes, ``logits`` (C,)}. waveform (samples,): only as long as something has
@@ -49,7 +49,7 @@ class ClipMeasurements:
 
 @dataclass
 class ClipTruth:
-    """What a clip's sounds are scored against. onsets_s: of its events where they are known (``exact``), else as
+    """The truth of a clip, against which sounds are scored. onsets_s: of its events where known (``exact``), else
     detected in the true sound. label: its class, empty where it is not known. flows: {variant: of its pictures}."""
 
     sound: SoundMeasurements

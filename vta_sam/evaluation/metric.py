@@ -1,4 +1,4 @@
-"""A metric: what it is called, which way is better, what it needs, and the function that computes it."""
+"""A metric: its name, the better direction, its inputs, and the function that computes it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Values = dict[str, float | None]
 
 GROUPS: tuple[Group, ...] = ("Timing", "Sound", "Likeness", "Level")  # in the order to be shown
 
-# What a metric may need, and what its function gets for it. generated.… is of the scored sound, true.… of the true one
+# Names of a metric's inputs, and the values passed for them. generated.… is of the scored sound, true.… of the true one
 _OF_A_SOUND = {
     "waveform": "(samples,) float32, mono 16 kHz", "envelope": "energy envelope at 100 Hz, nats",
     "onsets_s": "onset times of this project's detector", "librosa_onsets_s": "onset times of librosa's defaults",
@@ -47,8 +47,8 @@ class Metric:
         unit: of the value.
         decimals: shown.
         control: whether a score against other clips' truth is computed too.
-        source: whose definition it is.
-        definition: what it is, in a sentence or two.
+        source: of the definition.
+        definition: in a sentence or two.
         version: to be raised when the function gives other values, so that no cached value is used.
         group: its part of a table.
         needs: names of :data:`NEEDS`; the function gets them in this order.
@@ -115,7 +115,7 @@ class Metric:
         return "true.label" in self.needs
 
     def described(self) -> dict[str, Any]:
-        """⇒ what evaluation.json says of it."""
+        """⇒ the metric's entry in evaluation.json."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name in _DESCRIPTIVE}
 
     def of_backbone(self, name: str, title: str) -> "Metric":
@@ -133,7 +133,7 @@ def clip_values(metrics: Iterable[Metric], sound: SoundMeasurements, truth: Clip
     """⇒ {key: value} of one sound against one truth, None where a metric is not defined.
 
     Args:
-        metrics: rows; those of whole sets are passed over.
+        metrics: rows; metrics of whole sets are passed over.
         sound: the scored sound.
         truth: the clip that it is scored against.
         classes: {backbone: names of its classes}.
@@ -158,7 +158,7 @@ def clip_values(metrics: Iterable[Metric], sound: SoundMeasurements, truth: Clip
 
 def clip_input(need: str, metric: Metric, sound: SoundMeasurements, truth: ClipTruth,
                classes: Mapping[str, Sequence[str]]) -> Any:
-    """⇒ what a metric's function gets for one of its needs; None: there is none of this clip."""
+    """⇒ the value of one input of a metric's function; None: this clip has none."""
     if need == "true.events_s":
         return truth.onsets_s
     if need == "true.label":

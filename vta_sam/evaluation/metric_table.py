@@ -247,7 +247,7 @@ def metrics_for(backbones: Mapping[str, tuple[str, bool]], flows: Sequence[str] 
         backbones: {name: (title, has classes)}.
         flows: variants of optical flow.
         labelled: whether the class of some clip is known; without, metrics that need it are left out.
-        everything: also those that are not standard.
+        everything: metrics that are not standard too.
     """
     table = [row for row in metric_table() if row.standard or everything]
     found: list[Metric] = []

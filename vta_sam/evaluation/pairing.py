@@ -29,7 +29,7 @@ class SoundFile:
 
 @dataclass(frozen=True)
 class Words:
-    """What a table says of a clip; empty where it says nothing."""
+    """A table's entry of a clip, with empty fields where the table has none."""
 
     label: str = ""
     caption: str = ""

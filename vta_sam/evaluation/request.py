@@ -21,7 +21,7 @@ FLOWS: dict[str, tuple[str, ...]] = {"none": (), "full": ("full",), "fast": ("fa
 
 @dataclass
 class Request:
-    """What to evaluate.
+    """Settings of an evaluation.
 
     Args:
         systems: {name: folder of sounds}.
@@ -29,7 +29,7 @@ class Request:
         videos, ids, skip_bad: see :func:`~.pairing.make_plan`.
         words: {id: Words}, for labels.
         policy: of reading sounds.
-        backbones: names; those whose weights are not there are reported as missing.
+        backbones: names; backbones without weights are reported as missing.
         weights: folder of their weights; None: the usual one.
         flows: variants of optical flow for AV-Align; () for none.
         ceiling: model folder through whose VAE and vocoder the true sound is sent, or None.
@@ -42,7 +42,7 @@ class Request:
         memory_mb: MiB of one process.
         batch_size: sounds at once in a backbone.
         device: of torch.
-        metrics: "standard", or "all": also those that are slow or known to mislead.
+        metrics: "standard", or "all": slow and misleading metrics too.
     """
 
     systems: Mapping[str, Path]

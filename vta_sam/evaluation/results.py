@@ -1,4 +1,4 @@
-"""What an evaluation found, as values, as tables for a terminal, and as the files that it leaves."""
+"""Results of an evaluation as values, as tables for a terminal, and as files."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ def differences_table(evaluation: Evaluation) -> Table | None:
 
 
 def missing_lines(evaluation: Evaluation) -> list[str]:
-    """What could not be computed, and why: a sentence for each reason."""
+    """Metrics that could not be computed: a sentence for each reason."""
     titles = {metric.key: metric.title for metric in evaluation.metrics}
     reasons: dict[str, list[str]] = {}
     for key, reason in evaluation.missing.items():
@@ -309,7 +309,7 @@ EVALUATION_NAME = "evaluation.json"
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation) -> list[Path]:
-    """evaluation.json, clips.csv and, where there is something to draw, figures.png ⇒ what was written."""
+    """evaluation.json, clips.csv and, where there is something to draw, figures.png ⇒ the paths written."""
     written = [folder / EVALUATION_NAME, folder / "clips.csv"]
     evaluation.save(written[0])
     write_clips(written[1], evaluation)

@@ -37,7 +37,7 @@ class FeatureCache:
     folder: Path | None
 
     def get(self, key: str) -> Arrays | None:
-        """What was put, or None. A damaged file counts as absent: it is measured again and replaced."""
+        """The cached arrays, or None. A damaged file counts as absent: it is measured again and replaced."""
         path = self._path(key)
         if path is None:
             return None
@@ -91,7 +91,7 @@ class LoadingPolicy:
 
 @dataclass
 class Sound:
-    """A sound as the policy reads it. waveform (samples,) float32, mono 16 kHz; notes: what was done to it; padded:
+    """A sound as the policy reads it. waveform (samples,) float32, mono 16 kHz; notes: on changes of it; padded:
     whether silence was appended."""
 
     waveform: np.ndarray
@@ -108,7 +108,7 @@ class Sound:
 
 def read_sound(path: Path, policy: LoadingPolicy) -> Sound:
     """Read a sound or video file. InputError, in one sentence: it can't be decoded, has no sound, holds NaN or
-    infinity, or is not what the policy takes."""
+    infinity, or is refused by the policy."""
     with open_media(path) as container:
         stream = sound_stream(container)
         if stream is None:
@@ -162,7 +162,7 @@ class WaveformFeatures:
 
     @cached_property
     def level(self) -> Level:
-        return measure_level(self.waveform)
+        return measure_level(self.waveform, SAMPLE_RATE_HZ)
 
     @cached_property
     def librosa_onsets_s(self) -> np.ndarray:
@@ -201,7 +201,7 @@ class SoundFeatures:
 
     @classmethod
     def of_arrays(cls, arrays: Arrays) -> "SoundFeatures":
-        """What :meth:`arrays` gave."""
+        """The inverse of :meth:`arrays`."""
         rms, peak, silent_share, silent, clipping = arrays["level"].tolist()
         foley = FoleyOnsets(*(arrays[f"foley_{name}"] for name in ("samples", "heights", "confidences")))
         return cls(int(arrays["samples"]), arrays["envelope"], arrays["onsets_s"], arrays["librosa_onsets_s"], foley,

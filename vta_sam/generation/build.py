@@ -12,6 +12,7 @@ from torch import nn
 from ..checkpoints.model_folder import YAML_NAME, ModelRecipe, load_weights, weights_file
 from ..diffusion.condition import Conditioner, Denoiser, connect
 from ..diffusion.objective import Objective, VPrediction
+from ..diffusion.sampler import BaseSampler, Sampler
 from ..perception.base import differing_settings, settings_of
 from ..perception.features import Extractors, build_features
 from ..runtime.errors import InputError
@@ -45,7 +46,7 @@ def load_extractors(recipe: ModelRecipe, folder: Path) -> Extractors:
     """Build the recipe's grounder, encoder and extractors of further features.
 
     Raises:
-        InputError: they are not those of training, by their fingerprints and, where known, their settings.
+        InputError: they differ from training's in their fingerprints or, where known, their settings.
     """
     own = (recipe.encoder or {}).get("folder")
     inside = {} if own is None else {"folder": str(_inside(folder, own))}
@@ -104,7 +105,7 @@ def build_part(recipe: ModelRecipe, part: str, folder: Path) -> Any:
 
 def load_vocoder(recipe: ModelRecipe, folder: Path) -> Any:
     """The recipe's vocoder with its weights, where it has any; Griffin-Lim where the recipe names none."""
-    vocoder = build_part(recipe, "vocoder", folder) if recipe.vocoder else GriffinLim()
+    vocoder = build_part(recipe, "vocoder", folder) if recipe.vocoder else GriffinLim(mel=recipe.spec.mel)
     if isinstance(vocoder, nn.Module):
         if vocoder.state_dict():
             load_weights(vocoder, folder, "vocoder")
@@ -119,6 +120,11 @@ def build_denoiser(recipe: ModelRecipe, folder: Path) -> tuple[Denoiser, Conditi
     return denoiser, conditioner
 
 
+def build_sampler(recipe: ModelRecipe, folder: Path) -> BaseSampler:
+    """The recipe's sampler with its defaults; DPM-Solver++ where it says nothing."""
+    return build_part(recipe, "sampler", folder) if recipe.sampler else Sampler()
+
+
 def build_objective(recipe: ModelRecipe, folder: Path) -> Objective:
-    """What the recipe's denoiser predicts; where it says nothing, v prediction on the standard schedule."""
+    """The recipe's objective; without one, v prediction on the standard schedule."""
     return build_part(recipe, "objective", folder) if recipe.objective else VPrediction()

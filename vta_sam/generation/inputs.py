@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..media import VIDEO_SUFFIXES
 from ..runtime.cli import check_number
 from ..runtime.errors import InputError
+
+if TYPE_CHECKING:  # the command line is checked before torch is imported
+    from ..diffusion.sampler import BaseSampler
 
 
 def videos_in(path: Path) -> dict[str, Path]:
@@ -40,11 +44,33 @@ def word_list(given: str | Sequence[str] | None) -> tuple[str, ...] | None:
     return tuple(word.strip() for word in words if word.strip())
 
 
-def check_solver(solver: str | None) -> None:
-    """Raise InputError unless the solver is known, or None for the model's own."""
-    from ..diffusion.sampler import Sampler, with_solver
+@dataclass(frozen=True)
+class Sampling:
+    """Settings of a model's sampler; None: the model's own. A further one is a field here and a key of
+    conf/generate.yaml.
 
-    with_solver(Sampler(), solver)
+    Args:
+        guidance: classifier-free guidance scale.
+        steps: evaluations of the denoiser.
+        solver: of a sampler that has several.
+        overlap: of neighbouring windows of a long video, as a share of a window.
+    """
+
+    guidance: float | None = None
+    steps: int | None = None
+    solver: str | None = None
+    overlap: float | None = None
+
+    def __post_init__(self) -> None:
+        check_sampling(self.guidance, self.steps)
+        if self.overlap is not None:
+            check_number("overlap", self.overlap, 0, 0.95)
+
+    def applied(self, sampler: BaseSampler) -> BaseSampler:
+        """The sampler with these settings. InputError where it has no such setting."""
+        from ..diffusion.sampler import with_settings
+
+        return with_settings(sampler, **asdict(self))
 
 
 def check_sampling(guidance: Any, steps: Any) -> None:

@@ -18,16 +18,18 @@ from torch import Tensor, nn
 from ..checkpoints.model_folder import ModelRecipe, load_weights, read_recipe, write_model
 from ..clip import ClipFeatures, ClipSpec
 from ..dataset.shards.batch import ClipBatch, collate, window_of
-from ..diffusion.condition import Conditioner, Denoiser
+from ..diffusion.condition import Conditioner, Denoiser, require_latent
 from ..diffusion.objective import Objective, VPrediction
-from ..diffusion.sampler import BaseSampler, Predictor, Sampler, classifier_guided, guided
+from ..diffusion.sampler import BaseSampler, Predictor, classifier_guided, guided
 from ..diffusion.windows import Windows, decode_windowed, noise_of, vocode, windowed
 from ..importers.named_models import named_folder
 from ..perception.features import Extractors, Words, caption_features, features_of, words_of
 from ..runtime.errors import InputError
 from ..vae.codec import Codec
 from ..vocoder import Vocoder
-from .build import build_denoiser, build_objective, build_part, copy_inside, load_extractors, load_vocoder
+from .build import (
+    build_denoiser, build_objective, build_part, build_sampler, copy_inside, load_extractors, load_vocoder
+)
 from .inputs import check_sampling
 
 PEAK_LIMIT = 0.99
@@ -54,7 +56,7 @@ class Generated:
 
 
 class Pipeline:
-    """The parts of a trained model, and what can be generated with them.
+    """The parts of a trained model, and generation with them.
 
     Args:
         spec: the model's time base.
@@ -63,13 +65,14 @@ class Pipeline:
         latent_scale: 1 / std of latents.
         sampler: with the defaults of guidance and steps.
         vocoder: log-mel ⇒ waveform.
-        objective: what the denoiser predicts; None: v on the standard schedule.
+        objective: of the denoiser; None: v prediction on the standard schedule.
         extractors: makes the grounder and encoder, called once when the first video is read.
         trained_on: fingerprints and dimensions of the features that the model was trained on, where known.
         origin: recipe and folder that the model was loaded from, so that it can be saved again.
 
     Raises:
-        InputError: the codec's time base is not the model's, or the sampler can't sample the objective.
+        InputError: the codec's time base is not the model's, the vocoder reads other log-mels than the codec decodes
+            to, the denoiser is built for other latents, or the sampler can't sample the objective.
     """
 
     def __init__(self, *, spec: ClipSpec, codec: Codec, denoiser: Denoiser, conditioner: Conditioner,
@@ -77,6 +80,8 @@ class Pipeline:
                  extractors: Callable[[], Extractors] | None = None, trained_on: dict[str, Any] | None = None,
                  origin: tuple[ModelRecipe, Path] | None = None):
         codec.require(spec)
+        codec.require_vocoder(vocoder)
+        require_latent(denoiser, codec)
         self.spec, self.codec, self.denoiser, self.conditioner = spec, codec, denoiser, conditioner
         self.objective = objective or VPrediction()
         sampler.require(self.objective)
@@ -221,7 +226,7 @@ class Pipeline:
         """A sound of the model's clip length for a caption alone ⇒ waveform (samples,) within ±0.99.
 
         Args:
-            caption: what the sound follows.
+            caption: the prompt.
             negative_caption: takes the null's place in guidance.
             seed: of the initial noise.
             guidance: scale, in place of the sampler's.
@@ -340,7 +345,7 @@ def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> Pipelin
     return Pipeline(
         spec=recipe.spec, codec=loaded("codec"), denoiser=denoiser, conditioner=conditioner,
         objective=build_objective(recipe, folder), latent_scale=recipe.latent_scale, trained_on=recipe.features,
-        sampler=build_part(recipe, "sampler", folder) if recipe.sampler else Sampler(),
+        sampler=build_sampler(recipe, folder),
         vocoder=load_vocoder(recipe, folder), extractors=lambda: load_extractors(recipe, folder),
         origin=(recipe, folder),
     ).to(device)

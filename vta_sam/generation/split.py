@@ -22,15 +22,15 @@ from ..runtime.cli import check_number
 from ..runtime.errors import InputError
 from ..runtime.files import write_text
 from ..runtime.randomness import seed_of
-from .inputs import check_sampling
 from .pipeline import Pipeline
+from .videos import changed_settings
 
 SETTINGS_NAME = "generation.json"
 
 
 @dataclass(frozen=True)
 class SplitRequest:
-    """What to generate for a split.
+    """Settings of generation for a split.
 
     Args:
         shards: folder or URL of the dataset.
@@ -38,8 +38,6 @@ class SplitRequest:
         out: folder to write to.
         samples: sounds a clip.
         seed: of all noise.
-        guidance: scale, in place of the sampler's.
-        steps: in place of the sampler's.
         rank: of this worker, which takes clips rank, rank + world, … of the split, in stored order.
         world: number of workers.
         batch_size: clips at once. It changes speed, and results only by rounding.
@@ -50,8 +48,6 @@ class SplitRequest:
     out: Path
     samples: int = 1
     seed: int = 0
-    guidance: float | None = None
-    steps: int | None = None
     rank: int = 0
     world: int = 1
     batch_size: int = 16
@@ -61,7 +57,6 @@ class SplitRequest:
         for name in ("samples", "batch_size", "world"):
             check_number(name, getattr(self, name), 1, whole=True)
         check_number("rank", self.rank, 0, self.world - 1, whole=True)
-        check_sampling(self.guidance, self.steps)
 
 
 @dataclass(frozen=True)
@@ -123,21 +118,22 @@ def _generate(pipeline: Pipeline, request: SplitRequest, jobs: list[_Job]) -> in
     short = [job for job in jobs if len(job.features.waveform) <= spec.samples]
     if short:
         batch = collate([window_of(job.features, spec, job.seed) for job in short], spec)
-        waveforms = pipeline.generate_batch(batch, [job.seed for job in short], request.guidance, request.steps)
+        waveforms = pipeline.generate_batch(batch, [job.seed for job in short])
         for job, waveform in zip(short, waveforms.numpy()):
             _write(pipeline, request, job, waveform[:len(job.features.waveform)])
     for job in jobs:
         if len(job.features.waveform) > spec.samples:
-            waveform = pipeline.generate_features(job.features, job.seed, request.guidance, request.steps)
+            waveform = pipeline.generate_features(job.features, job.seed)
             _write(pipeline, request, job, waveform)
     return len(jobs)
 
 
 def _write(pipeline: Pipeline, request: SplitRequest, job: _Job, waveform: np.ndarray) -> None:
-    write_wav(_path(request, job, ".wav"), waveform, pipeline.spec.sample_rate_hz)
+    rate_hz = pipeline.spec.sample_rate_hz
+    write_wav(_path(request, job, ".wav"), waveform, rate_hz)
     record = {
         "key": job.features.key, "sample": job.sample, "seed": job.seed, "caption": job.features.caption,
-        "objects": job.features.objects, "samples": len(waveform), "level": asdict(measure_level(waveform)),
+        "objects": job.features.objects, "samples": len(waveform), "level": asdict(measure_level(waveform, rate_hz)),
     }
     write_text(_path(request, job, ".json"), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
@@ -158,22 +154,19 @@ def _require_same_features(pipeline: Pipeline, request: SplitRequest, info: Data
 
 def _claim_folder(pipeline: Pipeline, request: SplitRequest, info: DatasetInfo, model: dict[str, str]) -> None:
     """Write the settings that the folder's sounds are made with, or refuse a folder made with others."""
-    sampler = pipeline.sampler_for(request.guidance, request.steps)
     settings = {
-        "model_hash": model["hash"], "split": request.split, "seed": request.seed, "guidance": sampler.guidance,
-        "steps": sampler.steps, "solver": sampler.solver_name, "dataset_config_hash": info.config_hash,
-        "dataset_manifest_hash": info.manifest_hash,
+        "model_hash": model["hash"], "split": request.split, "seed": request.seed, **pipeline.sampler.recorded(),
+        "dataset_config_hash": info.config_hash, "dataset_manifest_hash": info.manifest_hash,
     }
     path = request.out / SETTINGS_NAME
     if path.exists():
         try:
-            before = json.loads(path.read_text(encoding="utf-8"))["settings"]
+            before = dict(json.loads(path.read_text(encoding="utf-8"))["settings"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} can't be read ({error}); name another folder with out=") from error
-        changed = [f"{name}={before.get(name)}" for name in settings if before.get(name) != settings[name]]
-        if changed:
-            raise InputError(f"{request.out} holds sounds made with {', '.join(changed)}; name another folder with "
-                             "out=")
+        former = changed_settings(before, settings)
+        if former:
+            raise InputError(f"{request.out} holds sounds made with {former}; name another folder with out=")
         return
     content = {"settings": settings, "model": model, "shards": str(request.shards), "code_version": __version__}
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")

@@ -19,30 +19,26 @@ from ..plots.clip_pictures import clip_picture
 from ..runtime.cli import check_number
 from ..runtime.errors import InputError
 from ..runtime.files import write_text
-from .inputs import check_sampling
 from .pipeline import Generated, Pipeline
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Words and numbers of a generation; arguments as of :meth:`~.pipeline.Pipeline.generate`."""
+    """Words and seed of a generation; arguments as of :meth:`~.pipeline.Pipeline.generate`."""
 
     caption: str | None = None
     objects: tuple[str, ...] | None = None
     negative_caption: str | None = None
     negative_objects: tuple[str, ...] | None = None
     seed: int = 0
-    guidance: float | None = None
-    steps: int | None = None
 
     def __post_init__(self):
         check_number("seed", self.seed, 0, whole=True)
-        check_sampling(self.guidance, self.steps)
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What to write beside ``<name>.mp4`` and ``<name>.json``.
+    """Outputs beside ``<name>.mp4`` and ``<name>.json``.
 
     Args:
         folder: to write to.
@@ -89,7 +85,7 @@ def generate_videos(pipeline: Pipeline, videos: dict[str, Path], prompt: Prompt,
         pipeline: the model.
         videos: {output name: video}.
         prompt: for all of them.
-        outputs: what to write.
+        outputs: to write.
         model: name and hash, for the records.
         progress: called after each video.
     """
@@ -148,11 +144,9 @@ def _generate_one(pipeline: Pipeline, name: str, video: Path, prompt: Prompt, ou
 
 
 def _settings(pipeline: Pipeline, prompt: Prompt) -> dict[str, Any]:
-    sampler = pipeline.sampler_for(prompt.guidance, prompt.steps)
     lists = {key: None if words is None else list(words)
              for key, words in (("objects", prompt.objects), ("negative_objects", prompt.negative_objects))}
-    return {**asdict(prompt), **lists, "guidance": sampler.guidance, "steps": sampler.steps,
-            "solver": sampler.solver_name}
+    return {**asdict(prompt), **lists, **pipeline.sampler.recorded()}
 
 
 def finished_before(record: Path, settings: dict[str, Any]) -> str | None:
@@ -163,28 +157,33 @@ def finished_before(record: Path, settings: dict[str, Any]) -> str | None:
     """
     try:
         content = json.loads(record.read_text(encoding="utf-8"))
-        before, written = content["asked"], content["written"]
+        before, written = dict(content["asked"]), content["written"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if not (record.parent / str(written)).is_file():
         return None
-    changed = [key for key in settings if before.get(key) != settings[key]]
-    if changed:
-        former = ", ".join(f"{key}={before.get(key)}" for key in changed)
+    former = changed_settings(before, settings)
+    if former:
         raise InputError(f"{record.parent / written} was made with {former}; name another folder with out=, or give "
                          "overwrite=true")
     return str(written)
 
 
+def changed_settings(before: dict[str, Any], settings: dict[str, Any]) -> str:
+    """Settings of a record that differ from the present ones, as "key=former value, …"; "" where none does."""
+    keys = [key for key in {**settings, **before} if before.get(key) != settings.get(key)]
+    return ", ".join(f"{key}={before.get(key)}" for key in keys)
+
+
 def describe(generated: Generated, pipeline: Pipeline) -> dict[str, Any]:
     """The record of a generated sound: words, level, silence, clipping, versions."""
-    features = generated.features
+    features, rate_hz = generated.features, pipeline.spec.sample_rate_hz
     visible = features.probs.mean(axis=0).round(4).tolist()
     return {
         "objects": features.objects, "mean_probability": dict(zip(features.objects, visible)),
         "dropped_words": generated.dropped, "notes": generated.notes,
         "duration_s": features.duration_s, "samples": len(generated.waveform),
-        "sample_rate_hz": pipeline.spec.sample_rate_hz, "level": asdict(measure_level(generated.waveform)),
+        "sample_rate_hz": rate_hz, "level": asdict(measure_level(generated.waveform, rate_hz)),
         "code_version": __version__,
     }
 
@@ -193,7 +192,7 @@ def _draw(generated: Generated, path: Path) -> None:
     features = generated.features
     title = features.caption or features.source
     clip_picture(path, generated.strip, features.objects, features.probs, generated.waveform,
-                 duration_s=features.duration_s, title=title)
+                 sample_rate_hz=features.sample_rate_hz, duration_s=features.duration_s, title=title)
 
 
 _LONGEST_NAME = 60  # characters of the caption in a file's name
@@ -204,7 +203,7 @@ def generate_caption(pipeline: Pipeline, prompt: Prompt, folder: Path, model: di
 
     Args:
         pipeline: a model that reads nothing else.
-        prompt: caption, seed, guidance and steps.
+        prompt: caption, negative caption and seed.
         folder: to write to.
         model: name and hash, for the record.
         overwrite: generate again where the file exists, made with the same settings.
@@ -215,17 +214,15 @@ def generate_caption(pipeline: Pipeline, prompt: Prompt, folder: Path, model: di
     check_folder(folder)
     words = re.sub(r"\W+", "-", (prompt.caption or "").lower()).strip("-")[:_LONGEST_NAME] or "caption"
     path = folder / f"{words}-{prompt.seed}.wav"
-    sampler = pipeline.sampler_for(prompt.guidance, prompt.steps)
     settings = {"caption": prompt.caption, "negative_caption": prompt.negative_caption, "seed": prompt.seed,
-                "guidance": sampler.guidance, "steps": sampler.steps, "solver": sampler.solver_name,
-                "model_hash": model["hash"]}
+                **pipeline.sampler.recorded(), "model_hash": model["hash"]}
     if not overwrite and finished_before(path.with_suffix(".json"), settings):
         return path
-    waveform = pipeline.generate_from_caption(prompt.caption or "", prompt.negative_caption, prompt.seed,
-                                              prompt.guidance, prompt.steps)
-    record = {"asked": settings, "written": path.name, "level": asdict(measure_level(waveform)), "model": model,
-              "code_version": __version__}
+    waveform = pipeline.generate_from_caption(prompt.caption or "", prompt.negative_caption, prompt.seed)
+    rate_hz = pipeline.spec.sample_rate_hz
+    record = {"asked": settings, "written": path.name, "level": asdict(measure_level(waveform, rate_hz)),
+              "model": model, "code_version": __version__}
     path.with_suffix(".json").unlink(missing_ok=True)  # it marks the sound as finished
-    write_wav(path, waveform, pipeline.spec.sample_rate_hz)
+    write_wav(path, waveform, rate_hz)
     write_text(path.with_suffix(".json"), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return path

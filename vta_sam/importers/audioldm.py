@@ -64,7 +64,7 @@ def read_audioldm(checkpoint: Path) -> tuple[BackEnd, float, Account]:
     return back_end, checked_scale(scale, str(checkpoint)), account
 
 
-# what the VAE's configuration may say of its shape, and what else it must say
+# the VAE's shape in the configuration, and the values that are required
 _SHAPE = ("block_out_channels", "down_block_types", "up_block_types", "layers_per_block", "norm_num_groups",
           "sample_size")
 _FIXED = {"in_channels": 1, "out_channels": 1, "latent_channels": 8, "act_fn": "silu"}
@@ -97,7 +97,7 @@ def import_audioldm_diffusers(checkpoint: Path, out: Path) -> list[Account]:
     try:
         back_end = BackEnd({**_FIXED, **{key: vae[key] for key in _SHAPE if key in vae}},
                            {ours: vocoder[theirs] for theirs, ours in _VOCODER.items() if theirs in vocoder})
-    except Exception as error:  # diffusers and transformers raise what they like on arguments that make no network
+    except Exception as error:  # diffusers and transformers raise errors of any kind on arguments that make no network
         raise InputError(f"{checkpoint}: its VAE and vocoder can't be built as configured "
                          f"({str(error).splitlines()[0]}); nothing was imported") from error
     codec = _account(checkpoint / "vae", "diffusion_pytorch_model")

@@ -65,7 +65,7 @@ class BackEndShape:
 
     @classmethod
     def of_json(cls, content: dict[str, Any], path: Path) -> "BackEndShape":
-        """What a configuration beside the weights says, under the names of AudioLDM's code ("ddconfig", "vocoder").
+        """The content of a configuration beside the weights, by the names of AudioLDM's code ("ddconfig", "vocoder").
 
         Raises InputError where it describes another kind of network than the one that is built here.
         """
@@ -108,7 +108,7 @@ class BackEnd:
         }, shape.vocoder)
 
     def fill(self, account: Account, prefix: str) -> None:
-        """Fill both with what lies below ``prefix`` of a checkpoint of AudioLDM's own code. Errors: see Account."""
+        """Fill both with the tensors below ``prefix`` of a checkpoint of AudioLDM's own code. Errors: see Account."""
         levels = len(self.codec.network.config["block_out_channels"])
         account.fill(self.vocoder, "vocoder", f"{prefix}vocoder.", vocoder_name)
         account.fill(self.codec, "VAE", prefix, lambda name: "network." + vae_name(name, levels))
@@ -131,7 +131,7 @@ def import_unet(account: Account, config: dict[str, Any], where: Path, spec: Cli
     """The UNet filled with the tensors below ``unet.``, and its recipe. Raises InputError where they don't fit."""
     try:
         unet = LatentUNet(config, spec)
-    except Exception as error:  # diffusers raises what it likes on arguments that make no UNet
+    except Exception as error:  # diffusers raises errors of any kind on arguments that make no UNet
         raise InputError(f"{where} describes no UNet that can be built ({str(error).splitlines()[0]}); nothing was "
                          "imported") from error
     account.fill(unet, "UNet", "unet.", lambda name: f"unet.{name}")
@@ -148,7 +148,7 @@ def empty_encoder(folder: Path, model_type: str, config_class: Any, model_class:
                          "imported")
     try:
         return model_class(config_class(**content))
-    except Exception as error:  # transformers raises what it likes on arguments that make no model
+    except Exception as error:  # transformers raises errors of any kind on arguments that make no model
         raise InputError(f"{path} describes no {model_type} that can be built ({str(error).splitlines()[0]}); nothing "
                          "was imported") from error
 
@@ -169,7 +169,7 @@ class WholeModel:
         source, file, licence: for model.yaml and the model card.
         fps: pictures a second.
         encoder: recipe.
-        features: dimensions of what the model reads.
+        features: dimensions of the model's features.
         steps_offset: of the scheduler.
     """
 

@@ -25,7 +25,7 @@ def import_checkpoint(checkpoint: Path, out: Path, folders: Sequence[Path] = (),
                       instead: dict[str, str] | None = None) -> list[Account]:
     """Import ``checkpoint`` into the model folder ``out`` ⇒ the accounts of its files of weights.
 
-    folders: where parts that it names may lie, beside its own. instead: {key: name} in place of what it names. Raises
+    folders: where parts that it names may lie, beside its own. instead: {key: name} in place of its own. Raises
     InputError where it is of no known kind, or can't be imported; then ``out`` is not written.
     """
     from . import audioldm
@@ -45,7 +45,7 @@ def import_checkpoint(checkpoint: Path, out: Path, folders: Sequence[Path] = (),
 
 @dataclass(frozen=True)
 class ReleasedModel:
-    """entries: what of the table of released weights it takes, first its own. without: files of theirs that it doesn't
+    """entries: of the table of released weights, first the model's own. without: files of theirs that it doesn't
     read."""
 
     entries: tuple[str, ...]
@@ -70,7 +70,8 @@ def named_folder(name: str | os.PathLike, weights: str | os.PathLike | None = No
     """A name of :data:`MODELS` ⇒ its model folder, ``imported/<name>`` below the folder of released weights; anything
     else ⇒ the path that it is.
 
-    What is missing is fetched, and imported once; processes that ask at the same time wait for each other. A folder of
+    Missing files are fetched, and the model is imported once. Processes that ask at the same time wait for each
+    other. A folder of
     one's own that is called like a model is named ``./name``. Raises InputError with every file that is missing and
     where to put it, where it can't be fetched, and as the importer does.
     """

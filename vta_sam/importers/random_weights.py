@@ -1,5 +1,5 @@
-"""Networks of random numbers in the layout of the released ones: they see nothing, and go through every line that the
-released ones go through. For tests, benchmarks, and a look at the whole path without a download."""
+"""Networks of random numbers in the layout of the released ones: they recognise nothing, and take the
+same code path as the released ones. They serve tests, benchmarks, and trials of the whole path without a download."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def write_random(name: str, folder: Path, seed: int = 0, narrow: bool = False) -
     """Write weights of the ``name`` that the table of released ones gives, drawn from N(0, 0.02) ⇒ their place.
 
     The networks are those that are released, of the same size; the vocabularies are small. narrow: language models and
-    CLIP of two thin layers, which is quicker. What is there already is kept. Raises InputError for an unknown name.
+    CLIP of two thin layers, which is quicker. Existing files are kept. Raises InputError for an unknown name.
     """
     place = folder / find_entry(name).place
     if (place / _LAST.get(name, "")).exists():

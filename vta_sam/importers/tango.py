@@ -22,7 +22,7 @@ from .tensor_mapping import Account, NamedParts, read_json
 MAIN_CONFIG, VAE_CONFIG = "main_config.json", "vae_config.json"
 LICENCE = f"Tango: CC BY-NC-ND 4.0; its VAE and vocoder are AudioLDM's: {AUDIOLDM_LICENCE}"
 _TEXT_ENCODER = "text_encoder"
-_FPS = 1.0  # it looks at no picture
+_FPS = 1.0  # no picture is read
 
 
 def import_tango(checkpoint: Path, out: Path, folders: Sequence[Path] = (),

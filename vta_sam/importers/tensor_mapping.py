@@ -20,7 +20,7 @@ from ..runtime.errors import InputError
 
 @dataclass
 class Account:
-    """The tensors of one checkpoint that were taken, and those that were left out.
+    """The taken and the left-out tensors of one checkpoint.
 
     Attributes:
         path: of the checkpoint.
@@ -79,7 +79,7 @@ class Account:
                              f"{rest[0]!r}; nothing was imported")
 
     def lines(self) -> list[str]:
-        """What became of the checkpoint's entries, for a person."""
+        """A summary of the taken and left-out entries, in words."""
         counts = Counter(self.left_out.values())
         return [f"{len(self.taken)} tensors taken",
                 *(f"{count} entries left out: {reason}" for reason, count in sorted(counts.items()))]
@@ -116,7 +116,7 @@ class NamedParts:
     """Finds the parts that the configuration ``path`` names.
 
     content: the configuration. folders: where parts may lie, first the checkpoint's own. instead: {key: name} that a
-    user gives in place of what the configuration says. A part is looked for under its name and, since authors keep
+    user gives in place of the configuration's. A part is looked for under its name and, since authors keep
     theirs elsewhere, under the last part of its name; never at an absolute path or through "..".
     """
 
@@ -147,7 +147,7 @@ class NamedParts:
     def schedule_offset(self, key: str) -> int:
         """The scheduler's ``steps_offset``. Raises InputError unless it is the schedule that this project samples with.
 
-        What a UNet predicts (noise or v) stands only there, so without it nothing is imported.
+        The UNet's target (noise or v) is stated only there, so a model without it is not imported.
         """
         place = self.find(key)
         folders = [place / "scheduler", place] if place.is_dir() else []
@@ -166,7 +166,7 @@ class NamedParts:
         return int(offset)
 
     def unet_config(self, key: str) -> dict[str, Any]:
-        """The arguments of the UNet. Raises InputError where they aren't those of a UNet of this kind."""
+        """The arguments of the UNet. Raises InputError where they are another kind of UNet's."""
         import inspect
 
         from diffusers import UNet2DConditionModel

@@ -102,8 +102,8 @@ class SoundCollector:
 
         Args:
             sample_rate_hz: of the result.
-            pictures_s: duration of the stretch's pictures, which then is that of the result; sound that begins after
-                them is refused.
+            pictures_s: duration of the stretch's pictures, and then of the result; sound that begins after them is
+                refused.
 
         Raises:
             InputError: there is no sound in the stretch.

@@ -61,8 +61,8 @@ S = TypeVar("S", bound="av.stream.Stream")
 @contextmanager
 def open_media(path: str | os.PathLike, hwaccel: str | None = None) -> Iterator[InputContainer]:
     """An open container, whose pictures are decoded on a kind of device where ``hwaccel`` names one. Raises InputError
-    naming the file when it is missing, empty, no media file, or breaks inside the block; what is missing in it
-    (pictures, sound) is for the caller to refuse."""
+    naming the file when it is missing, empty, no media file, or breaks inside the block. The caller has to
+    refuse a container without pictures or sound."""
     path = Path(path)
     try:
         status = path.stat()
@@ -101,7 +101,7 @@ def sound_stream(container: InputContainer) -> Any | None:
 
 def origin_s(container: InputContainer) -> float:
     """Time zero of the file in seconds of its own clock: where its earliest stream starts (broadcast streams start
-    anywhere), but never below zero, since what lies there is an encoder's run-in."""
+    anywhere), but never below zero, where only an encoder's run-in lies."""
     starts = [float(s.start_time * s.time_base) for s in (picture_stream(container), sound_stream(container))
               if s is not None and s.start_time is not None and s.time_base is not None]
     return max(0.0, min(starts, default=0.0))
@@ -127,7 +127,7 @@ def packets(container: InputContainer, streams: Any) -> Iterator[av.Packet]:
     """The packets of some streams, then the empty packets that flush their decoders.
 
     Broadcasts and damaged files may have a stream that begins midway. PyAV then raises IndexError after the last
-    packet, because its list of streams is that of the start.
+    packet, because its list of streams was made at the start.
     """
     try:
         yield from container.demux(streams)

@@ -40,8 +40,8 @@ class DecodePool:
         self.clips: set[_Buffer] = set()
 
     def map(self, requests: Iterable[ClipRequest]) -> Iterator[ClipStream]:
-        """The ClipStream of each request, in order. Read each before taking the next one: what is left of it is dropped
-        then.
+        """The ClipStream of each request, in order. Read each before taking the next one, which drops
+        the rest of it.
 
         Raises:
             InputError: while a stream is iterated, where its clip can't be read any further.
@@ -114,7 +114,7 @@ class _Buffer:
                 with self.changed:
                     self.waiting.append(chunk)
                     self.changed.notify_all()
-        except Exception as error:  # raised where the consumer meets it
+        except Exception as error:  # raised again in the consumer's iteration
             end = error
         with self.changed:
             self.end = end
@@ -147,7 +147,7 @@ class _Buffer:
         raise self.end
 
     def give_up(self) -> None:
-        """Drop the waiting chunks and release the worker, since nobody reads on."""
+        """Drop the waiting chunks and release the worker, since the consumer has stopped."""
         with self.changed:
             self.given_up = True
             self.waiting.clear()

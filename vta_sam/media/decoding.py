@@ -103,7 +103,7 @@ def _bytes_of(array: np.ndarray) -> memoryview:
 
 @dataclass
 class ExpectedAnswers:
-    """What the answers to one request may hold: checks every header against the request and the answers before it.
+    """The limits of the answers to one request. It checks every header against the request and the answers before it.
 
     Args:
         fits: all different.
@@ -303,7 +303,7 @@ class GuardedReader:
                 channel.close()
         status = None
         if self.process is not None:
-            try:  # a child that crashed has a status of its own to tell; an idle one ends when its pipe closes
+            try:  # a crashed child has an exit status to report; an idle one ends when its pipe closes
                 status = self.process.wait(timeout=0.2)
             except subprocess.TimeoutExpired:
                 self.process.kill()
@@ -339,7 +339,7 @@ def serve(requests: Connection, answers: socket.socket, memory_mb: int, hwaccel:
         answer: dict[str, Any]
         try:
             if arguments is not None:
-                chunks = iter(())  # closes what was left of another clip
+                chunks = iter(())  # closes the stream of an unfinished clip
                 stream = stream_clip(**arguments, hwaccel=hwaccel)
                 chunks = iter(stream)
             arrays, answer = _next_answer(stream, chunks)

@@ -16,7 +16,7 @@ from .container import (
 
 
 class Fit(Protocol):
-    """A rule that brings upright pictures to a model's size, as the model's authors prepared theirs.
+    """A rule that brings upright pictures to a model's size, as in the model's training.
 
     Frozen and hashable: a reader converts a picture once per rule. Its repr names it where an extraction's config is
     compared.
@@ -70,7 +70,7 @@ class Within:
 
 @dataclass(frozen=True)
 class CentreCrop:
-    """The short side becomes ``side`` pixels, and the square in the middle is kept: how CLIP sees pictures."""
+    """The short side becomes ``side`` pixels, and the square in the middle is kept, as for CLIP."""
 
     side: int
     interpolation: ClassVar[str] = "BICUBIC"

@@ -24,7 +24,7 @@ Chunks = Generator[list[np.ndarray], None, tuple[np.ndarray | None, float]]  # r
 
 @dataclass(frozen=True)
 class MediaInfo:
-    """What a file holds.
+    """The properties of a video file.
 
     Args:
         width: of an upright picture, in pixels; height too.
@@ -59,7 +59,7 @@ class Clip:
 
 
 def probe(path: str | os.PathLike) -> MediaInfo:
-    """What is in a video, by decoding its first picture. Raises InputError when it has none."""
+    """The properties of a video, for which its first picture is decoded. Raises InputError when it has none."""
     with open_media(path) as container:
         video, sound = require_pictures(path, container), sound_stream(container)
         first = next((frame for _, _, frame in PictureReader(path, container, 0.0)), None)
@@ -81,7 +81,7 @@ def probe(path: str | os.PathLike) -> MediaInfo:
 
 def read_clip(path: str | os.PathLike, *, start_s: float = 0.0, duration_s: float | None = None, fps: float,
               fits: Sequence[Fit], want_audio: bool, sample_rate_hz: int = 16_000) -> Clip:
-    """A stretch of a video, read in one pass. Memory is that of the result.
+    """A stretch of a video, read in one pass. It takes no memory beyond the result.
 
     Args:
         path: of the video.
@@ -123,7 +123,7 @@ class ClipStream:
 def stream_clip(path: str | os.PathLike, *, start_s: float = 0.0, duration_s: float | None = None, fps: float,
                 fits: Sequence[Fit], want_audio: bool, sample_rate_hz: int = 16_000,
                 chunk_frames: int | None = CHUNK_FRAMES, hwaccel: str | None = None) -> ClipStream:
-    """The clip of :func:`read_clip`, in chunks. Memory is that of one chunk and the sound.
+    """The clip of :func:`read_clip`, in chunks. It takes the memory of one chunk and the sound.
 
     Args:
         path: as of :func:`read_clip`, like the others that are not named here.
@@ -131,7 +131,7 @@ def stream_clip(path: str | os.PathLike, *, start_s: float = 0.0, duration_s: fl
         hwaccel: kind of device that decodes; it may differ from software in a picture's last bits.
 
     Raises:
-        InputError: as :func:`read_clip`, where the error is met, also during iteration.
+        InputError: as :func:`read_clip`, also during iteration.
     """
     return ClipStream(_stream(path, start_s, duration_s, fps, fits, want_audio, sample_rate_hz, chunk_frames, hwaccel))
 
@@ -165,8 +165,8 @@ class OnScreen(Generic[P]):
     """Iterates over the picture of each frame i: the one on screen at (i + 0.5) / fps, which is the last that came up
     until then, or the first one if none had come up yet.
 
-    After iteration ``duration_s`` holds the clip's duration: the requested one, or that of the pictures if they end
-    more than half a picture earlier. Without any picture on screen after time 0 nothing is yielded and it stays 0.
+    After iteration ``duration_s`` holds the clip's duration: the requested one, or the pictures' if they end more
+    than half a picture earlier. Without any picture on screen after time 0 nothing is yielded and it stays 0.
 
     Args:
         pictures: (time_s, length_s, picture) in order of time; time 0 is the start of the clip.

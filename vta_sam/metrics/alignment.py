@@ -40,7 +40,7 @@ LEAST_PX = 0.1  # a peak of motion has at least so many pixels a frame
 def flow_peaks_s(flow: FlowTrajectory) -> np.ndarray:
     """Strict local maxima of at least 0.1 px of a flow trajectory ⇒ their times i / fps in seconds.
 
-    TempoTokens ``av_align.py``. The first value is that of the second frame once more, so that neither can be a peak.
+    TempoTokens ``av_align.py``. The first value repeats the second frame's, so that neither can be a peak.
     """
     m = flow.magnitudes
     inner = np.arange(1, len(m) - 1)
@@ -68,8 +68,8 @@ def av_align_published(audio_s: np.ndarray, video_s: np.ndarray, fps: float) -> 
 
 
 def av_align_sta_published(audio_s: np.ndarray, video_s: np.ndarray, fps: float) -> float | None:
-    """STA-V2A's copy of AV-Align, in which a video peak meets any number of audio peaks: not an intersection over
-    union, it can exceed 1. None where there is no peak at all."""
+    """STA-V2A's copy of AV-Align, in which a video peak may match any number of audio peaks. It is no intersection
+    over union, and can exceed 1. None where there is no peak at all."""
     audio, video = ascending(audio_s)[:, None], ascending(video_s)[None]
     if not audio.size and not video.size:
         return None

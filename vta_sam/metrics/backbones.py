@@ -1,4 +1,4 @@
-"""What a backbone is: a network that turns a sound into embeddings, and perhaps into class logits."""
+"""Backbones: networks that turn a sound into embeddings, and some into class logits too."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Heard = Embedding  # its name in version 0.1.0, which adapters of users import
 class Backbone(Protocol):
     """An embedding network behind one method.
 
-    name: as users ask for it. fingerprint: changes with the weights and with everything else that changes an embedding;
+    name: in settings. fingerprint: changes with the weights and with everything else that changes an embedding;
     it is part of the cache's keys. sample_rate_hz: of the sounds it takes. dim: length of its embeddings.
     """
 
@@ -55,7 +55,7 @@ class Backbone(Protocol):
 
 
 def embed(backbone: Any, waveforms: Sequence[np.ndarray]) -> list[Embedding]:
-    """⇒ :meth:`Backbone.embed` of a backbone, or ``hear`` of an adapter that was written for version 0.1.0."""
+    """⇒ :meth:`Backbone.embed` of a backbone, or the method ``hear`` of an adapter for version 0.1.0."""
     method = getattr(backbone, "embed", None) or backbone.hear
     return method(waveforms)
 

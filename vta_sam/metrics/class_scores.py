@@ -73,7 +73,7 @@ def inception_score(logits: np.ndarray, splits: int = 1, seed: int | None = None
 def cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Paired rows (n, d) ⇒ (n,) cosines in [-1, 1]; NaN ("not defined") where a vector is zero.
 
-    What CLAP and ImageBind scores are: of sound and text, or of sound and picture. InputError: unequal shapes.
+    CLAP and ImageBind scores are such cosines, of sound and text or of sound and picture. InputError: unequal shapes.
     """
     first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
     if first.ndim != 2 or first.shape != second.shape:

@@ -1,4 +1,4 @@
-"""How much moves from frame to frame: the mean magnitude of dense optical flow, which AV-Align looks for peaks in."""
+"""Motion between frames: the mean magnitude of dense optical flow, whose peaks AV-Align uses."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def flow_magnitudes(grey_frames: Iterable[np.ndarray]) -> np.ndarray:
     previous = None
     for frame in grey_frames:
         if previous is not None:
-            # the stub wants an initial flow, which without its flag is not read
+            # the stub requires an initial flow, which is not read without its flag
             flow = cv2.calcOpticalFlowFarneback(previous, frame, None, 0.5, 3, 15, 3, 5, 1.2, 0)  # type: ignore
             magnitude, _ = cv2.cartToPolar(flow[..., 0], flow[..., 1])
             found.append(float(np.mean(magnitude)))

@@ -47,7 +47,7 @@ def resampled_distances(x: Sequence[np.ndarray], y: Sequence[np.ndarray], draws:
     """Rows per clip of both sets (a list of (rows, d), the same clips in the same order) ⇒ the distance of each draw of
     clips (resamples,).
 
-    Their *spread* is that of the distance. Their level is not: a draw repeats clips, which raises the distance, so that
+    Their *spread* is the distance's. Their level is not: a draw repeats clips, which raises the distance, so that
     percentiles of them lie above the distance itself. Use :func:`~.intervals.standard_error`.
     """
     rows_x, rows_y = np.concatenate(x).astype(np.float64), np.concatenate(y).astype(np.float64)
@@ -92,8 +92,8 @@ def fad_infinity_published(mean: np.ndarray, cov: np.ndarray, frames: np.ndarray
                            fewest: int = PUBLISHED_FEWEST) -> Extrapolated:
     """fadtk's FAD-∞ (``fad.py:304-351``): baseline moments, frames (n, d) drawn *with* replacement, legacy generator.
 
-    What it draws repeats frames, so that its intercept is the distance of this very set, not of an endless one; with
-    fewer than 500 frames its grid runs backwards. Kept for comparison with figures computed so.
+    Its draws repeat frames, so that its intercept is the distance of this very set, not of an endless one. With fewer
+    than 500 frames its grid runs backwards. Kept for comparison with figures computed so.
     """
     rng = np.random.RandomState(seed)
     points = []

@@ -1,4 +1,4 @@
-"""Onsets of a sound, and how well they meet true ones.
+"""Onsets of a sound, and their agreement with true ones.
 
 Three detectors: librosa's defaults at 22 050 Hz, which the published AV-Align and AA-Align count; this project's own;
 and CondFoleyGen's (Du et al., 2023), whose scores are given as published, and in a form in which a miss costs and no
@@ -15,7 +15,7 @@ import mir_eval.util
 import numpy as np
 from sklearn.metrics import average_precision_score
 
-from ..mel import HOP_SAMPLES, SAMPLE_RATE_HZ, log_mel
+from ..mel import FIGURES, HOP_SAMPLES, SAMPLE_RATE_HZ, log_mel
 from ..runtime.errors import InputError
 from .signal import NATS_PER_DB, measure_level
 
@@ -79,7 +79,7 @@ def matched_iou(reference_s: np.ndarray, estimated_s: np.ndarray, window_s: floa
     return pairs / (len(reference_s) + len(estimated_s) - pairs)
 
 
-WINDOW_S = 0.1  # an estimated onset this far from a reference onset still meets it
+WINDOW_S = 0.1  # largest distance of an estimated onset from its reference onset
 
 # Chosen on 60 scenes of the embedded world, on their true sounds and on 20 of them through mel and vocoder.
 _RANGE_DB = 40.0  # mel bins further below the clip's loudest are set to that: faint decays have no onsets
@@ -99,11 +99,11 @@ def detect_onsets(waveform: np.ndarray) -> np.ndarray:
     """
     if not np.isfinite(waveform).all():
         raise InputError(f"a sound of {waveform.size} samples holds NaN or infinity; it has no onsets")
-    if measure_level(waveform).silent:
+    if measure_level(waveform, SAMPLE_RATE_HZ).silent:
         return np.zeros(0)
     from ..runtime.librosa_import import librosa
 
-    decibels = log_mel(waveform).T / NATS_PER_DB
+    decibels = log_mel(waveform, FIGURES).T / NATS_PER_DB
     strength = librosa.onset.onset_strength(
         S=np.maximum(decibels, decibels.max() - _RANGE_DB), sr=SAMPLE_RATE_HZ, hop_length=HOP_SAMPLES,
         lag=_LAG_FRAMES, max_size=_NEIGHBOURS, center=False,

@@ -35,8 +35,8 @@ def vggish_patches(waveform: np.ndarray) -> np.ndarray:
     """Mono 16 kHz sound (samples,) ⇒ (patches, 96, 64) float32: log of mel magnitudes.
 
     Frames of a periodic Hann window of 25 ms every 10 ms, none padded; bands whose weights are linear in mel (HTK's
-    formula) from 125 to 7500 Hz, without the constant component; ln(x + 0.01). What is left over at the end counts for
-    nothing: 8.2 s are 8 patches, less than 0.975 s none. (torchvggish ``mel_features.py``.)
+    formula) from 125 to 7500 Hz, without the constant component; ln(x + 0.01). The rest at the end is left out: 8.2 s
+    are 8 patches, and less than 0.975 s are none. (torchvggish ``mel_features.py``.)
     """
     count = 1 + (len(waveform) - WINDOW_SAMPLES) // HOP_SAMPLES if len(waveform) >= WINDOW_SAMPLES else 0
     patches = count // PATCH_FRAMES

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import uniform_filter1d
 
-from ..mel import FRAME_RATE_HZ, LOG_FLOOR, SAMPLE_RATE_HZ, log_mel
+from ..mel import FIGURES, FRAME_RATE_HZ, LOG_FLOOR, SAMPLE_RATE_HZ, log_mel
 from ..runtime.errors import InputError
 
 SILENCE_DBFS = -60.0
@@ -34,14 +34,14 @@ def to_dbfs(magnitude: np.ndarray | float) -> np.ndarray:
     return 20 * np.log10(np.maximum(magnitude, 10 ** (LOWEST_DBFS / 20)))
 
 
-def frame_levels_dbfs(waveform: np.ndarray, sample_rate_hz: int = SAMPLE_RATE_HZ) -> np.ndarray:
+def frame_levels_dbfs(waveform: np.ndarray, sample_rate_hz: int) -> np.ndarray:
     """RMS level of consecutive 50 ms frames; the last may be shorter ⇒ (ceil(samples / frame),) dBFS."""
     starts = np.arange(0, len(waveform), round(FRAME_S * sample_rate_hz))
     energy = np.add.reduceat(np.square(waveform, dtype=np.float64), starts)
     return to_dbfs(np.sqrt(energy / np.diff(np.append(starts, len(waveform)))))
 
 
-def measure_level(waveform: np.ndarray, sample_rate_hz: int = SAMPLE_RATE_HZ) -> Level:
+def measure_level(waveform: np.ndarray, sample_rate_hz: int) -> Level:
     """Mono sound (samples,) ⇒ :class:`Level`. InputError: an empty sound, or one that is not mono."""
     if waveform.ndim != 1 or waveform.size == 0:
         raise InputError(f"a level needs one mono sound of shape (samples,), got {waveform.shape}")
@@ -56,7 +56,7 @@ def measure_level(waveform: np.ndarray, sample_rate_hz: int = SAMPLE_RATE_HZ) ->
     )
 
 
-RANGE_DB = 60.0  # what is further below the clip's maximum counts as silence
+RANGE_DB = 60.0  # levels further below the clip's maximum count as silence
 SMOOTHING_S = 0.05
 NATS_PER_DB = float(np.log(10) / 20)  # of a magnitude
 MAX_LAG_S = 1.0
@@ -72,7 +72,7 @@ def energy_envelope(waveform: np.ndarray) -> np.ndarray:
     """
     if not np.isfinite(waveform).all():
         raise InputError(f"a sound of {waveform.size} samples holds NaN or infinity; it has no envelope")
-    envelope = log_mel(waveform).mean(axis=1, dtype=np.float64)
+    envelope = log_mel(waveform, FIGURES).mean(axis=1, dtype=np.float64)
     envelope = np.maximum(envelope, envelope.max() - RANGE_DB * NATS_PER_DB)
     return uniform_filter1d(envelope, size=round(SMOOTHING_S * FRAME_RATE_HZ), mode="nearest")
 
@@ -122,11 +122,11 @@ def envelope_lag(generated: np.ndarray, true: np.ndarray) -> tuple[float, float]
 
 FFT_SAMPLES = 2048
 HOP_SAMPLES = 512
-FLOOR_DB = -80.0  # below the clip's own maximum; what lies deeper is inaudible and would decide the distance
+FLOOR_DB = -80.0  # below the clip's own maximum; deeper levels are inaudible, and would dominate the distance
 
 
 def log_spectral_distance_db(true: np.ndarray, generated: np.ndarray) -> float | None:
-    """Two mono sounds of one rate ⇒ mean over frames of the root mean square over bins of their difference in dB.
+    """Two mono 16 kHz sounds ⇒ mean over frames of the root mean square over bins of their difference in dB.
 
     Periodic Hann windows of 2048 samples every 512, centred; power in dB, each sound relative to its own maximum, cut
     off 80 dB below it, so that level doesn't count; compared over the shorter. The usual definition (Gray and Markel,
@@ -139,7 +139,7 @@ def log_spectral_distance_db(true: np.ndarray, generated: np.ndarray) -> float |
         if sound.ndim != 1 or not np.isfinite(sound).all():
             raise InputError(f"a log-spectral distance needs two finite mono sounds, got shape {sound.shape}"
                              f"{'' if np.isfinite(sound).all() else ' with NaN or infinity'}")
-    if not length or any(measure_level(sound).silent for sound in sounds):
+    if not length or any(measure_level(sound, SAMPLE_RATE_HZ).silent for sound in sounds):
         return None
     first, second = (_decibels(sound) for sound in sounds)
     return float(np.mean(np.sqrt(np.mean(np.square(first - second), axis=0))))

@@ -1,8 +1,8 @@
-"""What an extractor is: the classes that turn the pictures and words of a clip into features.
+"""Base classes of extractors, which turn the pictures and words of a clip into features.
 
-Three kinds: a grounder (where is which object), an encoder (a vector per picture, word and token), and any number of
-further features per frame. One of one's own is a subclass here, a yaml that names it, and ``vta_sam.trust``
-(docs/extraction.md).
+There are three kinds: a grounder (probability and box of each object), an encoder (a vector per picture, word and
+token), and any number of further features per frame. An extractor of one's own takes a subclass, a yaml that names it,
+and ``vta_sam.trust`` (docs/extraction.md).
 """
 
 from __future__ import annotations
@@ -29,10 +29,13 @@ _TOO_NEAR = 0.8  # of two names, by difflib: "setting" and "settings" have 0.93,
 
 @dataclass
 class Grounding:
-    """What a grounder says of T frames and K objects (K = 0 is legal). float32 arrays.
+    """A grounder's result for T frames and K objects (K = 0 is legal), float32 arrays.
 
-    probs (T, K) in [0, 1]: is object k visible in frame t. boxes (T, K, 4): cx cy w h as fractions of the picture.
-    areas (T, K): mask area as a fraction of the picture. mask_embedding (T, K, 256) or None.
+    Attributes:
+        probs: (T, K) in [0, 1], probability that object k is visible in frame t.
+        boxes: (T, K, 4) cx cy w h as fractions of the picture.
+        areas: (T, K) mask area as a fraction of the picture.
+        mask_embedding: (T, K, 256), or None.
     """
 
     probs: np.ndarray
@@ -42,12 +45,12 @@ class Grounding:
 
     @classmethod
     def empty(cls, frames: int) -> "Grounding":
-        """No objects named ⇒ arrays with K = 0."""
+        """The grounding without objects ⇒ arrays with K = 0."""
         return cls.zeros(frames, 0)
 
     @classmethod
     def zeros(cls, frames: int, objects: int) -> "Grounding":
-        """Nothing is found of any object ⇒ zeros."""
+        """The grounding in which no object is visible ⇒ zeros."""
         zeros = np.zeros((frames, objects), np.float32)
         return cls(zeros, np.zeros((frames, objects, 4), np.float32), zeros.copy())
 
@@ -64,7 +67,7 @@ class Grounding:
 
 
 class _Checked(ABCMeta):
-    """Makes extractors, and refuses one that is not whole; remembers the arguments that each was made with."""
+    """Metaclass of extractors: it checks each new one for lacking members, and stores its constructor's arguments."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         if lacking := sorted(getattr(cls, "__abstractmethods__", ())):
@@ -76,31 +79,31 @@ class _Checked(ABCMeta):
 
     @property
     def __signature__(cls) -> inspect.Signature:
-        """The constructor's, which __call__ would hide from editors and from help()."""
+        """The constructor's signature, which __call__ would hide from editors and from help()."""
         signature = inspect.signature(getattr(cls, "__init__"))  # mypy refuses cls.__init__ of a metaclass's class
         return signature.replace(parameters=list(signature.parameters.values())[1:])
 
 
-_HOW = "vta_sam/perception/base.py says what an extractor has"
+_HOW = "vta_sam/perception/base.py lists the members of an extractor"
 
 
 class Extractor(ABC, metaclass=_Checked):
-    """What a grounder, an encoder and a further feature have in common.
+    """Base of grounders, encoders and extractors of further features.
 
     A subclass states ``kind``, ``fingerprint`` and ``fit``; the other members have defaults. An extractor that lacks a
     member, or has one with a misspelt name, raises InputError when it is made.
 
     Attributes:
         kind: one word, the first of the fingerprint.
-        fingerprint: ``kind-…``, the name and hash of the weights; kept in dataset.json, and compared when a trained
-            model meets a video.
-        fit: how readers bring pictures to the size that the extractor wants.
-        settings: what else changes a record, as JSON values, such as a template for words. An extraction doesn't go on
-            with others.
-        execution: names of those arguments of the constructor (and of settings) that say where, how fast and in which
-            number format the extractor computes. A dataset's recipe leaves them out: another machine chooses its own.
-        whole_clips: True: the extractor is another for each clip (``for_clip``), and wants all of a clip's frames at
-            once.
+        fingerprint: ``kind-…``, the name and hash of the weights. It is stored in dataset.json, and compared when a
+            trained model is used on a video.
+        fit: resizing of pictures to the extractor's input.
+        settings: further settings that change a record, as JSON values, such as a template for words. An extraction
+            that was begun with other settings is refused.
+        execution: names of the constructor's arguments (and of settings) for device, speed and number format. A
+            dataset's recipe leaves them out, since another machine chooses its own.
+        whole_clips: True: ``for_clip`` returns another extractor for each clip, which takes all of a clip's frames in
+            one call.
     """
 
     kind: ClassVar[str]
@@ -116,15 +119,17 @@ class Extractor(ABC, metaclass=_Checked):
 
         Args:
             video: file of the clip.
-            start_s: where the clip begins in it, in seconds.
-            fps: frames a second of the frames that it will be given.
+            start_s: start of the clip in the file, in seconds.
+            fps: frame rate of the frames that the extractor will get.
         """
         return self
 
     @property
     def recipe(self) -> dict[str, Any] | None:
-        """{"_target_": name, argument: value} that makes an extractor of the same results, without ``execution``; None
-        where an argument is no JSON value."""
+        """{"_target_": name, argument: value} of an extractor with the same results, without ``execution``.
+
+        None where an argument is no JSON value.
+        """
         if self._arguments is None:
             return None
         return {TARGET: short_name(type(self))} | {
@@ -144,12 +149,12 @@ class Extractor(ABC, metaclass=_Checked):
         for member in sorted((own | set(vars(self))) - known):
             near = difflib.get_close_matches(member, [k for k in known if not k.startswith("_")], 1, _TOO_NEAR)
             if near and not member.startswith("_"):
-                raise InputError(f"the extractor {name} has the member {member!r}, which nobody asks for; did you mean "
+                raise InputError(f"the extractor {name} has the member {member!r}, which is never read; did you mean "
                                  f"{near[0]!r}? Else begin its name with an underscore")
 
     @classmethod
     def _stated(cls) -> tuple[str, ...]:
-        """Further attributes that an extractor has to have."""
+        """Names of further attributes that an extractor has to have."""
         return ()
 
 
@@ -159,9 +164,9 @@ class Grounder(Extractor):
     Its ``fit`` keeps the whole picture, so that boxes as fractions hold for the original.
 
     Attributes:
-        known_words: the vocabulary, where it knows no other words; () where it takes any.
-        finds_objects: False: it finds nothing, so that naming objects is of no use.
-        draws_masks: True: it has ``masks``.
+        known_words: a closed vocabulary; () where any word is taken.
+        finds_objects: False: the grounder finds nothing, so that naming objects is of no use.
+        draws_masks: True: the grounder has ``masks``.
     """
 
     known_words: Sequence[str] = ()
@@ -170,7 +175,7 @@ class Grounder(Extractor):
 
     @abstractmethod
     def ground(self, frames: np.ndarray, objects: list[str]) -> Grounding:
-        """Where each object is in each frame. Called chunk by chunk, unless ``whole_clips``.
+        """Probability, box and area of each object in each frame. Called chunk by chunk, unless ``whole_clips``.
 
         Args:
             frames: (T, H, W, 3) uint8 RGB, as ``fit`` makes them.
@@ -178,17 +183,17 @@ class Grounder(Extractor):
         """
 
     def masks(self, frames: np.ndarray, objects: list[str]) -> np.ndarray:
-        """Masks (T, K, h, w) bool; arguments as of :meth:`ground`. Raises InputError where none are drawn."""
+        """Masks (T, K, h, w) bool, of the arguments of :meth:`ground`. Raises InputError unless ``draws_masks``."""
         raise InputError(f"the grounder {self.fingerprint} draws no masks; choose another, or masks=false")
 
 
 class Encoder(Extractor):
-    """Where CLIP stands: one vector per picture, per object word, and per token of the caption. float32 arrays.
+    """Pictures and text ⇒ embeddings: one per picture, per object word, and per token of the caption. float32 arrays.
 
     Attributes:
-        frame_dim: Dv, of a picture's vector.
-        object_dim: De, of a word's vector.
-        caption_dim: Dc, of a token's vector.
+        frame_dim: Dv, length of a picture's embedding.
+        object_dim: De, length of a word's embedding.
+        caption_dim: Dc, length of a token's embedding.
     """
 
     frame_dim: int
@@ -201,8 +206,10 @@ class Encoder(Extractor):
 
     @abstractmethod
     def encode_frames(self, frames: np.ndarray) -> np.ndarray:
-        """(T, H, W, 3) uint8 RGB as ``fit`` makes them ⇒ (T, frame_dim). Called chunk by chunk, unless
-        ``whole_clips``."""
+        """Frames (T, H, W, 3) uint8 RGB as ``fit`` makes them ⇒ (T, frame_dim).
+
+        Called chunk by chunk, unless ``whole_clips``.
+        """
 
     @abstractmethod
     def encode_objects(self, objects: list[str]) -> np.ndarray:
@@ -214,15 +221,17 @@ class Encoder(Extractor):
 
 
 class FrameExtractor(Extractor):
-    """One further feature per frame, such as optical flow.
+    """Frames ⇒ one further feature per frame, such as optical flow.
 
     Attributes:
-        name: of its row in :data:`vta_sam.clip.FEATURES`, by which a record has it.
-        dim: length of the last axis, where the row leaves it open; a conditioner's config gets it by ``from_data``.
+        name: of the feature's row in :data:`vta_sam.clip.FEATURES`, and of the feature in a record.
+        dim: length of the last axis, where the row leaves it open. A conditioner's config gets it by ``from_data``.
+        context_frames: earlier frames of the clip that the feature of a frame depends on; 1 for optical flow.
     """
 
     name: ClassVar[str]
     dim: int | None = None
+    context_frames: int = 0
 
     @classmethod
     def _stated(cls) -> tuple[str, ...]:
@@ -230,23 +239,26 @@ class FrameExtractor(Extractor):
 
     @abstractmethod
     def extract(self, frames: np.ndarray) -> np.ndarray:
-        """(T, H, W, 3) uint8 RGB as ``fit`` makes them ⇒ (T, …) float32. Called chunk by chunk, unless
-        ``whole_clips``."""
+        """Frames (T, H, W, 3) uint8 RGB as ``fit`` makes them ⇒ (T, …) float32.
+
+        Called chunk by chunk, unless ``whole_clips``. From the second chunk on, the first ``context_frames`` are the
+        last of the chunk before, and the caller drops their rows; a clip's first chunk has no such frames.
+        """
 
 
 class NoGrounder(Grounder):
     """A grounder that finds nothing: all probabilities, boxes and areas are zero.
 
-    For models that read pictures alone, or the caption alone: objects are left out, and a user who names some is told.
+    It serves models that read pictures alone, or the caption alone. Objects named by a user are left out with a notice.
     """
 
     kind = "none"
     fingerprint = "none-0"
-    fit = Squeeze(8, 8)  # pictures are not looked at
+    fit = Squeeze(8, 8)  # the smallest pictures, since they are not read
     finds_objects = False
 
     def ground(self, frames: np.ndarray, objects: list[str]) -> Grounding:
-        """⇒ a Grounding of zeros."""
+        """A Grounding of zeros."""
         return Grounding.zeros(len(frames), len(objects))
 
 
@@ -268,16 +280,18 @@ def _arguments(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict
 
 
 def kind_of(recipe: Mapping[str, Any]) -> str:
-    """The first word of the fingerprint of a recipe's extractor: its class's ``kind``, or the module of a class that
-    states none."""
+    """The first word of the fingerprint of a recipe's extractor.
+
+    It is the class's ``kind``, or the name of the module of a class without one.
+    """
     extractor = class_of(recipe[TARGET])
     return str(getattr(extractor, "kind", extractor.__module__.rpartition(".")[2]))
 
 
 def essence(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe without the arguments that change no feature: those of execution, and those at their defaults.
+    """A recipe without the arguments of execution and without arguments at their defaults.
 
-    The class is imported where this project or its user trusts it; another's recipe is returned as it is.
+    The class is imported if this project or its user trusts it. Otherwise the recipe is returned as it is.
     """
     changed = {name: value for name, value in recipe.items() if name != TARGET}
     if is_loadable(recipe[TARGET]):
@@ -288,7 +302,7 @@ def essence(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(named: Mapping[str, Any], made_by: Mapping[str, Any]) -> list[str]:
-    """How two recipes differ in what changes features ⇒ phrases such as "template is 'a {}', not 'a photo of a {}'".
+    """Differences of two recipes in arguments that change features, as phrases: "template is 'a {}', not 'the {}'".
 
     Args:
         named: by a user; its class is imported, and may trust itself then.
@@ -305,7 +319,11 @@ def differences(named: Mapping[str, Any], made_by: Mapping[str, Any]) -> list[st
 
 
 def require_known(recipe: Any, where: str) -> dict[str, Any]:
-    """A recipe out of somebody's dataset.json, as it is; nothing has been imported for it.
+    """A recipe out of a dataset.json, checked without an import of its class.
+
+    Args:
+        recipe: as read from the file.
+        where: file and key, for messages.
 
     Raises:
         InputError: it is no recipe, or names a class that is neither this project's nor trusted.
@@ -321,13 +339,14 @@ def require_known(recipe: Any, where: str) -> dict[str, Any]:
 
 
 def settings_of(extractors: Mapping[str, Extractor]) -> dict[str, dict[str, Any]]:
-    """{role: extractor} ⇒ {role: its settings}, of those that have some."""
+    """{role: extractor} ⇒ {role: settings}, without extractors that have none."""
     return {role: dict(extractor.settings) for role, extractor in extractors.items() if extractor.settings}
 
 
 def differing_settings(trained: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    """How extractors' settings differ ⇒ phrases such as "encoder.template is 'a {}', in training it was …". The number
-    format and what else is execution doesn't count.
+    """Differences of extractors' settings, as phrases: "encoder.template is 'a {}', in training it was …".
+
+    Settings of execution, such as the number format, don't count.
 
     Args:
         trained: {role: settings} of the features that a model was trained on.
@@ -352,5 +371,5 @@ def _execution(target: str) -> tuple[str, ...]:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """True is not 1 here, but 800 is 800.0."""
+    """Whether two values are equal, where True differs from 1, and 800 equals 800.0."""
     return one == other and isinstance(one, bool) == isinstance(other, bool)

@@ -1,4 +1,4 @@
-"""Caption ⇒ the nouns that name things to look for in the pictures."""
+"""Caption ⇒ the nouns of the things to ground in the pictures."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from ..clip import MAX_OBJECTS
-from .tagging import PLURAL_FIRST, Token, fix_tags, read, split, tagger_name
+from .tagging import PLURAL_FIRST, Token, fix_tags, tag, tagger_name, tokenize
 
 __all__ = ["Nouns", "nouns", "singular", "tagger_name"]
 
-# words that name no thing one could point at: parts of scenes and times, amounts, events
+# nouns of no visible thing: parts of scenes and times, amounts, events
 _NO_THING = frozenset("""
     acceleration afternoon air anyone anything area back background beginning bit blast bottom burst center corner
     crash day defense direction distance edge end environment evening event everyone everything explosion field
@@ -33,19 +33,19 @@ _SOUNDS = frozenset("""
     tick tick-tock tone toot trill tune tweet voice vroom wail whimper whine whir whisper whoosh woof yap yell yelp
     yip
 """.split())
-# what people do with things: named only where nothing else is
+# games, which count only where nothing else is named
 _GAMES = frozenset("badminton billiards golf gymnastics hockey lacrosse polo rugby soccer squash tennis".split())
-_SIREN = "siren"  # it is out of sight, or a part of another thing: "ambulance siren"
+_SIREN = "siren"  # out of sight, or a part of another thing: "ambulance siren"
 _SAME_AS = {
     "auto": "car", "female": "woman", "folk": "person", "male": "man", "somebody": "person", "someone": "person",
 }
 _INSIDE = frozenset(("in", "inside", "within"))  # the noun after them is a place, not the source of the sound
-# words in -s that are not the plurals they look like, or that name one thing by their plural
+# words in -s that are no plurals, or that name one thing by a plural
 _KEEP = frozenset("""
     atlas binoculars canvas chaos christmas clothes debris gas gymnastics jeans lens molasses news pajamas pancreas
     pants pliers rhinoceros scissors series shears shorts species sports tennis thermos tongs trousers tweezers
 """.split())
-_LONGEST = 40  # letters of a word; longer ones are no English
+_LONGEST = 40  # letters; longer words are no English
 _REAL_PLURALS = frozenset("bikinis emus gnus gurus kiwis menus rabbis safaris skis taxis tsunamis".split())
 
 
@@ -65,13 +65,20 @@ class Nouns:
 def nouns(caption: str, limit: int = MAX_OBJECTS, vocabulary: Collection[str] = ()) -> Nouns:
     """The things that a caption names.
 
-    A compound counts as its last word ("race car" ⇒ car), unless ``vocabulary`` holds it ("racing car"); entries of the
-    vocabulary are also found where the rules would pass over them. Places ("in a pan"), games and sirens are left out
-    unless nothing else is named. No nouns ⇒ no words. Of a very long caption only the beginning is read, see
-    :func:`~.tagging.split`. The words depend on the tagger, see :func:`tagger_name`. Raises InputError where the
-    tagger's data is damaged.
+    A compound counts as its last word ("race car" ⇒ car), unless ``vocabulary`` holds it ("racing car"). Entries of the
+    vocabulary are also found where the rules would leave them out. Places ("in a pan"), games and sirens are left out
+    unless nothing else is named. Only the beginning of a very long caption is read, see :func:`~.tagging.tokenize`. The
+    words depend on the tagger, see :func:`tagger_name`.
+
+    Args:
+        caption: in English.
+        limit: number of words that are kept.
+        vocabulary: words and compounds that are kept whole.
+
+    Raises:
+        InputError: the tagger's data is damaged.
     """
-    tokens = _merge_known(read(caption), vocabulary)
+    tokens = _merge_known(tag(caption), vocabulary)
     fix_tags(tokens)
     things: list[str] = []
     asides: list[str] = []
@@ -96,15 +103,15 @@ def _inflections():
 
 @lru_cache(maxsize=4096)
 def singular(plural: str) -> str:
-    """A plural noun in lower case ⇒ its singular; what only looks like a plural ("tennis", "scissors") stays."""
+    """A plural noun in lower case ⇒ its singular. Words in -s without a singular ("tennis", "scissors") stay."""
     if plural in _KEEP or (plural.endswith(("ss", "us", "is")) and plural not in _REAL_PLURALS):
         return plural
     return str(_inflections().singular_noun(plural) or plural)
 
 
 def _merge_known(tokens: list[Token], vocabulary: Collection[str]) -> list[Token]:
-    """Join the tokens of the longest vocabulary entry at each place into one noun."""
-    entries = {tuple(split(entry)): entry for entry in vocabulary}
+    """The tokens, those of the longest vocabulary entry at each place joined into one noun."""
+    entries = {tuple(tokenize(entry)): entry for entry in vocabulary}
     longest = max(map(len, entries), default=0)
     merged, i = [], 0
     while i < len(tokens):
@@ -123,7 +130,7 @@ def _merge_known(tokens: list[Token], vocabulary: Collection[str]) -> list[Token
 
 
 def _runs(tokens: list[Token]) -> list[tuple[int, list[Token]]]:
-    """Noun compounds ⇒ (index of the first token, tokens). A known entry is a run of its own, a plural ends one."""
+    """Noun compounds as (index of the first token, tokens). A known entry is one by itself, a plural ends one."""
     runs: list[tuple[int, list[Token]]] = []
     is_open = False
     for i, token in enumerate(tokens):
@@ -136,7 +143,7 @@ def _runs(tokens: list[Token]) -> list[tuple[int, list[Token]]]:
 
 
 def _head(run: list[Token]) -> str:
-    """The noun that a compound names: its last that names a thing ("harpsichord music" ⇒ harpsichord), or ""."""
+    """The head of a compound, its last noun that names a thing ("harpsichord music" ⇒ harpsichord), or ""."""
     siren = ""
     for token in reversed(run):
         if token.known:
@@ -151,14 +158,14 @@ def _head(run: list[Token]) -> str:
 
 
 def _is_place(tokens: list[Token], start: int) -> bool:
-    """Whether the noun phrase around ``start`` says where something happens."""
+    """Whether the noun phrase around ``start`` names a place."""
     while start > 0 and tokens[start - 1].tag in ("DT", "JJ", "PRP$", "CD", "VBG", "VBN"):
         start -= 1
     return start > 0 and tokens[start - 1].text in _INSIDE
 
 
 def _is_aside(tokens: list[Token], start: int, word: str) -> bool:
-    """Whether ``word`` is named only for want of another: a siren, a game, the ball that stands for one ("playing
-    football"), or where something happens."""
+    """Whether ``word`` counts only where nothing else is named: a siren, a game, the ball of a game ("playing
+    football"), or a place."""
     played = start > 0 and tokens[start - 1].text in ("play", "played", "playing", "plays")
     return word == _SIREN or word in _GAMES or (played and word.endswith("ball")) or _is_place(tokens, start)

@@ -22,17 +22,17 @@ class CLIPEncoder(Encoder):
     The embedding of a picture is CLIP's image embedding (768 for ViT-L/14) of its middle square, normalised by CLIP's
     own mean and standard deviation. The embedding of a word is CLIP's text embedding of ``template`` with the word in
     it. The tokens of a caption are the last states of the text model, from its start token to its end token. No vector
-    is scaled to length 1.
+    is scaled to norm 1.
 
     Args:
         name: entry of the table of released weights, a folder in transformers' layout.
         weights: folder with the released files; None ⇒ $VTA_SAM_WEIGHTS, or "weights".
-        template: the sentence that an object's word is put into; it holds one {}.
+        template: sentence with one {} for an object's word.
         batch_frames: pictures in one batch.
         device: "auto", "cpu", "cuda", "cuda:1", …
         precision: "auto" (fp16 on a GPU), "fp32", "fp16", "bf16".
-        normalise: False: pictures in [0, 1], without CLIP's normalisation, as VTA-LDM feeds it.
-        folder: a CLIP in the same layout that a model folder holds, in place of ``name`` and ``weights``.
+        normalise: False: pictures in [0, 1] without CLIP's normalisation, as in VTA-LDM.
+        folder: a CLIP of a model folder in the same layout, in place of ``name`` and ``weights``.
 
     Raises:
         InputError: a file is missing; the message names it and how to get it.
@@ -92,7 +92,7 @@ class CLIPEncoder(Encoder):
 
     @torch.inference_mode()
     def encode_caption(self, caption: str) -> np.ndarray:
-        """A caption ⇒ (L, 768) float32, 2 ≤ L ≤ 77: what is longer is cut, as CLIP does."""
+        """A caption ⇒ (L, 768) float32, 2 ≤ L ≤ 77. Longer captions are cut, as in CLIP."""
         with self.autocast:
             states = self.model.text_model(**self._tokens(caption)).last_hidden_state[0]
         return states.float().cpu().numpy()
@@ -109,7 +109,7 @@ class CLIPEncoder(Encoder):
 
 
 def _load(folder: Path, device: torch.device) -> tuple[Any, Any]:
-    """⇒ CLIPModel in eval mode, its tokenizer; read from local safetensors alone."""
+    """CLIPModel in eval mode and its tokenizer, from local safetensors alone."""
     from safetensors import SafetensorError
     from transformers import AutoTokenizer, CLIPModel
 
@@ -120,7 +120,7 @@ def _load(folder: Path, device: torch.device) -> tuple[Any, Any]:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{folder} can't be read as a CLIP model ({str(error).strip().splitlines()[0]}); "
                          "`python data_prep/weights.py check` compares it with what was released") from error
-    # released files carry the positions' running numbers, which newer code makes itself
+    # older releases store the position ids, which transformers computes now
     unknown = [key for key in report["unexpected_keys"] if not key.endswith("position_ids")]
     if report["missing_keys"] or unknown or report["mismatched_keys"]:
         raise InputError(f"{folder}: model.safetensors doesn't fit config.json (missing {report['missing_keys'][:3]}, "
@@ -129,7 +129,7 @@ def _load(folder: Path, device: torch.device) -> tuple[Any, Any]:
 
 
 def _normalisation(folder: Path) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel that the model was trained with."""
+    """Mean and standard deviation per channel in the model's training ⇒ two lists of 3."""
     from transformers import CLIPImageProcessor
 
     try:

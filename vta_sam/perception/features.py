@@ -1,4 +1,4 @@
-"""A video and words ⇒ ClipFeatures: what extraction stores, and what generation conditions on without shards."""
+"""A video and words ⇒ ClipFeatures, for extraction to store, and for generation to condition on without shards."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _STRIP_HEIGHT = 96  # pixels
 
 @dataclass
 class Extractors:
-    """The extractors that make shards, or that a model was trained with.
+    """The extractors of a dataset or of a trained model.
 
     Args:
         grounder: finds objects in frames.
         encoder: embeds frames, words and captions.
-        frames_at_once: frames that they get in one call, unless one of them wants all of a clip's.
-        features: of further features per frame.
+        frames_at_once: frames in one call of an extractor, unless one of them takes whole clips.
+        features: extractors of further features per frame.
 
     Raises:
         InputError: one is no extractor of its kind, or a further feature has no row in the table of features.
@@ -56,7 +56,7 @@ class Extractors:
 
     @property
     def parts(self) -> tuple[Extractor, ...]:
-        """The grounder, the encoder, and the others in their order."""
+        """The grounder, the encoder, and the extractors of further features in their order."""
         return self.grounder, self.encoder, *self.features
 
     @property
@@ -71,7 +71,7 @@ class Extractors:
 
     @property
     def dims(self) -> dict[str, int]:
-        """{"<name>_dim": length of the last axis} of the further features, as a conditioner's config asks for them.
+        """{"<name>_dim": length of the last axis} of the further features, for a conditioner's ``from_data``.
 
         Raises:
             InputError: the row leaves the length open, and the extractor does not state it.
@@ -89,16 +89,22 @@ class Extractors:
 
     @property
     def fits(self) -> tuple[Fit, ...]:
-        """How pictures are brought to size for each of :attr:`parts`."""
+        """The resizing of pictures for each of :attr:`parts`."""
         return tuple(part.fit for part in self.parts)
 
     @property
     def chunk_frames(self) -> int | None:
-        """Frames in a chunk; None: all of a clip's, where one of the extractors wants them so."""
+        """Frames in a chunk; None: all of a clip's frames, where one of the extractors takes whole clips."""
         return None if any(part.whole_clips for part in self.parts) else self.frames_at_once
 
     def for_clip(self, video: str | os.PathLike, fps: float, start_s: float = 0.0) -> "Extractors":
-        """The extractors of the clip that starts ``start_s`` into ``video``."""
+        """The extractors of one clip.
+
+        Args:
+            video: file of the clip.
+            fps: frame rate of the frames that the extractors will get.
+            start_s: start of the clip in the file, in seconds.
+        """
         grounder, encoder, *features = (part.for_clip(video, start_s=start_s, fps=fps) for part in self.parts)
         return Extractors(grounder, encoder, self.frames_at_once, features)
 
@@ -119,22 +125,33 @@ class Extractors:
 
 
 def build_features(recipes: Mapping[str, Any] | None) -> list[FrameExtractor]:
-    """{name: recipe} ⇒ the extractors of further features. Raises InputError where one makes another feature."""
+    """The extractors of further features.
+
+    Args:
+        recipes: {name of the feature: recipe of its extractor}.
+
+    Raises:
+        InputError: an extractor is of another feature than its name says.
+    """
     extractors = [build(recipe) for recipe in (recipes or {}).values()]
     for name, extractor in zip(recipes or {}, extractors):
-        made = getattr(extractor, "name", None)
-        if made != name:
-            raise InputError(f"features.{name} names {type(extractor).__name__}, which extracts {made!r}; write it as "
-                             f"features.{made}" if made else f"features.{name} names {type(extractor).__name__}, which "
-                             "is no extractor of a feature per frame")
+        feature = getattr(extractor, "name", None)
+        if feature != name:
+            kind = type(extractor).__name__
+            raise InputError(f"features.{name} names {kind}, which extracts {feature!r}; write it as features.{feature}"
+                             if feature else
+                             f"features.{name} names {kind}, which is no extractor of a feature per frame")
     return extractors
 
 
 @dataclass
 class Words:
-    """What a user says about a video.
+    """A user's words about a video.
 
-    caption: may be empty. objects: words to find, at most 8. dropped: nouns of the caption beyond the first 8.
+    Attributes:
+        caption: may be empty.
+        objects: words to ground, at most 8.
+        dropped: number of the caption's nouns beyond the first 8.
     """
 
     caption: str
@@ -146,9 +163,9 @@ def words_of(caption: str | None, objects: Sequence[str] | None, vocabulary: Seq
     """The caption and the objects of a clip.
 
     Args:
-        caption: None and "" are no caption.
+        caption: None or "" for none.
         objects: words; None: the caption's nouns.
-        vocabulary: words of several parts that stay whole, such as "racing car".
+        vocabulary: compounds that are kept whole, such as "racing car".
 
     Raises:
         InputError: more than 8 objects are named.
@@ -168,9 +185,12 @@ def words_of(caption: str | None, objects: Sequence[str] | None, vocabulary: Seq
 
 
 class Extracted(NamedTuple):
-    """What extractors say of the T frames of a clip.
+    """The extractors' results for the T frames of a clip.
 
-    frame_embedding (T, Dv); groundings: one for each list of objects; features: {name: (T, …)}, further ones.
+    Attributes:
+        frame_embedding: (T, Dv).
+        groundings: one for each list of objects.
+        features: {name: (T, …)} of further features.
     """
 
     frame_embedding: np.ndarray
@@ -181,10 +201,10 @@ class Extracted(NamedTuple):
         """The clip's features, with the embeddings of its words.
 
         Args:
-            words: objects, and the caption that is embedded.
+            words: objects, and the caption to embed.
             grounding: of these objects.
             encoder: of the words.
-            more: the other fields of ClipFeatures; ``caption`` where the record keeps another than is embedded.
+            more: the other fields of ClipFeatures; ``caption``, if the record's caption is not the embedded one.
         """
         return ClipFeatures(
             objects=words.objects, frame_embedding=self.frame_embedding, probs=grounding.probs,
@@ -198,25 +218,35 @@ def extract_features(chunks: Iterable[Sequence[np.ndarray]], extractors: Extract
     """The features of a clip's frames, which are read once, chunk by chunk.
 
     Args:
-        chunks: each holds the pictures of ``extractors.fits``, in that order; further arrays are not used.
-        extractors: of this clip (:meth:`Extractors.for_clip`).
-        objects: lists of words; each list gets a grounding of its own.
+        chunks: arrays of pictures in the order of ``extractors.fits``; further arrays are not used.
+        extractors: of this clip, see :meth:`Extractors.for_clip`.
+        objects: lists of words, for one grounding each.
     """
     embeddings: list[np.ndarray] = []
     parts: list[list[Grounding]] = [[] for _ in objects]
     features: dict[str, list[np.ndarray]] = {name: [] for name in extractors.names}
+    before: dict[str, np.ndarray] = {}  # frames that an extractor looks back at
     for to_ground, to_encode, *others in chunks:
         embeddings.append(extractors.encoder.encode_frames(to_encode))
         for words, grounded in zip(objects, parts):
             grounded.append(extractors.grounder.ground(to_ground, words))
         for extractor, pictures in zip(extractors.features, others):
-            features[extractor.name].append(extractor.extract(pictures))
+            earlier = before.get(extractor.name, pictures[:0])
+            joined = np.concatenate((earlier, pictures)) if len(earlier) else pictures
+            features[extractor.name].append(extractor.extract(joined)[len(earlier):])
+            before[extractor.name] = joined[len(joined) - min(len(joined), extractor.context_frames):].copy()
     return Extracted(np.concatenate(embeddings), [Grounding.concatenate(part) for part in parts],
                      {name: np.concatenate(arrays) for name, arrays in features.items()})
 
 
 def caption_features(caption: str, extractors: Extractors, spec: ClipSpec) -> ClipFeatures:
-    """The features of a caption without a video, of the model's clip length, for models that read nothing else."""
+    """The features of a caption without a video, for models that read the caption alone.
+
+    Args:
+        caption: the text.
+        extractors: those that the model was trained with.
+        spec: of the model's clips; it gives the length.
+    """
     extracted = Extracted(np.zeros((spec.frames, extractors.encoder.frame_dim), np.float32), [], {})
     return extracted.record(
         Words(caption, []), Grounding.empty(spec.frames), extractors.encoder, key="caption", fps=spec.fps,
@@ -228,12 +258,12 @@ def features_of(video: str | os.PathLike, words: Sequence[Words], extractors: Ex
                 ) -> tuple[list[ClipFeatures], np.ndarray]:
     """The features of a whole video for each of ``words``, and a strip of up to 12 of its pictures (n, h, w, 3).
 
-    The video is read once, in chunks, of which the features alone are kept. The waveform of a record is silence as long
-    as the pictures; the record takes its length from it.
+    The video is read once, in chunks. Only their features stay in memory. The waveform of a record is silence of the
+    pictures' length, from which the record takes its length.
 
     Args:
         video: file with pictures; sound is not read.
-        words: several where the pictures are shared, by a prompt and a negative prompt.
+        words: of a prompt, or of a prompt and a negative prompt, which share the pictures.
         extractors: those that the model was trained with.
         spec: frame rate and sample rate.
 
@@ -250,20 +280,21 @@ def features_of(video: str | os.PathLike, words: Sequence[Words], extractors: Ex
                          want_audio=False, chunk_frames=extractors.chunk_frames)
     strip = _Strip(stream, spec.frames_of(duration_s))
     extractors = extractors.for_clip(video, spec.fps)
-    extracted = extract_features(strip, extractors, [said.objects for said in words])
+    extracted = extract_features(strip, extractors, [prompt.objects for prompt in words])
     records = [extracted.record(
-        said, grounding, extractors.encoder, key=Path(video).stem, fps=spec.fps, waveform=np.zeros(samples, np.float32),
-        sample_rate_hz=spec.sample_rate_hz, source=Path(video).name, duration_s=duration_s,
-    ).validate() for said, grounding in zip(words, extracted.groundings)]
+        prompt, grounding, extractors.encoder, key=Path(video).stem, fps=spec.fps,
+        waveform=np.zeros(samples, np.float32), sample_rate_hz=spec.sample_rate_hz, source=Path(video).name,
+        duration_s=duration_s,
+    ).validate() for prompt, grounding in zip(words, extracted.groundings)]
     return records, np.stack(strip.pictures)
 
 
 class _Strip:
-    """Iterates over chunks of a clip, and keeps up to 12 pictures of their last array, at even distances.
+    """Iterator over the chunks of a clip that copies up to 12 pictures of their last array, at even distances.
 
     Args:
-        chunks: of arrays of pictures.
-        frames: of the clip.
+        chunks: lists of arrays of pictures.
+        frames: number of frames in the clip.
     """
 
     def __init__(self, chunks: Iterable[list[np.ndarray]], frames: int):
@@ -271,8 +302,8 @@ class _Strip:
         self.wanted = set(np.linspace(0, frames - 1, min(STRIP_FRAMES, frames)).round().astype(int))
 
     def __iter__(self) -> Iterator[list[np.ndarray]]:
-        seen = 0
+        start = 0
         for chunk in self.chunks:
-            self.pictures += [picture.copy() for i, picture in enumerate(chunk[-1], seen) if i in self.wanted]
-            seen += len(chunk[-1])
+            self.pictures += [picture.copy() for i, picture in enumerate(chunk[-1], start) if i in self.wanted]
+            start += len(chunk[-1])
             yield chunk

@@ -1,4 +1,4 @@
-"""Grounding SAM: Grounding DINO finds each named object in a frame; SAM, if asked for, segments it."""
+"""Grounding SAM: Grounding DINO detects each named object in a frame, and SAM (optional) segments it."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _log = logging.getLogger(__name__)
 
 
 class GroundedSAM(Grounder):
-    """Grounding DINO, and SAM if asked for, for any word.
+    """Grounding DINO and optionally SAM, for any word.
 
-    probs[t, k] is the largest sigmoid logit of any query of Grounding DINO at any token of the word itself, raw, no
-    threshold applied; boxes[t, k] is that query's box. With SAM, areas are those of the masks that it draws in these
-    boxes, and mask_embedding its image embedding averaged over each mask; without, areas are those of the boxes.
+    probs[t, k] is the largest sigmoid logit of any query of Grounding DINO at any token of the word itself, without a
+    threshold. boxes[t, k] is the box of that query. With SAM, areas are the areas of its masks in these boxes, and
+    mask_embedding is its image embedding averaged over each mask. Without SAM, areas are the areas of the boxes.
 
     Args:
-        detector: "swint_ogc" or "swinb_cogcoor", the two released Grounding DINO.
-        sam: "vit_b", "vit_l", "vit_h", or None to leave SAM out.
+        detector: "swint_ogc" or "swinb_cogcoor", the two released versions of Grounding DINO.
+        sam: "vit_b", "vit_l", "vit_h"; None: without SAM.
         weights: folder with the released files; None ⇒ $VTA_SAM_WEIGHTS, or "weights".
-        short_side: pixels of the short side of a picture that Grounding DINO gets.
-        long_side: pixels that its long side has at most.
+        short_side: pixels of the short side of Grounding DINO's input.
+        long_side: pixels of its long side at most.
         batch_frames: pictures in one batch of Grounding DINO.
         sam_batch_frames: pictures in one batch of SAM's image encoder.
         device: "auto", "cpu", "cuda", "cuda:1", …
@@ -59,70 +59,70 @@ class GroundedSAM(Grounder):
         files = [require(f"groundingdino_{detector}", weights)]
         if sam is not None:
             files.append(require(f"sam_{sam}", weights))
-        where = choose_device(device)
-        number_format = choose_format(precision, where)
-        self.device, self.batch_frames = where, batch_frames
-        # a picture serves both networks; what has to grow grows on their device
+        self.device = choose_device(device)
+        number_format = choose_format(precision, self.device)
+        self.batch_frames = batch_frames
+        # one picture for both networks, at the larger of their sizes; smaller videos are upscaled on the device
         self.fit = Within(short_side, long_side) if sam is None else Within(max(short_side, 1024), max(long_side, 1024))
-        self.detector = Detector(build_detector_network(detector, files[0], bert), short_side, long_side, where,
-                                 mixed_precision(number_format, where))
+        self.detector = Detector(build_detector_network(detector, files[0], bert), short_side, long_side,
+                                 self.device, mixed_precision(number_format, self.device))
         self.segmenter = None
         if sam is not None:
-            self.segmenter = Segmenter(build_segmenter_network(sam, files[1]), sam_batch_frames, where,
-                                       mixed_precision(number_format, where))
+            self.segmenter = Segmenter(build_segmenter_network(sam, files[1]), sam_batch_frames,
+                                       self.device, mixed_precision(number_format, self.device))
         names = [f"{name}-{digest(file)}" for name, file in zip((detector, sam), files)]
         self.fingerprint = f"grounded_sam-{'-'.join(names)}-{short_side}x{long_side}px"
         self.settings = {"precision": number_format}
         self._prompt = lru_cache(maxsize=16)(self._build_prompt)
 
     def ground(self, frames: np.ndarray, objects: list[str]) -> Grounding:
-        """frames (T, H, W, 3) uint8 RGB of any size, K words ⇒ Grounding. A frame's result doesn't depend on others."""
+        """Frames (T, H, W, 3) uint8 RGB of any size, K words ⇒ Grounding. A frame's result doesn't depend on others."""
         if not objects:
             return Grounding.empty(len(frames))
         prompt = self._prompt(tuple(objects))
         if not prompt.text:
-            return self._nothing(len(frames), len(objects))
+            return self._empty_grounding(len(frames), len(objects))
         parts = [self._ground(self._to_device(frames[i:i + self.batch_frames]), prompt)
                  for i in range(0, len(frames), self.batch_frames)]
         return Grounding.concatenate(parts)
 
     def masks(self, frames: np.ndarray, objects: list[str]) -> np.ndarray:
-        """frames (T, H, W, 3) uint8 RGB, K words ⇒ SAM's masks (T, K, H, W) bool. Raises InputError without SAM."""
+        """Frames (T, H, W, 3) uint8 RGB, K words ⇒ SAM's masks (T, K, H, W) bool. Raises InputError without SAM."""
         if self.segmenter is None:
             raise InputError("masks are drawn by SAM, which is left out; name one, for example grounder.sam=vit_b")
         masks = np.zeros((len(frames), len(objects), *frames.shape[1:3]), bool)
         prompt = self._prompt(tuple(objects))
         for i in range(0, len(frames) if prompt.text else 0, self.batch_frames):
             pictures = self._to_device(frames[i:i + self.batch_frames])
-            seen = self.detector.detect(pictures, prompt)
-            for t, (logits, _) in enumerate(self._segment(pictures, seen), i):
+            detections = self.detector.detect(pictures, prompt)
+            for t, (logits, _) in enumerate(self._segment(pictures, detections), i):
                 masks[t] = (logits > 0).cpu().numpy()
-        masks[:, _unread(prompt)] = False
+        masks[:, _without_tokens(prompt)] = False
         return masks
 
     def _ground(self, pictures: torch.Tensor, prompt: Prompt) -> Grounding:
-        seen = self.detector.detect(pictures, prompt)
-        probs, boxes = seen.probs.numpy(), seen.boxes.numpy()
+        detections = self.detector.detect(pictures, prompt)
+        probs, boxes = detections.probs.numpy(), detections.boxes.numpy()
         if self.segmenter is None:
             return Grounding(probs, boxes, _areas_inside(boxes))
         areas, pooled = np.zeros_like(probs), np.zeros((*probs.shape, MASK_DIM), np.float32)
-        for t, (logits, embedding) in enumerate(self._segment(pictures, seen)):
+        for t, (logits, embedding) in enumerate(self._segment(pictures, detections)):
             masks = logits > 0
             areas[t] = masks.float().mean((1, 2)).cpu().numpy()
             pooled[t] = self.segmenter.pool(embedding, masks).cpu().numpy()
-        unread = _unread(prompt)
-        areas[:, unread], pooled[:, unread] = 0.0, 0.0
+        without_tokens = _without_tokens(prompt)
+        areas[:, without_tokens], pooled[:, without_tokens] = 0.0, 0.0
         return Grounding(probs, boxes, areas, pooled)
 
-    def _nothing(self, frames: int, objects: int) -> Grounding:
+    def _empty_grounding(self, frames: int, objects: int) -> Grounding:
         grounding = Grounding.zeros(frames, objects)
         if self.segmenter is not None:
             grounding.mask_embedding = np.zeros((frames, objects, MASK_DIM), np.float32)
         return grounding
 
-    def _segment(self, pictures: torch.Tensor, seen: Detections) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _segment(self, pictures: torch.Tensor, detections: Detections) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         assert self.segmenter is not None
-        return self.segmenter.segment(pictures, seen.boxes.to(self.device))
+        return self.segmenter.segment(pictures, detections.boxes.to(self.device))
 
     def _to_device(self, frames: np.ndarray) -> torch.Tensor:
         """(B, H, W, 3) uint8 ⇒ (B, 3, H, W) uint8 on the device."""
@@ -136,12 +136,13 @@ class GroundedSAM(Grounder):
         return prompt
 
 
-def _unread(prompt: Prompt) -> list[int]:
+def _without_tokens(prompt: Prompt) -> list[int]:
+    """Indices of the objects that have no token in the prompt."""
     return [k for k, span in enumerate(prompt.spans) if not span]
 
 
 def _areas_inside(boxes: np.ndarray) -> np.ndarray:
-    """Boxes (T, K, 4) ⇒ the share of the picture (T, K) that they cover; parts beyond its edges don't count."""
+    """Boxes (T, K, 4) ⇒ the share of the picture (T, K) that each covers, without parts beyond its edges."""
     first = np.clip(boxes[..., :2] - boxes[..., 2:] / 2, 0.0, 1.0)
     end = np.clip(boxes[..., :2] + boxes[..., 2:] / 2, 0.0, 1.0)
     return np.prod(end - first, axis=-1).astype(np.float32)

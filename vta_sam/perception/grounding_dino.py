@@ -33,11 +33,11 @@ _STRIDES = (8, 16, 32, 64)  # of the feature maps whose cells compete to become 
 
 @dataclass(frozen=True)
 class Prompt:
-    """The words of K objects as Grounding DINO reads them.
+    """The words of K objects as a prompt of Grounding DINO.
 
     Attributes:
-        text: "car . man ."; empty where no object can be read.
-        spans: for each object the indices of its tokens in the tokenised text; () for an object of punctuation alone.
+        text: "car . man ."; empty where no object has a token.
+        spans: for each object the indices of its tokens in the text; () for an object of punctuation alone.
         tokens: number of tokens of the text, its start and end included.
     """
 
@@ -46,7 +46,7 @@ class Prompt:
     tokens: int
 
     def token_mask(self) -> torch.Tensor:
-        """⇒ (K, tokens) bool, True at each object's own."""
+        """Mask of each object's own tokens ⇒ (K, tokens) bool."""
         mask = torch.zeros(len(self.spans), self.tokens, dtype=torch.bool)
         for k, span in enumerate(self.spans):
             mask[k, list(span)] = True
@@ -56,9 +56,9 @@ class Prompt:
 def build_prompt(objects: Sequence[str], tokenizer: Any) -> Prompt:
     """The prompt of words.
 
-    A token belongs to a word by its offset in the text, never by a search for the word: in ["car", "cart", "racing
-    car"] "car" has its one token, and no piece of another word. Full stops and question marks separate phrases in
-    Grounding DINO, so within a word they become spaces.
+    A token is assigned to a word by its offset in the text, never by a search for the word: in ["car", "cart", "racing
+    car"] "car" has one token, and no piece of another word. Full stops and question marks separate phrases in Grounding
+    DINO, so within a word they become spaces.
 
     Args:
         objects: the words.
@@ -84,8 +84,12 @@ def build_prompt(objects: Sequence[str], tokenizer: Any) -> Prompt:
 
 @dataclass
 class Detections:
-    """Detections of K objects in B pictures: probs (B, K) in [0, 1] and boxes (B, K, 4), cx cy w h in [0, 1]; float32,
-    on the CPU."""
+    """Detections of K objects in B pictures, float32 on the CPU.
+
+    Attributes:
+        probs: (B, K) in [0, 1].
+        boxes: (B, K, 4) cx cy w h in [0, 1].
+    """
 
     probs: torch.Tensor
     boxes: torch.Tensor
@@ -104,7 +108,7 @@ class Detector:
 
     def __init__(self, model: Any, short_side: int, long_side: int, device: torch.device,
                  autocast: contextlib.AbstractContextManager) -> None:
-        model.bert = _OncePerPrompt(model.bert)
+        model.bert = _CachedLanguageModel(model.bert)
         self.model, self.device, self.autocast = model.to(device).eval(), device, autocast
         self.short_side, self.long_side = short_side, long_side
         self.tokenizer: Any = model.tokenizer
@@ -112,14 +116,18 @@ class Detector:
         self.std = torch.tensor(_STD, device=device).view(3, 1, 1)
 
     def prompt(self, objects: list[str]) -> Prompt:
-        """The prompt of words; see :func:`build_prompt`."""
+        """The prompt of K words, see :func:`build_prompt`."""
         return build_prompt(objects, self.tokenizer)
 
     def detect(self, pictures: torch.Tensor, prompt: Prompt) -> Detections:
-        """pictures (B, 3, H, W) uint8 on the device ⇒ Detections.
+        """Detections of the prompt's objects.
 
-        probs[b, k] is the largest sigmoid of any query at any token of object k's own span; the box is that query's.
-        An object without tokens has probability and box 0.
+        probs[b, k] is the largest sigmoid of any query at any token of object k's own span. The box is the box of that
+        query. An object without tokens has probability and box 0.
+
+        Args:
+            pictures: (B, 3, H, W) uint8 on the device.
+            prompt: of K objects.
         """
         tokens, boxes = self.queries(pictures, prompt)
         mask = prompt.token_mask().to(tokens.device)
@@ -130,15 +138,15 @@ class Detector:
 
     @torch.inference_mode()
     def queries(self, pictures: torch.Tensor, prompt: Prompt) -> tuple[torch.Tensor, torch.Tensor]:
-        """pictures (B, 3, H, W) uint8 ⇒ probabilities (B, 900, L) of the prompt's L tokens, boxes (B, 900, 4)."""
+        """Pictures (B, 3, H, W) uint8 ⇒ probabilities (B, 900, L) of the prompt's L tokens, boxes (B, 900, 4)."""
         pixels = self.prepare(pictures)
         with self.autocast, _quiet():
-            answer = self.model(pixels, captions=[prompt.text] * len(pixels))
-        logits = answer["pred_logits"][..., :prompt.tokens]  # the network fills up to 256 with -inf
-        return logits.float().sigmoid(), answer["pred_boxes"].float()
+            output = self.model(pixels, captions=[prompt.text] * len(pixels))
+        logits = output["pred_logits"][..., :prompt.tokens]  # the network pads to 256 with -inf
+        return logits.float().sigmoid(), output["pred_boxes"].float()
 
     def prepare(self, pictures: torch.Tensor) -> torch.Tensor:
-        """pictures (B, 3, H, W) uint8 ⇒ (B, 3, h, w) float, scaled and normalised as groundingdino's load_image does.
+        """Pictures (B, 3, H, W) uint8 ⇒ (B, 3, h, w) float, scaled and normalised as by groundingdino's load_image.
 
         Raises:
             InputError: a picture is so narrow that it has fewer cells than the network has queries.
@@ -156,8 +164,16 @@ class Detector:
 
 
 def scaled_size(height: int, width: int, short_side: int, long_side: int) -> tuple[int, int]:
-    """The (height, width) that Grounding DINO's own transform scales a picture to
-    (groundingdino/datasets/transforms.py, ``get_size_with_aspect_ratio``)."""
+    """(height, width) of a picture after Grounding DINO's own transform.
+
+    The rule is ``get_size_with_aspect_ratio`` of groundingdino/datasets/transforms.py.
+
+    Args:
+        height: of the picture, in pixels.
+        width: of the picture, in pixels.
+        short_side: pixels of the scaled short side, less where the long side would exceed ``long_side``.
+        long_side: pixels of the scaled long side at most.
+    """
     short, long = float(min(height, width)), float(max(height, width))
     if long / short * short_side > long_side:
         short_side = max(1, round(long_side * short / long))
@@ -168,25 +184,25 @@ def scaled_size(height: int, width: int, short_side: int, long_side: int) -> tup
     return short_side, int(short_side * width / height)
 
 
-class _OncePerPrompt(nn.Module):
-    """The language model for a batch of equal prompts: it computes one row, caches it, and repeats it."""
+class _CachedLanguageModel(nn.Module):
+    """The language model for batches of equal prompts. It computes one row, caches it, and repeats it."""
 
     def __init__(self, bert: nn.Module) -> None:
         super().__init__()
         self.bert = bert
-        self._kept: tuple[tuple[Any, ...], torch.Tensor] | None = None
+        self._cached: tuple[tuple[Any, ...], torch.Tensor] | None = None
 
     def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         ids = inputs["input_ids"]
         key = (*ids[0].tolist(), torch.is_autocast_enabled(ids.device.type))
-        if self._kept is None or self._kept[0] != key:
+        if self._cached is None or self._cached[0] != key:
             first = {name: value[:1] for name, value in inputs.items()}
-            self._kept = key, self.bert(**first)["last_hidden_state"]
-        return {"last_hidden_state": self._kept[1].expand(len(ids), -1, -1)}
+            self._cached = key, self.bert(**first)["last_hidden_state"]
+        return {"last_hidden_state": self._cached[1].expand(len(ids), -1, -1)}
 
 
 def build_detector_network(name: str, checkpoint: Path, bert: Path) -> nn.Module:
-    """Grounding DINO as an official config describes it, with the weights of an official file.
+    """Grounding DINO of an official config with the weights of an official file, in eval mode.
 
     Args:
         name: a key of :data:`CONFIGS`.
@@ -230,7 +246,7 @@ def empty_detector_network(name: str, bert: Path) -> nn.Module:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide the warnings of torch, timm and transformers about older names, which the package uses."""
+    """Hide warnings of torch, timm and transformers about deprecated names, which groundingdino uses."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.filterwarnings("ignore", message="torch.meshgrid")
@@ -239,8 +255,10 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _bert_without_weights(folder: Path) -> Iterator[None]:
-    """Build the network's BERT from its config alone: the checkpoint holds its weights, so that BERT's own file of
-    440 MB is not needed."""
+    """A context in which the network's BERT is built from its config alone.
+
+    The checkpoint holds BERT's weights, so that BERT's own file of 440 MB is not needed.
+    """
     from groundingdino.util import get_tokenlizer
     from transformers import AutoTokenizer, BertConfig, BertModel
 

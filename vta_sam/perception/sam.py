@@ -41,8 +41,7 @@ class Segmenter:
 
     @torch.inference_mode()
     def segment(self, pictures: torch.Tensor, boxes: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yields for each picture its mask logits (K, H, W), above 0 on the object, and its image embedding
-        (256, 64, 64), float32.
+        """Yields (mask logits (K, H, W), image embedding (256, 64, 64)) of each picture, float32. A mask is logits > 0.
 
         Args:
             pictures: (B, 3, H, W) uint8, on the device.
@@ -55,31 +54,38 @@ class Segmenter:
                 yield self._logits(embedding, own, input_size, tuple(pictures.shape[-2:])), embedding
 
     def _encode(self, pictures: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
-        """⇒ image embeddings (B, 256, 64, 64), the (height, width) that the pictures were scaled to before padding."""
+        """Image embeddings (B, 256, 64, 64), and the pictures' scaled (height, width) before padding."""
         height, width = self.transform.get_preprocess_shape(*pictures.shape[-2:], self.transform.target_length)
         size = max(1, height), max(1, width)
         pixels = pictures.float()
         if size != tuple(pixels.shape[-2:]):
-            # SamPredictor rounds what it scaled to whole levels
+            # rounded to whole levels, as in SamPredictor
             pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False).round()
         with self.autocast:
             return self.model.image_encoder(self.model.preprocess(pixels)).float(), size
 
     def _logits(self, embedding: torch.Tensor, boxes: torch.Tensor, input_size: tuple[int, int],
                 picture_size: tuple[int, ...]) -> torch.Tensor:
+        """Mask logits (K, H, W) of one picture."""
         corners = torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], dim=-1)
         height, width = input_size
         corners = corners * torch.tensor([width, height, width, height], device=self.device)
         with self.autocast:
             sparse, dense = self.model.prompt_encoder(points=None, boxes=corners, masks=None)
-            low, _ = self.model.mask_decoder(
+            low_resolution, _ = self.model.mask_decoder(
                 image_embeddings=embedding[None], image_pe=self.model.prompt_encoder.get_dense_pe(),
                 sparse_prompt_embeddings=sparse, dense_prompt_embeddings=dense, multimask_output=False)
-        return self.model.postprocess_masks(low.float(), input_size, picture_size)[:, 0]
+        return self.model.postprocess_masks(low_resolution.float(), input_size, picture_size)[:, 0]
 
     def pool(self, embedding: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-        """The image embedding (256, 64, 64) averaged over each mask (K, H, W) bool ⇒ (K, 256); zeros where a mask is
-        empty. A cell of the embedding counts by the share of it that the mask covers."""
+        """The image embedding averaged over each mask ⇒ (K, 256), zeros where a mask is empty.
+
+        The weight of a cell of the embedding is the share of its area that the mask covers.
+
+        Args:
+            embedding: (256, 64, 64) of one picture.
+            masks: (K, H, W) bool.
+        """
         side = self.transform.target_length
         height, width = self.transform.get_preprocess_shape(*masks.shape[-2:], side)
         scaled = F.interpolate(masks[:, None].float(), (max(1, height), max(1, width)), mode="area")
@@ -91,7 +97,15 @@ class Segmenter:
 
 
 def build_segmenter_network(name: str, checkpoint: Path) -> nn.Module:
-    """SAM "vit_b", "vit_l" or "vit_h" with the weights of an official file. Raises InputError where it doesn't fit."""
+    """SAM with the weights of an official file, in eval mode.
+
+    Args:
+        name: "vit_b", "vit_l" or "vit_h".
+        checkpoint: the official file.
+
+    Raises:
+        InputError: the name is unknown, or the file doesn't fit.
+    """
     if name not in sam_model_registry or name == "default":
         raise InputError(f"sam={name} is not known; it is vit_b, vit_l, vit_h or null")
     network = sam_model_registry[name]()

@@ -19,14 +19,14 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 
 
 class T5Encoder(Encoder):
-    """Embeddings of captions alone, as Tango takes them from FLAN-T5 (arXiv 2210.11416).
+    """Embeddings of captions alone, as in Tango with FLAN-T5 (arXiv 2210.11416).
 
-    The tokens of a caption are the encoder's last states, that of the end token included. Pictures and words have no
-    embedding: frame_dim and object_dim are 0.
+    The tokens of a caption are the encoder's last states, the end token included. Pictures and words have no embedding:
+    frame_dim and object_dim are 0.
 
     Args:
         folder: in transformers' layout: config.json, model.safetensors and the tokenizer's files. Without the
-            tokenizer the model is built, and captions can't be read.
+            tokenizer the model is built, but captions can't be encoded.
         device: "auto", "cpu", "cuda", "cuda:1", …
         precision: "auto" (bf16 on a GPU), "fp32", "bf16"; fp16 becomes bf16.
 
@@ -36,7 +36,7 @@ class T5Encoder(Encoder):
 
     frame_dim = object_dim = 0
     kind = "t5"
-    fit = Squeeze(8, 8)  # pictures are not looked at
+    fit = Squeeze(8, 8)  # the smallest pictures, since they are not read
 
     def __init__(self, folder: str | Path, device: str = "auto", precision: str = "auto") -> None:
         self.folder, self.device = Path(folder), choose_device(device)
@@ -51,15 +51,15 @@ class T5Encoder(Encoder):
         self._tokenizer: Any = None
 
     def encode_frames(self, frames: np.ndarray) -> np.ndarray:
-        """⇒ (T, 0)."""
+        """Frames ⇒ (T, 0): no embedding."""
         return np.zeros((len(frames), 0), np.float32)
 
     def encode_objects(self, objects: list[str]) -> np.ndarray:
-        """⇒ (K, 0)."""
+        """Words ⇒ (K, 0): no embedding."""
         return np.zeros((len(objects), 0), np.float32)
 
     def encode_caption(self, caption: str) -> np.ndarray:
-        """A caption ⇒ (L, caption_dim) float32, L ≤ 512: what is longer is cut."""
+        """A caption ⇒ (L, caption_dim) float32, L ≤ 512. Longer captions are cut."""
         tokens = self.tokenizer(caption, truncation=True, max_length=512, return_tensors="pt")
         return self.states(tokens["input_ids"], tokens["attention_mask"])[0].cpu().numpy()
 
@@ -67,12 +67,12 @@ class T5Encoder(Encoder):
     def states(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Token ids (B, L) and their mask ⇒ (B, L, caption_dim) float32."""
         with self.autocast:
-            found = self.model(input_ids=ids.to(self.device), attention_mask=mask.to(self.device))
-        return found.last_hidden_state.float()
+            output = self.model(input_ids=ids.to(self.device), attention_mask=mask.to(self.device))
+        return output.last_hidden_state.float()
 
     @property
     def tokenizer(self) -> Any:
-        """Raises InputError where the folder has none."""
+        """The folder's tokenizer, loaded once. Raises InputError where the folder has none."""
         if self._tokenizer is None:
             from transformers import AutoTokenizer
 
@@ -90,7 +90,7 @@ class T5Encoder(Encoder):
 
 
 def _load(folder: Path) -> Any:
-    """⇒ T5EncoderModel, read from local safetensors alone."""
+    """T5EncoderModel in float32, from local safetensors alone."""
     from safetensors import SafetensorError
     from transformers import T5EncoderModel
 

@@ -2,8 +2,8 @@
 
 The tagger is NLTK's averaged perceptron where its data is installed (``python -m nltk.downloader
 averaged_perceptron_tagger_eng``), else TextBlob's PatternTagger, which needs no data. Nothing is ever downloaded here.
-Both learned from newspapers: in captions of sounds they take rare animals for verbs ("a ferret is dooking"), verbs for
-plurals ("a chicken crows") and what happens for a thing ("toilet flushing"). :func:`fix_tags` corrects that.
+Both were trained on newspapers. In captions of sounds they take rare animals for verbs ("a ferret is dooking"), verbs
+for plurals ("a chicken crows") and gerunds for nouns ("toilet flushing"). :func:`fix_tags` corrects that.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from functools import lru_cache
 
 from ..runtime.errors import InputError
 
-MAX_CHARACTERS = 4000  # of a caption; some 700 words, several times what captioning models write
+MAX_CHARACTERS = 4000  # of a caption: some 700 words, several times the length of captioning models' texts
 _NLTK = "averaged_perceptron_tagger_eng"
 # a word with its hyphens and apostrophes; a number; the possessive's ending; any other sign
 _TOKEN = re.compile(r"'s\b|[^\W\d_]+(?:[-'](?!s\b)[^\W\d_]+)*|\d+|[^\w\s]")
@@ -26,9 +26,9 @@ _LATIN = re.compile(r"[a-zß-öø-ɏ]")
 _DETERMINERS = frozenset("""
     a an another any both each every her his its my no one our some the their these this those your
 """.split())
-_ONE = frozenset(("a", "an", "one", "each", "every", "another"))  # what follows is singular, so a later -s is a verb
+_ONE = frozenset(("a", "an", "one", "each", "every", "another"))  # before a singular, so that a word in -s is a verb
 _FINITE = ("VBZ", "VBP", "VBD", "MD")
-# names of things that are never something else in a caption, though newspapers (or a word's ending) say so
+# words that are always nouns in captions, though newspapers or their ending suggest otherwise
 _NOUNS = frozenset("""
     badger cymbal dragonfly drum duckling female ferret gosling grouse housefly jackal male moped ostrich siren sled
     starling trimmer wrench
@@ -51,7 +51,7 @@ _VERBS = frozenset("""
     toots tosses trills trots turns tweets types uses wails walks whimpers whines whirs whistles wipes works yawns
     yells yips
 """.split())
-PLURAL_FIRST = frozenset(("arms", "gas", "news", "sports"))  # plural in form, yet the first half of a compound
+PLURAL_FIRST = frozenset(("arms", "gas", "news", "sports"))  # plural in form, and yet the first part of a compound
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Token:
     Attributes:
         text: in lower case.
         tag: of the Penn Treebank.
-        known: the entry of a vocabulary that it stands for; its tag is not corrected then.
+        known: the entry of a vocabulary that the token stands for, or "". The tag of an entry is not corrected.
     """
 
     text: str
@@ -81,33 +81,35 @@ _EDGE = Token("", ".")
 
 
 def tagger_name() -> str:
-    """Which tagger this machine has: "nltk-averaged_perceptron_tagger_eng" or "textblob-pattern".
+    """Name of the tagger on this machine: "nltk-averaged_perceptron_tagger_eng" or "textblob-pattern".
 
-    The nouns found depend on it, so who stores nouns should store this name too.
+    Nouns depend on it, so it has to be stored with them.
     """
     return _tagger()[0]
 
 
-def split(text: str) -> list[str]:
-    """Text ⇒ its words and signs in lower case; text beyond 4000 characters is not read."""
-    plain = unicodedata.normalize("NFKC", text[:MAX_CHARACTERS])  # which may be much longer
+def tokenize(text: str) -> list[str]:
+    """Text ⇒ its words and signs in lower case, of the first 4000 characters."""
+    plain = unicodedata.normalize("NFKC", text[:MAX_CHARACTERS])  # it may be much longer than the text
     if max(len(text), len(plain)) > MAX_CHARACTERS:
         plain = plain[:MAX_CHARACTERS].rpartition(" ")[0]
     return _TOKEN.findall(plain.lower().replace("’", "'").replace("_", " "))
 
 
-def read(text: str) -> list[Token]:
-    """Text ⇒ its words and signs with their tags, before :func:`fix_tags`. A sign is tagged "," or "."; a word of
-    another alphabet FW."""
-    words = split(text)
-    # taggers see signs as a comma or a full stop only: they know no emoji, and a slash means something to TextBlob
-    seen = [word if word[-1].isalnum() else "." if word in ".!?" else "," for word in words]
-    return [Token(word, _tag_of(word, sign, tag)) for word, sign, tag in zip(words, seen, _tagger()[1](seen))]
+def tag(text: str) -> list[Token]:
+    """Text ⇒ its words and signs with their tags, before :func:`fix_tags`.
+
+    A sign has the tag "," or ".". A word of another alphabet has the tag FW.
+    """
+    words = tokenize(text)
+    # all signs become commas and full stops: emoji are unknown to the taggers, and TextBlob has a meaning for slashes
+    plain = [word if word[-1].isalnum() else "." if word in ".!?" else "," for word in words]
+    return [Token(word, _tag_of(word, sign, tag)) for word, sign, tag in zip(words, plain, _tagger()[1](plain))]
 
 
-def _tag_of(word: str, seen: str, tag: str) -> str:
-    if seen in (",", "."):
-        return seen
+def _tag_of(word: str, plain: str, tag: str) -> str:
+    if plain in (",", "."):
+        return plain
     if word == "'s":
         return "POS" if tag not in ("VBZ", "VBP") else tag
     if not word[0].isalpha():
@@ -117,7 +119,7 @@ def _tag_of(word: str, seen: str, tag: str) -> str:
 
 @lru_cache(maxsize=1)
 def _tagger() -> tuple[str, Callable[[list[str]], list[str]]]:
-    """⇒ (name, words ⇒ their tags). Raises InputError where NLTK's data is there and damaged."""
+    """(name of the tagger, function from words to their tags). Raises InputError where NLTK's data is damaged."""
     from nltk.data import find
     from nltk.tag.perceptron import PerceptronTagger
 
@@ -143,7 +145,7 @@ def _pattern_tags(words: list[str]) -> list[str]:
 
 
 def fix_tags(tokens: list[Token]) -> None:
-    """Correct the tags, in place. The rules run one after the other, each over the whole text."""
+    """Correct the tags, in place. Each rule runs over the whole text before the next one."""
     for rule in _RULES:
         for i, token in enumerate(tokens):
             if not token.known:
@@ -160,10 +162,10 @@ def _noun_by_name(tokens: list[Token], i: int) -> str | None:
 
 
 def _gerund(tokens: list[Token], i: int) -> str | None:
-    """What happens is no thing: "toilet flushing", "owl hooting"."""
+    """A gerund is no noun: "toilet flushing", "owl hooting"."""
     token = tokens[i]
-    is_one = re.search(r"[aeiouy].*ing$", token.text) and token.text not in _ING_NOUNS
-    return "VBG" if is_one and token.tag in ("NN", "NNP", "JJ") else None
+    is_gerund = re.search(r"[aeiouy].*ing$", token.text) and token.text not in _ING_NOUNS
+    return "VBG" if is_gerund and token.tag in ("NN", "NNP", "JJ") else None
 
 
 def _noun_by_verb(tokens: list[Token], i: int) -> str | None:
@@ -174,7 +176,7 @@ def _noun_by_verb(tokens: list[Token], i: int) -> str | None:
 
 
 def _noun_by_place(tokens: list[Token], i: int) -> str | None:
-    """A word is a noun where nothing else could stand: "a wrench", "fly, housefly", "saw cuts", "vacuum cleaner"."""
+    """A word is a noun where nothing else fits: "a wrench", "fly, housefly", "saw cuts", "vacuum cleaner"."""
     token = tokens[i]
     before, after = _around(tokens, i)
     acts = after.tag in _FINITE or (after.text in _VERBS and after.tag != "VBG")
@@ -187,8 +189,8 @@ def _noun_by_place(tokens: list[Token], i: int) -> str | None:
             closes = after.tag in (*_FINITE, ".", ",") or (acts and before.text in ("a", "an"))
             return "NN" if closes or (token.tag == "VBD" and after.tag in ("IN", "VBG")) else None
     if before.tag in (".", ",", "CC", "IN") and (plain_verb or token.tag == "VBD"):
-        alone = before.tag in (".", ",") and after.tag in (".", ",")
-        return "NN" if acts or alone or (plain_verb and after.tag == "VBG") else None
+        single = before.tag in (".", ",") and after.tag in (".", ",")
+        return "NN" if acts or single or (plain_verb and after.tag == "VBG") else None
     if before.is_noun and token.tag == "JJR" and token.text.endswith("er") and (ends or after.tag.startswith("VB")):
         return "NN" if after.text != "than" else None
     return None
@@ -207,7 +209,7 @@ def _verb_by_subject(tokens: list[Token], i: int) -> str | None:
 
 
 def _verb_in_compound(tokens: list[Token], i: int) -> str | None:
-    """A noun after another is a verb where the number says so: "a chicken crows", "cat meows", "birds chirp"."""
+    """A noun after another is a verb where the number fits a verb: "a chicken crows", "cat meows", "birds chirp"."""
     token = tokens[i]
     before, after = _around(tokens, i)
     if not token.is_noun or not before.is_noun:
@@ -222,14 +224,14 @@ def _verb_in_compound(tokens: list[Token], i: int) -> str | None:
 
 
 def _noun_as_object(tokens: list[Token], i: int) -> str | None:
-    """No bare verb follows such a verb: "playing drum", "cuts paper"."""
+    """A bare verb after a verb that takes an object is a noun: "playing drum", "cuts paper"."""
     before, after = _around(tokens, i)
     bare = tokens[i].tag in ("VB", "VBP", "MD") and not after.tag.startswith("VB")
     return "NN" if bare and (before.tag == "VBG" or (before.tag == "VBZ" and before.text in _VERBS)) else None
 
 
 def _one_before(tokens: list[Token], i: int) -> bool:
-    """Whether the noun phrase before token i opens with a word that makes it singular."""
+    """Whether the noun phrase before token i opens with a singular determiner."""
     while i > 0 and (tokens[i - 1].is_noun or tokens[i - 1].tag in ("JJ", "VBG", "VBN")):
         i -= 1
     return i > 0 and tokens[i - 1].text in _ONE

@@ -12,13 +12,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from ..mel import FFT_SAMPLES, FRAME_RATE_HZ, HOP_SAMPLES, LOG_FLOOR, MAX_HZ, MIN_HZ, N_MELS, SAMPLE_RATE_HZ, log_mel
+from ..media.audio import resample
+from ..mel import (
+    FFT_SAMPLES, FIGURES, FRAME_RATE_HZ, HOP_SAMPLES, LOG_FLOOR, MAX_HZ, MIN_HZ, N_MELS, SAMPLE_RATE_HZ, log_mel
+)
 from ..metrics.intervals import Interval
 from ..metrics.signal import NATS_PER_DB
 from ..runtime.errors import InputError
 from ..runtime.files import atomic_path
 
-# Okabe and Ito's palette, which the colour-blind can tell apart, without its yellow (too pale for a line on white)
+# Okabe and Ito's palette, which the colour-blind can distinguish, without its yellow (too pale for a line on white)
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 LINE_STYLES = ("-", "--", "-.", ":", "-", "--", "-.", ":")
 SHOWN_DB = 60.0  # range of a spectrogram's colours
@@ -37,12 +40,20 @@ def check_probabilities(objects: Sequence[str], probs: np.ndarray) -> None:
         raise InputError(f"probs has shape {probs.shape}, expected (T, {len(objects)}) for the objects {list(objects)}")
 
 
-def decibels(waveform: np.ndarray, duration_s: float | None = None) -> np.ndarray:
-    """Mono 16 kHz sound (samples,) ⇒ log-mel in dB (frames, 64), of the first duration_s if given."""
+def decibels(waveform: np.ndarray, sample_rate_hz: int, duration_s: float | None = None) -> np.ndarray:
+    """Mono sound (samples,) ⇒ log-mel in dB (frames, 64) by the figures' front end, so that sounds of different rates
+    are drawn alike.
+
+    Args:
+        waveform: (samples,).
+        sample_rate_hz: of the waveform.
+        duration_s: the first seconds alone; None: all of it.
+    """
+    waveform = resample(waveform, sample_rate_hz, SAMPLE_RATE_HZ)
     if duration_s is not None:
         waveform = waveform[: max(round(duration_s * FRAME_RATE_HZ) * HOP_SAMPLES, FFT_SAMPLES)]
     # a sound too short to be analysed is shown with silence after it
-    return log_mel(np.pad(waveform, (0, max(0, FFT_SAMPLES - len(waveform))))) / NATS_PER_DB
+    return log_mel(np.pad(waveform, (0, max(0, FFT_SAMPLES - len(waveform)))), FIGURES) / NATS_PER_DB
 
 
 def loudest_db(*mels_db: np.ndarray) -> float:
@@ -138,19 +149,21 @@ def clip_picture(
     true_waveform: np.ndarray | None = None,
     onsets: np.ndarray | None = None,
     *,
+    sample_rate_hz: int,
     duration_s: float,
     title: str = "",
 ) -> None:
-    """Write one clip as a PNG: frames, who is visible, and the log-mel of its sounds, all over the same seconds.
+    """Write one clip as a PNG: frames, visibility of the objects, and the log-mel of its sounds, over one time axis.
 
     Args:
         path: the PNG to write.
         frames: (T, H, W, 3) uint8 RGB, spread evenly over the clip; twelve of them are shown.
         objects: K names.
         probs: (T', K) in [0, 1], also spread evenly; K = 0 is drawn as a note.
-        generated_waveform: (samples,) mono 16 kHz.
+        generated_waveform: (samples,) mono.
         true_waveform: likewise, drawn above the generated one if given; both share one scale of colours.
-        onsets: times in seconds of the events to be heard, marked on each spectrogram.
+        onsets: times in seconds of the audible events, marked on each spectrogram.
+        sample_rate_hz: of both waveforms.
         duration_s: length of the clip in seconds.
         title: shown above the frames, at most two lines of it.
 
@@ -158,9 +171,9 @@ def clip_picture(
     """
     if frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
         raise InputError(f"{path}: frames has shape {frames.shape}, expected (T, H, W, 3) with T ≥ 1")
-    sounds = {"generated": decibels(generated_waveform, duration_s)}
+    sounds = {"generated": decibels(generated_waveform, sample_rate_hz, duration_s)}
     if true_waveform is not None:
-        sounds = {"true": decibels(true_waveform, duration_s), **sounds}
+        sounds = {"true": decibels(true_waveform, sample_rate_hz, duration_s), **sounds}
     lines = textwrap.wrap(title, 110, max_lines=2, placeholder=" …")
     tile_width = (_WIDTH - _LEFT - _RIGHT) / TILES
     strip = min(tile_width * frames.shape[1] / frames.shape[2], _TALLEST_STRIP)
@@ -240,10 +253,10 @@ def curve_picture(
     _save(figure, path)
 
 
-def spectrogram_image(waveform: np.ndarray) -> np.ndarray:
-    """Mono 16 kHz sound (samples,) ⇒ a picture of its log-mel (H, W, 3) uint8, for a logger."""
-    duration_s = len(waveform) / SAMPLE_RATE_HZ
-    mel = decibels(waveform)
+def spectrogram_image(waveform: np.ndarray, sample_rate_hz: int) -> np.ndarray:
+    """Mono sound (samples,) ⇒ a picture of its log-mel (H, W, 3) uint8, for a logger."""
+    duration_s = len(waveform) / sample_rate_hz
+    mel = decibels(waveform, sample_rate_hz)
     figure, (axes,) = _rows([_SPECTROGRAM * 1.3], _TOP)
     image = draw_spectrogram(axes, mel, loudest_db(mel), duration_s)
     axes.set(xlabel="time (s)", ylabel="kHz")

@@ -21,14 +21,15 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..clip import ClipFeatures
+from ..media.audio import resample
 from ..media.muxing import mux
-from ..mel import FFT_SAMPLES
+from ..mel import FFT_SAMPLES, SAMPLE_RATE_HZ
 from ..metrics.signal import NATS_PER_DB, RANGE_DB, energy_envelope
 from ..runtime.errors import InputError
 
 WIDTH_PX = 640
 PICTURE_PX = 360  # the height that a picture may fill
-# Okabe and Ito's palette, which the colour-blind can tell apart, on a dark ground: white in place of black
+# Okabe and Ito's palette, which the colour-blind can distinguish, on a dark ground: white in place of black
 COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2", "#FFFFFF")
 SHOWN = 0.3  # boxes and masks are drawn of objects at least this likely
 _GROUND, _LANE, _TEXT, _FAINT, _CURSOR = "#15171C", "#23262E", "#F2F2F2", "#9AA0AB", "#FFFFFF"
@@ -101,7 +102,7 @@ class Overlay:
     @cached_property
     def _loudness(self) -> np.ndarray:
         """The sound's energy envelope at 100 Hz, 60 dB below its maximum ⇒ 0, the maximum ⇒ 1; silence is 0."""
-        waveform = self.clip.waveform
+        waveform = resample(self.clip.waveform, self.clip.sample_rate_hz, SAMPLE_RATE_HZ)
         envelope = energy_envelope(np.pad(waveform, (0, max(0, FFT_SAMPLES - len(waveform)))))
         below = (envelope - envelope.max()) / (RANGE_DB * NATS_PER_DB)
         return np.clip(1 + below, 0, 1) if np.ptp(envelope) > 0 else np.zeros_like(envelope)
@@ -237,7 +238,8 @@ _X264_OPTIONS = {"preset": "veryfast", "crf": "20"}  # drawn letters stay sharp
 def write_film(path: str | os.PathLike, pictures: Iterable[np.ndarray], fps: float, waveform: np.ndarray,
                sample_rate_hz: int) -> Path:
     """Pictures (H, W, 3) uint8 RGB of one even size, and mono sound (samples,), cut or padded to their length ⇒ the
-    path written: h264 in yuv420p, AAC. Memory is that of one picture. Atomic. InputError: no picture, or an odd size.
+    path written: h264 in yuv420p, AAC. It takes the memory of one picture. Atomic. InputError: no picture, or an odd
+    size.
     """
     with tempfile.TemporaryDirectory() as scratch:
         silent = Path(scratch) / "pictures.mp4"

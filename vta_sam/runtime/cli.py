@@ -1,5 +1,5 @@
-"""How an entry script begins, here or as a job of a cluster, and how it ends: a sentence and an exit status, not a
-traceback, for what a user can mend."""
+"""Start and end of an entry script. It runs here or as a job of a cluster, and ends with a sentence and an exit status,
+not with a traceback, where a user can mend the error."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ RUN_FOLDER = ("runs", "exp", "seed", "name")
 
 def program(config_name: str, writes_to: tuple[str, ...] = (), shards: Callable[[Mapping[str, Any]], int] | None = None,
             ) -> Callable[[Callable[[Any], object]], Callable[[], None]]:
-    """Decorate what a Hydra program of experiments/ or data_prep/ does with its config, conf/<config_name>.yaml.
+    """Decorate the main function of a Hydra program of experiments/ or data_prep/, with the config
+    conf/<config_name>.yaml.
 
     writes_to, shards: see :class:`~.cluster.launch.Program`.
 
-    With ``launcher=slurm`` on the command line the same command becomes a job (vta_sam/cluster), and nothing is done
-    here. Errors are told as :func:`run` tells them.
+    With ``launcher=slurm`` on the command line the same command becomes a job (vta_sam/runtime/cluster), and nothing is
+    done here. Errors are printed as by :func:`run`.
 
         @program("extract")
         def main(config): ...
@@ -86,7 +87,7 @@ def run(main: Callable[P, R]) -> Callable[P, R]:
             sys.stderr.close()  # keeps the interpreter from complaining about the same pipe once more
             sys.exit(141)
         except Exception as error:
-            # building a part by its recipe wraps what a constructor raises
+            # building a part by its recipe wraps a constructor's error
             if isinstance(error.__cause__, InputError) and type(error).__module__.partition(".")[0] == "hydra":
                 _refuse(error.__cause__)
             raise
@@ -96,7 +97,7 @@ def run(main: Callable[P, R]) -> Callable[P, R]:
 
 @contextmanager
 def _plain_warnings() -> Iterator[None]:
-    """What this project warns of is for its users, who have no use for the line of code that says it."""
+    """Print this project's warnings without the line of code that raises them, which is of no use to users."""
     usual = warnings.formatwarning
 
     def plain(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None,
@@ -128,8 +129,8 @@ def check_number(name: str, value: Any, low: float, high: float = float("inf"), 
 def quote_text(arguments: Sequence[str], keys: Collection[str]) -> list[str]:
     """``key=value`` arguments whose key is in ``keys`` ⇒ the same with the value quoted for Hydra.
 
-    A caption with a comma or a file name with a parenthesis is otherwise a syntax error there. What is null, empty,
-    already quoted or a list stays as it is.
+    A caption with a comma or a file name with a parenthesis is otherwise a syntax error there. Null, empty
+    text, quoted text and lists stay as they are.
     """
     quoted = []
     for argument in arguments:

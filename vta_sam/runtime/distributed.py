@@ -21,7 +21,7 @@ from .errors import InputError
 
 T = TypeVar("T")
 _STEP_LIMIT = timedelta(minutes=30)  # of a collective within a step: a process that is gone is noticed by then
-_WORK_LIMIT = timedelta(days=2)  # what the first does alone may take as long as encoding a dataset
+_WORK_LIMIT = timedelta(days=2)  # work of the first process alone may take as long as encoding a dataset
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Processes:
 
     @classmethod
     def of_environment(cls, environ: Mapping[str, str] = os.environ) -> "Processes":
-        """This process among those that train together, as torchrun or srun started them; one process without either.
+        """This process among the processes that torchrun or srun started; one process without either.
 
         A batch script or a shell of ``salloc`` is one process, whatever the allocation: SLURM_NTASKS counts its tasks,
-        SLURM_STEP_NUM_TASKS those of the step that srun started.
+        SLURM_STEP_NUM_TASKS the tasks of srun's step.
 
         Raises:
             InputError: srun has put unequal numbers of tasks on its machines.
@@ -51,11 +51,11 @@ class Processes:
     def placed(self, gpus: int) -> "Processes":
         """The same processes as torch has to count them, so that ``local_rank`` is the number of this process's GPU.
 
-        Where srun masks GPUs (``--gpus-per-task=1``), each process sees its own GPU alone, as number 0: to torch each
-        one is then alone on a machine.
+        Where srun masks GPUs (``--gpus-per-task=1``), each process has its own GPU alone, as number 0. It then
+        counts as alone on its machine.
 
         Args:
-            gpus: GPUs that this process sees; 0 on a machine without.
+            gpus: visible to this process; 0 on a machine without.
 
         Raises:
             InputError: several processes see several GPUs, but too few for one each.
@@ -87,16 +87,16 @@ class Processes:
         if torch.cuda.is_available():
             torch.cuda.set_device(self.placed(visible_gpus()).local_rank)
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_STEP_LIMIT)
-        global _patient
-        _patient = dist.new_group(backend="gloo", timeout=_WORK_LIMIT)
+        global _long_wait_group
+        _long_wait_group = dist.new_group(backend="gloo", timeout=_WORK_LIMIT)
         yield
-        _patient = None
+        _long_wait_group = None
         dist.destroy_process_group()  # not after an error: it would wait for processes that are gone
 
-    def alone(self, work: Callable[[], T]) -> T:
-        """The first process does ``work`` while the others wait ⇒ its result, for all. What it refuses ends them too.
+    def on_first_rank(self, work: Callable[[], T]) -> T:
+        """The first process does ``work`` while the others wait ⇒ its result, in all. Its InputError ends all.
 
-        The result travels by pickle from one process of this job to the others; it never lies in a file.
+        The result is pickled from one process of this job to the others, and never stored in a file.
         """
         if self.world == 1:
             return work()
@@ -107,7 +107,7 @@ class Processes:
                 outcome = [(work(), False)]
             except InputError as error:
                 refused, outcome = error, [(None, True)]
-        dist.broadcast_object_list(outcome, src=0, group=_patient)
+        dist.broadcast_object_list(outcome, src=0, group=_long_wait_group)
         if refused is not None:
             raise refused
         result, failed = outcome[0]
@@ -119,33 +119,35 @@ class Processes:
         """⇒ the largest of all processes' values."""
         if self.world == 1:
             return value
-        found = torch.tensor([value])
-        dist.all_reduce(found, dist.ReduceOp.MAX, group=_patient)
-        return int(found)
+        largest = torch.tensor([value])
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=_long_wait_group)
+        return int(largest)
 
     def _torch_variables(self) -> dict[str, str]:
-        """What torch and Lightning read. Under srun the first machine of the step's list is where they meet."""
+        """The environment variables of torch and Lightning. Under srun the master is the step's first machine."""
         here = self.placed(visible_gpus())
-        told: dict[str, object] = {"RANK": self.rank, "WORLD_SIZE": self.world, "LOCAL_RANK": here.local_rank,
-                                   "LOCAL_WORLD_SIZE": here.local_world, "GROUP_RANK": self.rank // here.local_world}
+        values: dict[str, object] = {"RANK": self.rank, "WORLD_SIZE": self.world, "LOCAL_RANK": here.local_rank,
+                                     "LOCAL_WORLD_SIZE": here.local_world, "GROUP_RANK": self.rank // here.local_world}
         if "MASTER_ADDR" not in os.environ:
             from lightning.fabric.plugins.environments import SLURMEnvironment
 
             slurm = SLURMEnvironment(auto_requeue=False)
-            told |= {"MASTER_ADDR": "127.0.0.1" if self.machines == 1 else
-                     slurm.resolve_root_node_address(os.environ["SLURM_STEP_NODELIST"]), "MASTER_PORT": slurm.main_port}
-        return {name: str(value) for name, value in told.items()}
+            address = ("127.0.0.1" if self.machines == 1 else
+                       slurm.resolve_root_node_address(os.environ["SLURM_STEP_NODELIST"]))
+            values |= {"MASTER_ADDR": address, "MASTER_PORT": slurm.main_port}
+        return {name: str(value) for name, value in values.items()}
 
 
-_patient: Any = None  # the group of processes for waiting long, while connected
+_long_wait_group: Any = None  # process group with the time limit of _WORK_LIMIT, while connected
 
 
 def gathered(x: Tensor) -> Tensor:
-    """(B, …) of each process ⇒ (world · B, …) of all, through which gradients flow; in training alone: validation shows
-    every process the same clips.
+    """(B, …) of each process ⇒ (world · B, …) of all, differentiable. In validation x is returned as it is, since
+    every process has the same clips there.
 
-    A loss that compares a batch's clips with each other, computed by every process on what all have, has the gradient
-    of one process with the whole batch: gathering sums what the processes' losses say of a row, DDP takes the mean.
+    It serves losses that compare a batch's clips with each other. Every process computes the loss on the whole batch.
+    The gather's backward pass sums the processes' gradients of a row, and DDP averages over processes, so that the
+    gradient equals one process's with the whole batch.
     """
     if not (dist.is_initialized() and torch.is_grad_enabled()):
         return x
@@ -159,7 +161,7 @@ def _is_torchrun(environ: Mapping[str, str]) -> bool:
 
 
 def _ranks(environ: Mapping[str, str]) -> tuple[int, int, int]:
-    """(rank, world, rank on this machine) by torchrun's variables, else by those of srun's step; (0, 1, 0) else."""
+    """(rank, world, rank on this machine) by torchrun's variables, else by srun's; (0, 1, 0) without either."""
     if _is_torchrun(environ):
         return int(environ["RANK"]), int(environ["WORLD_SIZE"]), int(environ.get("LOCAL_RANK", environ["RANK"]))
     if int(environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
@@ -187,7 +189,7 @@ def share_of_work(rank: int | None, world: int | None, environ: Mapping[str, str
 
 
 def visible_gpus() -> int:
-    """GPUs that this process sees; 0 without any."""
+    """Number of GPUs visible to this process."""
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
@@ -239,6 +241,6 @@ def choose_format(name: str, device: torch.device) -> str:
 
 
 def mixed_precision(number_format: str, device: torch.device) -> torch.autocast:
-    """What :func:`choose_format` says ⇒ the context to compute in."""
+    """A number format of :func:`choose_format` ⇒ the context to compute in."""
     return torch.autocast(device.type, dtype=_FORMATS[number_format] if number_format != "fp32" else None,
                           enabled=number_format != "fp32")

@@ -63,7 +63,7 @@ def exclusive(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterato
     holds its owner's process id instead.
 
     Args:
-        path: what is worked on; its folder must exist.
+        path: file or folder to lock; its parent must exist.
         waiting: called once if another process holds the lock.
     """
     name = path.with_name(f".{path.name}.lock")
@@ -94,7 +94,7 @@ RETRIED_STATUSES = (408, 425, 429, 500, 502, 503, 504)  # of HTTP: a later attem
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How long to wait for a server, and how often to ask it again.
+    """Time limits and retries of requests to a server.
 
     Args:
         connect_s: limit of a connection attempt.

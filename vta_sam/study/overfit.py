@@ -14,14 +14,16 @@ from rich.console import Console
 from rich.table import Table
 
 from ..checkpoints.parts import build
+from ..clip import ClipSpec
 from ..dataset.extraction.extract import extract_dataset
 from ..dataset.manifests.manifest import read_manifest
 from ..dataset.shards.records import read_shard
 from ..dataset.shards.schema import read_dataset
 from ..generation.pipeline import Pipeline
-from ..media.audio import write_wav
+from ..media.audio import resample, write_wav
 from ..media.picture_reader import Squeeze
 from ..media.video import read_clip
+from ..mel import SAMPLE_RATE_HZ
 from ..metrics.signal import envelope_correlation, measure_level
 from ..plots.clip_pictures import clip_picture
 from ..runtime.errors import InputError
@@ -58,17 +60,18 @@ def write_manifest(videos: Path, captions: Path, out: Path, learned_s: float, un
     return path
 
 
-def extract_clips(videos: Path, captions: Path, out: Path, grounder: dict, encoder: dict, fps: float,
+def extract_clips(videos: Path, captions: Path, out: Path, grounder: dict, encoder: dict, spec: ClipSpec,
                   learned_s: float, unheard_s: float) -> Path:
     """Write manifest and shards into ``out`` and return the folder of shards.
 
     Args:
         videos, captions, out, learned_s, unheard_s: see :func:`write_manifest`.
         grounder, encoder: recipes.
-        fps: of the features.
+        spec: of the features' frame rate and the sound's rate.
     """
     manifest = write_manifest(videos, captions, out, learned_s, unheard_s)
-    extract_dataset(manifest, videos, out / "shards", build(grounder), build(encoder), fps)
+    extract_dataset(manifest, videos, out / "shards", build(grounder), build(encoder), spec.fps,
+                    sample_rate_hz=spec.sample_rate_hz)
     return out / "shards"
 
 
@@ -120,7 +123,7 @@ def measure_pairs(pipeline: Pipeline, shards: Path, videos: Path, out: Path, see
         pipeline: the trained model.
         shards: folder of the clips' features.
         videos: folder of the clips.
-        out: folder for what is written.
+        out: folder to write to.
         seed: of sampling.
         console: prints one table a split.
 
@@ -145,11 +148,13 @@ def measure_pairs(pipeline: Pipeline, shards: Path, videos: Path, out: Path, see
             frames = read_clip(videos / record.source, start_s=record.start_s, duration_s=record.duration_s,
                                fps=record.fps, fits=[Squeeze(90, 160)], want_audio=False).frames[0]
             clip_picture(folder / f"{record.key}.png", frames, record.objects, record.probs, sound,
-                         record.waveform[: len(sound)], duration_s=len(sound) / record.sample_rate_hz,
-                         title=record.caption)
+                         record.waveform[: len(sound)], sample_rate_hz=record.sample_rate_hz,
+                         duration_s=len(sound) / record.sample_rate_hz, title=record.caption)
+        levels = [measure_level(sound, info.sample_rate_hz) for sound in sounds]
+        made, true = ([resample(wave, info.sample_rate_hz, SAMPLE_RATE_HZ) for wave in waves]  # the figures' rate
+                      for waves in (sounds, [record.waveform for record in records]))
         matrix = Matrix([r.key for r in records], np.array(
-            [[envelope_correlation(sound, other.waveform) for other in records] for sound in sounds]))
-        levels = [measure_level(sound) for sound in sounds]
+            [[envelope_correlation(sound, other) for other in true] for sound in made]))
         report[split] = matrix.as_dict() | {
             "rms_dbfs": [round(x.rms_dbfs, 1) for x in levels], "silent": [x.silent for x in levels],
             "clipping_rate": [x.clipping_rate for x in levels],

@@ -22,8 +22,8 @@ class Row:
 
     Args:
         study, table, name: which.
-        exp, stages, overrides: arguments of train.py beside those that all rows share.
-        sees: what it is conditioned on.
+        exp, stages, overrides: arguments of train.py beside the shared ones.
+        sees: its condition.
         labels: the labels that its condition learned from.
         aligned: whether a path keeps time by construction.
         title: for the page of results.

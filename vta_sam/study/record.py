@@ -1,6 +1,6 @@
 """The record of a finished row: one small json, from which results are written without the run.
 
-It holds the row's figures and values per clip, what it cost, and its controls.
+It holds the row's figures and values per clip, its cost, and its controls.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from ..evaluation.request import Request
 from ..evaluation.results import interval_json
 from ..generation.build import build_denoiser
 from ..generation.pipeline import Pipeline, load
+from ..media.audio import resample
+from ..mel import SAMPLE_RATE_HZ
 from ..metrics.intervals import bootstrap_interval, derangement
 from ..metrics.signal import envelope_correlation
 from ..runtime.errors import InputError
@@ -62,12 +64,13 @@ def measure_controls(model: Path, shards: Path, seed: int) -> dict[str, dict[str
 
 def _correlations(pipeline: Pipeline, truth: ClipBatch, condition: ClipBatch, seed: int) -> list[float]:
     assert truth.waveform is not None
-    values = []
+    values, rate_hz = [], pipeline.spec.sample_rate_hz
     for start in range(0, len(truth), _AT_ONCE):
         rows = range(start, min(start + _AT_ONCE, len(truth)))
         seeds = [seed_of(seed, truth.keys[row], 0) for row in rows]
         sounds = pipeline.generate_batch(condition.select(rows), seeds).numpy()
-        values += [envelope_correlation(sound, truth.waveform[row].numpy()) for sound, row in zip(sounds, rows)]
+        values += [envelope_correlation(*(resample(wave, rate_hz, SAMPLE_RATE_HZ) for wave in (
+            sound, truth.waveform[row].numpy()))) for sound, row in zip(sounds, rows)]
     return values
 
 
@@ -185,7 +188,8 @@ def _data_of(run: Path, model: Path) -> tuple[Path, Path]:
     root = Path(settings["data"]["root"])
     if not (root / "videos").is_dir():
         raise InputError(f"{root} has no videos/; a study runs on the embedded world, whose truth is known")
-    return embedded_shards(root, recipe.grounder, recipe.encoder, recipe.spec.fps), root / "videos" / "test"
+    further = list(recipe.features.get("further", ()))
+    return (embedded_shards(root, recipe.grounder, recipe.encoder, recipe.spec, further), root / "videos" / "test")
 
 
 def _rounded(value: float | None) -> float | None:

@@ -105,7 +105,7 @@ def _table(study: Study, rows: Sequence[Row], records: Records) -> list[str]:
 
 
 def _details(rows: Sequence[Row], records: Records) -> list[str]:
-    """⇒ what each row is conditioned on and what it costs; nothing for a study whose rows don't say."""
+    """⇒ a table of each row's condition and cost; none for a study whose rows don't state them."""
     if not any(row.sees for row in rows):
         return []
     lines = ["Times are of rows that had the machine to themselves.", "",

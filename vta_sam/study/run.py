@@ -1,4 +1,4 @@
-"""Run a study row by row, each in a process of its own; what is finished is passed over."""
+"""Run a study row by row, each in a process of its own, without the finished ones."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def run_study(study: Study, records: Path, only: Sequence[str], cache: Path | No
               beside: int = 0) -> int:
     """Train and measure every row that has no record yet ⇒ how many were made.
 
-    A killed study goes on by the same command: train.py resumes from its checkpoints, and a row is done when its record
-    is written, which is the last thing that happens.
+    A killed study goes on by the same command: train.py resumes from its checkpoints. A row is done when its record
+    is written, which is its last step.
 
     Args:
-        study: what to run.
+        study: to run.
         records: folder of the records.
         only: names of rows; none: all.
         cache: of evaluation.

@@ -37,7 +37,7 @@ class Sweep:
                 for values in product(*self.parameters.values())]
 
     def multirun(self, runs: str) -> list[str]:
-        """Arguments of train.py for the whole grid, without wandb; each run is named after what it varies."""
+        """Arguments of train.py for the whole grid, without wandb; each run is named after its varied settings."""
         swept = [f"{key}={','.join(_text(value) for value in values)}" for key, values in self.parameters.items()]
         return ["--multirun", f"runs={runs}", *self.fixed, *swept, "name=${hydra:job.override_dirname}"]
 
@@ -67,7 +67,7 @@ def _text(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished run. varied: {setting: value} of those that differ between runs; figures {name: Interval}."""
+    """A finished run. varied: {setting: value} of settings that differ between runs; figures {name: Interval}."""
 
     name: str
     varied: dict[str, Any]

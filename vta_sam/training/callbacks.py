@@ -1,4 +1,4 @@
-"""What happens beside a training step: clipping, averaged weights, checkpoints, progress, and generated samples."""
+"""Callbacks of training: clipping, averaged weights, checkpoints, progress, and generated samples."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class LastCheckpoint(Checkpoint):
         path: of the checkpoint.
         every_steps: optimiser steps between checkpoints.
         validate_every_steps: optimiser steps between validations.
-        preemption: tells whether the job is asked to stop. Preempted is raised once the checkpoint is written.
+        preemption: a request to stop. Preempted is raised once the checkpoint is written.
     """
 
     def __init__(self, path: Path, every_steps: int, validate_every_steps: int, preemption: Preemption):
@@ -261,7 +261,7 @@ class ValidationSamples(L.Callback):
         for i, waveform in enumerate(waveforms):
             key, objects = batch.keys[i], batch.objects[i]
             probs = batch.probs[i, batch.frame_mask[i], : len(objects)].cpu().numpy()
-            spectrogram = spectrogram_image(waveform)
+            spectrogram = spectrogram_image(waveform, rate_hz)
             timeline = timeline_image(objects, probs, len(waveform) / rate_hz)
             if isinstance(logger, TensorBoardLogger):
                 board = logger.experiment

@@ -10,14 +10,14 @@ import torch
 from rich.progress import Progress
 
 from ..checkpoints.model_folder import ModelRecipe, load_weights, read_recipe
-from ..checkpoints.parts import build, class_of
+from ..checkpoints.parts import build, class_of, sketch
 from ..clip import ClipSpec, MelSpec
 from ..dataset.shards.datamodule import ShardReader, consecutive
 from ..dataset.shards.latents import encode_dataset, is_complete, latents_folder, read_std
 from ..generation.build import build_part
 from ..mel import log_mel, normalise
 from ..runtime.errors import InputError
-from ..vae.codec import MelCodec
+from ..vae.codec import Codec, MelCodec
 from ..vae.mel_vae import MelVAE
 from ..vocoder import HiFiGAN
 from ..vocoder.hifigan_training import Discriminators, VocoderTraining
@@ -38,6 +38,9 @@ class VAEStage(Stage):
     def model_recipes(self, job: JobSettings) -> dict[str, dict[str, Any] | None]:
         return {"networks.codec": job.networks["codec"]}
 
+    def check(self, job: JobSettings) -> None:
+        planned_codec(job)
+
     def train(self, job: JobSettings, context: StageContext) -> None:
         train_vae(context, self.folder(job), job.numbers(self.name), job.networks["codec"])
 
@@ -46,13 +49,13 @@ def train_vae(context: StageContext, folder: StageFolder, settings: StageSetting
     """Train a VAE and write ``folder.model`` with it.
 
     Args:
-        context: what all stages share.
+        context: shared by all stages.
         folder: the stage's.
         settings: the stage's numbers.
         recipe: of the codec; the mel's mean and deviation are measured where it has none.
 
     Raises:
-        InputError: the codec's stride is not that of the clip's columns.
+        InputError: the codec's stride differs from the clip's.
     """
     data = context.datamodule("vae", settings)
     if recipe.get("mel_mean") is None:
@@ -76,6 +79,40 @@ def _mel_statistics(reader: ShardReader, mel: MelSpec) -> dict[str, float]:
     return {"mel_mean": round(float(values.mean()), 3), "mel_std": round(float(values.std()), 3)}
 
 
+def planned_codec(job: JobSettings) -> Codec:
+    """The VAE that a job's stages on latents read, the given one or the one to be trained, to be asked for its sizes.
+
+    Raises:
+        InputError: the folder holds none, its recipe can't be built, or its time base is not the clip's.
+    """
+    recipe, where = job.networks["codec"], "networks.codec"
+    if "vae" in job.given:
+        folder = job.model_of("vae")
+        recipe, where = _require_codec(read_recipe(folder), folder), f"the VAE in {folder}"
+    codec: Codec = sketch(recipe, where)
+    codec.require(job.spec, where)
+    return codec
+
+
+def require_conditioner_latent(conditioner: dict[str, Any], codec: Codec) -> None:
+    """Refuse a conditioner's recipe whose ``latent_channels`` or ``latent_freq`` are not the codec's.
+
+    Raises:
+        InputError: one of them differs.
+    """
+    for key in ("latent_channels", "latent_freq"):
+        if conditioner.get(key) not in (None, getattr(codec, key)):
+            raise InputError(f"conditioner.{key}={conditioner[key]}, and the VAE's latents have {getattr(codec, key)}; "
+                             f"give conditioner.{key}={getattr(codec, key)}, or a denoiser of such latents, which the "
+                             "conditioner's config follows")
+
+
+def _require_codec(recipe: ModelRecipe, folder: Path) -> dict[str, Any]:
+    if recipe.codec is None:
+        raise InputError(f"{folder} holds no VAE; vae= takes the model folder of stage vae or diffusion")
+    return recipe.codec
+
+
 def load_codec(folder: Path, spec: ClipSpec) -> tuple[MelCodec, ModelRecipe]:
     """The frozen codec of a model folder, and the folder's recipe.
 
@@ -83,8 +120,7 @@ def load_codec(folder: Path, spec: ClipSpec) -> tuple[MelCodec, ModelRecipe]:
         InputError: the folder holds no VAE, or one of another stride than the clip's columns.
     """
     recipe = read_recipe(folder)
-    if recipe.codec is None:
-        raise InputError(f"{folder} holds no VAE; vae= takes the model folder of stage vae or diffusion")
+    _require_codec(recipe, folder)
     codec: MelCodec = build_part(recipe, "codec", folder)
     codec.require(spec, f"the VAE in {folder}")
     load_weights(codec, folder, "codec")
@@ -102,12 +138,12 @@ def encode_latents(context: StageContext, codec: MelCodec) -> Path:
                 encode_dataset(context.root, context.info, codec, out,
                                progress=lambda n: progress.advance(task, n))
 
-    context.processes.alone(encode)
+    context.processes.on_first_rank(encode)
     return out
 
 
 def latent_scale(vae: ModelRecipe, latents: Path, start: WarmStart | None = None) -> float:
-    """What latents are multiplied by: the number that comes with a UNet to start from, or with a released VAE; else
+    """The factor on latents: the number that comes with a UNet to start from, or with a released VAE; else
     1 / std of the latents, measured when they were encoded."""
     if start is not None:
         return start.recipe.latent_scale
@@ -128,6 +164,10 @@ class VocoderStage(Stage):
 
     def check(self, job: JobSettings) -> None:
         _require_trainable(job.vocoder)
+        vocoder: HiFiGAN = sketch(job.vocoder, "vocoder")
+        if vocoder.mel != job.spec.mel:
+            raise InputError(f"vocoder.mel is {vocoder.mel}, clip.mel says {job.spec.mel}; leave vocoder.mel out, and "
+                             "the vocoder takes the clip's")
 
     def train(self, job: JobSettings, context: StageContext) -> None:
         train_vocoder(context, self.folder(job), job.numbers(self.name), job.vocoder, job.networks["adversary"])
@@ -138,7 +178,7 @@ def train_vocoder(context: StageContext, folder: StageFolder, settings: StageSet
     """Train a vocoder and write ``folder.model`` with it.
 
     Args:
-        context: what all stages share.
+        context: shared by all stages.
         folder: the stage's.
         settings: the stage's numbers.
         recipe: of the vocoder.

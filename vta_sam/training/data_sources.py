@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,15 +15,17 @@ from ..checkpoints.parts import build
 from ..clip import ClipFeatures, ClipSpec
 from ..dataset.shards.schema import DatasetInfo, read_dataset, source_video
 from ..dataset.shards.storage import Root, Storage, storage_of, with_cache
+from ..mel import FIGURES
 from ..metrics.onsets import detect_onsets
 from ..perception.base import differences, kind_of, require_known
+from ..perception.features import build_features
 from ..runtime.errors import InputError
 
 Recipe = dict[str, Any]
 
 
 class DataSource(Protocol):
-    """What a training job asks of its data. train_split, val_split, test_split name splits of the dataset."""
+    """The contract of a training job's data. train_split, val_split, test_split name splits of the dataset."""
 
     train_split: str
     val_split: str
@@ -129,7 +132,7 @@ class EmbeddedData:
     """The embedded world: scenes are rendered to mp4 files, and those go through extraction like anybody's.
 
     root: folder for both. counts: clips per split. seed: of the scenes (not of training). workers: processes.
-    expected_s: how long making it took where that was measured.
+    expected_s: how long making it took where that was measured. features: {name: recipe} of further features per frame.
     """
 
     root: str
@@ -140,6 +143,7 @@ class EmbeddedData:
     train_split: str = "train"
     val_split: str = "val"
     test_split: str = "test"
+    features: dict[str, Recipe] = field(default_factory=dict)
 
     @property
     def videos(self) -> Path:
@@ -167,8 +171,9 @@ class EmbeddedData:
                                    lambda done, total: progress.update(task, completed=done, total=total))
             task = progress.add_task("extract features", total=sum(self.counts.values()))
             extractors = build(grounder), build(encoder)
-            out = embedded_shards(Path(self.root), grounder, encoder, spec.fps)
+            out = embedded_shards(Path(self.root), grounder, encoder, spec, list(self.features))
             extract_dataset(manifest, self.videos, out, *extractors, spec.fps, workers=self.workers,
+                            features=build_features(self.features), sample_rate_hz=spec.sample_rate_hz,
                             progress=lambda done, total, *_: progress.update(task, completed=done, total=total))
         return out
 
@@ -181,13 +186,23 @@ class EmbeddedData:
         return read_truth(self.videos / record.source).onsets_s()
 
 
-def embedded_shards(root: Path, grounder: Recipe, encoder: Recipe, fps: float) -> Path:
-    """Where the embedded world in ``root`` keeps the shards of the extractors of these recipes."""
-    return root / f"shards-{kind_of(grounder)}-{kind_of(encoder)}-{fps:g}fps"
+def embedded_shards(root: Path, grounder: Recipe, encoder: Recipe, spec: ClipSpec, features: Sequence[str] = ()
+                    ) -> Path:
+    """Where the embedded world in ``root`` keeps the shards of the extractors of these recipes.
+
+    Args:
+        root: of the world.
+        grounder, encoder: recipes.
+        spec: its frame rate and, where it is not 16 kHz, its sample rate are in the name.
+        features: names of further features per frame.
+    """
+    rate = [] if spec.sample_rate_hz == FIGURES.sample_rate_hz else [f"{spec.sample_rate_hz}hz"]
+    return root / "-".join(["shards", kind_of(grounder), kind_of(encoder), f"{spec.fps:g}fps", *rate,
+                            *sorted(features)])
 
 
 def true_onsets(source: DataSource, record: ClipFeatures, waveform: np.ndarray) -> np.ndarray:
-    """Onsets of a clip's sound, in seconds: the truth where the data source knows it, else those detected in it.
+    """Onsets of a clip's sound, in seconds: the truth where the data source has it, else detected ones.
 
     Args:
         source: of the clip.

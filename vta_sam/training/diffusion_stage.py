@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..checkpoints.model_folder import ModelRecipe, read_recipe
-from ..checkpoints.parts import build, class_of, short_name
+from ..checkpoints.parts import build, class_of, short_name, sketch
 from ..dataset.shards.batch import Augmentation, collate, window_of
 from ..dataset.shards.datamodule import ShardDataModule, consecutive
-from ..diffusion.condition import Conditioner, Denoiser, connect, require_kind
+from ..diffusion.condition import Conditioner, Denoiser, connect, require_kind, require_latent, require_tokens
 from ..diffusion.latent_diffusion import LatentDiffusion
 from ..diffusion.objective import Objective
 from ..diffusion.sampler import BaseSampler
@@ -27,7 +28,7 @@ from ..runtime.errors import InputError
 from ..runtime.randomness import seed_of
 from ..vae.codec import MelCodec
 from .callbacks import Reference, ValidationSamples
-from .codec_stages import encode_latents, latent_scale, load_codec
+from .codec_stages import encode_latents, latent_scale, load_codec, planned_codec, require_conditioner_latent
 from .data_sources import true_onsets
 from .part_stages import build_conditioner, load_pretrained
 from .run_folder import StageFolder
@@ -39,7 +40,7 @@ MONITOR = ("val/envelope_correlation", "max")
 
 @dataclass(frozen=True)
 class TrainedFolders:
-    """Model folders of what is trained already.
+    """Model folders of trained parts.
 
     Attributes:
         vae: of the VAE.
@@ -54,7 +55,7 @@ class TrainedFolders:
     vocoder: Path | None = None
 
     def licences(self) -> dict[str, str]:
-        """{setting: licence} of those that have one stated."""
+        """{setting: licence} of the folders that state one."""
         folders = {"vae": self.vae, "init": self.init, "vocoder": self.vocoder, **self.pretrained}
         licences = {name: read_recipe(folder).about.get("licence") for name, folder in folders.items() if folder}
         return {name: licence for name, licence in licences.items() if licence}
@@ -62,14 +63,14 @@ class TrainedFolders:
 
 @dataclass(frozen=True)
 class DiffusionParts:
-    """What the diffusion model is built from.
+    """The recipes of the diffusion model.
 
     Attributes:
         denoiser, conditioner, objective: recipes.
         dropout, augment: see LatentDiffusion.
-        freeze: whether all that was pretrained stays as it is.
-        starts: what is trained already.
-        sampler, vocoder: recipes of what the finished model uses.
+        freeze: whether pretrained parts keep their weights.
+        starts: trained parts.
+        sampler, vocoder: recipes for the finished model.
         validation: {clips, steps} of sampling while training.
         grounder, encoder: recipes that the model folder names for generation.
     """
@@ -108,12 +109,19 @@ class DiffusionStage(Stage):
         return {"vae": "a VAE"} | ({} if job.init else self._required_parts(job))
 
     def check(self, job: JobSettings) -> None:
-        build_sampling(job.sampler, job.objective)
-        require_kind(class_of(job.denoiser_recipe["_target_"]), class_of(job.conditioner["_target_"]))
+        _, objective = build_sampling(job.sampler, job.objective)
+        kind = class_of(job.conditioner["_target_"])
+        require_kind(class_of(job.denoiser_recipe["_target_"]), kind)
+        if kind.is_guided(job.conditioner) and type(objective).score_gain is Objective.score_gain:
+            objective.score_gain(torch.zeros(1))  # which says that there is none, and what to do
         vae = job.model_of("vae") if "vae" in job.given else None
-        vocoder_folder(job.vocoder, vae, named_folder(job.vocoder_from) if job.vocoder_from else None)
-        if job.init and not WarmStart(named_folder(job.init)).is_of(job.conditioner):
-            self.require(job, self._required_parts(job))  # a start of another kind holds no such part
+        weights = vocoder_folder(job.vocoder, vae, named_folder(job.vocoder_from) if job.vocoder_from else None)
+        if job.init:
+            start = WarmStart(named_folder(job.init))
+            start.require_denoiser(job.denoiser_recipe)
+            if not start.is_of(job.conditioner):
+                self.require(job, self._required_parts(job))  # a start of another kind holds no such part
+        require_sizes(job, read_recipe(weights).vocoder if weights else job.vocoder)
 
     @staticmethod
     def _required_parts(job: JobSettings) -> dict[str, str]:
@@ -136,10 +144,10 @@ def train_diffusion(context: StageContext, folder: StageFolder, settings: StageS
     """Train the diffusion model and write ``folder.model``, which holds everything that generation needs.
 
     Args:
-        context: what all stages share.
+        context: shared by all stages.
         folder: the stage's.
         settings: the stage's numbers.
-        parts: what the model is built from.
+        parts: recipes of the model.
 
     Raises:
         InputError: a model folder of ``parts.starts`` can't be used, or the sampler can't sample the objective.
@@ -152,7 +160,7 @@ def train_diffusion(context: StageContext, folder: StageFolder, settings: StageS
     latents = encode_latents(context, codec)
     scale = latent_scale(vae_recipe, latents, start)
     data = context.datamodule("diffusion", settings, latents)
-    denoiser, conditioner = _networks(context, parts, conditioner_recipe, start)
+    denoiser, conditioner = _networks(context, parts, conditioner_recipe, codec, start)
     module = LatentDiffusion(denoiser, conditioner, objective, scale, parts.dropout, Augmentation(**parts.augment),
                              settings.optimise(_slower(conditioner, parts)))
     networks = {"vocoder": vocoder} if vocoder_recipe is not parts.vocoder else {}
@@ -172,6 +180,29 @@ def train_diffusion(context: StageContext, folder: StageFolder, settings: StageS
     context.save(folder, model, trained | networks)
 
 
+def require_sizes(job: JobSettings, vocoder: dict[str, Any] | None) -> None:
+    """Compare the VAE, the conditioner, the denoiser and the vocoder of a job, as far as their configs tell.
+
+    Args:
+        job: to be trained.
+        vocoder: recipe of the one that the model will have.
+
+    Raises:
+        InputError: two of them don't fit, or one can't be built.
+    """
+    codec, conditioner = planned_codec(job), job.conditioner
+    require_conditioner_latent(conditioner, codec)
+    denoiser: Denoiser = sketch(job.denoiser_beside(conditioner), "denoiser" if job.denoiser else "networks.unet",
+                                spec=job.spec)
+    require_latent(denoiser, codec)
+    # what data decide, or the conditioner's class by itself, is compared when both are there
+    token_dim, map_channels = (value if isinstance(value, int) else getattr(denoiser, key) for key, value in
+                               ((key, conditioner.get(key)) for key in ("token_dim", "map_channels")))
+    require_tokens(denoiser, class_of(conditioner["_target_"]).__name__, token_dim, map_channels)
+    if codec.decodes_to == "mel" and vocoder:
+        codec.require_vocoder(sketch(vocoder, "vocoder"))
+
+
 def build_sampling(sampler: dict[str, Any], objective: dict[str, Any]) -> tuple[BaseSampler, Objective]:
     """Both of their recipes. Raises InputError where the one can't sample the other, which validation does."""
     built: tuple[BaseSampler, Objective] = build(sampler), build(objective)
@@ -179,12 +210,13 @@ def build_sampling(sampler: dict[str, Any], objective: dict[str, Any]) -> tuple[
     return built
 
 
-def _networks(context: StageContext, parts: DiffusionParts, conditioner_recipe: dict[str, Any],
+def _networks(context: StageContext, parts: DiffusionParts, conditioner_recipe: dict[str, Any], codec: MelCodec,
               start: WarmStart | None) -> tuple[Denoiser, Conditioner]:
-    """The denoiser and the conditioner, filled with what is trained already."""
+    """The denoiser and the conditioner, filled with trained weights."""
     with context.seeded("diffusion"):
         denoiser = build(parts.denoiser, _partial_=True)(spec=context.spec)
         conditioner = build_conditioner(context, conditioner_recipe)
+        require_latent(denoiser, codec)
         connect(denoiser, conditioner)
     load_pretrained(conditioner, parts.starts.pretrained)
     if start is not None:

@@ -47,7 +47,7 @@ class HeldOut:
         onsets_s: the true onsets of each clip.
         train_mean_mel: (64,) per-bin mean of the training set's normalised log-mels, about which the VAE's error share
             is taken.
-        classes: that the tagger knows.
+        classes: of the tagger.
     """
 
     records: list[ClipFeatures]
@@ -58,7 +58,7 @@ class HeldOut:
 
     @property
     def single(self) -> list[int]:
-        """Rows with one object only, of a class that the tagger knows."""
+        """Rows with one object only, of one of the tagger's classes."""
         return [i for i, r in enumerate(self.records) if r.label in self.classes and len(r.objects) == 1]
 
 
@@ -285,7 +285,7 @@ def measure(pipeline: Pipeline, clips: HeldOut, seed: int, batch_size: int,
 
 
 def mean_scores(figures: dict[str, Any]) -> dict[str, float]:
-    """figures.json ⇒ {metric: mean} under the names that evaluate.py uses, of those that are defined."""
+    """figures.json ⇒ {metric: mean} by evaluate.py's names, of the defined metrics."""
     scores = {name: content["score"] for part in (figures["timing"], figures) for name, content in part.items()
               if isinstance(content, dict) and content.get("score")}
     return {name: score["mean"] for name, score in scores.items() if score["mean"] is not None}

@@ -27,6 +27,7 @@ from ..media.video import read_clip
 from ..plots.clip_pictures import attention_picture, clip_picture, curve_picture
 from ..runtime.files import write_text
 from .data_sources import DataSource, true_onsets
+from .diffusion_stage import build_sampling
 from .figures import HeldOut, held_out, mean_scores, measure
 from .fit import close
 from .stage import JobSettings, Stage, StageContext
@@ -60,8 +61,8 @@ def show(folder: Path, pipeline: Pipeline, clips: HeldOut, sounds: np.ndarray, s
                            fits=[Squeeze(*PICTURE_SIZE)], want_audio=False).frames[0]
         mux(video, sounds[i], rate_hz, folder / "samples" / f"{record.key}.mp4")
         clip_picture(folder / "samples" / f"{record.key}.png", frames, record.objects, record.probs, sounds[i],
-                     record.waveform[: len(sounds[i])], clips.onsets_s[i], duration_s=pipeline.spec.duration_s,
-                     title=record.caption)
+                     record.waveform[: len(sounds[i])], clips.onsets_s[i], sample_rate_hz=rate_hz,
+                     duration_s=pipeline.spec.duration_s, title=record.caption)
     maps = attention_maps(pipeline, clips.batch.select([0]), seed=0)
     if maps:
         attention_picture(folder / "attention.png", maps, title=f"cross-attention, {clips.records[0].caption}")
@@ -122,7 +123,7 @@ def figures_title(figures: dict[str, Any]) -> str:
 
 
 def figures_table(figures: dict[str, Any]) -> Table:
-    """figures.json ⇒ what is printed at the end of a run: means with 95 % intervals, within 80 columns."""
+    """figures.json ⇒ the table at the end of a run: means with 95 % intervals, within 80 columns."""
     table = Table(title=figures_title(figures), title_justify="left", box=None, pad_edge=False)
     for column in FIGURE_COLUMNS:
         table.add_column(column, justify="left" if column == "figure" else "right", no_wrap=True)
@@ -153,13 +154,14 @@ class FiguresStage(Stage):
 
     def check(self, job: JobSettings) -> None:
         if "diffusion" not in job.stages:
-            read_recipe(_model(job))
+            build_sampling(job.sampler, read_recipe(_model(job)).objective or {"_target_": "v_prediction"})
 
     def train(self, job: JobSettings, context: StageContext) -> None:
         """Generate and measure; nothing is trained."""
         folder = self.folder(job).path
         pipeline = load(_model(job), device="cuda" if torch.cuda.is_available() else "cpu")
         pipeline.sampler = build(job.sampler)  # with model=…, of a model trained with another one
+        pipeline.sampler.require(pipeline.objective)
         source, data = context.source, context.datamodule("figures", job.numbers("diffusion"))
         clips = held_out(data.reader(source.test_split), data.reader(source.train_split), pipeline,
                          job.figures["clips"], lambda record, wave: true_onsets(source, record, wave))
@@ -201,7 +203,7 @@ def _log(context: StageContext, folder: Path, figures: dict[str, Any]) -> None:
 
 
 def _provenance(job: JobSettings, model: Path) -> dict[str, Any]:
-    peak = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    peak = sum(resource.getrusage(process).ru_maxrss for process in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return {
         "seconds": json.loads((job.folder / "seconds.json").read_text()),
         "peak_memory_gb": round(peak / 1024**2, 2), "model": str(model), "code_version": __version__,

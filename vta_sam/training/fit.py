@@ -55,8 +55,8 @@ def has_wandb_account() -> bool:
 def wandb_logger(save_dir: str, name: str, project: str, tags: Sequence[str] = ()) -> WandbLogger:
     """A logger with a run of its own per stage, grouped by the job's folder; offline unless there is an account.
 
-    The run's config is the stage's settings, so that a table of runs shows what differs. In a sweep the agent has named
-    one run for the whole job: all stages go into that one.
+    The run's config is the stage's settings, so that a table of runs shows the differences. In a sweep the agent has
+    named one run for the whole job, which gets all stages.
 
     Args:
         save_dir: the stage's folder, <runs>/<run>/<stage>.
@@ -77,7 +77,7 @@ def wandb_logger(save_dir: str, name: str, project: str, tags: Sequence[str] = (
 
 
 def close(loggers: Iterable[Logger]) -> None:
-    """End what would otherwise go on into the next stage: wandb keeps one run open per process."""
+    """End the stage's run, since wandb keeps one run open per process."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.finish()
@@ -146,22 +146,22 @@ def fit(
         label: on the progress bar.
         monitor: (figure, "min" or "max") that chooses the checkpoint.
         loggers: factories.
-        callbacks: those of the stage itself.
-        preemption: tells whether the job is asked to stop; it knows the processes that train together. None: this
-            process alone, which nobody asks.
+        callbacks: the stage's own.
+        preemption: a request to stop, and the processes that train together. None: this process alone, without
+            such requests.
 
     Raises:
-        Preempted: the job is asked to stop, and has saved what it had.
+        Preempted: the job was asked to stop, and has saved its state.
         InputError: a step is not finite, or a checkpoint can't be used.
     """
     _silence_lightning()
     preemption = preemption or Preemption(Processes())
     processes = preemption.processes
-    sharded = settings.strategy == "fsdp2" and processes.world > 1  # one process has nobody to share with
+    sharded = settings.strategy == "fsdp2" and processes.world > 1  # one process has no other to share with
     if sharded:
         to_be_sharded(module)
     with attention_kernels(training_device()):
-        precision = processes.alone(lambda: choose_precision(
+        precision = processes.on_first_rank(lambda: choose_precision(
             settings.precision, module, next(iter(data.train_dataloader())), folder.path))
     trainer = L.Trainer(
         default_root_dir=folder.path,
@@ -195,7 +195,7 @@ def fit(
 
 def _callbacks(folder: StageFolder, settings: FitSettings, label: str, monitor: tuple[str, str],
                callbacks: Sequence[L.Callback], preemption: Preemption, sharded: bool) -> list[L.Callback]:
-    """The stage's own callbacks and those of every fit. Their order counts."""
+    """The stage's own callbacks, and the callbacks of every fit. Their order counts."""
     figure, mode = monitor
     return [
         *callbacks,  # before the average, which puts the raw weights back when validation ends
@@ -252,8 +252,8 @@ def _silence_lightning() -> None:
                     ".*Checkpoint directory.*", ".*mid-epoch checkpoint.*", ".*litmodels.*", ".*isn't resumable.*",
                     ".*treespec, LeafSpec.*", ".*Starting from v1.9.0.*", ".*Found keys that are not in the model.*",
                     ".*`srun` command is available.*", ".*torch.distributed.nn.functional.all_gather is deprecated.*",
-                    ".*FSDP2-wrapped module .* returned a view tensor.*",  # which nobody writes to
-                    ".*sync_dist=True.*"):  # in validation every process sees the same clips
+                    ".*FSDP2-wrapped module .* returned a view tensor.*",  # which is never written to
+                    ".*sync_dist=True.*"):  # in validation every process has the same clips
         warnings.filterwarnings("ignore", message)
 
 

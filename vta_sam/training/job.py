@@ -1,4 +1,4 @@
-"""One training job: says what it will do, runs the stages that its experiment names, ends with a table of figures."""
+"""One training job: prints its plan, runs the stages of its experiment, and ends with a table of figures."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ class TrainingJob(JobSettings):
     def of(cls, config: dict[str, Any]) -> "TrainingJob":
         """The job that a composed ``conf/train.yaml`` describes. Keys of other programs are left out."""
         _import_class(config["conditioner"])
+        _require_unet_used(config)
         given = {name: config[name] for name, stage in STAGES.items() if stage.replaceable and config.get(name)}
         fields = {field.name for field in dataclasses.fields(cls)}
         return cls(**{key: value for key, value in config.items() if key in fields} | {"given": given})
@@ -102,7 +103,10 @@ class TrainingJob(JobSettings):
         self._print_plan()
         if self.model is None:
             self._check_settings()
-        root = self.timed("data", lambda: self.processes.alone(
+        else:
+            self.processes.on_first_rank(lambda: named_folder(str(self.model)))  # a released one is fetched once
+            STAGES["figures"].check(self)
+        root = self.timed("data", lambda: self.processes.on_first_rank(
             lambda: self.source.prepare(self.spec, grounder, encoder, self.console)))
         context = StageContext(self.seed, self.spec, root, read_dataset(root), self.source,
                                [build(logger, _partial_=True) for logger in self.logger], self.console, preemption)
@@ -112,7 +116,7 @@ class TrainingJob(JobSettings):
 
     def _run_stage(self, stage: Stage, context: StageContext) -> None:
         folder = stage.folder(self)
-        self.processes.alone(lambda: folder.claim(self.overwrite))
+        self.processes.on_first_rank(lambda: folder.claim(self.overwrite))
         if folder.done:
             where = folder.model if folder.model.exists() else folder.path
             self.console.print(f"{stage.name}: done before, {where}", highlight=False)
@@ -120,9 +124,9 @@ class TrainingJob(JobSettings):
             def train() -> None:
                 stage.train(self, context)
 
-            self.timed(stage.name, lambda: self.processes.alone(train) if stage.one_process else train())
-            self.processes.alone(folder.finish)
-        self.processes.alone(lambda: stage.report(self, context))
+            self.timed(stage.name, lambda: self.processes.on_first_rank(train) if stage.one_process else train())
+            self.processes.on_first_rank(folder.finish)
+        self.processes.on_first_rank(lambda: stage.report(self, context))
 
     def timed(self, name: str, work: Callable[[], Any]) -> Any:
         """Do ``work`` and add its seconds to the run's account, which survives a restart."""
@@ -149,7 +153,7 @@ class TrainingJob(JobSettings):
             stage.require(self, stage.needs(self))
         for name in (*self.given.values(), self.init, self.vocoder_from):
             if name:
-                self.processes.alone(lambda: read_recipe(named_folder(name)))
+                self.processes.on_first_rank(lambda: read_recipe(named_folder(name)))
         for key in dict.fromkeys([*self.given, *self.stages]):
             STAGES[key].check(self)
 
@@ -170,6 +174,39 @@ class TrainingJob(JobSettings):
                                   "measured on (conf/size)" if expected_s else "not measured for this size")
         table.add_row("writes to", f"{self.folder}")
         self.console.print(table)
+
+
+def _require_unet_used(config: dict[str, Any]) -> None:
+    """Refuse changes of the size's UNet while another denoiser stands in its place: they would change nothing.
+
+    Where Hydra runs the program it knows the size; without it nothing is compared.
+    """
+    from hydra import compose
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    if not config.get("denoiser") or not (HydraConfig.initialized() and GlobalHydra.instance().is_initialized()):
+        return
+    started = HydraConfig.get()
+    size = started.runtime.choices.get("size")
+    plain = compose(started.job.config_name, [
+        f"size={size}", *(part for part in started.overrides.hydra if part.startswith("hydra.searchpath="))])
+    found = _leaves(config["networks"].get("unet"), "networks.unet")
+    before = _leaves(OmegaConf.to_container(plain.networks.get("unet"), resolve=True), "networks.unet")
+    changed = [key for key in {**found, **before} if found.get(key) != before.get(key)]
+    if changed:
+        raise InputError(
+            f"{', '.join(f'{key}={found.get(key)}' for key in changed)}: another denoiser stands in the place of "
+            f"the UNet of size={size}, so that this would change nothing; leave out the experiment, ablation or "
+            f"argument that says it, or give {' '.join(f'{key}={before.get(key)}' for key in changed)} back")
+
+
+def _leaves(value: Any, name: str) -> dict[str, Any]:
+    """{dotted key: value} of what a nested dictionary holds."""
+    if not isinstance(value, dict):
+        return {name: value}
+    return {key: leaf for part, nested in value.items() for key, leaf in _leaves(nested, f"{name}.{part}").items()}
 
 
 def _import_class(recipe: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import lightning as L
 
 from ..checkpoints.model_folder import ModelRecipe, load_weights
 from ..checkpoints.parts import build, class_of
+from ..clip import ClipSpec
 from ..conditioners.diff_foley import ClassifierTraining, ContrastivePretraining
 from ..conditioners.foleycrafter import OnsetTraining
 from ..conditioners.vta_sam_pretraining import ConditionPretraining
@@ -18,28 +19,34 @@ from ..dataset.shards.batch import Augmentation
 from ..diffusion.condition import Conditioner, Pretrained
 from ..diffusion.objective import Objective, VPrediction
 from ..runtime.errors import InputError
-from .codec_stages import encode_latents, latent_scale, load_codec
+from .codec_stages import encode_latents, latent_scale, load_codec, planned_codec, require_conditioner_latent
 from .run_folder import StageFolder
 from .stage import JobSettings, Stage, StageContext, StageSettings
 
 
 @dataclass(frozen=True)
 class PartInputs:
-    """What the module of a part may be built from.
+    """Inputs for building the module of a part.
 
     Attributes:
+        spec: shape and rate of a clip.
         conditioner: the whole one, with the parts of earlier stages filled.
         settings: the stage's numbers: weights of loss terms, optimiser.
-        augment: what training hides from the condition.
-        latent_scale: what latents are multiplied by, where the stage reads them; else 1.
+        augment: hides parts of the condition in training.
+        latent_scale: factor on latents, where the stage reads them; else 1.
         objective: of the diffusion that follows, for a stage that reads noisy latents.
     """
 
+    spec: ClipSpec
     conditioner: Any
     settings: StageSettings
     augment: Augmentation
     latent_scale: float
     objective: Objective
+
+    def part(self, stage: str) -> Any:
+        """The part of the conditioner that a stage trains, wherever the conditioner keeps it."""
+        return getattr(self.conditioner, self.conditioner.pretrained[stage].attribute)
 
 
 class PartStage(Stage):
@@ -60,12 +67,12 @@ class PartStage(Stage):
         """The module that is fitted."""
 
     def describe(self, model: ModelRecipe, part: Pretrained, conditioner: dict[str, Any]) -> None:
-        """Fill in what the model folder says of the part. conditioner: the whole one's recipe."""
+        """Fill in the part's entries of the model folder. conditioner: the whole one's recipe."""
         model.pretrained = {part.part: conditioner}
 
     def settings(self, job: JobSettings) -> dict[str, Any]:
         latents: dict[str, Any] = {"vae": job.given.get("vae")} if self.on_latents else {}
-        if self.on_latents and job.objective["_target_"] != "v_prediction":  # folders of before know no other
+        if self.on_latents and job.objective["_target_"] != "v_prediction":  # older folders have no other
             latents["objective"] = job.objective
         return job.conditioner_settings() | {"fit": job.fit[self.name]} | latents
 
@@ -82,6 +89,8 @@ class PartStage(Stage):
             kind = class_of(job.conditioner["_target_"])
             raise InputError(f"{kind.__name__} has nothing that stage {self.name} could train; leave it out of "
                              f"stages= and {self.name}=")
+        if self.on_latents:
+            require_conditioner_latent(job.conditioner, planned_codec(job))
 
     def _earlier(self, job: JobSettings) -> list[str]:
         """Stages of the same conditioner that come before this one."""
@@ -101,7 +110,7 @@ class PartStage(Stage):
         """Train the part and write ``folder.model`` with it.
 
         Args:
-            context: what all stages share.
+            context: shared by all stages.
             folder: the stage's.
             settings: the stage's numbers.
             recipe: of the whole conditioner.
@@ -120,7 +129,7 @@ class PartStage(Stage):
         with context.seeded(self.name):
             conditioner = build_conditioner(context, recipe)
             load_pretrained(conditioner, pretrained or {})
-            module = self.module(PartInputs(conditioner, settings, Augmentation(**augment), scale,
+            module = self.module(PartInputs(context.spec, conditioner, settings, Augmentation(**augment), scale,
                                             build(objective) or VPrediction()))
         context.fit(module, data, folder, settings, self.name, self.monitor)
         part = conditioner.pretrained[self.name]
@@ -147,8 +156,8 @@ class ConditionStage(PartStage):
     name = "condition"
 
     def module(self, inputs: PartInputs) -> L.LightningModule:
-        return ConditionPretraining(inputs.conditioner.encoder, inputs.settings.weights, inputs.augment,
-                                    inputs.settings.optimise())
+        return ConditionPretraining(inputs.part(self.name), inputs.settings.weights, inputs.augment,
+                                    inputs.settings.optimise(), inputs.spec.mel)
 
     def describe(self, model: ModelRecipe, part: Pretrained, conditioner: dict[str, Any]) -> None:
         model.condition_encoder = conditioner[part.attribute]
@@ -160,7 +169,8 @@ class ContrastiveStage(PartStage):
     name = "contrastive"
 
     def module(self, inputs: PartInputs) -> L.LightningModule:
-        return ContrastivePretraining(inputs.conditioner.encoder, inputs.settings.weights, inputs.settings.optimise())
+        return ContrastivePretraining(inputs.part(self.name), inputs.settings.weights, inputs.settings.optimise(),
+                                      inputs.spec.mel)
 
 
 class ClassifierStage(PartStage):
@@ -170,7 +180,7 @@ class ClassifierStage(PartStage):
     on_latents = True
 
     def module(self, inputs: PartInputs) -> L.LightningModule:
-        return ClassifierTraining(inputs.conditioner.classifier, inputs.conditioner.encoder, inputs.latent_scale,
+        return ClassifierTraining(inputs.part(self.name), inputs.part(ContrastiveStage.name), inputs.latent_scale,
                                   inputs.settings.optimise(), inputs.objective)
 
 
@@ -180,4 +190,5 @@ class OnsetStage(PartStage):
     name = "onsets"
 
     def module(self, inputs: PartInputs) -> L.LightningModule:
-        return OnsetTraining(inputs.conditioner.onsets, inputs.settings.weights["onset"], inputs.settings.optimise())
+        return OnsetTraining(inputs.part(self.name), inputs.settings.weights["onset"], inputs.settings.optimise(),
+                             inputs.spec.mel)

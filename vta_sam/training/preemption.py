@@ -1,23 +1,22 @@
-"""Preemption of a job: it ends the step, saves, and goes back into SLURM's queue where SLURM asked for that."""
+"""Preemption of a job: it ends the step, saves, and goes back into the scheduler's queue where that asked for it."""
 
 from __future__ import annotations
 
 import os
 import signal
-import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from ..runtime.cluster.scheduler import scheduler_of
 from ..runtime.distributed import Processes
 
 STOP, REQUEUE = 1, 2  # requests; the larger wins where processes have different ones
 _ASKED = {signal.SIGTERM: STOP, signal.SIGUSR1: REQUEUE}
 EXIT_STATUS = 75  # EX_TEMPFAIL: not done, to be tried again
-_SCONTROL_LIMIT_S = 60
 
 
 class Preempted(Exception):
-    """The job was asked to stop, and has saved what it had. requeue: SLURM is to start it again."""
+    """The job was asked to stop, and has saved its state. requeue: SLURM is to start it again."""
 
     def __init__(self, requeue: bool):
         super().__init__("asked to stop")
@@ -32,7 +31,7 @@ class Preemption:
     itself: the job saves, and doesn't requeue.
 
     Args:
-        processes: those that train together.
+        processes: that train together.
 
     Attributes:
         watched: whether signals are handled for the job.
@@ -46,6 +45,7 @@ class Preemption:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Inside, signals are handled for the job."""
+        scheduler_of()  # now, so that a wrong name is no surprise when the time is up
         before = {number: signal.getsignal(number) for number in _ASKED}
         self.watched = True
         self.install_handlers()
@@ -83,18 +83,12 @@ class Preemption:
 
 
 def queue_name(environ: Mapping[str, str] = os.environ) -> str | None:
-    """The name of this SLURM job, or of this task of an array, for scontrol; None outside of SLURM."""
-    if "SLURM_ARRAY_JOB_ID" in environ:
-        return f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}"
-    return environ.get("SLURM_JOB_ID")
+    """The job that this process runs in, or its task of an array, as :func:`requeue` takes it; None outside of one."""
+    return scheduler_of(environ).running_job(environ)
 
 
 def requeue(job: str) -> str | None:
-    """Put a job back into the queue ⇒ None, or why it failed. SLURM may end this process before it returns."""
+    """Put a job back into the queue ⇒ None, or why it failed. The scheduler may end this process before it returns."""
     for number in _ASKED:
         signal.signal(number, signal.SIG_IGN)  # SLURM sends these to a job that it requeues
-    try:
-        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=_SCONTROL_LIMIT_S)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return str(error)
-    return done.stderr.strip() or f"scontrol ended with {done.returncode}" if done.returncode else None
+    return scheduler_of().requeue_job(job)

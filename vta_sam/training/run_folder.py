@@ -21,11 +21,11 @@ from ..runtime.files import write_text
 
 # Numbers of processes, times measured elsewhere, places of copies
 NOT_RESULT_AFFECTING = ("workers", "expected_s", "latents", "cache", "cache_gb")
-FROM_DATA = "from_data"  # in a conditioner's config: a dimension that the dataset knows
+FROM_DATA = "from_data"  # in a conditioner's config: a dimension that is read from the dataset
 
 
 def result_affecting(settings: Any) -> Any:
-    """Settings without those that change no result, :data:`NOT_RESULT_AFFECTING`."""
+    """Settings that affect results, without :data:`NOT_RESULT_AFFECTING`."""
     if isinstance(settings, dict):
         return {key: result_affecting(value) for key, value in settings.items() if key not in NOT_RESULT_AFFECTING}
     return settings
@@ -33,6 +33,8 @@ def result_affecting(settings: Any) -> Any:
 
 def with_dimensions(recipe: Any, known: dict[str, Any]) -> Any:
     """A conditioner's recipe with the dataset's dimensions where it says ``from_data``.
+
+    A further feature may be called by its name or by that of its dimension: ``flow`` or ``flow_dim``.
 
     Args:
         recipe: nested.
@@ -43,9 +45,10 @@ def with_dimensions(recipe: Any, known: dict[str, Any]) -> Any:
     """
     if not isinstance(recipe, dict):
         return recipe
+    known = {**{key.removesuffix("_dim"): value for key, value in known.items() if key.endswith("_dim")}, **known}
     unknown = [key for key, value in recipe.items() if value == FROM_DATA and key not in known]
     if unknown:
-        raise InputError(f"{unknown[0]}: {FROM_DATA} can't be filled in; a dataset knows {', '.join(known)}")
+        raise InputError(f"{unknown[0]}: {FROM_DATA} can't be filled in; this dataset knows {', '.join(known)}")
     return {key: known[key] if value == FROM_DATA else with_dimensions(value, known) for key, value in recipe.items()}
 
 
@@ -101,7 +104,7 @@ class StageFolder:
         """Start, or go on with the same config, however its parts are named, and wherever its extractors computed.
 
         Args:
-            overwrite: whether to throw away what an earlier run wrote.
+            overwrite: whether to remove an earlier run's files.
 
         Raises:
             InputError: the folder was made with another config; the message shows the difference.
@@ -131,8 +134,10 @@ def _text(config: dict[str, Any]) -> str:
 
 
 def _compared(config: dict[str, Any]) -> str:
-    """A config without what changes no feature in the recipes of its extractors, of which a run's command may say more
-    or less than the dataset does."""
+    """A config whose extractors' recipes have only arguments that change features.
+
+    A run's command may state more or fewer of the others than the dataset does.
+    """
     recipes = {role: essence(config[role]) for role in ("grounder", "encoder") if config.get(role)}
     return _text(config | recipes)
 

@@ -1,4 +1,4 @@
-"""A stage of a training job: its numbers, the job's settings, what all stages share, and the contract of a stage."""
+"""A stage of a training job: its numbers, the job's settings, the shared context, and the contract of a stage."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +18,7 @@ from rich.console import Console
 from .. import __version__
 from ..checkpoints.model_folder import ModelRecipe, save_model
 from ..checkpoints.parts import canonical, class_of
-from ..clip import ClipSpec
+from ..clip import ClipSpec, MelSpec
 from ..dataset.shards.datamodule import ShardDataModule
 from ..dataset.shards.schema import DatasetInfo
 from ..dataset.shards.storage import Root
@@ -48,8 +48,8 @@ class StageSettings:
         learning_rate, warmup_steps, weight_decay: AdamW's.
         weights: of the loss terms.
         workers: loader processes.
-        streams: of the order of samples (shards/datamodule.py), a multiple of any number of processes times workers;
-            another number is another order.
+        streams: of the order of samples (dataset/shards/datamodule.py), a multiple of any number of processes times
+            workers; another number is another order.
         expected_s: how long the stage took where it was measured (the config says where), for the plan.
     """
 
@@ -90,7 +90,7 @@ class StageSettings:
 
 @dataclass
 class JobSettings:
-    """``conf/train.yaml``, whose comments say what each field is. Nested dictionaries are recipes.
+    """``conf/train.yaml``, whose comments explain each field. Nested dictionaries are recipes.
 
     given: {stage: model folder, or a released model's name} in place of stages, the keys ``vae=``, ``condition=`` …
     """
@@ -127,7 +127,15 @@ class JobSettings:
     def __post_init__(self):
         for key in _PARTS:
             setattr(self, key, canonical(getattr(self, key)))
-        self.spec = ClipSpec(**self.clip)
+        # run folders made before sizes had the key don't have it
+        self.clip = {key: value for key, value in self.clip.items() if key != "mel" or value is not None}
+        try:
+            self.spec = ClipSpec(**self.clip)
+        except TypeError as error:
+            raise InputError(f"clip={self.clip} can't be used: {error}") from error
+        self.networks = {name: with_front_end(recipe, self.spec.mel) if name == "codec" else recipe
+                         for name, recipe in self.networks.items()}
+        self.vocoder = with_front_end(self.vocoder, self.spec.mel)
 
     @property
     def folder(self) -> Path:
@@ -168,12 +176,16 @@ class JobSettings:
     def network_recipes(self, info: DatasetInfo) -> tuple[dict[str, Any], dict[str, Any]]:
         """The conditioner's and denoiser's recipes, with the dimensions that data and each other give them."""
         conditioner = with_dimensions(self.conditioner, info.dimensions)
-        denoiser = dict(self.denoiser_recipe)
-        if "map_channels" in inspect.signature(class_of(denoiser["_target_"])).parameters:
-            denoiser["map_channels"] = conditioner.get("map_channels", 0)
-        return conditioner, denoiser
+        return conditioner, self.denoiser_beside(conditioner)
 
-    # What decides the result of a stage. Run folders keep these dictionaries, so that a key may not be renamed.
+    def denoiser_beside(self, conditioner: dict[str, Any]) -> dict[str, Any]:
+        """The denoiser's recipe, with the arguments that a conditioner's recipe decides."""
+        denoiser = dict(self.denoiser_recipe)
+        if _takes(denoiser, "map_channels"):
+            denoiser["map_channels"] = conditioner.get("map_channels", 0)
+        return denoiser
+
+    # Settings that affect a stage's result. Run folders keep these dictionaries, so that a key may not be renamed.
 
     def common_settings(self) -> dict[str, Any]:
         """Of every stage."""
@@ -187,18 +199,34 @@ class JobSettings:
                 "augment": self.augment, "conditioner": self.conditioner, **starts}
 
 
+def with_front_end(recipe: dict[str, Any], mel: MelSpec) -> dict[str, Any]:
+    """A codec's or vocoder's recipe with the clip's front end, where its class takes ``mel`` and the recipe names none.
+    The default one is left out, as run folders and model folders have it."""
+    if not recipe or mel == MelSpec() or recipe.get("mel") is not None:
+        return recipe
+    try:
+        return {**recipe, "mel": asdict(mel)} if _takes(recipe, "mel") else recipe
+    except InputError:  # of a class that can't be imported: refused, with its setting's name, before training
+        return recipe
+
+
+def _takes(recipe: dict[str, Any], argument: str) -> bool:
+    """Does the class of a recipe take an argument of this name?"""
+    return argument in inspect.signature(class_of(recipe["_target_"])).parameters
+
+
 @dataclass(frozen=True)
 class StageContext:
-    """What all stages of a job share.
+    """Context that all stages of a job share.
 
     Attributes:
         seed: of weights, order and every draw.
         spec: shape and rate of a clip.
-        root, info: where the shards lie, and what they hold.
-        source: of the data; it knows videos and true onsets.
+        root, info: folder of the shards, and dataset.json.
+        source: of the data, with videos and true onsets.
         loggers: factories, called for each stage.
         console: of the plan and the progress.
-        preemption: tells whether the job is asked to stop; it knows the processes that train together.
+        preemption: a request to stop, and the processes that train together.
     """
 
     seed: int
@@ -231,10 +259,10 @@ class StageContext:
 
     def save(self, folder: StageFolder, recipe: ModelRecipe, parts: dict[str, torch.nn.Module]) -> None:
         """Write the stage's model folder, once."""
-        self.processes.alone(lambda: save_model(folder.model, recipe, parts))
+        self.processes.on_first_rank(lambda: save_model(folder.model, recipe, parts))
 
     def about(self, stage: str, settings: StageSettings) -> dict[str, Any]:
-        """What the model card says of the training."""
+        """The model card's facts of the training."""
         counts = ", ".join(f"{self.info.records(split)} {split}" for split in self.info.splits)
         data = f"{counts} clips at {self.info.fps:g} fps, seen by {self.info.grounder} and {self.info.encoder}"
         return {"stage": stage, "data": data, "steps": settings.fit.steps, "seed": self.seed,
@@ -284,7 +312,7 @@ class Stage(ABC):
         """Show or write what belongs to a finished stage, whether it was finished now or before."""
 
     def plan(self, job: JobSettings) -> tuple[str, float]:
-        """What the plan says of the work, and the seconds that it is expected to take."""
+        """The plan's description of the work, and its expected time in seconds."""
         numbers = job.numbers(self.name)
         work = f"{numbers.fit.steps} steps of {numbers.batch_size} clips, precision {numbers.fit.precision}"
         return work, numbers.expected_s

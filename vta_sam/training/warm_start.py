@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoints.model_folder import ModelRecipe, load_weights, read_recipe
-from ..checkpoints.parts import short_name
+from ..checkpoints.parts import class_of, short_name
 from ..conditioners.vta_sam import VTASAMConditioner
 from ..diffusion.condition import Conditioner, Denoiser
+from ..diffusion.unet import LatentUNet
 from ..generation.build import build_denoiser
 from ..runtime.errors import InputError
 
@@ -42,6 +43,23 @@ class WarmStart:
         source = self.recipe.conditioner
         return bool(source and source["_target_"] == short_name(conditioner["_target_"]))
 
+    def require_denoiser(self, recipe: dict[str, Any]) -> None:
+        """Refuse, before training, a denoiser of another kind than the source's, unless its class says by a
+        ``weights_of`` of its own what it takes of others.
+
+        Args:
+            recipe: of the denoiser to train.
+
+        Raises:
+            InputError: neither class is the other one's, and none of its weights would have a place.
+        """
+        kind, source = class_of(recipe["_target_"]), class_of(self.recipe.denoiser["_target_"])  # type: ignore[index]
+        if kind.weights_of in (Denoiser.weights_of, LatentUNet.weights_of) and not (
+                issubclass(kind, source) or issubclass(source, kind)):
+            raise InputError(f"init={self.folder} has the denoiser {source.__name__}, and the one to train is a "
+                             f"{kind.__name__}, in which its weights have no place; leave init= out, or take the "
+                             "denoiser of that model: without denoiser= it is the size's UNet")
+
     def conditioner_recipe(self, recipe: dict[str, Any]) -> dict[str, Any]:
         """The recipe of the conditioner to train: VTA-SAM started from VTA-LDM carries VTA-LDM's projection of frames.
 
@@ -64,10 +82,10 @@ class WarmStart:
 
     @torch.no_grad()
     def fill(self, denoiser: Denoiser, conditioner: Conditioner) -> None:
-        """Fill both with the source's weights, so that given the source's tokens they compute what it computes.
+        """Fill both with the source's weights, so that for the source's tokens they compute the same.
 
-        A conditioner of the source's own kind takes all that the source has; another one is new, but for what
-        :meth:`conditioner_recipe` carries.
+        A conditioner of the source's own kind takes all of the source's weights. Another one is new, but for the
+        arguments of :meth:`conditioner_recipe`.
 
         Args:
             denoiser, conditioner: changed in place.
@@ -91,7 +109,7 @@ class WarmStart:
             self.new += [f"conditioner.{name}" for name in conditioner.state_dict()]
 
     def lines(self) -> list[str]:
-        """What :meth:`fill` did with the weights, as lines for the screen."""
+        """A summary of :meth:`fill` as lines for the screen."""
         parts = sorted({".".join(name.split(".")[:2]) for name in self.new})
         return [f"init: {len(self.taken)} tensors taken from {self.folder}",
                 f"  resized, with zeros for what is new in them: {', '.join(self.resized) or 'none'}",
@@ -109,7 +127,7 @@ class WarmStart:
         self.new += [prefix + name for name in own if name not in given]
 
     def _carry(self, conditioner: VTASAMConditioner, source: Any) -> None:
-        """At step 0 tokens are the source's: its projection of frames, and nothing from what is new."""
+        """At step 0 tokens are the source's: its projection of frames, and zeros from the new layers."""
         assert conditioner.carried is not None, "its recipe has the source's projection"
         conditioner.carried.load_state_dict(source.encoder.state_dict())
         conditioner.null_token.copy_(source.null_token)

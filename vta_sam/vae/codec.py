@@ -90,6 +90,21 @@ class Codec(nn.Module, ABC):
                              f"clip.latent_stride_frames is {spec.latent_stride_frames}; take another VAE, or change "
                              "the clip")
 
+    def require_vocoder(self, vocoder: Any, where: str = "the VAE") -> None:
+        """Refuse a vocoder that reads other log-mels than the codec decodes to.
+
+        Args:
+            vocoder: with the front end ``mel``.
+            where: the codec is, for the message.
+
+        Raises:
+            InputError: the front ends differ.
+        """
+        if self.decodes_to == "mel" and vocoder.mel != self.mel:
+            raise InputError(f"the vocoder {type(vocoder).__name__} reads log-mels of {vocoder.mel}, {where} decodes "
+                             f"to {self.mel}; take a vocoder of the VAE's front end: vocoder=griffin_lim has any, one "
+                             "with weights the one that it was trained with")
+
 
 class MelCodec(Codec):
     """Waveform ⇒ log-mel (B, 1, mel frames, n_mels) ⇒ moments (B, 2C, columns, freq) ⇒ log-mel.

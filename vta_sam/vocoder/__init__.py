@@ -17,9 +17,9 @@ class Vocoder(Protocol):
     """Log-mel ⇒ waveform.
 
     A call takes log-mels (B, frames, n_mels) float, natural log, as :class:`vta_sam.mel.LogMel` makes them by ``mel``.
-    It returns (B, samples) float32 at ``sample_rate_hz`` on the mel's device, where samples ≥ hop · frames; beyond that
-    rings the last frame, and callers cut it. Each waveform depends on its own mel alone, never on its neighbours in the
-    batch, and the same mel gives the same waveform. Sounds may exceed [-1, 1] when the mel asks for it: clipping is the
+    It returns (B, samples) float32 at ``sample_rate_hz`` on the mel's device, where samples ≥ hop · frames. Beyond that
+    the last frame rings, and callers cut it. Each waveform depends on its own mel alone, never on its neighbours in the
+    batch, and the same mel gives the same waveform. Sounds may exceed [-1, 1] for a loud mel: clipping is the
     caller's.
     """
 

@@ -99,7 +99,7 @@ class GriffinLim(nn.Module):
 
     def _resynthesise(self, mel: torch.Tensor) -> torch.Tensor:
         """One log-mel (frames, n_mels) ⇒ (hop · frames,)."""
-        # what lies on the floor was silence, and not a hiss of 1e-5
+        # bins on the floor were silence, and not a hiss of 1e-5
         target = torch.where(mel <= LOG_FLOOR + 1e-3, 0.0, mel.exp())
         first = self._linear_magnitude(target)
         magnitude, previous, frames = first, None, mel.shape[0]
@@ -117,12 +117,12 @@ class GriffinLim(nn.Module):
 
     def _linear_magnitude(self, mel: torch.Tensor) -> torch.Tensor:
         """Mel magnitudes (frames, n_mels) ⇒ linear magnitudes (frames, bins), zero outside the filterbank."""
-        heard = self.column_sums > 0
+        covered = self.column_sums > 0
         mean = mel / self.filters.sum(1)
-        linear = torch.where(heard, mean @ (self.filters / self.column_sums.clamp_min(_TINY)), 0.0) + _TINY
+        linear = torch.where(covered, mean @ (self.filters / self.column_sums.clamp_min(_TINY)), 0.0) + _TINY
         for _ in range(self.inversion_steps):
             linear = self._corrected(linear, mel)
-        return torch.where(heard, linear, 0.0)
+        return torch.where(covered, linear, 0.0)
 
     def _corrected(self, linear: torch.Tensor, mel: torch.Tensor) -> torch.Tensor:
         """One Richardson-Lucy update of linear magnitudes (frames, bins) towards mel magnitudes (frames, n_mels)."""

@@ -52,7 +52,7 @@ class HiFiGAN(nn.Module):
             resblock_kernel_sizes=list(resblock_kernels),
             resblock_dilation_sizes=[list(dilations) for dilations in resblock_dilations], normalize_before=False,
         ))
-        # what it would normalise mels by if it did
+        # the mean and scale of an unused normalisation
         del self.network.mean, self.network.scale
 
     def initialise(self) -> None:

@@ -101,7 +101,7 @@ class Discriminators(nn.Module):
 
     def forward(self, waveform: Tensor) -> list[Scores]:
         """(B, samples) ⇒ the scores of each."""
-        return [judge(waveform) for judge in self.judges]
+        return [discriminator(waveform) for discriminator in self.judges]
 
 
 def discriminator_loss(true: list[Scores], made: list[Scores]) -> Tensor:
@@ -123,8 +123,8 @@ def feature_matching_loss(true: list[Scores], made: list[Scores]) -> Tensor:
 class VocoderTraining(StageModule):
     """HiFi-GAN's training (2010.05646) on short segments of clips.
 
-    Both sides take one step together. The vocoder's losses see frozen discriminators, theirs see a detached waveform:
-    the gradients are those of two separate passes.
+    Vocoder and discriminators take one step together. The vocoder's losses use frozen discriminators, and the
+    discriminators' losses a detached waveform, so that the gradients equal two separate passes'.
 
     Args:
         vocoder: to train.
@@ -148,18 +148,19 @@ class VocoderTraining(StageModule):
         if not self.training:
             return self.weights["mel"] * error, {"mel": error}
         self.adversary.requires_grad_(False)
-        fooled = self.adversary(made)
+        fake_scores = self.adversary(made)
         self.adversary.requires_grad_(True)
-        judged = self.adversary(true)
-        terms = {"mel": error, "features": feature_matching_loss(judged, fooled), "adversarial": generator_loss(fooled)}
+        real_scores = self.adversary(true)
+        terms = {"mel": error, "features": feature_matching_loss(real_scores, fake_scores),
+                 "adversarial": generator_loss(fake_scores)}
         loss = sum((self.weights[name] * value for name, value in terms.items()), start=error * 0)
-        terms["adversary"] = discriminator_loss(judged, self.adversary(made.detach()))
+        terms["adversary"] = discriminator_loss(real_scores, self.adversary(made.detach()))
         return loss + terms["adversary"], terms
 
     def segments(self, batch: ClipBatch) -> tuple[Tensor, Tensor]:
         """One segment of each clip, where its seed says ⇒ waveform (B, samples), log-mel (B, frames, 64).
 
-        Mels are cut out of the whole clip's, so that their edges are those that generation has inside a clip.
+        Mels are cut out of the whole clip's, so that their edges are as in generation inside a clip.
         """
         assert batch.waveform is not None, "stage vocoder reads the waveform itself"
         waveform = normalise(batch.waveform)

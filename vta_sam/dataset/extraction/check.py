@@ -1,6 +1,6 @@
-"""Checks of a finished dataset: every record against dataset.json, statistics of the clips, and films of some of them.
+"""Checks of a finished dataset: every record against dataset.json, statistics of the clips, and films of some clips.
 
-A film shows the frames of a clip, from its video, with the grounding of its record drawn over them.
+A film shows the frames of a clip, read from its video, under the grounding of its record.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from .dataset_statistics import DatasetStatistics, Fault, statistics_picture
 from .shard_folder import failures
 
 _ROUNDING = 1e-3  # half a step of fp16 at 1
-_LONGEST_S = 1e6  # no clip, and no number of frames a second, is larger
+_LONGEST_S = 1e6  # bound of a clip's duration, and of its frame rate
 _CHUNK_FRAMES = 32
-Progress = Callable[[int, int, int], None]  # clips read, of how many, faults
+Progress = Callable[[int, int, int], None]  # clips read, clips in all, faults
 
 
 def check_dataset(root: Path, progress: Progress | None = None) -> tuple[DatasetStatistics, list[Fault]]:
-    """Read every record of a dataset, one at a time ⇒ statistics of the clips that could be read, and all faults.
+    """Read every record of a dataset, one at a time ⇒ statistics of the readable clips, and all faults.
 
     Args:
         root: folder of the shards.
@@ -48,19 +48,19 @@ def check_dataset(root: Path, progress: Progress | None = None) -> tuple[Dataset
     shards = [(split, shard) for split, found in info.splits.items() for shard in found]
     total = sum(shard.records for _, shard in shards)
     statistics, faults = DatasetStatistics(), _unlisted(root, {shard.name for _, shard in shards})
-    seen: set[bytes] = set()
+    key_hashes: set[bytes] = set()
     read = 0
     if progress:
         progress(read, total, len(faults))  # shows the total before the first record
     for split, shard in shards:
         records = 0
         for record in read_records(root / shard.name):
-            records += bool(record.key)  # a fault without a key is one of the shard
+            records += bool(record.key)  # a fault without a key is the shard's
             if isinstance(record, Fault):
                 faults.append(record)
             else:
                 faults += [Fault(shard.name, record.key, what) for what in record_faults(record, info)]
-                faults += _repeated(seen, shard, record.key)
+                faults += _repeated(key_hashes, shard, record.key)
                 statistics.add(split, record)
             if progress:
                 progress(read + records, total, len(faults))
@@ -70,7 +70,14 @@ def check_dataset(root: Path, progress: Progress | None = None) -> tuple[Dataset
 
 
 def write_check(out: Path, statistics: DatasetStatistics, faults: list[Fault], title: str) -> None:
-    """Write ``out``/statistics.json, statistics.png and faults.jsonl, an empty one where all is well."""
+    """Write statistics.json, statistics.png and faults.jsonl (empty without faults).
+
+    Args:
+        out: folder of the three files.
+        statistics: of the clips.
+        faults: of the records.
+        title: of the picture.
+    """
     lines = "".join(json.dumps(asdict(fault), ensure_ascii=False) + "\n" for fault in faults)
     write_text(out / "faults.jsonl", lines)
     content = {**statistics.to_dict(), "faults": len(faults)}
@@ -80,9 +87,13 @@ def write_check(out: Path, statistics: DatasetStatistics, faults: list[Fault], t
 
 
 def record_faults(clip: ClipFeatures, info: DatasetInfo) -> list[str]:
-    """What is wrong with a clip: where it disagrees with its dataset, with itself, or with the meaning of its numbers.
+    """The faults of a clip: contradictions to its dataset or in itself, and numbers out of range.
 
-    Arrays whose shapes disagree with each other, and NaN, were refused when the clip was read.
+    Shapes that contradict each other, and NaN, were refused when the clip was read.
+
+    Args:
+        clip: as read.
+        info: dataset.json.
     """
     faults = []
 
@@ -120,7 +131,7 @@ def record_faults(clip: ClipFeatures, info: DatasetInfo) -> list[str]:
 
 
 def read_records(path: Path) -> Iterator[ClipFeatures | Fault]:
-    """The clips of a shard, in order. A Fault stands in place of a damaged one, and at the end of a damaged shard."""
+    """The clips of a shard, in order, with a Fault in place of each damaged clip, and at the end of a damaged shard."""
     try:
         for key, members in read_members(path):
             try:
@@ -131,16 +142,17 @@ def read_records(path: Path) -> Iterator[ClipFeatures | Fault]:
         yield Fault(path.name, "", str(error))
 
 
-def _repeated(seen: set[bytes], shard: ShardInfo, key: str) -> list[Fault]:
-    """A fault where the key is among ``seen``: 8 bytes of each key's hash."""
+def _repeated(key_hashes: set[bytes], shard: ShardInfo, key: str) -> list[Fault]:
+    """A fault if the key's hash of 8 bytes is among ``key_hashes``; else it is added."""
     short = hashlib.blake2b(key.encode(), digest_size=8).digest()
-    if short in seen:
+    if short in key_hashes:
         return [Fault(shard.name, key, "the id stands in the dataset before; ids must differ")]
-    seen.add(short)
+    key_hashes.add(short)
     return []
 
 
 def _count_faults(root: Path, shard: ShardInfo, records: int) -> list[Fault]:
+    """Faults of a shard whose records or failures are not as many as dataset.json says."""
     faults = []
     if records != shard.records:
         faults.append(Fault(shard.name, "", f"it holds {records} records, dataset.json says {shard.records}"))
@@ -157,23 +169,23 @@ def _count_faults(root: Path, shard: ShardInfo, records: int) -> list[Fault]:
 
 
 def _unlisted(root: Path, known: set[str]) -> list[Fault]:
-    """Faults of tars that dataset.json doesn't name; training doesn't read them."""
+    """Faults of tars that dataset.json doesn't name, which training would leave out."""
     return [Fault(path.name, "", "it is not in dataset.json") for path in sorted(root.glob("*.tar"))
             if path.name not in known and not path.name.startswith(".")]
 
 
 def write_overlays(root: Path, videos: Path, out: Path, count: int = 3, keys: Sequence[str] = (),
                    grounder: Grounder | None = None, shown: float = SHOWN) -> Iterator[Path]:
-    """Write ``out``/<id>.mp4 of clips of a dataset ⇒ each path when its film is done.
+    """Write films ``out``/<id>.mp4 of clips of a dataset ⇒ their paths, one by one.
 
     Args:
         root: folder of the shards.
         videos: folder that the clips were extracted from.
         out: folder of the films.
-        count: clips from the first on, where keys is empty.
+        count: number of the first clips, if ``keys`` is empty.
         keys: ids of the clips.
-        grounder: draws the masks again, since shards hold only their areas; None: boxes alone.
-        shown: the least probability of objects whose boxes and masks are drawn.
+        grounder: draws the masks anew, since shards hold only their areas; None: boxes alone.
+        shown: least probability of objects whose boxes and masks are drawn.
 
     Raises:
         InputError: a video or a key is missing, or the grounder draws no masks, or another made the shards.
@@ -183,7 +195,7 @@ def write_overlays(root: Path, videos: Path, out: Path, count: int = 3, keys: Se
         raise InputError(f"videos={videos} is not a folder; overlays need the videos that the shards were made from")
     if grounder is not None and not grounder.draws_masks:
         raise InputError(f"the grounder {grounder.fingerprint} draws no masks; choose another, or masks=false")
-    if grounder is not None:  # another's masks would not be those whose areas the shards hold
+    if grounder is not None:  # masks of another grounder would not fit the areas in the shards
         read_dataset(root).require(str(root), grounder=grounder.fingerprint)
     for clip in _chosen(root, count, keys):
         yield write_overlay(clip, source_video(videos, clip), out / f"{member_key(clip.key)}.mp4", grounder, shown)
@@ -191,9 +203,17 @@ def write_overlays(root: Path, videos: Path, out: Path, count: int = 3, keys: Se
 
 def write_overlay(clip: ClipFeatures, video: Path, out: Path, grounder: Grounder | None = None,
                   shown: float = SHOWN) -> Path:
-    """One clip ⇒ the path of its film."""
-    seen = probe(video)
-    size = picture_size(seen.height, seen.width)
+    """Write the film of one clip ⇒ its path.
+
+    Args:
+        clip: the record.
+        video: file that the clip was extracted from.
+        out: path of the film.
+        grounder: draws the masks anew; None: boxes alone.
+        shown: least probability of objects whose boxes and masks are drawn.
+    """
+    info = probe(video)
+    size = picture_size(info.height, info.width)
     overlay = Overlay(clip, size, shown)
     return write_film(out, _frames(overlay, video, size, grounder), clip.fps, clip.waveform, clip.sample_rate_hz)
 

@@ -1,6 +1,6 @@
 """Statistics of a finished dataset, as tables for the terminal and as one picture, and the faults of its records.
 
-Clips are counted one by one: memory grows with the words and labels, not with the clips.
+Clips are added one by one. Memory grows with the number of words and labels, not with the number of clips.
 """
 
 from __future__ import annotations
@@ -37,7 +37,13 @@ _SPARKS = " ▁▂▃▄▅▆▇█"
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with a shard (key "") or with one of its records."""
+    """A fault of a shard or of one of its records.
+
+    Attributes:
+        shard: name of the tar.
+        key: of the record; "" for the shard itself.
+        what: the fault in words.
+    """
 
     shard: str
     key: str
@@ -46,7 +52,7 @@ class Fault:
 
 @dataclass
 class FeatureStatistics:
-    """One feature over all clips that have it: how many they are, and its values."""
+    """Statistics of one feature over all clips that have it."""
 
     clips: int = 0
     values: int = 0
@@ -55,7 +61,7 @@ class FeatureStatistics:
     high: float = -math.inf
 
     def add(self, array: np.ndarray) -> None:
-        """array: of one clip."""
+        """Add the array of one clip."""
         self.clips += 1
         self.values += array.size
         self.total += float(array.sum(dtype=np.float64))
@@ -63,7 +69,7 @@ class FeatureStatistics:
         self.high = float(array.max(initial=self.high))
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; without a value, such as of a clip without objects, the figures are None."""
+        """The statistics for JSON. Without a value, as in clips without objects, the figures are None."""
         figures = (self.low, self.total / self.values, self.high) if self.values else (None, None, None)
         return {"clips": self.clips, **{key: figure if figure is None else round(figure, 5)
                                         for key, figure in zip(("min", "mean", "max"), figures)}}
@@ -71,17 +77,26 @@ class FeatureStatistics:
 
 @dataclass
 class WordStatistics:
-    """One object word over all clips that name it. histogram (10,): frames by their probability, in tenths."""
+    """Statistics of one object word over all clips that name it.
+
+    Attributes:
+        clips: that name the word.
+        missing: clips in which its probability never exceeds SEEN.
+        frames: of these clips.
+        prob_sum: sum of the frames' probabilities.
+        above_half: frames with a probability above 0.5.
+        histogram: (10,) frames by their probability, in tenths.
+    """
 
     clips: int = 0
-    missing: int = 0  # clips in which it never exceeds SEEN
+    missing: int = 0
     frames: int = 0
     prob_sum: float = 0.0
     above_half: int = 0
     histogram: np.ndarray = field(default_factory=lambda: np.zeros(PROB_BINS, np.int64))
 
     def add(self, probs: np.ndarray) -> None:
-        """probs (T,) of one clip."""
+        """Add the probabilities (T,) of one clip."""
         self.clips += 1
         self.missing += not (probs > SEEN).any()
         self.frames += len(probs)
@@ -90,6 +105,7 @@ class WordStatistics:
         self.histogram += np.bincount(np.clip(probs * PROB_BINS, 0, PROB_BINS - 1).astype(int), minlength=PROB_BINS)
 
     def to_dict(self) -> dict[str, Any]:
+        """The statistics for JSON."""
         frames = max(self.frames, 1)
         return {"clips": self.clips, "missing_clips": self.missing, "frames": self.frames,
                 "mean_prob": round(self.prob_sum / frames, 5), "share_above_half": round(self.above_half / frames, 5),
@@ -98,12 +114,24 @@ class WordStatistics:
 
 @dataclass
 class DatasetStatistics:
-    """Counts over the clips that were added. levels (24,): clips by their RMS level in steps of 5 dB from -120 dBFS on,
-    without silent clips."""
+    """Counts over the clips that were added.
+
+    Attributes:
+        splits: {split: clips}.
+        durations: {hundredths of a second: clips}.
+        objects: (9,) clips by the number of objects that they name.
+        labels: {label: clips}.
+        words: {object word: statistics}.
+        features: {feature: statistics}.
+        levels: (24,) clips by their RMS level in steps of 5 dB from -120 dBFS on, without silent clips.
+        level_sum_db: sum of the levels of these clips.
+        silent: clips whose peak is below SILENT_PEAK.
+        seconds: duration of all clips.
+    """
 
     splits: Counter[str] = field(default_factory=Counter)
-    durations: Counter[int] = field(default_factory=Counter)  # hundredths of a second ⇒ clips
-    objects: np.ndarray = field(default_factory=lambda: np.zeros(MAX_OBJECTS + 1, np.int64))  # named in a clip ⇒ clips
+    durations: Counter[int] = field(default_factory=Counter)
+    objects: np.ndarray = field(default_factory=lambda: np.zeros(MAX_OBJECTS + 1, np.int64))
     labels: Counter[str] = field(default_factory=Counter)
     words: dict[str, WordStatistics] = field(default_factory=dict)
     features: dict[str, FeatureStatistics] = field(default_factory=lambda: {n: FeatureStatistics() for n in FEATURES})
@@ -114,10 +142,12 @@ class DatasetStatistics:
 
     @property
     def clips(self) -> int:
+        """Number of clips."""
         return sum(self.splits.values())
 
     def add(self, split: str, clip: ClipFeatures) -> None:
-        seconds = len(clip.waveform) / clip.sample_rate_hz  # a faulty record may name any duration
+        """Add one clip."""
+        seconds = len(clip.waveform) / clip.sample_rate_hz  # not duration_s, which may be wrong in a faulty record
         self.splits[split] += 1
         self.durations[round(seconds * _CENTI)] += 1
         self.seconds += seconds
@@ -136,23 +166,24 @@ class DatasetStatistics:
 
     @property
     def frequent_words(self) -> list[str]:
-        """Words by the number of their clips, then by the alphabet."""
+        """All words, those of the most clips first, then in alphabetical order."""
         return sorted(self.words, key=lambda word: (-self.words[word].clips, word))
 
     def duration_histogram(self) -> tuple[np.ndarray, np.ndarray]:
-        """Edges (21,) in seconds, from 0 to the longest clip's duration, and clips (20,)."""
+        """Histogram of durations ⇒ edges (21,) in seconds from 0 to the longest clip, clips (20,)."""
         values = np.array(list(self.durations), np.float64) / _CENTI
         clips, edges = np.histogram(values, bins=_DURATION_BINS, range=(0.0, max(values, default=0.0)),
                                     weights=list(self.durations.values()))
         return edges, clips.astype(np.int64)
 
     def median_duration_s(self) -> float:
+        """Median of the clips' durations in seconds."""
         values = sorted(self.durations)
         ends = np.cumsum([self.durations[value] for value in values])
         return values[int(np.searchsorted(ends, ends[-1] / 2))] / _CENTI
 
     def to_dict(self) -> dict[str, Any]:
-        """All statistics, for JSON; without a clip the figures that need one are None."""
+        """All statistics for JSON. Without a clip, figures that need one are None."""
         clips, sounding = self.clips, int(self.levels.sum())
         edges, by_duration = self.duration_histogram()
         words = {word: self.words[word].to_dict() for word in self.frequent_words}
@@ -180,7 +211,12 @@ class DatasetStatistics:
 
 
 def statistics_tables(statistics: DatasetStatistics, title: str) -> Group:
-    """A dataset's counts in a few lines, its features, its most frequent words and its labels, to be printed."""
+    """A dataset's counts in a few lines, and tables of its features, most frequent words and labels, to be printed.
+
+    Args:
+        statistics: of the dataset.
+        title: name of the dataset.
+    """
     found = statistics.to_dict()
     if not statistics.clips:
         return Group(Text(f"{title}: no clip could be read"))
@@ -195,9 +231,9 @@ def statistics_tables(statistics: DatasetStatistics, title: str) -> Group:
         f"missing objects (never above 0.3 in their clip): {missing['missing']} of {missing['of']}",
         f"silent clips: {sound['silent_clips']} ({100 * sound['silent_share']:.1f} %); mean level of others {level}",
     ]
-    never = missing["never_seen_words"]
-    if never:
-        lines.append(f"words never seen in any clip: {', '.join(never[:SHOWN])}{' …' if len(never) > SHOWN else ''}")
+    unseen = missing["never_seen_words"]
+    if unseen:
+        lines.append(f"words never seen in any clip: {', '.join(unseen[:SHOWN])}{' …' if len(unseen) > SHOWN else ''}")
     return Group(*map(Text, lines), _feature_table(found["features"]), *_word_table(statistics),
                  *_label_table(statistics))
 
@@ -224,7 +260,7 @@ def _word_table(statistics: DatasetStatistics) -> list[Table]:
 
 
 def _sparks(counts: Sequence[int]) -> str:
-    """One block character for each count; a count above zero is visible."""
+    """A histogram as text, with one block character a count. A count above zero is visible."""
     highest = max(max(counts), 1)
     return "".join(_SPARKS[-(-count * (len(_SPARKS) - 1) // highest)] for count in counts)
 
@@ -249,7 +285,13 @@ def faults_table(faults: Sequence[Fault]) -> Table:
 
 
 def statistics_picture(path: str | os.PathLike, statistics: DatasetStatistics, title: str = "") -> None:
-    """Write a PNG: how probable objects are in the frames, word by word; durations, objects per clip, levels."""
+    """Write a PNG of probabilities in the frames by object word, durations, objects per clip, and levels.
+
+    Args:
+        path: of the PNG.
+        statistics: of the dataset.
+        title: of the picture; "": clips and hours.
+    """
     words = statistics.frequent_words[:SHOWN]
     height = max(5.2, 1.6 + 0.27 * len(words))
     figure = Figure(figsize=(11, height), dpi=110, layout="constrained")

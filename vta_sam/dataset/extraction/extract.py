@@ -1,7 +1,7 @@
 """Extraction: every clip is decoded once, goes through the extractors once, and is written to a shard.
 
-A run may be killed at any moment. A shard's tar is renamed into place whole, after the list of its failures, and counts
-as done from then on; the next run makes the shards whose tar is missing (shard_folder.py).
+A run may be killed at any moment. A shard is done once its tar is renamed into place, after the list of its failures.
+The next run makes the shards whose tar is missing (shard_folder.py).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..manifests.manifest import Row, manifest_hash, read_manifest, slices
 from ..shards.schema import FORMAT_VERSION, DatasetInfo, encode_record
 from .shard_folder import ShardFolder
 
-Progress = Callable[[int, int, int], None]  # clips done, of how many, of those failed in this run
+Progress = Callable[[int, int, int], None]  # clips done, clips in all, clips failed in this run
 
 
 def extract_dataset(manifest: Path, videos: Path, out: Path, grounder: Grounder, encoder: Encoder, fps: float,
@@ -35,10 +35,10 @@ def extract_dataset(manifest: Path, videos: Path, out: Path, grounder: Grounder,
                     chunk_frames: int = CHUNK_FRAMES, hwaccel: str | None = None,
                     retry_failed: bool = False, features: Sequence[FrameExtractor] = (),
                     sample_rate_hz: int = MelSpec().sample_rate_hz) -> DatasetInfo:
-    """Make the shards of a manifest in ``out``, or the share of worker ``rank`` of ``world`` ⇒ what ``out`` holds then.
+    """Make the shards of a manifest, or one worker's share of them ⇒ the dataset as it is then in ``out``.
 
-    The worker that finds all shards there at its end writes dataset.json; before that, other workers' shards may be
-    missing. A clip that can't be read is listed in ``<shard>.failed.jsonl`` with the reason.
+    The worker that ends last writes dataset.json. Until then other workers' shards may be missing. A clip that can't be
+    read is listed in ``<shard>.failed.jsonl`` with the reason.
 
     Args:
         manifest: csv of the clips.
@@ -46,23 +46,23 @@ def extract_dataset(manifest: Path, videos: Path, out: Path, grounder: Grounder,
         out: folder of the shards.
         grounder: finds objects in frames.
         encoder: embeds frames, words and captions.
-        fps: frames a second that are extracted.
+        fps: frame rate of the features.
         shard_size: clips in a shard.
         workers: decoding processes.
-        rank: of this worker.
+        rank: of this worker, from 0.
         world: number of workers.
         progress: called at the start and after each clip; clips of earlier runs count as done.
-        limit_s: seconds that the decoding of a clip may take.
-        memory_mb: memory that it may take.
-        chunk_frames: frames of a clip that the extractors get in one call.
-        hwaccel: FFmpeg's name of a kind of device that decodes; None: software.
-        retry_failed: try the clips again that earlier runs listed as failed.
+        limit_s: limit of a clip's decoding, in seconds.
+        memory_mb: memory limit of a clip's decoding.
+        chunk_frames: frames in one call of an extractor.
+        hwaccel: FFmpeg's name of a kind of decoding device; None: software.
+        retry_failed: try clips again that earlier runs listed as failed.
         features: extractors of further features per frame.
-        sample_rate_hz: of the sound that is stored.
+        sample_rate_hz: of the stored sound.
 
     Raises:
-        InputError: ``out`` was begun with another manifest or config, there is no such device, the disk is full, or no
-            clip at all could be read.
+        InputError: ``out`` was begun with another manifest or config, an argument is out of range, there is no such
+            device, the disk is full, or no clip at all could be read.
     """
     manifest, videos, out = Path(manifest), Path(videos), Path(out)
     if not 0 <= rank < world:
@@ -81,26 +81,26 @@ def extract_dataset(manifest: Path, videos: Path, out: Path, grounder: Grounder,
     folder = ShardFolder(out, _describe(rows, extractors, config), config, all_slices)
     extractor = ClipExtractor(videos, extractors, fps, sample_rate_hz)
     mine = all_slices[rank::world]
-    with folder.at_work(), DecodePool(workers, limit_s, memory_mb, hwaccel=hwaccel) as pool:
-        todo = folder.todo(mine, retry_failed)
+    with folder.claimed(), DecodePool(workers, limit_s, memory_mb, hwaccel=hwaccel) as pool:
+        pending = folder.pending(mine, retry_failed)
         clips = sum(len(part.rows) for part in mine)
-        done, failed = clips - sum(len(part.rows) for part in todo), 0
+        done, failed = clips - sum(len(part.rows) for part in pending), 0
         if progress:
             progress(done, clips, failed)
-        decoded = pool.map(extractor.request(row) for part in todo for row in part.rows
-                           if row.id not in folder.kept(part))
-        for part in todo:
-            records, failures_here = [], list[dict[str, str]]()
+        decoded = pool.map(extractor.request(row) for part in pending for row in part.rows
+                           if row.id not in folder.earlier_records(part))
+        for part in pending:
+            records, shard_failures = [], list[dict[str, str]]()
             for row in part.rows:
-                record = folder.kept(part).get(row.id) or extractor.record(row, next(decoded))
+                record = folder.earlier_records(part).get(row.id) or extractor.record(row, next(decoded))
                 if isinstance(record, InputError):
-                    failures_here.append({"id": row.id, "path": row.path, "reason": str(record)})
+                    shard_failures.append({"id": row.id, "path": row.path, "reason": str(record)})
                 else:
                     records.append((row.id, record))
                 done, failed = done + 1, failed + isinstance(record, InputError)
                 if progress:
                     progress(done, clips, failed)
-            folder.commit(part, records, failures_here)
+            folder.commit(part, records, shard_failures)
         return folder.finish()
 
 
@@ -110,8 +110,8 @@ class ClipExtractor:
     Args:
         videos: folder of the videos.
         extractors: of the features.
-        fps: frames a second that are extracted.
-        sample_rate_hz: of the sound.
+        fps: frame rate of the features.
+        sample_rate_hz: of the stored sound.
     """
 
     def __init__(self, videos: Path, extractors: Extractors, fps: float,
@@ -120,13 +120,18 @@ class ClipExtractor:
         self.fps = float(fps)  # 4 and 4.0 are the same record
 
     def request(self, row: Row) -> ClipRequest:
-        """What has to be decoded of a row's clip."""
+        """The request to decode a row's clip."""
         return ClipRequest(
             path=str(self.videos / row.path), fps=self.fps, start_s=row.start_s, duration_s=row.duration_s,
             fits=self.extractors.fits, sample_rate_hz=self.sample_rate_hz, chunk_frames=self.extractors.chunk_frames)
 
     def record(self, row: Row, clip: ClipStream) -> dict[str, bytes] | InputError:
-        """The members of a clip's record, or the reason why there is none; ``clip`` is being decoded meanwhile."""
+        """The members of a clip's record, or the error that prevents one.
+
+        Args:
+            row: of the manifest.
+            clip: the decoder's stream of the clip.
+        """
         try:
             return encode_record(self.features(row, clip))
         except InputError as error:
@@ -135,6 +140,10 @@ class ClipExtractor:
     def features(self, row: Row, clip: ClipStream) -> ClipFeatures:
         """The features of a clip.
 
+        Args:
+            row: of the manifest.
+            clip: the decoder's stream of the clip.
+
         Raises:
             InputError: the clip can't be read, an extractor refuses it, or a feature has another shape than its row in
                 the table of features.
@@ -142,7 +151,7 @@ class ClipExtractor:
         extractors = self.extractors.for_clip(self.videos / row.path, self.fps, row.start_s)
         words = words_of(row.caption, row.objects or None, extractors.known_words)
         extracted = extract_features(clip, extractors, [words.objects])
-        assert clip.waveform is not None  # asked for by request()
+        assert clip.waveform is not None  # request() includes it
         return extracted.record(
             words, extracted.groundings[0], extractors.encoder, key=row.id, caption=row.caption, fps=self.fps,
             waveform=clip.waveform, sample_rate_hz=self.sample_rate_hz, label=row.label, source=row.path,
@@ -151,19 +160,19 @@ class ClipExtractor:
 
 def _config(extractors: Extractors, fps: float, sample_rate_hz: int, shard_size: int, hwaccel: str | None,
             ) -> dict[str, Any]:
-    """Every setting that changes a record, or which record lies where."""
+    """All settings that change a record, or the assignment of records to shards."""
     grounder, encoder = extractors.grounder, extractors.encoder
     config = {
         "format_version": FORMAT_VERSION, "fps": float(fps), "sample_rate_hz": sample_rate_hz, "shard_size": shard_size,
         "grounder": grounder.fingerprint, "encoder": encoder.fingerprint,
         "grounder_settings": dict(grounder.settings), "encoder_settings": dict(encoder.settings),
         "fits": [repr(grounder.fit), repr(encoder.fit)],
-        "nouns": tagger_name(),  # which tagger reads captions depends on what is installed
+        "nouns": tagger_name(),  # the tagger depends on the installed packages
         "hwaccel": hwaccel,  # devices may differ in a picture's last bits
     }
     further = {name: {"fingerprint": part.fingerprint, "settings": dict(part.settings), "fit": repr(part.fit)}
                for name, part in zip(extractors.names, extractors.features)}
-    return config | {"features": further} if further else config  # without any, as before there were any
+    return config | {"features": further} if further else config  # the same hash as of older datasets without any
 
 
 def _describe(rows: list[Row], extractors: Extractors, config: dict[str, Any]) -> DatasetInfo:

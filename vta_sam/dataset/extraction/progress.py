@@ -22,7 +22,7 @@ _REASONS = 5
 
 
 class _Rate(ProgressColumn):
-    """Clips a second in this run, and how many of them failed."""
+    """Column with clips a second and failed clips of this run."""
 
     def render(self, task: Task) -> Text:
         rate = _pace(task.speed) if task.speed else "… clips/s"
@@ -31,37 +31,40 @@ class _Rate(ProgressColumn):
 
 
 def progress_bar() -> Progress:
-    """A bar whose tasks have a field ``failed``: done of all, time left, clips/s, failures."""
+    """A progress bar of clips done, time left, clips/s and failures; its tasks have a field ``failed``."""
     return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), _Rate())
 
 
 @contextmanager
-def followed(title: str, log_every_s: float = 60.0) -> Iterator[Callable[[int, int, int], None]]:
-    """Yields the function that extraction calls with (clips done, clips in all, clips failed).
+def terminal_progress(title: str, log_every_s: float = 60.0) -> Iterator[Callable[[int, int, int], None]]:
+    """Yields a function of (clips done, clips in all, clips failed) that shows progress.
 
-    It shows a bar on a terminal. Elsewhere, as in the log of a job, it prints a line at the start, at the end, and
-    every ``log_every_s`` seconds.
+    It shows a bar on a terminal. Elsewhere, as in the log of a job, it prints lines.
+
+    Args:
+        title: of the bar or of each line.
+        log_every_s: seconds between two lines; the first and the last call print one in any case.
     """
     bar = progress_bar()
     if not bar.console.is_terminal:
-        yield _Lines(title, log_every_s, lambda line: bar.console.print(line, soft_wrap=True, markup=False))
+        yield _ProgressLines(title, log_every_s, lambda line: bar.console.print(line, soft_wrap=True, markup=False))
         return
     with bar:
         task = bar.add_task(title, total=None, failed=0)
 
         def update(done: int, clips: int, failed: int) -> None:
-            if bar.tasks[0].total is None:  # what earlier runs did is not this run's speed
+            if bar.tasks[0].total is None:  # clips of earlier runs don't count in the speed
                 bar.reset(task, total=clips, completed=done)
             bar.update(task, completed=done, failed=failed)
 
         yield update
 
 
-class _Lines:
-    """Progress in lines: clips done, clips a second in this run, time left, failures."""
+class _ProgressLines:
+    """Prints lines with clips done, clips a second in this run, time left and failures."""
 
-    def __init__(self, title: str, every_s: float, say: Callable[[str], None]) -> None:
-        self.title, self.every_s, self.say = title, every_s, say
+    def __init__(self, title: str, every_s: float, print_line: Callable[[str], None]) -> None:
+        self.title, self.every_s, self.print_line = title, every_s, print_line
         self.start: tuple[float, int] | None = None  # time, and clips of earlier runs
         self.last_line_s = -math.inf
 
@@ -71,12 +74,12 @@ class _Lines:
         if now_s - self.last_line_s < self.every_s and done < clips:
             return
         self.last_line_s = now_s
-        elapsed_s, here = now_s - self.start[0], done - self.start[1]
+        elapsed_s, done_here = now_s - self.start[0], done - self.start[1]
         pace = ""
-        if here and elapsed_s > 0:
-            left = timedelta(seconds=round((clips - done) * elapsed_s / here))
-            pace = f", {_pace(here / elapsed_s)}, {left} left"
-        self.say(f"{self.title}: {done}/{clips}{pace}, {failed} failed")
+        if done_here and elapsed_s > 0:
+            left = timedelta(seconds=round((clips - done) * elapsed_s / done_here))
+            pace = f", {_pace(done_here / elapsed_s)}, {left} left"
+        self.print_line(f"{self.title}: {done}/{clips}{pace}, {failed} failed")
 
 
 def _pace(clips_per_s: float) -> str:
@@ -84,7 +87,12 @@ def _pace(clips_per_s: float) -> str:
 
 
 def summary(info: DatasetInfo, out: Path) -> Group:
-    """Shards, records and failures of each split, and the most frequent reasons of failures."""
+    """A table of shards, records and failures of each split, and the most frequent reasons of failures, to be printed.
+
+    Args:
+        info: the dataset.
+        out: its folder.
+    """
     table = Table("split", "shards", "records", "failed", title=str(out))
     reasons: Counter[str] = Counter()
     for split, shards in sorted(info.splits.items()):
@@ -93,7 +101,7 @@ def summary(info: DatasetInfo, out: Path) -> Group:
         for shard in shards:
             if shard.failed:
                 listed = failures(out / f"{Path(shard.name).stem}.failed.jsonl")
-                # the same reason names another file each time
+                # without the file's name, so that the same reasons count together
                 reasons.update(entry["reason"].replace(entry["path"], "…").rpartition("/")[2] for entry in listed)
     lines = [Text(f"{count} clips: {reason}") for reason, count in reasons.most_common(_REASONS)]
     if not (out / "dataset.json").exists():

@@ -1,7 +1,7 @@
-"""The folder of shards while it is being made: its config, its finished shards, and recovery from a kill.
+"""The folder of shards during extraction: its config, its finished shards, and recovery from a kill.
 
-A shard's tar is renamed into place whole, after the list of its failures; from then on the shard is done. A shard whose
-failed clips are tried again is renamed to ``<shard>.tar.before``: it is no longer done, and its records are used again.
+A shard is done once its tar is renamed into place, after the list of its failures. A shard whose failed clips are tried
+again is renamed to ``<shard>.tar.before``. It is then no longer done, and the new shard takes over its records.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ Record = dict[str, bytes]  # members by suffix
 
 
 class ShardFolder:
-    """``out``: shards of one manifest and one config, made by any number of workers.
+    """A folder of shards of one manifest and one config, made by any number of workers.
 
     Args:
         path: of the folder.
-        info: dataset.json, without its splits.
-        config: every setting that changes a record; its hash is in ``info``.
+        info: content of dataset.json, without its splits.
+        config: all settings that change a record; its hash is in ``info``.
         all_slices: the slices of all workers.
     """
 
     def __init__(self, path: Path, info: DatasetInfo, config: dict[str, Any], all_slices: list[Slice]) -> None:
         self.path, self.info, self.config, self.all_slices = path, info, config, all_slices
-        self._kept: dict[str, dict[str, Record]] = {}
+        self._earlier: dict[str, dict[str, Record]] = {}
 
     @contextmanager
-    def at_work(self) -> Iterator[None]:
-        """Claim the folder for this manifest and config.
+    def claimed(self) -> Iterator[None]:
+        """A context in which the folder belongs to this manifest and config.
 
         Raises:
             InputError: the folder was begun with others, or there is no space left on the disk.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with self._swept():
+            with self._locked():
                 self._claim()
                 yield
         except OSError as error:
@@ -62,45 +62,53 @@ class ShardFolder:
             raise InputError(f"there is no space left for {self.path} ({error.strerror}); the shards that are there "
                              "are whole: make room, and the same command goes on from them") from error
 
-    def todo(self, mine: list[Slice], retry_failed: bool) -> list[Slice]:
-        """The slices of ``mine`` that have no shard yet; with retry_failed also those whose shard lists failures."""
+    def pending(self, mine: list[Slice], retry_failed: bool) -> list[Slice]:
+        """The slices that have no finished shard.
+
+        Args:
+            mine: slices of this worker.
+            retry_failed: set shards aside whose list of failures isn't empty, so that they count as unfinished.
+        """
         for part in mine:
             if self._is_done(part):
-                self._before(part).unlink(missing_ok=True)  # its successor is in place
+                self._aside(part).unlink(missing_ok=True)  # the new shard is in place
                 if retry_failed and failures(self.path / part.failed_name):
                     (self.path / "dataset.json").unlink(missing_ok=True)
-                    os.replace(self.path / part.name, self._before(part))
+                    os.replace(self.path / part.name, self._aside(part))
         return [part for part in mine if not self._is_done(part)]
 
-    def kept(self, part: Slice) -> dict[str, Record]:
-        """Records by id of a shard that was set aside; none where it is damaged: its clips are extracted again then."""
-        if part.name not in self._kept:
+    def earlier_records(self, part: Slice) -> dict[str, Record]:
+        """{id: record} of a shard that was set aside.
+
+        It is empty for a damaged shard, whose clips are then extracted again.
+        """
+        if part.name not in self._earlier:
             records: dict[str, Record] = {}
             try:
-                if self._before(part).exists():
-                    for key, members in read_members(self._before(part)):
+                if self._aside(part).exists():
+                    for key, members in read_members(self._aside(part)):
                         records[decode_record(key, members).key] = members
             except InputError:
                 records = {}
-            self._kept[part.name] = records
-        return self._kept[part.name]
+            self._earlier[part.name] = records
+        return self._earlier[part.name]
 
     def commit(self, part: Slice, records: list[tuple[str, Record]], failed: list[dict[str, str]]) -> None:
-        """Write the list of failures, then the shard.
+        """Write the list of failures, and then the shard.
 
         Args:
             part: the slice.
-            records: ids and members.
+            records: pairs of id and members.
             failed: entries {id, path, reason}.
         """
         lines = "".join(json.dumps(entry, ensure_ascii=False, sort_keys=True) + "\n" for entry in failed)
         write_text(self.path / part.failed_name, lines, sync=True)
         write_records(self.path / part.name, records)
-        self._before(part).unlink(missing_ok=True)
-        self._kept.pop(part.name, None)
+        self._aside(part).unlink(missing_ok=True)
+        self._earlier.pop(part.name, None)
 
     def finish(self) -> DatasetInfo:
-        """The dataset as it is by now; with all shards dataset.json is written.
+        """The dataset as it is now. dataset.json is written if all shards are done.
 
         Raises:
             InputError: no clip could be read.
@@ -115,7 +123,7 @@ class ShardFolder:
             return info
         if not any(shard.records for shard in shards):
             first = failures(self.path / self.all_slices[0].failed_name)[0]
-            for shard in shards:  # they hold nothing; the next run shall try again
+            for shard in shards:  # all are empty; without them the next run tries the clips again
                 (self.path / shard.name).unlink(missing_ok=True)
             raise InputError(f"none of the {sum(s.failed for s in shards)} clips could be read. The first reason: "
                              f"{first['reason']}")
@@ -125,11 +133,11 @@ class ShardFolder:
     def _is_done(self, part: Slice) -> bool:
         return (self.path / part.name).exists()
 
-    def _before(self, part: Slice) -> Path:
+    def _aside(self, part: Slice) -> Path:
         return self.path / f"{part.name}.before"
 
     def _claim(self) -> None:
-        """Write manifest and config down before the first shard. Raises InputError where others are written there."""
+        """Write manifest and config to extraction.json, or compare them. Raises InputError where they differ."""
         path = self.path / STATE_FILE
         ours = {"manifest_hash": self.info.manifest_hash, "config": self.config}
         if not path.exists():
@@ -153,15 +161,17 @@ class ShardFolder:
                              "or delete the folder")
 
     @contextmanager
-    def _swept(self) -> Iterator[None]:
-        """Remove the temporary files of killed workers, unless another worker is running; hold a shared lock inside. On
-        file systems without locks the files stay."""
+    def _locked(self) -> Iterator[None]:
+        """A context with a shared lock on the folder, before which temporary files of killed workers are removed.
+
+        They stay while another worker is running, and on file systems without locks.
+        """
         with open(self.path / _LOCK_FILE, "a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                for left in self.path.glob(".*.partial*"):
-                    if time.time() - left.stat().st_mtime > _STALE_S:
-                        left.unlink(missing_ok=True)
+                for temporary in self.path.glob(".*.partial*"):
+                    if time.time() - temporary.stat().st_mtime > _STALE_S:
+                        temporary.unlink(missing_ok=True)
             except OSError:
                 pass
             try:

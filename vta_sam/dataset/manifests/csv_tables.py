@@ -1,7 +1,7 @@
-"""Tables of clips and captions as people have them, and the video files that they name.
+"""Tables of clips and captions in their various forms, and the video files that they name.
 
-A row keeps the line that it stands in, so that an error can name it. A table of captions has columns of one's own, or
-those of AudioCaps' csv; a clip may be named by a video's id and a start.
+A row keeps its line number for error messages. A table of captions has free columns, or the columns of AudioCaps' csv,
+where a video's id and a start name a clip.
 """
 
 from __future__ import annotations
@@ -19,16 +19,23 @@ from ...media import VIDEO_SUFFIXES
 from ...runtime.errors import InputError
 
 CUTS = ("auto", "yes", "no")
-CLIP_S = 10.0  # AudioSet's clips, which VGGSound's and AudioCaps' are taken from, last ten seconds
+CLIP_S = 10.0  # length of the clips of AudioSet, VGGSound and AudioCaps
 # the column that names the video; of several the first counts
 NAME_COLUMNS = ("path", "file", "filename", "file_name", "video", "video_path", "name", "id", "video_id")
 _AUDIOCAPS = ("youtube_id", "start_time")
 
 
 def list_videos(folder: Path, recursive: bool = False) -> list[os.DirEntry[str]]:
-    """Files with a video's suffix, in order of their path, without hidden ones and folders behind links.
+    """Files with a video's suffix, in order of their path. No file is opened.
 
-    Folders are listed; no file is opened. Raises InputError where ``folder`` can't be listed or holds no video.
+    Hidden files and folders behind links are left out.
+
+    Args:
+        folder: of the videos.
+        recursive: list folders inside it too.
+
+    Raises:
+        InputError: the folder can't be listed, or holds no video.
     """
     found: list[os.DirEntry[str]] = []
     folders = [os.fspath(folder)]
@@ -53,7 +60,7 @@ def list_videos(folder: Path, recursive: bool = False) -> list[os.DirEntry[str]]
 
 
 def by_stem(paths: Iterable[str]) -> dict[str, str]:
-    """{file name without suffix: path} of relative paths. Of files that differ in the suffix alone the mp4 counts."""
+    """{file name without suffix: path} of relative paths. Of files that differ in the suffix alone the mp4 is taken."""
     stems: dict[str, str] = {}
     for path in sorted(paths, key=lambda path: (not path.lower().endswith(".mp4"), path)):
         stems.setdefault(PurePosixPath(path).stem, path)
@@ -61,9 +68,15 @@ def by_stem(paths: Iterable[str]) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Found:
-    """The file of a clip, and the clip's stretch of it. rule: the name that the file was found by, and what the file
-    was taken for."""
+class ClipFile:
+    """The file of a clip, and the clip's stretch of it.
+
+    Attributes:
+        path: of the file.
+        start_s: of the clip in the file, in seconds.
+        duration_s: of the clip; None: to the end of the file.
+        rule: the form of the file's name, and its meaning, for the summary.
+    """
 
     path: str
     start_s: float
@@ -71,30 +84,38 @@ class Found:
     rule: str
 
 
-def find_clip(stems: Mapping[str, str], video: str, start_s: int, cut: str = "auto") -> Found | None:
+def find_clip(stems: Mapping[str, str], video: str, start_s: int, cut: str = "auto") -> ClipFile | None:
     """The file of a clip that starts ``start_s`` into a video, or None.
 
     Args:
         stems: of :func:`by_stem`. ``<id>_000030``, ``<id>_30`` and ``<id>`` are looked up, in this order.
         video: id of the video.
-        start_s: of the clip, in whole seconds.
-        cut: "yes": the file is the clip itself; "no": it is the whole video; "auto": a file whose name has the start is
-            the clip, one named by the bare id the whole video.
+        start_s: start of the clip in the video, in whole seconds.
+        cut: "yes": the file is the clip itself. "no": the file is the whole video. "auto": a file named by id and start
+            is the clip, and a file named by the bare id is the whole video.
     """
     for stem in (f"{video}_{start_s:06d}", f"{video}_{start_s}", video):
         if stem in stems:
-            named = stem != video
-            already_cut = named if cut == "auto" else cut == "yes"
-            name = "named by id and start" if named else "named by the bare id"
+            has_start = stem != video
+            already_cut = has_start if cut == "auto" else cut == "yes"
+            name = "named by id and start" if has_start else "named by the bare id"
             if already_cut:
-                return Found(stems[stem], 0.0, None, f"{name}, taken as the clip itself")
-            return Found(stems[stem], float(start_s), CLIP_S, f"{name}, taken as the whole video: {CLIP_S:g} s from "
-                                                              "the start on")
+                return ClipFile(stems[stem], 0.0, None, f"{name}, taken as the clip itself")
+            return ClipFile(stems[stem], float(start_s), CLIP_S,
+                            f"{name}, taken as the whole video: {CLIP_S:g} s from the start on")
     return None
 
 
 def whole_seconds(where: str, text: str) -> int:
-    """The seconds of a start as a dataset writes it. Raises InputError unless it is a whole number >= 0."""
+    """A start in whole seconds, from its text in a table.
+
+    Args:
+        where: file and line, for messages.
+        text: of the cell.
+
+    Raises:
+        InputError: the text is no whole number >= 0.
+    """
     try:
         number = float(text)
     except ValueError:
@@ -105,12 +126,17 @@ def whole_seconds(where: str, text: str) -> int:
 
 
 def read_cells(path: str | os.PathLike, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
-    """(line, its cells, without the space around them) of each row of a CSV in UTF-8.
+    """Yields (line number, stripped cells) of each row of a CSV in UTF-8.
 
-    A byte order mark and any line ends are legal. A row over several lines counts as its last; empty lines are skipped.
+    A byte order mark and any line ends are legal. A row over several lines has the number of its last line. Empty lines
+    are skipped.
+
+    Args:
+        path: of the CSV.
+        delimiter: between cells.
 
     Raises:
-        InputError: the file doesn't exist, is no UTF-8, or has quotes that don't close; it names the line.
+        InputError: the file doesn't exist, is no UTF-8, or has quotes that don't close. The message names the line.
     """
     line = 0
     try:
@@ -132,7 +158,7 @@ def read_cells(path: str | os.PathLike, delimiter: str = ",") -> Iterator[tuple[
 
 
 def read_table(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, str]]]:
-    """("line 7", {column: text}) of each row of a table with a header: .csv, .tsv (tabs), or .json (a list of objects).
+    """Yields ("line 7", {column: text}) of each row of a .csv, .tsv or .json (a list of objects) with a header.
 
     Raises:
         InputError: as :func:`read_cells`; or a row has another number of cells than the header, or a column is named
@@ -170,7 +196,7 @@ def _read_json(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def _first_foreign_line(path: str | os.PathLike) -> int:
-    """The number of the first line that is not UTF-8. No character of UTF-8 has a line feed's byte in it."""
+    """The number of the first line that is not UTF-8. No longer character of UTF-8 contains a line feed's byte."""
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             try:
@@ -187,10 +213,12 @@ class Caption:
     Args:
         where: the row, for messages.
         text: the caption.
-        name: the video's path, file name or id; "" where video and start_s name it, as AudioCaps does.
+        name: the video's path, file name or id; "" in AudioCaps, where video and start_s name it.
         video: AudioCaps' id of the video.
-        start_s: AudioCaps' start.
-        objects, label, split: empty where the table has none.
+        start_s: AudioCaps' start, in seconds.
+        objects: words; () where the table has none.
+        label: class of the sound; "" where the table has none.
+        split: of the dataset; "" where the table has none.
     """
 
     where: str
@@ -204,23 +232,24 @@ class Caption:
 
     @property
     def id(self) -> str:
+        """The video's name, or AudioCaps' id and start."""
         return self.name or f"{self.video}_{self.start_s:06d}"
 
 
 def read_captions(path: str | os.PathLike) -> list[Caption]:
     """The rows of a table (.csv, .tsv, .json) of captions.
 
-    It has the column ``caption``, and one that names the video (NAME_COLUMNS) or AudioCaps' youtube_id and start_time.
-    ``objects`` (a;b), ``label`` and ``split`` may be there; other columns are not read.
+    The table has the column ``caption``, and a column with the video's name (NAME_COLUMNS) or AudioCaps' youtube_id and
+    start_time. ``objects`` (a;b), ``label`` and ``split`` are optional. Other columns are not read.
 
     Raises:
-        InputError: the table has another form; it names the file and the line.
+        InputError: the table has another form. The message names the file and the line.
     """
     captions = []
     for where, cells in read_table(path):
-        named = next((column for column in NAME_COLUMNS if column in cells), None)
+        name_column = next((column for column in NAME_COLUMNS if column in cells), None)
         audiocaps = all(column in cells for column in _AUDIOCAPS)
-        if "caption" not in cells or not (named or audiocaps):
+        if "caption" not in cells or not (name_column or audiocaps):
             raise InputError(f"{path} has the columns {', '.join(cells)}; it needs caption, and one that names the "
                              f"video: {', '.join(NAME_COLUMNS)}, or {' and '.join(_AUDIOCAPS)}")
         split = cells.get("split", "")
@@ -234,8 +263,8 @@ def read_captions(path: str | os.PathLike) -> list[Caption]:
         if audiocaps:
             start_s = whole_seconds(f"{path}, {where}", cells["start_time"])
             caption = replace(caption, video=cells["youtube_id"], start_s=start_s)
-        elif named:
-            caption = replace(caption, name=cells[named].replace("\\", "/").removeprefix("./"))
+        elif name_column:
+            caption = replace(caption, name=cells[name_column].replace("\\", "/").removeprefix("./"))
         if not (caption.name or caption.video):
             raise InputError(f"{path}, {where}: it doesn't say which video; its name is empty")
         captions.append(caption)

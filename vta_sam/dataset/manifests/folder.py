@@ -16,8 +16,8 @@ from .manifest import ManifestDraft, Row
 
 CAPTION_SOURCES = ("folder", "name")
 _SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
-           "testing": "test"}  # names of folders that say a split
-_LONGEST_ID = 120  # ids become names of files, which have 255 bytes at most
+           "testing": "test"}  # names of folders that stand for a split
+_LONGEST_ID = 120  # ids become file names, whose limit is 255 bytes
 Progress = Callable[[int, int], None]
 
 
@@ -28,17 +28,17 @@ def folder_draft(videos: Path, captions: Path | None = None, caption_from: str |
 
     Args:
         videos: the folder.
-        captions: a table, see :mod:`~vta_sam.dataset.manifests.csv_tables`. Only videos that it names get a row, and of
-            several captions of a clip the first is used.
-        caption_from: "folder" or "name", whose words become the caption (and the folder's the label). Without it and
-            without a table the caption is empty.
-        recursive: look into folders inside the folder.
-        split: of all clips. None: what the table says, else a folder named train, val or test, else train.
+        captions: a table, see :func:`~vta_sam.dataset.manifests.csv_tables.read_captions`. Only videos in the table get
+            a row, with the first of their captions.
+        caption_from: "folder" or "name", whose words become the caption. The folder's name becomes the label too. None,
+            and no table: the caption is empty.
+        recursive: list folders inside the folder too.
+        split: of all clips. None: the table's, else a folder named train, val or test, else train.
         cut: for AudioCaps' columns, see :func:`~vta_sam.dataset.manifests.csv_tables.find_clip`.
-        val: how many clips of train become the split val.
-        test: how many become the split test.
+        val: number of clips of train that become the split val.
+        test: number of clips of train that become the split test.
         same_content: leave out copies under another name.
-        progress: called with (done, all) after each file that had to be read.
+        progress: called with (done, all) after each file that is read for ``same_content``.
 
     Raises:
         InputError: the folder or the table can't be used, or a split's name can't be part of a file name.
@@ -46,45 +46,46 @@ def folder_draft(videos: Path, captions: Path | None = None, caption_from: str |
     if split is not None and not re.fullmatch(r"[A-Za-z0-9_]+", split):
         raise InputError(f"--split {split!r} becomes part of file names; use letters, digits and _")
     draft = ManifestDraft()
-    sizes = _usable(videos, recursive, draft)
+    sizes = _valid_videos(videos, recursive, draft)
     paths = _without_copies(videos, sizes, draft, progress) if same_content else list(sizes)
     if captions is not None:
-        rows = _captioned(paths, read_captions(captions), cut, draft)
+        rows = _rows_of_table(paths, read_captions(captions), cut, draft)
     else:
-        rows = _named(paths, caption_from, draft)
-    first_with: dict[str, Row] = {}
+        rows = _rows_of_names(paths, caption_from, draft)
+    row_of_id: dict[str, Row] = {}
     for row in rows:
-        if row.id in first_with:
-            draft.leave_out(row.id, "another has the same id", f"{row.path}, as {first_with[row.id].path}")
+        if row.id in row_of_id:
+            draft.leave_out(row.id, "another has the same id", f"{row.path}, as {row_of_id[row.id].path}")
             continue
-        first_with[row.id] = row
+        row_of_id[row.id] = row
         draft.rows.append(replace(row, split=split or row.split))
-    whole = {row.path: row.id for row in reversed(draft.rows)}
-    draft.hold_out("val", val, lambda row: whole[row.path])
-    draft.hold_out("test", test, lambda row: whole[row.path], last=True)
+    video_ids = {row.path: row.id for row in reversed(draft.rows)}
+    draft.hold_out("val", val, lambda row: video_ids[row.path])
+    draft.hold_out("test", test, lambda row: video_ids[row.path], last=True)
     return draft
 
 
 def path_id(path: str) -> str:
     """An id of letters, digits, ``_`` and ``-`` for a relative path: its parts without the suffix, joined by ``__``.
 
-    Of a part with other characters those are replaced and a hash is added, so that two names don't become one."""
+    Other characters of a part are replaced, and a hash is added to it, so that different names stay different.
+    """
     parts = PurePosixPath(path).with_suffix("").parts
     id = "__".join(_plain(part) for part in parts)
     return id if len(id) <= _LONGEST_ID else f"{id[:_LONGEST_ID - 17]}_{_hash(path, 16)}"
 
 
 def _plain(part: str) -> str:
-    kept = re.sub(r"[^A-Za-z0-9_-]+", "_", part)
-    return part if kept == part else f"{kept.strip('_')}_{_hash(part, 8)}".lstrip("_")
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "_", part)
+    return part if plain == part else f"{plain.strip('_')}_{_hash(part, 8)}".lstrip("_")
 
 
 def _hash(text: str, digits: int) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:digits]
 
 
-def _usable(videos: Path, recursive: bool, draft: ManifestDraft) -> dict[str, int]:
-    """Videos that a manifest can name, in order ⇒ {relative path: bytes}; the others go to ``draft.left_out``."""
+def _valid_videos(videos: Path, recursive: bool, draft: ManifestDraft) -> dict[str, int]:
+    """{relative path: size in bytes} of videos that a manifest can name, in order. Others go to ``draft.left_out``."""
     sizes: dict[str, int] = {}
     root = os.path.realpath(videos)
     for entry in list_videos(videos, recursive):
@@ -114,29 +115,29 @@ def _is_utf8(text: str) -> bool:
 
 
 def _without_copies(videos: Path, sizes: dict[str, int], draft: ManifestDraft, progress: Progress | None) -> list[str]:
-    """Paths without the files whose bytes are those of an earlier one. Only files of equal size are read."""
+    """The paths without files of the same bytes as an earlier file. Only files of equal size are read."""
     by_size: dict[int, list[str]] = defaultdict(list)
     for path, size in sizes.items():
         by_size[size].append(path)
-    alike = [path for paths in by_size.values() if len(paths) > 1 for path in paths]
-    first_with: dict[tuple[int, bytes], str] = {}
+    same_size = [path for paths in by_size.values() if len(paths) > 1 for path in paths]
+    path_of_content: dict[tuple[int, bytes], str] = {}
     copies = set()
-    for done, path in enumerate(alike, 1):
+    for done, path in enumerate(same_size, 1):
         try:
             with open(videos / path, "rb") as file:
                 content = sizes[path], hashlib.file_digest(file, "sha256").digest()
         except OSError as error:
             raise InputError(f"{videos / path} can't be read ({error.strerror})") from error
-        if first_with.setdefault(content, path) != path:
+        if path_of_content.setdefault(content, path) != path:
             copies.add(path)
-            draft.leave_out(path, "the same bytes as another", first_with[content])
+            draft.leave_out(path, "the same bytes as another", path_of_content[content])
         if progress:
-            progress(done, len(alike))
+            progress(done, len(same_size))
     return [path for path in sizes if path not in copies]
 
 
-def _named(paths: Iterable[str], caption_from: str | None, draft: ManifestDraft) -> Iterable[Row]:
-    """Rows whose caption comes from the name of the folder or file."""
+def _rows_of_names(paths: Iterable[str], caption_from: str | None, draft: ManifestDraft) -> Iterable[Row]:
+    """Yields rows with captions from the names of folders or files."""
     for path in paths:
         parts = PurePosixPath(path).parts
         caption = label = ""
@@ -144,7 +145,7 @@ def _named(paths: Iterable[str], caption_from: str | None, draft: ManifestDraft)
             label = parts[-2] if len(parts) > 1 and parts[-2].lower() not in _SPLITS else ""
             caption = _words(label)
         elif caption_from == "name":
-            caption = _words(re.sub(r"[\W_]*\d+$", "", PurePosixPath(path).stem))  # the number of a take is no word
+            caption = _words(re.sub(r"[\W_]*\d+$", "", PurePosixPath(path).stem))  # without the number of a take
         if caption_from and not caption:
             draft.leave_out(path, f"no caption in the {'folder’s' if caption_from == 'folder' else 'file’s'} name")
             continue
@@ -157,23 +158,24 @@ def _words(name: str) -> str:
 
 
 def _folder_split(path: str) -> str:
+    """The split that the first fitting folder of a path stands for, or train."""
     folders = (part.lower() for part in PurePosixPath(path).parts[:-1])
     return next((_SPLITS[folder] for folder in folders if folder in _SPLITS), "train")
 
 
-def _captioned(paths: list[str], captions: Iterable[Caption], cut: str, draft: ManifestDraft) -> Iterable[Row]:
-    """Rows of the videos that a table names, in the table's order."""
+def _rows_of_table(paths: list[str], captions: Iterable[Caption], cut: str, draft: ManifestDraft) -> Iterable[Row]:
+    """Yields rows of the videos in a table, in the table's order."""
     stems, names = by_stem(paths), _names(paths)
-    captioned: dict[str, str] = {}  # id of a row ⇒ where its caption stands
+    captioned: dict[str, str] = {}  # {id of a row: place of its caption in the table}
     used = set()
     for caption in captions:
         row: Row | None
         if caption.name:
-            fitting = names.get(caption.name, [])
-            if len(fitting) > 1:
-                draft.leave_out(caption.id, "a name that fits several videos", f"{caption.where}: {', '.join(fitting)}")
+            matches = names.get(caption.name, [])
+            if len(matches) > 1:
+                draft.leave_out(caption.id, "a name that fits several videos", f"{caption.where}: {', '.join(matches)}")
                 continue
-            row = Row(path_id(fitting[0]), caption.text, fitting[0]) if fitting else None
+            row = Row(path_id(matches[0]), caption.text, matches[0]) if matches else None
         else:
             row = _audiocaps_row(caption, stems, cut, draft)
         if row is None:
@@ -184,14 +186,15 @@ def _captioned(paths: list[str], captions: Iterable[Caption], cut: str, draft: M
             draft.leave_out(row.id, "another caption of the same clip", f"{caption.where}, as {captioned[row.id]}")
             continue
         captioned[row.id] = caption.where
-        given = _SPLITS.get(caption.split.lower(), caption.split)
-        yield replace(row, objects=caption.objects, label=caption.label, split=given or _folder_split(row.path))
+        split = _SPLITS.get(caption.split.lower(), caption.split)
+        yield replace(row, objects=caption.objects, label=caption.label, split=split or _folder_split(row.path))
     for path in paths:
         if path not in used:
             draft.leave_out(path, "a video that no caption names")
 
 
 def _audiocaps_row(caption: Caption, stems: dict[str, str], cut: str, draft: ManifestDraft) -> Row | None:
+    """The row of a caption with AudioCaps' columns; None where its video is missing."""
     found = find_clip(stems, caption.video, caption.start_s, cut)
     if found is None:
         return None
@@ -200,8 +203,10 @@ def _audiocaps_row(caption: Caption, stems: dict[str, str], cut: str, draft: Man
 
 
 def _names(paths: list[str]) -> dict[str, list[str]]:
-    """{name that a table may use for a video: paths that fit}. Names are the path and the file name, with the suffix or
-    without, and the id. A whole path names that file alone."""
+    """{name of a video in a table: paths that fit}.
+
+    Names are the path and the file name, each with the suffix or without, and the id. A whole path fits its file alone.
+    """
     names: dict[str, list[str]] = defaultdict(list)
     for path in paths:
         whole = PurePosixPath(path)

@@ -1,4 +1,4 @@
-"""The manifest, a CSV with one row per clip: reading, writing, making one, and the slices that become shards."""
+"""The manifest, a CSV with one row per clip: reading, writing, drafting, and the slices that become shards."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Row:
     """One clip.
 
     Args:
-        id: of the clip; ids differ.
+        id: of the clip, unique in the manifest.
         caption: may be empty.
         path: of the video, relative to the folder of the videos.
-        start_s: where the clip starts in the video.
-        duration_s: None: to the end of the video.
-        objects: (): the caption's nouns.
+        start_s: start of the clip in the video, in seconds.
+        duration_s: length of the clip in seconds; None: to the end of the video.
+        objects: words to ground; (): the caption's nouns.
         label: class of the sound, or "".
         split: of the dataset.
     """
@@ -52,11 +52,12 @@ class Row:
 
 
 def read_manifest(path: str | os.PathLike) -> list[Row]:
-    """The rows of a CSV with the columns of COLUMNS (id and caption are required), in its order.
+    """The rows of a manifest in its order. Its columns are of COLUMNS; id and caption are required.
 
     Raises:
-        InputError: a column is missing or unknown, an id is given twice, a row has more than 8 objects, no number where
-            one is expected, or a path that leaves the folder of the videos; or there is no row. It names the line.
+        InputError: the file is missing or unreadable, a column is missing or unknown, there is no row, an id is given
+            twice, a number is expected, a row has more than 8 objects, or a path leaves the folder of the videos. The
+            message names the line.
     """
     path = Path(path)
     rows: list[Row] = []
@@ -82,10 +83,16 @@ def read_manifest(path: str | os.PathLike) -> list[Row]:
 
 
 def write_manifest(path: str | os.PathLike, rows: Sequence[Row]) -> Path:
-    """Write rows as a CSV, atomically ⇒ its path. :func:`read_manifest` reads the same rows back, whatever their texts
-    hold, but for space around a cell."""
+    """Write rows as a CSV, atomically ⇒ its path.
+
+    :func:`read_manifest` returns the same rows for any text in them, but for space around a cell.
+
+    Args:
+        path: of the CSV.
+        rows: in the CSV's order.
+    """
     text = io.StringIO()
-    # csv quotes a line feed by itself, but not a lone carriage return, which readers take for a line's end as well
+    # csv quotes line feeds, but no lone carriage return, which ends a line for readers as well
     returns = any("\r" in cell for row in rows for cell in (row.caption, row.label, row.path, *row.objects))
     writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL)
     writer.writerow(COLUMNS)
@@ -147,14 +154,20 @@ def _inside(where: str, path: str) -> str:
 
 
 def manifest_hash(rows: list[Row]) -> str:
-    """sha256 of the rows' content. Their order, quoting and columns that are left out don't change it."""
+    """sha256 of the rows' content, independent of their order, of quoting and of absent columns."""
     content = json.dumps(sorted((asdict(row) for row in rows), key=lambda row: row["id"]), sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Slice:
-    """The rows that become one shard."""
+    """The rows of one shard.
+
+    Attributes:
+        split: of the rows.
+        index: of the shard in its split.
+        rows: of the manifest.
+    """
 
     split: str
     index: int
@@ -162,16 +175,27 @@ class Slice:
 
     @property
     def name(self) -> str:
+        """File name of the shard."""
         return f"{self.split}-{self.index:06d}.tar"
 
     @property
     def failed_name(self) -> str:
+        """File name of the list of failed clips."""
         return f"{self.split}-{self.index:06d}.failed.jsonl"
 
 
 def slices(rows: list[Row], shard_size: int) -> list[Slice]:
-    """Slices of up to ``shard_size`` rows, split by split. Rows are ordered by a hash of their id, so that a manifest
-    sorted by class doesn't give shards of one class."""
+    """The slices of a manifest, split by split.
+
+    Rows are ordered by a hash of their id, so that a manifest sorted by class doesn't give shards of one class.
+
+    Args:
+        rows: of the manifest.
+        shard_size: rows in a slice, fewer in the last of a split.
+
+    Raises:
+        InputError: shard_size is below 1.
+    """
     if shard_size < 1:
         raise InputError(f"shard_size must be at least 1, got {shard_size}")
     found = []
@@ -185,12 +209,12 @@ def slices(rows: list[Row], shard_size: int) -> list[Slice]:
 
 @dataclass(frozen=True)
 class SkippedClip:
-    """A clip or file that gets no row.
+    """A clip or file without a row.
 
-    Args:
+    Attributes:
         id: of the clip, or the file's name.
-        reason: one of a few, to be counted.
-        detail: where and what.
+        reason: in a few words, the same for all clips of a kind.
+        detail: place and content of the fault.
     """
 
     id: str
@@ -200,12 +224,12 @@ class SkippedClip:
 
 @dataclass
 class ManifestDraft:
-    """A manifest in the making.
+    """A manifest before it is written.
 
-    Args:
-        rows: so far.
-        left_out: clips and files that get none.
-        rules: {how a clip was found in its file: number of clips}.
+    Attributes:
+        rows: of the manifest.
+        left_out: clips and files without a row.
+        rules: {rule that assigned a clip to its file: number of clips}.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -213,31 +237,32 @@ class ManifestDraft:
     rules: Counter[str] = field(default_factory=Counter)
 
     def leave_out(self, id: str, reason: str, detail: str = "") -> None:
+        """Add a :class:`SkippedClip`."""
         self.left_out.append(SkippedClip(id, reason, detail))
 
     def hold_out(self, split: str, count: int, video_of: Callable[[Row], str], last: bool = False) -> None:
-        """Move ``count`` clips from train to ``split``, chosen by a hash of their video.
+        """Move clips from train to another split, chosen by a hash of their video.
 
-        Every machine chooses the same clips, and few others when videos are added. Clips of one video stay together, so
-        that a few clips less are moved in rare cases.
+        The choice is the same on every machine, and changes little when videos are added. Clips of one video stay
+        together. In rare cases a few clips less than ``count`` are moved for that.
 
         Args:
-            split: that gets the clips; it must not exist yet.
-            count: of clips.
-            video_of: names the video of a row.
-            last: choose from the end of the hash's order, so that the sizes of two splits don't depend on each other.
+            split: a new split.
+            count: number of clips.
+            video_of: returns the name of a row's video.
+            last: choose from the end of the hash's order, so that the choices of two splits don't depend on each other.
 
         Raises:
             InputError: train would be left empty, or the split exists already.
         """
         if not count:
             return
-        there = Counter(row.split for row in self.rows)
-        if there[split]:
-            raise InputError(f"--{split} {count}: there are {there[split]} clips of the split {split} already; leave "
+        clips = Counter(row.split for row in self.rows)
+        if clips[split]:
+            raise InputError(f"--{split} {count}: there are {clips[split]} clips of the split {split} already; leave "
                              f"--{split} out")
-        if count >= there["train"]:
-            raise InputError(f"--{split} {count}: the split train has {there['train']} clips, of which some must stay")
+        if count >= clips["train"]:
+            raise InputError(f"--{split} {count}: the split train has {clips['train']} clips, of which some must stay")
         videos: dict[str, list[int]] = {}
         for number, row in enumerate(self.rows):
             if row.split == "train":
@@ -252,8 +277,11 @@ class ManifestDraft:
             self.rows[number] = replace(self.rows[number], split=split)
 
     def write(self, out: Path) -> Path:
-        """Write the manifest, and beside it the list of skipped clips ⇒ the list's path. Raises InputError where there
-        is no row."""
+        """Write the manifest, and beside it ``<name>.left_out.csv`` with the skipped clips ⇒ the latter's path.
+
+        Raises:
+            InputError: there is no row.
+        """
         left_out = out.with_name(f"{out.stem}.left_out.csv")
         if not self.rows:
             first = self.left_out[0] if self.left_out else None
@@ -263,13 +291,18 @@ class ManifestDraft:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(("id", "reason", "detail"))
         writer.writerows((entry.id, entry.reason, entry.detail) for entry in self.left_out)
-        # names of files may hold bytes that are no UTF-8
+        # file names may hold bytes that are no UTF-8
         write_text(left_out, text.getvalue().encode("utf-8", "backslashreplace").decode("utf-8"))
         write_manifest(out, self.rows)
         return left_out
 
     def summary(self, out: Path, left_out: Path) -> Group:
-        """Clips and labels of each split, how clips were found, and the reasons for skipped ones, to be printed."""
+        """Clips and labels of each split, rules and reasons of skipped clips with their counts, to be printed.
+
+        Args:
+            out: path of the manifest.
+            left_out: path of the list of skipped clips.
+        """
         table = Table("split", "clips", "labels", "captions", title=Text(str(out)), title_justify="left")
         for split in sorted({row.split for row in self.rows}):
             rows = [row for row in self.rows if row.split == split]

@@ -14,8 +14,16 @@ from .manifest import ManifestDraft, Row
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One line of VGGSound's csv: the clip of label ``label`` that starts ``start_s`` into a YouTube video."""
+class VGGSoundClip:
+    """One line of VGGSound's csv.
+
+    Attributes:
+        line: its number.
+        video: YouTube id.
+        start_s: start of the clip in the video, in seconds.
+        label: class of the sound.
+        split: train or test.
+    """
 
     line: int
     video: str
@@ -25,16 +33,17 @@ class Entry:
 
     @property
     def id(self) -> str:
+        """The video's id and the start."""
         return f"{self.video}_{self.start_s:06d}"
 
 
-def read_vggsound(path: str | os.PathLike) -> list[Entry]:
-    """The lines of the csv as its authors publish it: no header; YouTube id, start in seconds, label, train or test.
+def read_vggsound(path: str | os.PathLike) -> list[VGGSoundClip]:
+    """The lines of VGGSound's csv as published: YouTube id, start in seconds, label, train or test; no header.
 
     Raises:
-        InputError: a line has another form; it names the line.
+        InputError: a line has another form. The message names the line.
     """
-    entries = []
+    clips = []
     for line, cells in read_cells(path):
         where = f"{path}, line {line}"
         if len(cells) != 4:
@@ -45,53 +54,56 @@ def read_vggsound(path: str | os.PathLike) -> list[Entry]:
             raise InputError(f"{where}: {video!r} is no id of a YouTube video")
         if split not in ("train", "test"):
             raise InputError(f"{where}: the split is {split!r}, expected train or test; VGGSound's csv has no header")
-        entries.append(Entry(line, video, whole_seconds(where, start), label, split))
-    if not entries:
+        clips.append(VGGSoundClip(line, video, whole_seconds(where, start), label, split))
+    if not clips:
         raise InputError(f"{path} has no rows; it needs one per clip")
-    return entries
+    return clips
 
 
 def vggsound_draft(csv: Path, videos: Path, cut: str = "auto", val: int = 0) -> ManifestDraft:
-    """A draft of the clips of the csv whose file is in ``videos``. Caption and label are VGGSound's label.
+    """A draft of the csv's clips whose file is in ``videos``. Caption and label are VGGSound's label.
 
-    Of lines that say the same one counts; lines that contradict each other are left out.
+    Equal lines count once. Lines that contradict each other are left out.
 
     Args:
         csv: VGGSound's.
         videos: folder of its clips or videos.
-        cut: see :func:`~.tables.find_clip`.
-        val: how many clips of train become the split val.
+        cut: see :func:`~.csv_tables.find_clip`.
+        val: number of clips of train that become the split val.
+
+    Raises:
+        InputError: the csv or the folder can't be used.
     """
-    entries = read_vggsound(csv)
-    stems = by_stem(entry.name for entry in list_videos(videos))
+    clips = read_vggsound(csv)
+    stems = by_stem(video.name for video in list_videos(videos))
     draft = ManifestDraft()
-    for entry in _agreeing(entries, draft):
-        found = find_clip(stems, entry.video, entry.start_s, cut)
+    for clip in _unique_clips(clips, draft):
+        found = find_clip(stems, clip.video, clip.start_s, cut)
         if found is None:
-            names = f"neither {entry.id}, {entry.video}_{entry.start_s} nor {entry.video} in {videos}"
-            draft.leave_out(entry.id, "no file", f"line {entry.line}: {names}")
+            names = f"neither {clip.id}, {clip.video}_{clip.start_s} nor {clip.video} in {videos}"
+            draft.leave_out(clip.id, "no file", f"line {clip.line}: {names}")
             continue
         draft.rules[found.rule] += 1
-        draft.rows.append(Row(entry.id, entry.label, found.path, found.start_s, found.duration_s, label=entry.label,
-                              split=entry.split))
+        draft.rows.append(Row(clip.id, clip.label, found.path, found.start_s, found.duration_s, label=clip.label,
+                              split=clip.split))
     draft.hold_out("val", val, lambda row: row.id.rpartition("_")[0])
     return draft
 
 
-def _agreeing(entries: list[Entry], draft: ManifestDraft) -> list[Entry]:
-    """One entry per clip, in the csv's order; the others go to ``draft.left_out``."""
-    lines: dict[str, list[Entry]] = defaultdict(list)
-    for entry in entries:
-        lines[entry.id].append(entry)
-    kept = []
-    for id, same in lines.items():
-        where = f"lines {', '.join(str(entry.line) for entry in same)}"
-        labels, splits = ({getattr(entry, name) for entry in same} for name in ("label", "split"))
+def _unique_clips(clips: list[VGGSoundClip], draft: ManifestDraft) -> list[VGGSoundClip]:
+    """One line per clip, in the csv's order. The others go to ``draft.left_out``."""
+    by_id: dict[str, list[VGGSoundClip]] = defaultdict(list)
+    for clip in clips:
+        by_id[clip.id].append(clip)
+    unique = []
+    for id, same in by_id.items():
+        where = f"lines {', '.join(str(clip.line) for clip in same)}"
+        labels, splits = ({getattr(clip, name) for clip in same} for name in ("label", "split"))
         if len(labels) > 1 or len(splits) > 1:
-            said = "; ".join(" and ".join(map(repr, sorted(values))) for values in (labels, splits) if len(values) > 1)
-            draft.leave_out(id, "lines of the csv contradict each other", f"{where}: {said}")
+            differing = [" and ".join(map(repr, sorted(values))) for values in (labels, splits) if len(values) > 1]
+            draft.leave_out(id, "lines of the csv contradict each other", f"{where}: {'; '.join(differing)}")
             continue
-        kept.append(same[0])
+        unique.append(same[0])
         for again in same[1:]:
             draft.leave_out(id, "stands in the csv again", f"line {again.line}, as in line {same[0].line}")
-    return kept
+    return unique

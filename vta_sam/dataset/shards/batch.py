@@ -90,7 +90,7 @@ class ClipBatch(HasFeatures):
     def with_appearance_offset(self, offset: Tensor) -> "ClipBatch":
         """The batch with one vector per clip added to all of its frame embeddings.
 
-        The difference between frames stays; what is common to all frames of a clip is blurred.
+        The difference between frames stays. Features common to all frames of a clip are blurred.
 
         Args:
             offset: (B, Dv), in units of the embeddings' standard deviation over their dimensions.
@@ -226,7 +226,7 @@ def _mask(lengths: Sequence[int], size: int) -> Tensor:
 class Augmentation:
     """Hides parts of the condition in training, so that frames and objects are each learnt from.
 
-    One embedding of a frame shows what a thing is and when it acts, so that nothing makes a model read the words: it
+    A frame's embedding identifies a thing and shows when it acts, so that a model can do without the words: it
     generates the dog of the pictures where the word says canary. The appearance offset leaves the difference between
     frames, which carries the timing, and blurs the appearance, which the words carry better. All 0: nothing is hidden,
     as published.

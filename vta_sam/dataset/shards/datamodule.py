@@ -107,7 +107,7 @@ class ShardReader:
     Args:
         root: the dataset's folder, URL or storage.
         shards: of the split.
-        cached_shards: shards that stay in memory, those of the last use.
+        cached_shards: number of shards in memory, the most recently used.
         latents: folder of latent shards, or None.
     """
 
@@ -157,7 +157,7 @@ class _TrainingSamples(IterableDataset):
 
     def __iter__(self) -> Iterator[ClipWindow]:
         for name, row in self.table.items():
-            register_feature(name, row)  # a worker that was not forked knows the features of this project alone
+            register_feature(name, row)  # a spawned worker has this project's own features alone
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         part, parts = self.rank + self.world * worker, self.world * workers
@@ -180,7 +180,7 @@ def _outlive_signals(worker: int) -> None:
     has written a checkpoint. The training process itself ends its loaders by SIGTERM, and waits for them to end.
     """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # left to the thread, which learns who sent it
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # left to the thread, which gets the sender's process id
     threading.Thread(target=_end_by_sigterm_of, args=(os.getppid(),), daemon=True).start()
 
 
@@ -232,10 +232,10 @@ class ShardDataModule(L.LightningDataModule):
         train_split: name of the training split.
         val_split: name of the validation split.
         expect: fields of dataset.json that the model relies on.
-        val_batch_size: in validation, where every process sees every clip; None: as in training.
+        val_batch_size: in validation, where every process gets every clip; None: as in training.
 
     Raises:
-        InputError: dataset.json can't be read, or says something else than spec and expect.
+        InputError: dataset.json can't be read, or contradicts spec and expect.
     """
 
     def __init__(self, root: Root, spec: ClipSpec, batch_size: int, seed: int, stage: str, streams: int = 8,

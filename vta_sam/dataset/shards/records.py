@@ -75,7 +75,7 @@ def read_records(root: Root, shard: ShardInfo) -> list[ClipFeatures]:
     try:
         return _all_records(storage, shard)
     except InputError:
-        if not storage.forget(shard.name):
+        if not storage.evict(shard.name):
             raise
     return _all_records(storage, shard)
 

@@ -135,8 +135,10 @@ def from_pcm16(pcm: np.ndarray) -> np.ndarray:
 
 
 def _decode_sound(key: str, data: bytes, duration_s: float) -> tuple[np.ndarray, int]:
-    """The samples of a flac member, int16, and their rate. What its header claims is looked at before it is read: a few
-    bytes can claim more than memory holds."""
+    """The samples of a flac member, int16, and their rate.
+
+    The sizes in its header are checked first, since a few bytes can claim more than memory holds.
+    """
     longest_s = duration_s if 0 < duration_s <= _LONGEST_S else _UNKNOWN_S
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as sound:
@@ -179,15 +181,15 @@ class ShardInfo:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """dataset.json: what made the shards beside it. Dimensions: frame_dim Dv, object_dim De, caption_dim Dc.
+    """dataset.json: the origin of the shards beside it. Dimensions: frame_dim Dv, object_dim De, caption_dim Dc.
 
     Args:
         grounder: fingerprint, name and hash of the weights; encoder likewise.
         fps: frames a second.
-        dims: dimensions of further features, by the names that a conditioner's config asks for them: {"flow_dim": 2}.
+        dims: dimensions of further features, by their names in a conditioner's config: {"flow_dim": 2}.
             See :meth:`~vta_sam.clip.Feature.dim_key`.
         features: fingerprints of the extractors of further features, by their names.
-        recipes: what makes the extractors again: {"grounder": recipe, "encoder": recipe, "features": {name: recipe}};
+        recipes: of the extractors: {"grounder": recipe, "encoder": recipe, "features": {name: recipe}};
             {} where they aren't known, as in datasets of earlier releases.
         settings: of the extractors that have some: {"encoder": {"template": …}, name of a further feature: {…}}.
     """
@@ -211,8 +213,8 @@ class DatasetInfo:
 
     @property
     def trained_on(self) -> dict[str, Any]:
-        """What a model folder says of the features that the model was trained on: fingerprints and dimensions, and
-        settings and further features where there are some."""
+        """The description of the features for a model folder: fingerprints and dimensions, and settings and further
+        features where there are some."""
         further = {name: {"fingerprint": fingerprint, "recipe": self.recipes.get("features", {}).get(name)}
                    for name, fingerprint in self.features.items()}
         optional = {"dims": self.dims, "settings": self.settings, "further": further}
@@ -259,7 +261,7 @@ class DatasetInfo:
         return f"{seed_of(json.dumps(content, sort_keys=True)) % 16**12:012x}"
 
     def content(self) -> dict[str, Any]:
-        """What dataset.json holds. A later field that says nothing is left out: earlier releases refuse it."""
+        """The content of dataset.json, without empty later fields, which earlier releases refuse."""
         content = dataclasses.asdict(self)
         return {name: value for name, value in content.items() if value or name not in _LATER_FIELDS}
 
@@ -315,5 +317,5 @@ def read_dataset(root: Root) -> DatasetInfo:
                              "extract again, and don't trust where it came from")
         if storage.lacks(shard.name):
             raise InputError(f"{path} names the shard {shard.name!r}, which is not in the folder; extract again")
-    # a field that only a later release knows says more, and nothing else than what is known here
+    # a field of a later release adds information, and changes no known field
     return DatasetInfo(**{**{name: content[name] for name in fields & set(content)}, "splits": splits})

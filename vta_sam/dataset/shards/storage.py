@@ -28,7 +28,7 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _LARGEST_MEMBER = 2**30  # bytes of one file of a record; ten minutes of features are some 50 MB
 _OURS = "dataset-"  # begins the name of a dataset's folder below the cache; nothing else there is ever removed
-_STALE_S = 3600.0  # a download that nobody has added to for so long was left by a kill
+_STALE_S = 3600.0  # a download without new bytes for so long was left by a kill
 
 
 class Storage(Protocol):
@@ -51,7 +51,7 @@ class Storage(Protocol):
         """A shard, open for reading at its beginning, and seekable. Raises as :meth:`read_text`."""
         ...
 
-    def forget(self, name: str) -> bool:
+    def evict(self, name: str) -> bool:
         """Drop the local copy of a damaged file ⇒ True where opening it again may bring another copy."""
         ...
 
@@ -88,7 +88,7 @@ class LocalStorage:
     def open(self, name: str) -> BinaryIO:
         return open(self.path / name, "rb")
 
-    def forget(self, name: str) -> bool:
+    def evict(self, name: str) -> bool:
         return False
 
     @property
@@ -130,7 +130,7 @@ class ShardCache:
     Args:
         folder: the cache.
         limit_bytes: of all files together, over all datasets.
-        dataset: tells datasets apart, and versions of one at the same URL.
+        dataset: distinguishes datasets, and versions of one at the same URL.
     """
 
     folder: Path
@@ -158,7 +158,7 @@ class ShardCache:
             raise InputError(f"the cache {self.folder} can't be used ({error}); make room there, name another folder "
                              "with data.cache=, or none") from error
 
-    def forget(self, name: str) -> bool:
+    def evict(self, name: str) -> bool:
         """Remove a file, so that it is fetched again ⇒ whether there was one to remove."""
         try:
             self._path(name).unlink()
@@ -266,9 +266,9 @@ class RemoteStorage:
 
         return self._retried(name, load)
 
-    def forget(self, name: str) -> bool:
+    def evict(self, name: str) -> bool:
         """Drop a damaged shard from the cache ⇒ True where there was one, so that it is fetched again."""
-        return self.cache is not None and self.cache.forget(name)
+        return self.cache is not None and self.cache.evict(name)
 
     def _fetch(self, name: str, local: Path) -> None:
         """Write a shard to a local path."""
@@ -319,7 +319,7 @@ class RemoteStorage:
 
 
 def _package(protocol: str) -> str:
-    """What to install for a protocol: ``s3fs``, or ``'fsspec[sftp]'`` where fsspec has the class itself."""
+    """The package to install for a protocol: ``s3fs``, or ``'fsspec[sftp]'`` where fsspec has the class itself."""
     package = known_implementations[protocol]["class"].partition(".")[0]
     return f"'fsspec[{protocol}]'" if package == "fsspec" else package
 

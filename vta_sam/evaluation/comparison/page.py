@@ -264,7 +264,7 @@ def _cell(request: PageRequest, clip: PageClip, system: str, media: Path, stem: 
         return cell, None
     cell.notes += cell.player.notes
     cell.length_s = len(waveform) / SAMPLE_RATE_HZ
-    return cell, clip_pictures.decibels(waveform)
+    return cell, clip_pictures.decibels(waveform, SAMPLE_RATE_HZ)
 
 
 def _paths(sound: SoundFile, pictures: Path | None) -> list[Path]:
@@ -281,7 +281,7 @@ def _poster(request: PageRequest, clip: PageClip, media: Path, name: str, durati
                 players.write_poster(media / name, video, time_s)
                 return name
             except InputError:
-                continue  # its cells say what is wrong with it
+                continue  # its cells hold the reason
     return None
 
 
@@ -326,7 +326,7 @@ def write_comparison(evaluation: Evaluation, plan: Plan, asked: Request, out: Pa
 
 
 def _without_folders(evaluation: Evaluation, asked: Request) -> Evaluation:
-    """⇒ the evaluation with folders by their last name alone, in sentences too: a published page tells no paths."""
+    """⇒ the evaluation with folders by their last name alone, in sentences too: a published page shows no paths."""
     known = [*asked.systems.values(), asked.reference, asked.videos, asked.weights, asked.ceiling]
     folders = sorted({str(folder) for folder in known if folder is not None}, key=len, reverse=True)
 

@@ -85,7 +85,7 @@ def lanes(timeline: tuple[list[str], np.ndarray, float] | None, duration_s: floa
 
 
 def percents(times_s: np.ndarray | list[float], duration_s: float) -> list[str]:
-    """Times ⇒ places on an axis of [0, duration_s] in per cent; what lies outside is left out."""
+    """Times ⇒ places on an axis of [0, duration_s] in per cent, without times outside."""
     return [f"{100 * time / duration_s:.2f}" for time in times_s if 0 <= time <= duration_s]
 
 
@@ -105,7 +105,7 @@ def frequency_marks() -> list[tuple[str, str]]:
     return [(f"{100 - 100 * place / N_MELS:.1f}", f"{hz / 1000:g} kHz") for place, hz in zip(places, _MARKED_HZ)]
 
 
-# what every browser of today plays: container as FFmpeg names it ⇒ (suffix, codecs of pictures, codecs of sound)
+# formats that all current browsers play: container as FFmpeg names it ⇒ (suffix, codecs of pictures, codecs of sound)
 _FAMILIES = {
     "mp4": (".mp4", {"h264"}, {"aac", "mp3"}),
     "webm": (".webm", {"vp8", "vp9", "av1"}, {"opus", "vorbis"}),
@@ -163,7 +163,7 @@ def make_player(sound: SoundFile, waveform: np.ndarray, pictures: Path | None, f
 
 
 def without_folders(error: InputError, *paths: Path) -> str:
-    """⇒ an error's words with file names in place of paths: a published page tells no folders."""
+    """⇒ an error's words with file names in place of paths: a published page shows no folders."""
     words = str(error)
     for path in paths:
         words = words.replace(str(path), path.name)

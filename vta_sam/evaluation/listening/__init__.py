@@ -1,1 +1,1 @@
-"""A listening test: a page for raters that runs from a folder, and the analysis of what they send back."""
+"""A listening test: a page for raters that runs from a folder, and the analysis of their answers."""

@@ -13,7 +13,7 @@ from .answers import HEADPHONES_PASSED, Rating, Session
 from .stimuli import HIDDEN, LOW_PASSED, REFERENCE, SHIFTED
 from .study_files import QUESTIONS
 
-ANCHOR = {"quality": LOW_PASSED, "alignment": SHIFTED}  # what the hidden reference must not lose against
+ANCHOR = {"quality": LOW_PASSED, "alignment": SHIFTED}  # the anchor that the hidden reference has to beat
 _TAIL = 2.5
 
 
@@ -41,10 +41,20 @@ class Score:
 
 @dataclass
 class Analysis:
-    """scores: {question: {condition: Score}}; differences: {question: {"A − B": Score}} between systems, over pairs of
-    one rater and one clip. unscreened: scores of all raters. excluded: {rater: why}. agreement: {question:
-    Krippendorff's alpha, ordinal; None where it is not defined}. not_headphones: raters who failed that check. hasty:
-    share of answers given without having heard the clip to its end, or in less than a second."""
+    """Results of a listening test.
+
+    Attributes:
+        scores: {question: {condition: Score}}.
+        differences: {question: {"A − B": Score}} between systems, over pairs of one rater and one clip.
+        unscreened: scores of all raters.
+        excluded: {rater: reason}.
+        agreement: {question: Krippendorff's alpha for ordinal data, None where it is not defined}.
+        raters: number of raters.
+        complete: raters with a complete file.
+        not_headphones: raters who failed the check of headphones.
+        hasty: share of answers before the clip's end, or within a second.
+        refused: {file: reason}.
+    """
 
     scores: dict[str, dict[str, Score]]
     differences: dict[str, dict[str, Score]]
@@ -93,7 +103,7 @@ def unreliable(ratings: Sequence[Rating], rule: Screening) -> str:
 
 
 def interval(values: np.ndarray, seed: int = 0, resamples: int = 2000) -> Interval:
-    """(raters, clips), NaN where nobody answered ⇒ the mean over all answers, and its 95 % interval.
+    """(raters, clips), NaN without an answer ⇒ the mean over all answers, and its 95 % interval.
 
     Raters *and* clips are drawn with replacement (the pigeonhole bootstrap, Owen 2007): another test would have other
     raters and other clips. Drawing single answers would take a thousand answers of ten people for a thousand people,

@@ -1,4 +1,4 @@
-"""What raters send back: files of strangers, checked before anything is counted."""
+"""Raters' answers: files of strangers, checked before anything is counted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,16 @@ HEADPHONES_PASSED = 5  # of six trials
 
 @dataclass(frozen=True)
 class Rating:
-    """One answer: value 1 to 5; plays: how often the clip was heard to its end; seconds: on the screen."""
+    """One answer.
+
+    Attributes:
+        rater: of the answer.
+        item: the rated stimulus.
+        question: quality or alignment.
+        value: 1 to 5.
+        plays: times that the clip was played to its end.
+        seconds: time of the item on the screen.
+    """
 
     rater: str
     item: Item
@@ -40,8 +49,15 @@ class Session:
 
 @dataclass(frozen=True)
 class Key:
-    """What only the makers of a test know. items: {token: Item}; plans: {rater: [(token, question)]}; systems: names in
-    order."""
+    """The secret part of a test.
+
+    Attributes:
+        test: its id.
+        title: of the page.
+        items: {token: Item}.
+        plans: {rater: [(token, question)]}.
+        systems: names in order.
+    """
 
     test: str
     title: str
@@ -125,7 +141,7 @@ def read_session(path: Path, key: Key) -> Session:
 
 
 def checksum(test: str, rater: str, headphones: list[int], ratings: tuple[Rating, ...]) -> str:
-    """FNV-1a (32 bits) of what a file says, as the page computes it: tells a broken file, not a forged one."""
+    """FNV-1a (32 bits) of a file's content, as on the page. It detects a broken file, not a forged one."""
     lines = [f"{r.item.token} {r.question} {r.value} {r.plays} {r.seconds:.1f}" for r in ratings]
     value = 0x811C9DC5
     for byte in "\n".join([test, rater, "".join(map(str, headphones)), *lines]).encode():

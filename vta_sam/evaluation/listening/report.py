@@ -50,7 +50,7 @@ def differences_table(analysis: Analysis) -> Table:
 
 
 def notes(analysis: Analysis) -> list[str]:
-    """Sentences on what was left out and what to be careful about."""
+    """Sentences on excluded data and on caveats."""
     found = [f"{name}: not counted; {why}" for name, why in analysis.refused.items()]
     found += [f"rater {rater} is screened out: {why}" for rater, why in analysis.excluded.items()]
     if analysis.complete < analysis.raters:

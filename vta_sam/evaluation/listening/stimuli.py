@@ -64,7 +64,7 @@ def shifted(waveform: np.ndarray) -> np.ndarray:
 
 
 def low_passed(waveform: np.ndarray) -> np.ndarray:
-    """Without what lies above 3.5 kHz, and without delay."""
+    """The sound below 3.5 kHz, without delay."""
     sections = butter(_ORDER, LOW_PASS_HZ, fs=SAMPLE_RATE_HZ, output="sos")
     return sosfiltfilt(sections, waveform.astype(np.float64)).astype(np.float32)
 

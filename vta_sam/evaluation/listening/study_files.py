@@ -81,7 +81,7 @@ def order(items: Sequence[Item], seed: int, rater: int, question: str) -> list[I
         names = [name for name in left if not ordered or name != ordered[-1].clip] or list(left)
         most = max(len(left[name]) for name in names)
         rest = sum(map(len, left.values()))
-        # a clip that has more than half of what is left must come now, else it would meet itself later
+        # a clip with more than half of the remaining stimuli must come now, else two of it would become neighbours
         urgent = [name for name in names if len(left[name]) == most and 2 * most > rest]
         weights = np.array([len(left[name]) for name in names], float)
         name = urgent[0] if urgent else names[int(rng.choice(len(names), p=weights / weights.sum()))]
@@ -110,9 +110,20 @@ _LONG_AGO = 946_684_800  # 2000-01-01
 
 @dataclass(frozen=True)
 class TestRequest:
-    """systems: {name: folder}; reference: folder of the true sounds; clips: how many (evenly from the sorted ids), or
-    None for all that every system has; raters: how many there may be; per_rater: systems' stimuli each judges, None for
-    all; keep_level: don't match loudness; videos: folder of pictures, None for the reference's own."""
+    """Settings of a listening test.
+
+    Args:
+        systems: {name: folder}.
+        reference: folder of the true sounds.
+        out: folder of the test.
+        clips: number of clips, evenly from the sorted ids; None: all clips that every system has.
+        raters: most raters.
+        per_rater: systems' stimuli of each rater; None: all.
+        seed: of clips, order and tokens.
+        title: of the page.
+        keep_level: don't match loudness.
+        videos: folder of pictures; None: the reference's own.
+    """
 
     __test__ = False  # no test, whatever pytest thinks of the name
 
@@ -157,7 +168,7 @@ def make_test(request: TestRequest, progress: Callable[[int, int], None] = lambd
             token = names[len(items)]
             files[token] = f"media/{write_stimulus(stimulus, video, media / token).name}"
             items.append(Item(token, clip, stimulus.condition))
-            if stimulus.condition == HIDDEN[0] and not done:  # what is practised on is heard again later, unnamed
+            if stimulus.condition == HIDDEN[0] and not done:  # practice stimuli come again later, unnamed
                 files[PRACTICE] = f"media/{write_stimulus(stimulus, video, media / names[-1]).name}"
         progress(done + 1, len(chosen))
     trials = _write_trials(media, request.seed)
@@ -170,7 +181,7 @@ def make_test(request: TestRequest, progress: Callable[[int, int], None] = lambd
            "systems": {name: str(folder) for name, folder in request.systems.items()},
            "reference": str(request.reference)}
     _write_page(request.out / RATERS_NAME, request.title, data)
-    for path in media.iterdir():  # the order of their making would tell what is what
+    for path in media.iterdir():  # times of modification in the order of making would reveal the systems
         os.utime(path, (_LONG_AGO, _LONG_AGO))
     write_text(request.out / KEY_NAME, json.dumps(key, indent=1, ensure_ascii=False) + "\n")
     return request.out / RATERS_NAME / "index.html"

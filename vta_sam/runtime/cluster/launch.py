@@ -77,11 +77,11 @@ def _hydra(program: Program) -> Iterator[None]:
 
 def _sentence(error: Exception) -> str:
     """Hydra's and OmegaConf's words in one line, with the override that they are about."""
-    told = [f"{error.override}:"] if isinstance(error, OverrideParseException) else []
+    parts = [f"{error.override}:"] if isinstance(error, OverrideParseException) else []
     for cause in (error, error.__cause__):
         words = str(cause or "").partition("Config search path:")[0].splitlines()
-        told += [line.strip() for line in words if line.strip() and not line.strip().startswith("object_type=")]
-    return " ".join(told)
+        parts += [line.strip() for line in words if line.strip() and not line.strip().startswith("object_type=")]
+    return " ".join(parts)
 
 
 def plan(program: Program, overrides: Sequence[str]) -> tuple[Scheduler, list[Task]]:
@@ -158,18 +158,18 @@ def _parted(program: Program, scheduler: Scheduler, tasks: Sequence[Task], overr
                          f"rank and world, which {program.script.name} doesn't; leave it out here")
     given = [override.input_line for override in overrides if override.key_or_group in ("rank", "world")]
     if given:
-        raise InputError(f"{given[0]}: with launcher.shards_per_job each task is told its rank and world; leave it out")
+        raise InputError(f"{given[0]}: with launcher.shards_per_job each task gets its rank and world; leave it out")
     if scheduler.processes > 1:
         raise InputError(f"launcher.shards_per_job makes an array of one process a job, but nodes × tasks_per_node is "
                          f"{scheduler.processes}; leave it out, and the processes of one job part the work themselves")
-    parted = []
+    divided = []
     for task in tasks:
         if task.settings is None:
             raise InputError("launcher.shards_per_job has to know the shards now; a variable of the environment that a "
                              "setting names is not set here")
         world = math.ceil(program.shards(task.settings) / scheduler.shards_per_job)
-        parted += [Task((*task.overrides, f"rank={rank}", f"world={world}"), task.settings) for rank in range(world)]
-    return parted
+        divided += [Task((*task.overrides, f"rank={rank}", f"world={world}"), task.settings) for rank in range(world)]
+    return divided
 
 
 def _refuse_one_place_for_two(program: Program, tasks: Sequence[Task]) -> None:
@@ -219,13 +219,19 @@ def launch_agents(program: Program, sweep_id: str, agents: int, runs_each: int, 
     for name, value in (("count", agents), ("runs-each", runs_each)):
         if value < 1:
             raise InputError(f"--{name} {value}: expected a whole number from 1 on")
-    strange = [override for override in overrides if not override.startswith(f"{GROUP}.")]
+    strange = [override for override in overrides
+               if not override.startswith((f"{GROUP}.", f"{GROUP}=", "hydra.searchpath="))]
     if strange:
         raise InputError(f"{strange[0]}: agents get their settings from the sweep; only {GROUP}.KEY=… can be given")
-    scheduler, _ = plan(program, [f"{GROUP}=slurm", *overrides])
+    scheduler, _ = plan(program, with_launcher(overrides))
     # an agent that doesn't pass signals on would end by the one before the time limit, and its run with it
     command = [_python(scheduler), "-m", "wandb", "agent", "--forward-signals", "--count", str(runs_each), sweep_id]
     scheduler.submit(Job("wandb-agent", Path.cwd(), [command] * agents))
+
+
+def with_launcher(overrides: Sequence[str]) -> list[str]:
+    """The overrides, with ``launcher=slurm`` where they choose none."""
+    return [*([] if asks_for_launcher(overrides) else [f"{GROUP}=slurm"]), *overrides]
 
 
 def _python(scheduler: Scheduler) -> str:
@@ -234,7 +240,7 @@ def _python(scheduler: Scheduler) -> str:
 
 
 def _name(program: Program, tasks: Sequence[Task]) -> str:
-    """The program, then what all tasks agree on of experiment and name: train-vta_sam-frozen."""
+    """The program, then the experiment and name if all tasks share them: train-vta_sam-frozen."""
     words = [program.script.stem]
     for key in ("exp", "name"):
         values = {str((task.settings or {}).get(key) or "") for task in tasks}

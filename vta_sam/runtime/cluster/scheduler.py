@@ -1,13 +1,22 @@
-"""What a cluster's scheduler has to offer: the contract behind ``launcher=``."""
+"""The contract of a scheduler, behind ``launcher=`` and behind the requeueing of a job.
+
+Texts of a config or a command line are quoted, so that the program gets them byte for byte. The shell interprets only
+the lines of a launcher's ``setup``.
+"""
 
 from __future__ import annotations
 
+import importlib
+import os
 import re
+import shlex
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from ..errors import InputError
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,7 @@ class Scheduler(ABC):
     """
 
     container: str | None = None  # image that the commands run in; then ``python`` is the image's own
+    setup: Sequence[str] = ()  # lines of the shell before the command
     shards_per_job: int | None = None  # of programs that part their work: an array of one process a task
 
     @property
@@ -57,3 +67,72 @@ class Scheduler(ABC):
         Raises:
             InputError: a setting can't be expressed, or the scheduler refuses; nothing is left behind then.
         """
+
+    @classmethod
+    def running_job(cls, environ: Mapping[str, str] = os.environ) -> str | None:
+        """The job or the task of an array that this process runs in, as :meth:`requeue_job` takes it, else None."""
+        return None
+
+    @classmethod
+    def requeue_job(cls, job: str) -> str | None:
+        """Put a running job back into the queue ⇒ None, or why it failed. This process may be ended before."""
+        return f"{cls.__name__} can't put a job back into the queue"
+
+    def environment(self, job: Job) -> list[str]:
+        """Lines of bash before a job's command: the Python that submitted, this scheduler's class, ``setup``."""
+        lines = ["export PYTHONUNBUFFERED=1  # what is printed is in the log at once"]
+        if type(self).__module__ != f"{__package__}.slurm":  # which is known by its own variables
+            lines += [f"export {VARIABLE}={shlex.quote(f'{type(self).__module__}.{type(self).__qualname__}')}"]
+        if self.container is None:
+            lines += ["# the Python that submitted, unless the setup below brings another",
+                      f"export PATH={shlex.quote(str(job.interpreter.parent))}:\"$PATH\""]
+        if self.setup:  # modules and environments read unset variables
+            lines += ["", "set +u", *self.setup, "set -u"]
+        return lines
+
+
+VARIABLE = "VTA_SAM_SCHEDULER"  # names the class of the scheduler that a job runs under; without it, SLURM's
+
+
+def scheduler_of(environ: Mapping[str, str] = os.environ) -> type[Scheduler]:
+    """The class of the scheduler that this process may run under.
+
+    Raises:
+        InputError: :data:`VARIABLE` names no such class.
+    """
+    path = environ.get(VARIABLE) or f"{__package__}.slurm.Slurm"
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"${VARIABLE} is {path!r}, which can't be imported ({error}); put its folder on PYTHONPATH, "
+                         "or unset the variable") from error
+    if not (isinstance(found, type) and issubclass(found, Scheduler)):
+        raise InputError(f"${VARIABLE} is {path!r}, expected a subclass of vta_sam.runtime.cluster.scheduler.Scheduler")
+    return found
+
+
+def choice(job: Job, index_variable: str, first_index: int = 0) -> list[str]:
+    """Lines of bash that set the array ``command``: a job's command, or this task's command of an array.
+
+    Args:
+        job: to run.
+        index_variable: of the environment, which counts the tasks of an array.
+        first_index: of the first task.
+    """
+    commands = [f"command=({' '.join(map(shell_word, command))})" for command in job.commands]
+    if not job.is_array:
+        return commands
+    last = first_index + len(commands) - 1
+    return [f"case \"${index_variable}\" in",
+            *(f"    {task}) {command} ;;" for task, command in enumerate(commands, first_index)),
+            f"    *) echo \"no task ${index_variable}: the array has {first_index} to {last}\" >&2; exit 2 ;;",
+            "esac"]
+
+
+def shell_word(word: str) -> str:
+    """Quoted for bash, and without a line end: a scheduler takes any line that begins with its #word for options."""
+    if "\n" in word:
+        escaped = word.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
+        return f"$'{escaped}'"
+    return shlex.quote(word)

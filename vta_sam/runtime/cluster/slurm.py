@@ -1,8 +1,5 @@
-"""SLURM: a job becomes a batch script, which sbatch takes from its input. The script stands alone: saved to a file,
-sbatch takes it as it is.
-
-Whatever comes out of a config or a command line is quoted, so that the program gets it byte for byte; the lines of
-``setup`` are the only ones that the shell interprets.
+"""SLURM: a job becomes a batch script, which sbatch takes from its input. Saved to a file, the script
+works with sbatch too.
 """
 
 from __future__ import annotations
@@ -12,22 +9,23 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
 from ..files import write_bytes
-from .scheduler import Job, Scheduler
+from .scheduler import Job, Scheduler, choice, shell_word
 
 _COUNTS = ("nodes", "tasks_per_node", "cpus_per_task", "signal_s", "max_at_once", "shards_per_job")
+_SCONTROL_LIMIT_S = 60
 # A time without a colon is a number of minutes to SLURM, and 24:00:00 without quotes is the number 86400 to YAML
 _TIME = re.compile(r"(\d+-\d+(:\d+){0,2}|\d+(:\d+){1,2})")
 
 
 @dataclass(frozen=True)
 class Slurm(Scheduler):
-    """What ``conf/launcher/slurm.yaml`` describes; its comments say what each field is. None: the cluster's default."""
+    """The settings of ``conf/launcher/slurm.yaml``, whose comments explain each. None: the cluster's default."""
 
     partition: str | None = None
     account: str | None = None
@@ -71,6 +69,21 @@ class Slurm(Scheduler):
     def submit(self, job: Job) -> None:
         submit(self, job)
 
+    @classmethod
+    def running_job(cls, environ: Mapping[str, str] = os.environ) -> str | None:
+        if "SLURM_ARRAY_JOB_ID" in environ:
+            return f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}"
+        return environ.get("SLURM_JOB_ID")
+
+    @classmethod
+    def requeue_job(cls, job: str) -> str | None:
+        try:
+            done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True,
+                                  timeout=_SCONTROL_LIMIT_S)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return str(error)
+        return done.stderr.strip() or f"scontrol ended with {done.returncode}" if done.returncode else None
+
 
 def batch_script(slurm: Slurm, job: Job) -> str:
     """⇒ the script. Raises InputError where a setting can't stand in an #SBATCH line."""
@@ -80,9 +93,9 @@ def batch_script(slurm: Slurm, job: Job) -> str:
         "# Submitted by hand, this file needs the folder of --output to be there: SLURM doesn't make it.",
         "set -euo pipefail",
         f"cd {shlex.quote(str(job.folder))}",
-        *_environment(slurm, job),
+        *slurm.environment(job),
         "",
-        *_choice(job),
+        *choice(job, "SLURM_ARRAY_TASK_ID"),
         "",
         "# A step even for one process: SLURM sends the signal before the time limit to steps alone. exec: no shell",
         "# stands between SLURM and srun, which passes signals on. One process that fails ends the others.",
@@ -123,43 +136,14 @@ def _sbatch_word(option: str, value: str) -> str:
     return shlex.quote(value)
 
 
-def _environment(slurm: Slurm, job: Job) -> list[str]:
-    lines = ["export PYTHONUNBUFFERED=1  # what is printed is in the log at once"]
-    if slurm.container is None:
-        lines += ["# the Python that submitted, unless the setup below brings another",
-                  f"export PATH={shlex.quote(str(job.interpreter.parent))}:\"$PATH\""]
-    if slurm.setup:  # modules and environments read variables that nobody has set
-        lines += ["", "set +u", *slurm.setup, "set -u"]
-    return lines
-
-
-def _choice(job: Job) -> list[str]:
-    """The command in words of the shell; of an array, that of this task."""
-    commands = [f"command=({' '.join(map(_shell_word, command))})" for command in job.commands]
-    if not job.is_array:
-        return commands
-    return ["case \"$SLURM_ARRAY_TASK_ID\" in",
-            *(f"    {task}) {command} ;;" for task, command in enumerate(commands)),
-            f"    *) echo \"no task $SLURM_ARRAY_TASK_ID: the array has 0 to {len(commands) - 1}\" >&2; exit 2 ;;",
-            "esac"]
-
-
-def _shell_word(word: str) -> str:
-    """Quoted for bash, and without a line end: sbatch takes any line that begins with #PBS or #BSUB for options."""
-    if "\n" in word:
-        escaped = word.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
-        return f"$'{escaped}'"
-    return shlex.quote(word)
-
-
 def _step(slurm: Slurm) -> str:
     words = ["srun", "--kill-on-bad-exit=1"]
     if slurm.cpus_per_task is not None:  # from SLURM 22.05 on a step doesn't take it over from its job
         words.append(f"--cpus-per-task={slurm.cpus_per_task}")
     step = shlex.join(words)
     if slurm.container is not None:
-        # the folder's own code, not that of the day on which the image was built
-        step += f" apptainer exec --nv --bind \"$PWD\" --env PYTHONPATH=\"$PWD\" {_shell_word(slurm.container)}"
+        # the folder's own code, not the code in the image
+        step += f" apptainer exec --nv --bind \"$PWD\" --env PYTHONPATH=\"$PWD\" {shell_word(slurm.container)}"
     return step
 
 

@@ -5,28 +5,25 @@
     torchrun --nproc-per-node 8 data_prep/encode_latents.py vae=FOLDER shards=DIR     # or srun: each takes its share
 """
 
-from pathlib import Path
-
 from vta_sam.dataset.partition import shards_to_encode
 from vta_sam.runtime.cli import program
-from vta_sam.runtime.errors import InputError
+from vta_sam.settings import EncodeSettings
 
 
-@program("encode_latents", shards=shards_to_encode)
-def main(config):
-    for key, meaning in (("vae", "the model folder of a VAE"), ("shards", "a dataset's folder or URL")):
-        if config[key] is None:
-            raise InputError(f"{key}= is missing; it names {meaning}. --help shows all keys")
+@program("encode_latents", EncodeSettings, shards=shards_to_encode)
+def main(settings):
     from vta_sam.checkpoints.model_folder import read_recipe
     from vta_sam.dataset.extraction.progress import terminal_progress
     from vta_sam.dataset.shards.latents import encode_dataset, latents_folder
     from vta_sam.dataset.shards.schema import read_dataset
     from vta_sam.dataset.shards.storage import storage_of
-    from vta_sam.runtime.distributed import choose_device, share_of_work
+    from vta_sam.runtime.distributed import choose_device, say_share, share_of_work
     from vta_sam.training.codec_stages import load_codec
 
-    device, (rank, world) = choose_device(config.device, config.threads), share_of_work(config.rank, config.world)
-    vae, root = Path(config.vae), storage_of(str(config.shards), Path(config.out) if config.out else None)
+    device = choose_device(settings.device, settings.threads)
+    rank, world = share_of_work(settings.rank, settings.world)
+    say_share(settings.rank, settings.world)
+    vae, root = settings.vae, storage_of(settings.shards, settings.out)
     info = read_dataset(root)
     spec = read_recipe(vae).spec
     info.require(str(root), sample_rate_hz=spec.sample_rate_hz)

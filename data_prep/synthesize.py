@@ -4,24 +4,23 @@
     python data_prep/synthesize.py out=data/embedded statistics=true
 """
 
-from pathlib import Path
-
 from vta_sam.runtime.cli import program
+from vta_sam.settings import SynthesizeSettings
 
 
-@program("synthesize", writes_to=("out",))
-def main(config):
+@program("synthesize", SynthesizeSettings, writes_to=("out",))
+def main(settings):
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from vta_sam.embedded.world import broken_promises, measure_world, write_world
 
-    out = Path(config.out)
-    if not config.statistics:
-        counts = {split: config[split] for split in ("train", "val", "test")}
+    out = settings.out
+    if not settings.statistics:
+        counts = {split: getattr(settings, split) for split in ("train", "val", "test")}
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         with Progress(*columns) as bar:
             task = bar.add_task(f"clips in {out}", total=sum(counts.values()))
-            write_world(out, counts, config.seed, config.workers, lambda done, _: bar.update(task, completed=done))
+            write_world(out, counts, settings.seed, settings.workers, lambda done, _: bar.update(task, completed=done))
     statistics = measure_world(out)
     print(statistics.table())
     for promise in broken_promises(statistics):

@@ -2,72 +2,62 @@
 
 import sys
 import warnings
-from pathlib import Path
 
 from vta_sam.dataset.partition import shards_to_generate
-from vta_sam.runtime.cli import program, quote_text
+from vta_sam.runtime.cli import program
+from vta_sam.settings import GenerateSettings
 
-PLAIN_TEXT = ("video", "caption", "objects", "negative_caption", "negative_objects", "out", "model", "shards")
 
-
-@program("generate", shards=shards_to_generate)
-def main(config):
+@program("generate", GenerateSettings, shards=shards_to_generate)
+def main(settings):
     from vta_sam.generation.build import identify, newest_model
     from vta_sam.generation.inputs import Sampling, videos_in
-    from vta_sam.runtime.errors import InputError
+    from vta_sam.runtime.distributed import choose_device
 
-    alone = bool(config.caption) and not config.video and not config.shards
-    if bool(config.video) == bool(config.shards) and not alone:
-        raise InputError("name what to generate for: video=FILE, video=FOLDER, shards=FOLDER of a dataset, or with a "
-                         "model that reads captions alone caption=WORDS")
-    sampling = Sampling(config.guidance, config.steps, config.solver, config.overlap)
-    videos = videos_in(Path(config.video)) if config.video else {}
+    videos = videos_in(settings.video, settings.out) if settings.video else {}
+    device = choose_device(settings.device, settings.threads)  # refused before anything is fetched
     from vta_sam.importers.named_models import named_folder
 
-    folder = newest_model() if config.model is None else named_folder(config.model)
-    if config.model is None:
+    folder = newest_model() if settings.model is None else named_folder(settings.model)
+    if settings.model is None:
         print(f"model: {folder}")
     warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"
     from vta_sam.checkpoints.model_folder import read_recipe
     from vta_sam.generation.build import build_sampler
     from vta_sam.generation.pipeline import load
-    from vta_sam.runtime.distributed import choose_device
 
+    sampling = Sampling(settings.guidance, settings.steps, settings.solver, settings.overlap)
     sampler = sampling.applied(build_sampler(read_recipe(folder), folder))  # refused before networks are read
-    pipeline = load(folder, choose_device(config.device, config.threads))
+    pipeline = load(folder, device)
     pipeline.sampler = sampler
-    if alone:
-        generate_for_caption(config, pipeline, identify(folder))
-    elif config.shards:
-        generate_for_split(config, pipeline, identify(folder))
+    if settings.caption_alone:
+        generate_for_caption(settings, pipeline, identify(folder))
+    elif settings.shards:
+        sys.exit(generate_for_split(settings, pipeline, identify(folder)))
     else:
-        sys.exit(generate_for_videos(config, pipeline, identify(folder), videos))
+        sys.exit(generate_for_videos(settings, pipeline, identify(folder), videos))
 
 
-def generate_for_caption(config, pipeline, model) -> None:
+def generate_for_caption(settings, pipeline, model) -> None:
     from vta_sam.generation.videos import generate_caption, Prompt
 
-    prompt = Prompt(caption=config.caption, negative_caption=config.negative_caption, seed=config.seed)
-    print(generate_caption(pipeline, prompt, Path(config.out), model, config.overwrite))
+    prompt = Prompt(caption=settings.caption, negative_caption=settings.negative_caption, seed=settings.seed)
+    print(generate_caption(pipeline, prompt, settings.out, model, settings.overwrite))
 
 
-def generate_for_videos(config, pipeline, model, videos) -> int:
+def generate_for_videos(settings, pipeline, model, videos) -> int:
     """⇒ exit status."""
-    from vta_sam.generation.inputs import word_list
     from vta_sam.generation.videos import exit_status, generate_videos, Outputs, Prompt
     from vta_sam.runtime.errors import InputError
 
     prompt = Prompt(
-        caption=config.caption, objects=word_list(config.objects), negative_caption=config.negative_caption,
-        negative_objects=word_list(config.negative_objects), seed=config.seed,
+        caption=settings.caption, objects=settings.objects, negative_caption=settings.negative_caption,
+        negative_objects=settings.negative_objects, seed=settings.seed,
     )
-    outputs = Outputs(Path(config.out), config.mix, config.wav, config.picture, config.overwrite)
+    outputs = Outputs(settings.out, settings.mix, settings.wav, settings.picture, settings.overwrite)
 
     def tell(outcome):
-        for note in outcome.notes:
-            print(f"note: {outcome.video}: {note}")
-        end = outcome.failure or f"{outcome.written}{' was there' if outcome.skipped else ''}"
-        print(f"{outcome.video}: {'failed' if outcome.failure else end}")
+        print(*outcome.lines, sep="\n")
 
     outcomes = generate_videos(pipeline, videos, prompt, outputs, model, tell)
     failures = [outcome.failure for outcome in outcomes if outcome.failure]
@@ -78,27 +68,27 @@ def generate_for_videos(config, pipeline, model, videos) -> int:
     return exit_status(outcomes)
 
 
-def generate_for_split(config, pipeline, model) -> None:
+def generate_for_split(settings, pipeline, model) -> int:
+    """⇒ exit status."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from vta_sam.dataset.shards.storage import storage_of
     from vta_sam.generation.split import count_sounds, generate_split, SplitRequest
-    from vta_sam.runtime.distributed import share_of_work
-    from vta_sam.runtime.errors import InputError
+    from vta_sam.runtime.distributed import say_share, share_of_work
 
-    words = ("caption", "objects", "negative_caption", "negative_objects")
-    if any(config[name] is not None for name in words):
-        raise InputError(f"{', '.join(words)} go with video=; a dataset has captions and objects of its own")
-    request = SplitRequest(storage_of(config.shards), config.split, Path(config.out), config.samples, config.seed,
-                           *share_of_work(config.rank, config.world), config.batch_size)
+    request = SplitRequest(storage_of(settings.shards), settings.split, settings.out, settings.samples, settings.seed,
+                           *share_of_work(settings.rank, settings.world), settings.batch_size)
+    say_share(settings.rank, settings.world)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns) as bar:
         task = bar.add_task(f"sounds in {request.out}", total=count_sounds(request))
-        made, there = generate_split(pipeline, request, model,
-                                     lambda made, there: bar.update(task, completed=made + there))
-    print(f"{made} sounds made, {there} were there; in {request.out}")
+        outcome = generate_split(pipeline, request, model,
+                                 lambda made, there: bar.update(task, completed=made + there))
+    print(f"{outcome.made} sounds made, {outcome.there} were there; in {request.out}")
+    if outcome.failures:
+        print(outcome.summary, file=sys.stderr)
+    return outcome.exit_status
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = quote_text(sys.argv[1:], PLAIN_TEXT)
     main()

@@ -1,13 +1,12 @@
 """Overfit a handful of real clips and pair generated with true sound: see conf/exp/overfit.yaml."""
 
 from vta_sam.runtime.cli import program
+from vta_sam.settings import TrainSettings
 
 
-@program("train")
-def main(config):
+@program("train", TrainSettings)
+def main(settings):
     from pathlib import Path
-
-    from omegaconf import OmegaConf
 
     from vta_sam.clip import ClipSpec
     from vta_sam.generation.pipeline import load
@@ -15,14 +14,14 @@ def main(config):
     from vta_sam.study.overfit import extract_clips, measure_pairs
     from vta_sam.training.job import TrainingJob
 
-    if "overfit" not in config:
+    values = settings.plain()
+    if "overfit" not in values:
         raise InputError("give +exp=overfit overfit.videos=FOLDER overfit.captions=CSV")
-    settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    clips = settings.pop("overfit")
+    clips = values.pop("overfit")
     videos = Path(clips["videos"])
-    shards = extract_clips(videos, Path(clips["captions"]), Path(clips["out"]), settings["grounder"],
-                           settings["encoder"], ClipSpec(**settings["clip"]), clips["learned_s"], clips["unheard_s"])
-    job = TrainingJob.of(settings)
+    shards = extract_clips(videos, Path(clips["captions"]), Path(clips["out"]), values["grounder"],
+                           values["encoder"], ClipSpec(**values["clip"]), clips["learned_s"], clips["unheard_s"])
+    job = TrainingJob.of(values)
     folder = job.run()
     measure_pairs(load(folder / "diffusion" / "model"), shards, videos, folder / "pairs", job.seed, job.console)
 

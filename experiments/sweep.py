@@ -6,7 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from vta_sam.runtime.cli import run, RUN_FOLDER
+from vta_sam.runtime.cli import run
+from vta_sam.settings import RUN_FOLDER, TrainSettings
 
 TRAIN = Path(__file__).with_name("train.py")
 SUBMITTED = ("array", "agents")  # verbs that make jobs
@@ -66,7 +67,7 @@ def submit(chosen: argparse.Namespace) -> int:
     from vta_sam.runtime.cluster.launch import launch, launch_agents, Program, with_launcher
     from vta_sam.study.sweep import read_sweep
 
-    train = Program(TRAIN, "train", RUN_FOLDER)
+    train = Program(TRAIN, "train", RUN_FOLDER, settings=TrainSettings)
     if chosen.verb == "agents":
         launch_agents(train, chosen.sweep_id, chosen.count, chosen.runs_each, chosen.overrides)
     else:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numba.core.config
 import numpy as np
 import pytest
 
@@ -23,6 +24,12 @@ def expected() -> list[int]:
 def start(cache: Path) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", CODE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                             env={**os.environ, "XDG_CACHE_HOME": str(cache)}, cwd=Path(__file__).parents[1])
+
+
+def test_numbas_functions_are_kept_for_the_whole_process():
+    """Not only while librosa is imported: the home and the installation may both be read-only."""
+    assert os.environ["NUMBA_CACHE_DIR"] == vars(numba.core.config)["CACHE_DIR"]
+    assert Path(os.environ["NUMBA_CACHE_DIR"]).is_dir()
 
 
 @pytest.mark.slow

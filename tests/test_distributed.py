@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import warnings
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from vta_sam.runtime.distributed import Processes, choose_device, share_of_work, visible_gpus
+from vta_sam.runtime import distributed
+from vta_sam.runtime.distributed import (
+    Processes, choose_accelerator, choose_device, share_in_words, share_of_work, visible_gpus
+)
 from vta_sam.runtime.errors import InputError
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -89,6 +96,101 @@ def test_unequal_machines_part_work_but_do_not_train():
     assert share_of_work(None, None, environ) == (6, 8)
     with pytest.raises(InputError, match="unequal numbers of tasks"):
         Processes.of_environment(environ)
+
+
+@pytest.mark.parametrize("environ, words", [
+    ({}, None), ({"WORLD_SIZE": "8"}, None), ({"RANK": "1"}, None), ({"RANK": "", "WORLD_SIZE": "8"}, None),
+    ({"SLURM_NTASKS": "4", "SLURM_PROCID": "1"}, None), ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1"}, None),
+    ({"RANK": "0", "WORLD_SIZE": "1"}, None),
+    ({"RANK": "0", "WORLD_SIZE": "8"}, "worker 0 of 8, as torchrun says (RANK, WORLD_SIZE); rank= and world= override"),
+    (STEP, "worker 6 of 8, as SLURM says (SLURM_PROCID, SLURM_STEP_NUM_TASKS); rank= and world= override"),
+])
+def test_a_share_that_nobody_asked_for_is_said_aloud(environ, words):
+    assert share_in_words(None, None, environ) == words
+    assert words or share_of_work(None, None, environ) == (0, 1)
+    assert share_in_words(3, 64, environ) is None
+
+
+@pytest.mark.parametrize("environ, said", [
+    ({"RANK": "5", "WORLD_SIZE": "4"}, "RANK=5 of WORLD_SIZE=4: ranks go from 0 to 3; unset both where torchrun"),
+    ({"RANK": "first", "WORLD_SIZE": "4"}, "RANK=first: expected a whole number"),
+    ({"RANK": "0", "WORLD_SIZE": "0"}, "WORLD_SIZE=0: expected a whole number, at least 1"),
+    ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "-1"}, "LOCAL_RANK=-1: expected a whole number"),
+    ({**STEP, "SLURM_PROCID": "8"}, "SLURM_PROCID=8 of SLURM_STEP_NUM_TASKS=8"),
+    ({"SLURM_STEP_NUM_TASKS": "4"}, "SLURM_PROCID is not set"),
+])
+def test_a_wrong_rank_is_refused_by_the_name_of_its_variable(environ, said):
+    for reads in (lambda: share_of_work(None, None, environ), lambda: Processes.of_environment(environ)):
+        with pytest.raises(InputError) as refused:
+            reads()
+        assert str(refused.value).startswith(said)
+
+
+def alone_at(monkeypatch) -> str:
+    """A free address in the environment, at which nobody else will come; ⇒ that address."""
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        port = place.getsockname()[1]
+    monkeypatch.setattr(os, "environ", {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
+    monkeypatch.setattr(distributed, "_STEP_LIMIT", timedelta(seconds=1))
+    monkeypatch.setattr(distributed, "_PATIENCE_S", 0.1)
+    return f"127.0.0.1:{port}"
+
+
+@pytest.mark.parametrize("rank, said", [(0, "waiting for 7 other processes at {}\n"),
+                                        (3, "process 3 of 8: waiting for the others at {}\n")])
+def test_one_that_waits_for_others_says_so_and_ends_with_a_sentence(rank, said, monkeypatch, capfd):
+    place = alone_at(monkeypatch)
+    with pytest.raises(InputError, match=f"process {rank} of 8 did not meet the 7 other processes at {place} .*"
+                                         "unset RANK and WORLD_SIZE"), Processes(rank, 8, rank, 8).connected():
+        pass
+    assert said.format(place) in capfd.readouterr().err
+    assert not torch.distributed.is_initialized()
+
+
+def test_the_first_machine_must_be_known(monkeypatch):
+    for name in ("MASTER_ADDR", "SLURM_STEP_NODELIST"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(InputError, match="MASTER_ADDR doesn't say"), Processes(0, 8, 0, 4).connected():
+        pass
+
+
+@pytest.mark.parametrize("name, gpus, said", [
+    ("mps", 0, "device=mps is not here; there is cpu"), ("xpu", 0, "device=xpu is not here; there is cpu"),
+    ("meta", 0, "device=meta is not here; there is cpu"), ("hip", 0, r"device=hip is not here \(AMD's GPUs are called"),
+    ("cuda", 0, "device=cuda is not here; there is cpu"), ("cpu:1", 1, "device=cpu:1 is not here"),
+    ("cuda:7", 2, "device=cuda:7 is not here; there is cpu, cuda:0, cuda:1"),
+    ("abacus", 0, "device=abacus is not a device; expected auto or one of those here: cpu"),
+    (None, 0, "device=None is not a device"), ("CUDA", 1, "device=CUDA is not a device.*cpu, cuda:0"),
+])
+def test_a_device_that_is_not_here_is_refused_with_those_that_are(name, gpus, said, monkeypatch):
+    monkeypatch.setattr(distributed, "visible_gpus", lambda: gpus)
+    with pytest.raises(InputError, match=said):
+        choose_device(name)
+
+
+def test_on_a_mac_auto_is_the_processor_and_says_so(monkeypatch):
+    monkeypatch.setattr(distributed, "visible_gpus", lambda: 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert choose_device("auto") == torch.device("cpu")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    with pytest.warns(UserWarning, match="device=auto is the processor here; device=mps is this Mac's GPU"):
+        assert choose_device("auto") == torch.device("cpu")
+        assert choose_accelerator("auto") == "cpu"
+    assert choose_device("mps") == torch.device("mps") and choose_accelerator("gpu") == "gpu"
+
+
+@pytest.mark.parametrize("name, gpus, chosen", [("auto", 0, "cpu"), ("auto", 2, "cuda"), ("gpu", 2, "gpu"),
+                                                ("cuda", 1, "cuda"), ("cpu", 1, "cpu"), ("gpu", 0, None),
+                                                ("mps", 1, None), ("tpu", 1, None)])
+def test_training_takes_the_devices_that_are_here(name, gpus, chosen, monkeypatch):
+    monkeypatch.setattr(distributed, "visible_gpus", lambda: gpus)
+    if chosen:
+        assert choose_accelerator(name) == chosen
+    else:
+        with pytest.raises(InputError, match=f"accelerator={name} is not here; there is cpu"):
+            choose_accelerator(name)
 
 
 def test_nobody_else_reads_who_is_who():

@@ -16,7 +16,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from vta_sam import settings
 from vta_sam.runtime.cluster.launch import combinations
+from vta_sam.runtime.typed_settings import Settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -101,18 +103,20 @@ def test_a_command_of_the_documentation_is_taken(page, command, monkeypatch, par
     script, arguments = REPOSITORY / words[at], words[at + 1:]
     assert script.is_file(), f"{words[at]} doesn't exist"
     if "@program(" in script.read_text(encoding="utf-8"):
-        compose_all(script, arguments)
+        compose_all(script, arguments, complete="…" not in command)
     else:
         parse(script, arguments, monkeypatch)
 
 
-def compose_all(script: Path, arguments: list[str]) -> None:
-    """Compose a Hydra program's settings for each combination of swept values; interpolations are resolved."""
-    name = re.search(r'@program\("(\w+)"', script.read_text(encoding="utf-8"))
+def compose_all(script: Path, arguments: list[str], complete: bool) -> None:
+    """Compose a Hydra program's settings for each combination of swept values, and check them."""
+    name = re.search(r'@program\("(\w+)", (\w+)', script.read_text(encoding="utf-8"))
     assert name is not None
+    schema: type[Settings] = getattr(settings, name[2])
     if arguments in (["--help"], []):
         arguments = []
-    parsed = OverridesParser.create().parse_overrides(arguments)
+    typed = schema.typed_text(swept=True)
+    parsed = OverridesParser.create().parse_overrides(typed.taken(arguments))
     for overrides in combinations(parsed):
         config = compose(name[1], list(overrides), return_hydra_config=True)
         HydraConfig.instance().set_config(config)  # ${hydra:…} in a run's name
@@ -120,6 +124,9 @@ def compose_all(script: Path, arguments: list[str]) -> None:
         for key in config:
             if key != "hydra":
                 OmegaConf.to_container(OmegaConf.create({key: OmegaConf.select(config, key)}), resolve=False)
+        values = OmegaConf.to_container(config, resolve=False)
+        if arguments and complete:
+            schema.of(typed.put_back({key: value for key, value in values.items() if key not in ("hydra", "launcher")}))
 
 
 def parse(script: Path, arguments: list[str], monkeypatch) -> None:

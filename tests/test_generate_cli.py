@@ -19,10 +19,9 @@ from models import SPEC, make_features, make_model_folder, make_seeing_model
 import vta_sam.generation.pipeline
 from vta_sam.dataset.shards.records import write_shard
 from vta_sam.dataset.shards.schema import DatasetInfo, ShardInfo
-from vta_sam.generation.inputs import videos_in, word_list
+from vta_sam.generation.inputs import videos_in
 from vta_sam.media.audio import read_wav
 from vta_sam.media.muxing import picture_duration_s
-from vta_sam.runtime.cli import quote_text
 
 SCRIPT = Path(__file__).resolve().parents[1] / "experiments" / "generate.py"
 
@@ -338,24 +337,6 @@ def test_a_dataset_of_other_features_is_refused(generate, shards, tmp_path):
         (other / path.name).write_bytes(text.replace(b"tiny-trunk", b"clip-vit-l") if path.suffix == ".json" else text)
     status, _, err = generate(f"shards={other}")
     assert status == 2 and "clip-vit-l" in err and "expected 'tiny-trunk" in err
-
-
-def test_text_arguments_survive_hydras_grammar():
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    texts = ["a dog, a cat", "it's (loud)", "x=1", "back\\", "a\\'b", "per cent %", "[no", "tr:ue", " spaced "]
-    for text in texts:
-        argument, = quote_text([f"caption={text}"], ["caption"])
-        if text[0] not in "'\"[":
-            assert OverridesParser.create().parse_override(argument).value() == text
-    kept = ["caption=null", "caption=", "objects=[dog, cat]", "seed=3", "--help", "caption='a b'"]
-    assert quote_text(kept, ["caption", "objects"]) == kept
-
-
-def test_word_lists():
-    assert word_list(None) is None and word_list([]) == () and word_list("") == ()
-    assert word_list("dog; racing car,  cat ,") == ("dog", "racing car", "cat")
-    assert word_list(["dog", " cat "]) == ("dog", "cat")
 
 
 def test_videos_of_a_folder_have_names_of_their_own(tmp_path):

@@ -16,7 +16,7 @@ from transformers import (
 
 from vta_sam.importers import audioldm
 from vta_sam.importers import components as whole_model
-from vta_sam.importers import tango, vta_ldm
+from vta_sam.importers import systems
 
 SCHEDULER = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000,
              "prediction_type": "v_prediction", "clip_sample": False, "steps_offset": 1}
@@ -101,8 +101,8 @@ def test_tango(meta, written, back_end_state, tmp_path, monkeypatch):
     put(tmp_path / "flan-t5-large/config.json", T5)
     main = prefixed("unet.", UNet2DConditionModel(**TANGO)) | prefixed("text_encoder.", T5EncoderModel(T5Config(**T5)))
     states = {"pytorch_model_main.bin": main, "pytorch_model_vae.bin": back_end_state}
-    monkeypatch.setattr(tango, "read_state", lambda path: states[path.name])
-    sound, account = tango.import_tango(tmp_path, tmp_path / "model")
+    monkeypatch.setattr(systems, "read_state", lambda path: states[path.name])
+    sound, account = systems.import_tango(tmp_path, tmp_path / "model")
     assert len(sound.taken) == len(back_end_state) == 398 and len(account.taken) == len(main) and not account.left_out
     assert numbers(written["denoiser"]) == 865_933_768
     check_back_end(written)
@@ -122,11 +122,11 @@ def test_vta_ldm(meta, written, back_end_state, tmp_path, monkeypatch):
             | prefixed(f"{feature}clip_text.", CLIPTextModelWithProjection(config.text_config)))
     old = f"{feature}clip_text.text_model.embeddings.position_ids"  # which older code saved
     main[old] = torch.zeros(1, 77, dtype=torch.int64)
-    monkeypatch.setattr(vta_ldm, "read_state", lambda path: main)
+    monkeypatch.setattr(systems, "read_state", lambda path: main)
     sounding = {f"first_stage_model.{name}": value for name, value in back_end_state.items()}
     scale = torch.tensor(0.92, device="cpu")
     monkeypatch.setattr(audioldm, "read_state", lambda path: {"state_dict": {"scale_factor": scale, **sounding}})
-    sound, account = vta_ldm.import_vta_ldm(tmp_path, tmp_path / "model")
+    sound, account = systems.import_vta_ldm(tmp_path, tmp_path / "model")
     assert len(sound.taken) == 398 and len(account.taken) == len(main) - 1 and set(account.left_out) == {old}
     assert numbers(written["denoiser"]) == 578_052_168
     check_back_end(written)

@@ -14,7 +14,7 @@ from models import make_features
 from vta_sam.dataset.shards.batch import collate, window_of
 from vta_sam.diffusion.condition import Condition
 from vta_sam.generation.pipeline import load
-from vta_sam.importers.tango import import_tango
+from vta_sam.importers.systems import import_tango
 from vta_sam.runtime.errors import InputError
 
 

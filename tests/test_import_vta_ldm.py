@@ -13,7 +13,7 @@ from models import make_features
 from vta_sam.dataset.shards.batch import collate, window_of
 from vta_sam.diffusion.sampler import Sampler, guided
 from vta_sam.generation.pipeline import load
-from vta_sam.importers.vta_ldm import import_vta_ldm
+from vta_sam.importers.systems import import_vta_ldm
 from vta_sam.runtime.errors import InputError
 
 VAE = {"vae": "audioldm_tiny.ckpt"}

@@ -69,11 +69,12 @@ def test_the_script_runs_where_it_was_made_and_srun_takes_its_place(cluster):
 
 
 def test_the_script_starts_the_program(cluster, dry_run):
-    script = dry_run("data_prep/check.py")
+    script = dry_run("data_prep/check.py", "shards=nowhere")
     cluster.program("srun", "while [[ $1 == --* ]]; do shift; done\nexec \"$@\"")
     ended = subprocess.run(["bash"], input=script, cwd="/", capture_output=True, text=True, timeout=60,
                            env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
-    assert (ended.returncode, ended.stderr.partition(";")[0]) == (2, "error: shards= is missing"), ended.stderr
+    said = ended.stderr.partition(";")[0]
+    assert (ended.returncode, said) == (2, "error: nowhere/dataset.json doesn't exist"), ended.stderr
 
 
 def test_words_arrive_as_they_are_and_nothing_is_interpreted(cluster):

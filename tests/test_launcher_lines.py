@@ -15,6 +15,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from played_slurm import PROGRAMS, REPOSITORY, array_of, directives
+from test_front_door import PROGRAMS as SETTINGS
 
 from vta_sam.runtime.cluster.launch import asks_for_launcher, combinations
 
@@ -26,13 +27,14 @@ def test_there_are_programs():
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.stem)
 def test_every_program_becomes_a_job(program, dry_run, cluster):
-    config = re.findall(r'@program\("(\w+)"[,)]', program.read_text())
-    assert len(config) == 1, "one hook, in place of hydra.main"
-    key = next(line for line in (REPOSITORY / f"conf/{config[0]}.yaml").read_text().splitlines()
-               if re.match(r"(out|seed|model|records): \w", line) or line.startswith("out: ")).partition(":")[0]
-    script = dry_run(program, f"{key}=it's" if program.stem in ("evaluate", "compare", "generate") else f"{key}=3")
-    value = "'it\\'s'" if program.stem in ("evaluate", "compare", "generate") else "3"
-    assert cluster.words(script)[1:] == [str(program), f"{key}={value}"]
+    assert len(re.findall(r'@program\("(\w+)", \w+Settings[,)]', program.read_text())) == 1, "one hook"
+    _, _, needed = SETTINGS.get(f"{program.parent.name}/{program.name}",
+                                (None, None, ("+exp=overfit", "overfit.videos=a", "overfit.captions=b")))
+    more = {"train": "name=it's", "overfit": "name=it's", "study": "records=it's", "train_tiny": "trunk.seed=3"}.get(
+        program.stem, "out=it's")
+    given = [*(word for word in needed if word.partition("=")[0] != more.partition("=")[0]), more]
+    script = dry_run(program, *given)
+    assert cluster.words(script)[1:] == [str(program), *given]
     [name] = [line for line in directives(script) if line.startswith("--job-name=")]
     assert name.startswith(f"--job-name={program.stem}")
 

@@ -13,7 +13,7 @@ import pytest
 from conftest import REPOSITORY
 
 from vta_sam.dataset.manifests.folder import folder_draft, path_id
-from vta_sam.dataset.manifests.manifest import Row, read_manifest, write_manifest
+from vta_sam.dataset.manifests.manifest import Row, object_words, read_manifest, write_manifest
 from vta_sam.dataset.manifests.vggsound import read_vggsound, vggsound_draft
 from vta_sam.dataset.shards.schema import member_key
 from vta_sam.runtime.errors import InputError
@@ -236,6 +236,84 @@ def test_what_is_no_clip_is_listed(tmp_path):
     assert "\\udcff.mp4" in list_path.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("form", ["{}_000030", "{}_30", "{}_30000_40000"])
+@pytest.mark.parametrize("folder", ["", "dog barking/", "train/犬/"])
+def test_clips_of_vggsound_as_other_tools_name_them(tmp_path, form, folder):
+    names = [form.format(id) for id in ("-abc_DEF-12", "_abc_DEF-12", "__000030_30")]
+    touch(tmp_path / "videos", *(f"{folder}{name}.mp4" for name in names), "copies/of/them/" + names[0] + ".mp4")
+    table = tmp_path / "vggsound.csv"
+    for mark in ",;\t":
+        lines = (mark.join((id, "30", '"dog, barking"' if mark == "," else "dog, barking", "train"))
+                 for id in ("-abc_DEF-12", "_abc_DEF-12", "__000030_30", "gone0000000"))
+        table.write_bytes("\n".join(lines).encode("utf-8" if mark == "," else "utf-16"))
+        draft = vggsound_draft(table, tmp_path / "videos")
+        assert [(row.path, row.start_s, row.duration_s) for row in draft.rows] == [
+            (f"{folder}{name}.mp4", 0.0, None) for name in names]
+        assert "a file there is" not in draft.left_out[0].detail
+
+
+def test_where_few_files_are_found_one_of_them_is_named(tmp_path):
+    lines = [f"{id},30,dog,train" for id in ("-abc_DEF-12", "whole000000", "x")]
+    (tmp_path / "vggsound.csv").write_text("\n".join(lines))
+    videos = touch(tmp_path / "other", "video-abc_DEF-12.mp4", "whole000000.mp4")
+    os.close(os.open(os.fsencode(videos) + b"/\xff.mp4", os.O_CREAT))
+    draft = vggsound_draft(tmp_path / "vggsound.csv", videos)
+    assert [row.path for row in draft.rows] == ["whole000000.mp4"]
+    assert "_30000_40000 nor -abc_DEF-12 in" in draft.left_out[0].detail
+    assert draft.left_out[0].detail.endswith("; a file there is video-abc_DEF-12.mp4")
+    (videos / "whole000000.mp4").unlink()
+    with pytest.raises(InputError, match="no clip is left.*no file.*a file there is video-abc_DEF-12.mp4"):
+        vggsound_draft(tmp_path / "vggsound.csv", videos).write(tmp_path / "m.csv")
+    touch(tmp_path / "videos2", "dog.mp4")
+    (tmp_path / "captions.csv").write_text("file,caption\n/data/dog.mp4,a dog\n")
+    with pytest.raises(InputError, match="no file /data/dog.mp4; a file there is dog.mp4"):
+        folder_draft(tmp_path / "videos2", tmp_path / "captions.csv").write(tmp_path / "m.csv")
+
+
+@pytest.mark.parametrize("cell, objects", [
+    ("dog; cat", ("dog", "cat")), ("dog, cat", ("dog", "cat")), ("dog|cat", ("dog", "cat")), ("dog", ("dog",)),
+    ('["dog", "cat"]', ("dog", "cat")), ('["a, b", "c;d"]', ("a, b", "c;d")), ("a, b;c", ("a, b", "c")),
+    ("a, b;", ("a, b",)), ("", ()), ("[]", ()), ("[dog", ("[dog",)),
+])
+def test_names_of_objects_are_parted(tmp_path, cell, objects):
+    assert object_words("here", cell) == objects
+    with open(tmp_path / "m.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["id", "caption", "objects"], ["a", "x", cell]])
+    row, = read_manifest(tmp_path / "m.csv")
+    assert row.objects == objects
+    if not any(";" in word for word in objects):
+        assert read_manifest(write_manifest(tmp_path / "again.csv", [row])) == [row]
+
+
+@pytest.mark.parametrize("name, content", [
+    ("t.csv", "file;caption;objects\nx/a.mp4;a dog, barking;dog, cat\n"),
+    ("t.csv", "file\tcaption\tobjects\nx/a.mp4\ta dog, barking\tdog|cat\n"),
+    ("t.tsv", "file,caption,objects\nx/a.mp4,\"a dog, barking\",dog;cat\n"),
+    ("t.csv", "File Name,CAPTION,Objects\nx\\a.mp4,\"a dog, barking\",\"[\"\"dog\"\", \"\"cat\"\"]\"\n"),
+    ("t.jsonl", '{"File": "x/a.mp4", "Caption": "a dog, barking", "objects": ["dog", "cat"]}\n\n'),
+    ("t.ndjson", '{"file": "x/a.mp4", "caption": "a dog, barking", "objects": "dog;cat"}'),
+    ("t.json", '{"file": "x/a.mp4", "caption": "a dog, barking", "objects": "dog;cat"}\r\n'),
+    ("t.json", '[\n{"file": "x/a.mp4", "caption": "a dog, barking", "objects": ["dog", "cat"]}]'),
+])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+def test_tables_as_people_have_them(tmp_path, name, content, encoding):
+    touch(tmp_path / "videos", "x/a.mp4")
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    (tmp_path / name).write_bytes((mark + content).encode(encoding))
+    draft = folder_draft(tmp_path / "videos", tmp_path / name, recursive=True)
+    assert draft.rows == [Row("x__a", "a dog, barking", "x/a.mp4", objects=("dog", "cat"))]
+
+
+@pytest.mark.parametrize("content, message", [
+    ('{"file": "a.mp4", "caption": "x"}\n{"file": \n', "line 2: no JSON"), ("[1, 2]", "holds no list of objects"),
+    ('{"file": "a.mp4", "caption": "x"}\n[]\n', "line 2: no object"), ('[\n{"file": }]', "line 2: no JSON"),
+])
+def test_other_json_is_refused_by_its_line(tmp_path, content, message):
+    (tmp_path / "t.json").write_text(content)
+    with pytest.raises(InputError, match=message):
+        folder_draft(touch(tmp_path / "videos", "a.mp4"), tmp_path / "t.json")
+
+
 CAPTION = 'a dog says "wau, wau"\nand runs'
 
 
@@ -283,7 +361,9 @@ def test_audiocaps_columns(tmp_path):
     (b"file,text\na.mp4,x\n", "has the columns file, text; it needs caption"),
     (b"file,caption\na.mp4,a, b\n", "line 2: 3 cells, the header has 2"),
     (b"file,caption\na.mp4,ok\n\nb.mp4,caf\xe9\n", "line 4: not UTF-8"),
-    ("file,caption\na.mp4,ok\n".encode("utf-16"), "line 1: not UTF-8"),
+    ("file,caption\na.mp4,ok\n".encode("utf-16")[:-1], "line 1: not UTF-8"),
+    (b'file,caption,objects\na.mp4,x,"[1, 2]"\n', "line 2: the objects are '.1, 2.'; expected names parted by ;"),
+    (b'file,caption,objects\na.mp4,x,"[dog, cat]"\n', "line 2: the objects are '.dog, cat.'"),
     (b'file,caption\na.mp4,"a dog\n', "after line 1: no row of a CSV"),
     (b"file,caption\n,x\n", "line 2: it doesn't say which video"),
     (b"file,caption,split\na.mp4,x,a/b\n", "line 2: the split 'a/b'"),

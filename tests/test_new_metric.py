@@ -15,7 +15,7 @@ from rich.console import Console
 from test_evaluation import clicks, write_folder
 from test_figures import held_out
 
-from vta_sam.evaluation import metric_docs, metric_table
+from vta_sam.evaluation import metric_table
 from vta_sam.evaluation.comparison.page import write_comparison
 from vta_sam.evaluation.evaluate import evaluate
 from vta_sam.evaluation.metric import Metric
@@ -93,17 +93,17 @@ def test_it_stands_in_the_figures_of_a_run(registered, monkeypatch):
 
 
 def test_it_stands_in_the_table_of_the_documentation(registered, capsys):
-    metric_docs.main(["--print"])
+    metric_table.main(["--print"])
     assert f"| `{KEY}` | ↓ dB | {TITLE}: " in capsys.readouterr().out
-    assert KEY not in metric_docs.markdown_table(METRICS)
+    assert KEY not in metric_table.markdown_table(METRICS)
 
 
 def test_the_table_of_the_documentation_is_up_to_date():
-    """Written by python -m vta_sam.evaluation.metric_docs"""
+    """Written by python -m vta_sam.evaluation.metric_table"""
     text = DOCS.read_text(encoding="utf-8")
-    assert metric_docs.page_with_table(text, METRICS) == text
+    assert metric_table.page_with_table(text, METRICS) == text
     with pytest.raises(InputError, match="end of metrics"):
-        metric_docs.page_with_table("no table", METRICS)
+        metric_table.page_with_table("no table", METRICS)
 
 
 def peak_ratio(true: np.ndarray, generated: np.ndarray) -> float:

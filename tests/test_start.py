@@ -12,7 +12,7 @@ from vta_sam.conditioners.vta_ldm import FrameProjection
 from vta_sam.conditioners.vta_sam import TemporalSemanticEncoder, VTASAMConditioner
 from vta_sam.diffusion.unet import LatentUNet
 from vta_sam.generation.pipeline import load
-from vta_sam.importers.vta_ldm import import_vta_ldm
+from vta_sam.importers.systems import import_vta_ldm
 from vta_sam.runtime.errors import InputError
 from vta_sam.training.codec_stages import latent_scale
 from vta_sam.training.diffusion_stage import TrainedFolders, vocoder_folder

@@ -1,5 +1,6 @@
 """VTA-SAM: video-to-audio generation with fine-grained temporal semantics (arXiv 2409.14709)."""
 
+from .runtime import settle_home as _settle_home
 from .runtime.former_modules import install as _install_former_modules
 
 __version__ = "0.1.0"
@@ -26,4 +27,5 @@ def trust(target, name=None):
     trust_part(target, name)
 
 
+_settle_home()  # before any library looks for a home
 _install_former_modules()

@@ -8,7 +8,6 @@ beside them is the model card, with licence, data, training and figures.
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,7 +21,7 @@ from torch import nn
 
 from ..clip import ClipSpec, MelSpec
 from ..runtime.errors import InputError
-from ..runtime.files import atomic_path, write_text
+from ..runtime.files import atomic_path, temporary_beside, write_text
 from .parts import TARGET, build, canonical, class_name, is_loadable
 from .parts import trust as trust  # noqa: F401
 
@@ -118,7 +117,7 @@ def write_model(out: Path, recipe: ModelRecipe, parts: dict[str, nn.Module],
     beside: writes what else belongs into the folder. Raises InputError where ``out`` exists or can't be written.
     """
     refuse_existing(out)
-    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.partial")
+    temporary = temporary_beside(out)
     try:
         temporary.mkdir(parents=True)
         beside(temporary)

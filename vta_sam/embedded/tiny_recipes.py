@@ -14,6 +14,7 @@ import lightning
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from ..runtime.distributed import choose_accelerator
 from ..runtime.errors import InputError
 from .tagger_training import SoundBatches, TaggerTraining, mels_of, solo_sounds, tagger_figures, vocoded
 from .timeline import WORDS
@@ -168,8 +169,8 @@ class TaggerRecipe:
 def _fit(training: lightning.LightningModule, batches: IterableDataset, steps: int, precision: Any) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its start-up lines say nothing about the run
     trainer = lightning.Trainer(
-        accelerator="auto", devices=1, max_steps=steps, max_epochs=1, precision=precision, gradient_clip_val=1.0,
-        logger=False, enable_checkpointing=False, enable_model_summary=False,
+        accelerator=choose_accelerator("auto"), devices=1, max_steps=steps, max_epochs=1, precision=precision,
+        gradient_clip_val=1.0, logger=False, enable_checkpointing=False, enable_model_summary=False,
     )
     with warnings.catch_warnings():
         # batches are drawn in this process: with so small a network workers would cost more than they bring

@@ -1,8 +1,14 @@
-"""Inputs of a generation: videos, words and numbers, checked before any network is loaded."""
+"""Inputs of a generation: videos, words and numbers, checked before any network is loaded; and the records of results,
+by which a video finds its own again."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import re
+import unicodedata
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,43 +17,177 @@ from typing import TYPE_CHECKING, Any
 from ..media import VIDEO_SUFFIXES
 from ..runtime.cli import check_number
 from ..runtime.errors import InputError
+from ..runtime.files import printable
 
 if TYPE_CHECKING:  # the command line is checked before torch is imported
     from ..diffusion.sampler import BaseSampler
 
 
-def videos_in(path: Path) -> dict[str, Path]:
+RESULT_SUFFIXES = (".mp4", ".mkv", ".json", ".wav", ".png")  # of the files that one video may get
+_LAST = 2  # index of the last of the names that a video may get
+_MIB = 1 << 20
+_WHOLE = 4 * _MIB  # a video of at most so many bytes is hashed as a whole
+
+
+def videos_in(path: Path, out: Path | None = None) -> dict[str, Path]:
     """The videos of a file or a folder ⇒ {output name: video}, sorted.
 
-    The name is the file's without its suffix, or with it where two files of a folder differ in the suffix alone.
+    A video that has a result in ``out`` keeps its name. Every other is named by its stem, with its suffix behind it
+    where another video has that stem, and a hash of its file name where that is another's too; names that differ in
+    capitals or Unicode form alone count as the same. Results of former runs, by their records, are no input.
+
+    Args:
+        path: of a video, or of a folder of them.
+        out: folder of the results; None: one in which nothing is.
 
     Raises:
-        InputError: the path doesn't exist, or the folder holds no video.
+        InputError: the path doesn't exist or can't be read, or the folder holds no video.
     """
-    if not path.exists():
-        raise InputError(f"{path} doesn't exist; name a video file, or a folder of videos")
-    if not path.is_dir():
-        return {path.stem: path}
-    videos = sorted(file for file in path.iterdir()
-                    if file.suffix.lower() in VIDEO_SUFFIXES and file.is_file() and not file.name.startswith("."))
-    if not videos:
-        raise InputError(f"{path} holds no video; name a video file, or a folder with files such as .mp4 or .mov")
-    stems = [video.stem for video in videos]
-    return {v.stem if stems.count(v.stem) == 1 else f"{v.stem}-{v.suffix[1:]}": v for v in videos}
+    try:
+        if not path.exists():
+            raise InputError(f"{printable(path)} doesn't exist; name a video file, or a folder of videos")
+        if not path.is_dir():
+            return {name: video for video, name in _names([path], out).items()}
+        videos = sorted(file for file in path.iterdir()
+                        if file.suffix.lower() in VIDEO_SUFFIXES and file.is_file() and not file.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"{printable(path)} can't be read ({error.strerror}); name a video file, or a folder of "
+                         "videos") from error
+    inputs = [video for video in videos if not is_result(video)]
+    if not inputs:
+        only = f"; its {len(videos)} video files are results of generation, which are no input" if videos else ""
+        raise InputError(f"{printable(path)} holds no video{only}; name a video file, or a folder with files such as "
+                         ".mp4 or .mov")
+    names = _names(inputs, out)
+    return {names[video]: video for video in inputs}
 
 
-def word_list(given: str | Sequence[str] | None) -> tuple[str, ...] | None:
-    """The words of a list, or of a text with commas or semicolons between words; None stays None."""
-    if given is None:
+def _names(videos: Sequence[Path], out: Path | None) -> dict[Path, str]:
+    """{video: output name}, no two of them the same."""
+    choices = {video: _choices(video) for video in videos}
+    names = {}
+    if out is not None:
+        for video in videos:
+            kept = [name for name in choices[video] if _is_of(read_record(out / f"{name}.json"), video)]
+            if kept:
+                names[video] = kept[0]
+
+    def free_from(video: Path, level: int) -> int:
+        others = (i for i in range(level, _LAST) if out is None or not _is_others(out, choices[video][i], video))
+        return next(others, _LAST)
+
+    taken = {_key(name) for name in names.values()}
+    levels = {video: free_from(video, 0) for video in videos if video not in names}
+    while True:  # of several videos with one name those give way that have not given way before
+        users: dict[str, list[Path]] = defaultdict(list)
+        for video, level in levels.items():
+            users[_key(choices[video][level])].append(video)
+        moved = []
+        for key, sharing in users.items():
+            lowest = min(levels[video] for video in sharing)
+            if key in taken or len(sharing) > 1:
+                moved += [video for video in sharing if levels[video] == lowest < _LAST]
+        if not moved:
+            return names | {video: choices[video][level] for video, level in levels.items()}
+        for video in moved:
+            levels[video] = free_from(video, levels[video] + 1)
+
+
+def _choices(video: Path) -> list[str]:
+    """Names that a video may get, in order. Bytes that are no UTF-8 are percent-encoded."""
+    stem, suffix = (re.sub("[\udc80-\udcff]", lambda byte: f"%{ord(byte[0]) - 0xdc00:02X}", text)
+                    for text in (video.stem, video.suffix[1:]))
+    return [stem, f"{stem}-{suffix}", f"{stem}-{suffix}-{hashlib.sha256(os.fsencode(video.name)).hexdigest()[:8]}"]
+
+
+def _key(name: str) -> str:
+    """Equal for names that a file system may take for the same."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """The content of a result's record; {} where the file is something else, None where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
         return None
-    words = re.split(r"[,;]", given) if isinstance(given, str) else [str(word) for word in given]
-    return tuple(word.strip() for word in words if word.strip())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) and isinstance(content.get("asked"), dict) else {}
+
+
+def is_result(video: Path) -> bool:
+    """Whether a record beside a file names it as a result, finished or not."""
+    record = read_record(video.with_suffix(".json")) or {}
+    unfinished = record.get("unfinished")
+    return video.name in [record.get("written"), *(unfinished if isinstance(unfinished, list) else ())]
+
+
+def _is_of(record: dict[str, Any] | None, video: Path) -> bool:
+    """Whether a record is that of a video's result: of this name, and of the same folder or the same content. A record
+    of before knows the name alone."""
+    if not record or record["asked"].get("video") != video.name:
+        return False
+    source = record.get("source")
+    if not isinstance(source, dict) or source.get("folder") == _folder_hash(video):
+        return True
+    try:
+        return not is_recut(record, video)
+    except OSError:  # told about when it is its turn
+        return True
+
+
+def _is_others(out: Path, name: str, video: Path) -> bool:
+    """Whether files of this name belong to something else: another result, or, beside the video, anything without a
+    record."""
+    record = read_record(out / f"{name}.json")
+    if record is not None:
+        return not _is_of(record, video)
+    try:
+        beside = out.samefile(video.parent)
+    except OSError:
+        return False
+    return beside and any((out / f"{name}{suffix}").exists() and f"{name}{suffix}" != video.name
+                          for suffix in RESULT_SUFFIXES)
+
+
+def source_of(video: Path) -> dict[str, Any] | None:
+    """What a record keeps of its video: size, a hash of its content and one of its folder. None: there is no such file.
+
+    Up to 4 MiB the whole file is hashed, else its size and its first, middle and last MiB.
+
+    Raises:
+        OSError: the file can't be read.
+    """
+    if not video.is_file():
+        return None
+    size = video.stat().st_size
+    with open(video, "rb") as file:
+        if size <= _WHOLE:
+            content = hashlib.sha256(file.read())
+        else:
+            content = hashlib.sha256(str(size).encode())
+            for start in (0, (size - _MIB) // 2, size - _MIB):
+                file.seek(start)
+                content.update(file.read(_MIB))
+    return {"bytes": size, "sha256": content.hexdigest(), "folder": _folder_hash(video)}
+
+
+def _folder_hash(video: Path) -> str:
+    return hashlib.sha256(os.fsencode(os.path.realpath(video.parent))).hexdigest()[:16]
+
+
+def is_recut(record: dict[str, Any], video: Path) -> bool:
+    """Whether a video has another content than when its result was made; False where the record doesn't say."""
+    before, now = record.get("source"), source_of(video)
+    return isinstance(before, dict) and now is not None and (before.get("bytes"), before.get("sha256")) != (
+        now["bytes"], now["sha256"])
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings of a model's sampler; None: the model's own. A further one is a field here and a key of
-    conf/generate.yaml.
+    """Settings of a model's sampler; None: the model's own. A further one is a field here and in
+    vta_sam/settings.py, and a key of conf/generate.yaml.
 
     Args:
         guidance: classifier-free guidance scale.

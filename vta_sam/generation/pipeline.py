@@ -24,6 +24,7 @@ from ..diffusion.sampler import BaseSampler, Predictor, classifier_guided, guide
 from ..diffusion.windows import Windows, decode_windowed, noise_of, vocode, windowed
 from ..importers.named_models import named_folder
 from ..perception.features import Extractors, Words, caption_features, features_of, words_of
+from ..runtime.distributed import choose_device
 from ..runtime.errors import InputError
 from ..vae.codec import Codec
 from ..vocoder import Vocoder
@@ -331,8 +332,9 @@ def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> Pipelin
         device: of the networks.
 
     Raises:
-        InputError: the folder is incomplete or not this project's.
+        InputError: the folder is incomplete or not this project's, or the device is not here.
     """
+    device = choose_device(device)  # before anything is fetched or read
     folder = named_folder(path)
     recipe = read_recipe(folder)
 

@@ -30,12 +30,12 @@ def import_checkpoint(checkpoint: Path, out: Path, folders: Sequence[Path] = (),
     """
     from . import audioldm
     from . import audioldm as audioldm_diffusers
-    from . import tango, vta_ldm
+    from . import systems
 
-    if (checkpoint / vta_ldm.SUMMARY).is_file():
-        return vta_ldm.import_vta_ldm(checkpoint, out, folders, instead)
-    if (checkpoint / tango.MAIN_CONFIG).is_file():
-        return tango.import_tango(checkpoint, out, folders, instead)
+    if (checkpoint / systems.SUMMARY).is_file():
+        return systems.import_vta_ldm(checkpoint, out, folders, instead)
+    if (checkpoint / systems.MAIN_CONFIG).is_file():
+        return systems.import_tango(checkpoint, out, folders, instead)
     if (checkpoint / "vae" / "config.json").is_file():
         return audioldm_diffusers.import_audioldm_diffusers(checkpoint, out)
     if checkpoint.is_dir():

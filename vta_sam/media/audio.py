@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from fractions import Fraction
@@ -12,7 +13,7 @@ import numpy as np
 import soundfile
 
 from ..runtime.errors import InputError
-from ..runtime.files import atomic_path
+from ..runtime.files import write_bytes
 from .container import LONGEST_GAP_S, Decoder, open_media, origin_s, packets, seek_before, sound_stream
 
 _JITTER_S = 0.02  # timestamps that are off by less are rounding of the container, not a gap
@@ -204,12 +205,14 @@ def fit_length(waveform: np.ndarray, samples: int) -> np.ndarray:
 def write_wav(path: str | os.PathLike, waveform: np.ndarray, sample_rate_hz: int) -> int:
     """Write mono PCM-16, atomically ⇒ how many samples were beyond [-1, 1] and were clipped."""
     waveform = np.asarray(waveform, np.float32)
-    if waveform.ndim != 1 or not np.isfinite(waveform).all():
-        raise InputError(f"{path}: expected a finite waveform of shape (samples,), got shape {waveform.shape}"
-                         f"{'' if np.isfinite(waveform).all() else ' with NaN or infinity'}")
+    if waveform.ndim != 1:
+        raise InputError(f"{path}: expected a waveform of shape (samples,), got shape {waveform.shape}")
+    if not np.isfinite(waveform).all():
+        raise InputError(f"{path}: the sound holds NaN or infinity, so it is not written")
     clipped = int((np.abs(waveform) > 1.0).sum())
-    with atomic_path(path) as temporary:
-        soundfile.write(temporary, np.clip(waveform, -1.0, 1.0), sample_rate_hz, format="WAV", subtype="PCM_16")
+    content = io.BytesIO()  # soundfile itself doesn't say that a disk is full
+    soundfile.write(content, np.clip(waveform, -1.0, 1.0), sample_rate_hz, format="WAV", subtype="PCM_16")
+    write_bytes(path, content.getbuffer())
     return clipped
 
 

@@ -4,6 +4,7 @@ not with a traceback, where a user can mend the error."""
 from __future__ import annotations
 
 import functools
+import io
 import re
 import sys
 import warnings
@@ -13,54 +14,139 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, NoReturn, ParamSpec, TypeVar
 
 from .errors import InputError
+from .files import write_fault
+from .typed_settings import Settings, TypedText, unknown_key
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-# the settings that name a training run's folder
-RUN_FOLDER = ("runs", "exp", "seed", "name")
-
-
-def program(config_name: str, writes_to: tuple[str, ...] = (), shards: Callable[[Mapping[str, Any]], int] | None = None,
+def program(config_name: str, settings: type[Settings], writes_to: tuple[str, ...] = (),
+            shards: Callable[[Mapping[str, Any]], int] | None = None,
             ) -> Callable[[Callable[[Any], object]], Callable[[], None]]:
     """Decorate the main function of a Hydra program of experiments/ or data_prep/, with the config
-    conf/<config_name>.yaml.
+    conf/<config_name>.yaml. It gets the checked settings.
 
-    writes_to, shards: see :class:`~.cluster.launch.Program`.
+    Args:
+        config_name: of the config.
+        settings: the program's class in vta_sam/settings.py.
+        writes_to: see :class:`~.cluster.launch.Program`.
+        shards: likewise.
 
     With ``launcher=slurm`` on the command line the same command becomes a job (vta_sam/runtime/cluster), and nothing is
     done here. Errors are printed as by :func:`run`.
 
-        @program("extract")
-        def main(config): ...
+        @program("extract", ExtractSettings)
+        def main(settings): ...
     """
 
     def decorate(work: Callable[[Any], object]) -> Callable[[], None]:
-        import hydra
-
-        @functools.wraps(work)
-        def here(config: Any) -> object:
-            from .cluster.launch import refuse_launcher_of_a_file
-
-            refuse_launcher_of_a_file(config)
-            return work(config)
-
-        started = hydra.main(version_base="1.3", config_path="../conf", config_name=config_name)(run(here))
-
         @functools.wraps(work)
         def main() -> None:
+            arguments = sys.argv[1:]
+            script = Path(work.__code__.co_filename)
+            closed = settings.model_config.get("extra") == "forbid"
+            if closed and {"--help", "-h"} & set(arguments):
+                return print_help(settings, script, config_name)
+            known = (*settings.model_fields, *_GROUPS, *(() if closed else config_keys(script, config_name)))
+            run(refuse_unknown)(arguments, known, closed)
+            run(start)(script, arguments)
+
+        def start(script: Path, arguments: Sequence[str]) -> None:
             from .cluster.launch import Program, asks_for_launcher, launch
 
-            if asks_for_launcher(sys.argv[1:]):
-                script = Path(work.__code__.co_filename)
-                run(launch)(Program(script, config_name, writes_to, shards), sys.argv[1:])
-            else:
-                started()
+            if asks_for_launcher(arguments):
+                return launch(Program(script, config_name, writes_to, shards, settings), arguments)
+            import hydra
+
+            typed = settings.typed_text(swept=bool({"-m", "--multirun"} & set(arguments)))
+
+            @functools.wraps(work)
+            def here(config: Any) -> object:
+                from .cluster.launch import refuse_launcher_of_a_file
+
+                sys.argv[1:] = arguments
+                refuse_launcher_of_a_file(config)
+                return work(settings.of(plain_values(config, typed)))
+
+            sys.argv[1:] = typed.taken(arguments)
+            hydra.main(version_base="1.3", config_path="../conf", config_name=config_name)(run(here))()
 
         return main
 
     return decorate
+
+
+def plain_values(config: Any, typed: TypedText) -> dict[str, Any]:
+    """The values of a composed config, without the launcher's, with texts as they were typed."""
+    from omegaconf import OmegaConf
+
+    values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(values, dict)
+    return typed.put_back({key: value for key, value in values.items() if key not in ("launcher", "hydra")})
+
+
+_GROUPS = ("launcher", "hydra", "evaluation")  # what a command line may name beside a program's own settings
+_HYDRAS = re.compile(r"-(m|c|i|p|cn|cp|cd|sc|h)|--(multirun|cfg|info|resolve|package|run|config-(name|path|dir)|"
+                     r"shell-completion|hydra-help|version|experimental-rerun|help)(=.*)?")
+
+
+def config_keys(script: Path, config_name: str) -> set[str]:
+    """The first words of all keys that a program's configs have: of the config itself, of its groups and in them."""
+    import yaml
+
+    conf = script.resolve().parents[1] / "conf"
+    files = [conf / f"{config_name}.yaml", *(conf / "size").glob("*.yaml"), *(conf / "exp").glob("*.yaml")]
+    keys = {str(key) for path in files for key in yaml.safe_load(path.read_text(encoding="utf-8")) or ()}
+    return keys | {path.name for path in conf.iterdir() if path.is_dir()}
+
+
+def refuse_unknown(arguments: Sequence[str], known: Collection[str], closed: bool) -> None:
+    """Raise InputError where an argument is no KEY=VALUE, or its key no setting.
+
+    Args:
+        arguments: a command line.
+        known: first words of keys.
+        closed: whether ``+KEY=VALUE`` can add no key either.
+    """
+    faults, after_flag = [], False
+    for argument in arguments:
+        key, equals, _ = argument.partition("=")
+        flag, taken_by_flag = argument.startswith("-"), after_flag
+        after_flag = flag and _HYDRAS.fullmatch(argument) is not None and not equals
+        root = key.lstrip("+~-").partition(".")[0].partition("@")[0].partition("/")[0]
+        if flag and not _HYDRAS.fullmatch(argument):
+            faults.append(f"{key}: settings are given as {root}=VALUE" if root in known else
+                          f"{key}: settings are given as KEY=VALUE; --help lists them")
+        elif not flag and not equals and not taken_by_flag and not argument.startswith("~"):
+            faults.append(f"{argument}: expected KEY=VALUE")
+        elif not flag and equals and root not in known and (closed or key[0] not in "+~"):
+            faults.append(unknown_key(root, known))
+    if faults:
+        raise InputError("; ".join(faults))
+
+
+def print_help(settings: type[Settings], script: Path, config_name: str) -> None:
+    """Print what the program is, how it is called, and each of its settings."""
+    import ast
+
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    about = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""
+    folder = script.resolve().parent.name
+    console.print(about, soft_wrap=True, markup=False)
+    console.print(f"\npython {folder}/{script.name} KEY=VALUE …", soft_wrap=True, markup=False)
+    table = Table(box=None, pad_edge=False, show_edge=False)
+    for heading in ("setting", "type", "default", "meaning"):
+        table.add_column(heading, overflow="fold")
+    for row in settings.help_rows():
+        table.add_row(*map(escape, row))
+    console.print(table)
+    console.print(f"\nlauncher=slurm makes the command a job (docs/cluster.md). --cfg job prints all values; they come "
+                  f"from conf/{config_name}.yaml.", soft_wrap=True, markup=False)
 
 
 def run(main: Callable[P, R]) -> Callable[P, R]:
@@ -75,6 +161,9 @@ def run(main: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(main)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # names of files that are no UTF-8
         try:
             with _plain_warnings():
                 return main(*args, **kwargs)
@@ -86,6 +175,10 @@ def run(main: Callable[P, R]) -> Callable[P, R]:
         except BrokenPipeError:
             sys.stderr.close()  # keeps the interpreter from complaining about the same pipe once more
             sys.exit(141)
+        except OSError as error:
+            if sentence := write_fault(error):
+                _refuse(InputError(sentence))
+            raise
         except Exception as error:
             # building a part by its recipe wraps a constructor's error
             if isinstance(error.__cause__, InputError) and type(error).__module__.partition(".")[0] == "hydra":
@@ -124,21 +217,3 @@ def check_number(name: str, value: Any, low: float, high: float = float("inf"), 
     if not number or whole and not isinstance(value, int) or not low <= value <= high:
         between = f"at least {low:g}" if high == float("inf") else f"from {low:g} to {high:g}"
         raise InputError(f"{name}={value}: expected {'a whole number' if whole else 'a number'} {between}")
-
-
-def quote_text(arguments: Sequence[str], keys: Collection[str]) -> list[str]:
-    """``key=value`` arguments whose key is in ``keys`` ⇒ the same with the value quoted for Hydra.
-
-    A caption with a comma or a file name with a parenthesis is otherwise a syntax error there. Null, empty
-    text, quoted text and lists stay as they are.
-    """
-    quoted = []
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if equals and key in keys and value not in ("", "null") and value[0] not in "'\"[":
-            # Hydra's grammar: backslashes count only where a quote follows them
-            value = re.sub(r"(\\*)'", r"\1\1\\'", value)
-            value = re.sub(r"(\\+)$", r"\1\1", value)
-            argument = f"{key}='{value}'"
-        quoted.append(argument)
-    return quoted

@@ -5,8 +5,12 @@ No other module reads RANK, WORLD_SIZE, LOCAL_RANK or SLURM's variables of ranks
 
 from __future__ import annotations
 
+import functools
 import os
 import re
+import sys
+import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,6 +26,7 @@ from .errors import InputError
 T = TypeVar("T")
 _STEP_LIMIT = timedelta(minutes=30)  # of a collective within a step: a process that is gone is noticed by then
 _WORK_LIMIT = timedelta(days=2)  # work of the first process alone may take as long as encoding a dataset
+_PATIENCE_S = 10.0  # before a process other than the first says that it waits: usually all are there by then
 
 
 @dataclass(frozen=True)
@@ -41,11 +46,11 @@ class Processes:
         SLURM_STEP_NUM_TASKS the tasks of srun's step.
 
         Raises:
-            InputError: srun has put unequal numbers of tasks on its machines.
+            InputError: srun has put unequal numbers of tasks on its machines, or a variable holds no rank.
         """
         rank, world, local_rank = _ranks(environ)
-        if _is_torchrun(environ):
-            return cls(rank, world, local_rank, int(environ.get("LOCAL_WORLD_SIZE", world)))
+        if _starter(environ) is _TORCHRUN:
+            return cls(rank, world, local_rank, _count(environ, "LOCAL_WORLD_SIZE", low=1, default=world))
         return cls(rank, world, local_rank, _tasks_a_node(environ["SLURM_STEP_TASKS_PER_NODE"]) if world > 1 else 1)
 
     def placed(self, gpus: int) -> "Processes":
@@ -79,19 +84,46 @@ class Processes:
 
     @contextmanager
     def connected(self) -> Iterator[None]:
-        """Inside, the processes of the job can talk to each other: NCCL between GPUs, gloo between processors."""
+        """Inside, the processes of the job can talk to each other: NCCL between GPUs, gloo between processors.
+
+        Raises:
+            InputError: the others don't come within the time limit.
+        """
         if self.world == 1:
             yield
             return
         os.environ |= self._torch_variables()
         if torch.cuda.is_available():
             torch.cuda.set_device(self.placed(visible_gpus()).local_rank)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_STEP_LIMIT)
+        self._meet()
         global _long_wait_group
         _long_wait_group = dist.new_group(backend="gloo", timeout=_WORK_LIMIT)
         yield
         _long_wait_group = None
         dist.destroy_process_group()  # not after an error: it would wait for processes that are gone
+
+    def _meet(self) -> None:
+        """Wait until all processes of the job are there, and say so: one that was left alone would wait in silence."""
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        others = f"{self.world - 1} other process{'es' if self.world > 2 else ''}"
+        says = functools.partial(print, file=sys.stderr, flush=True)
+        late = threading.Timer(_PATIENCE_S, says, [f"process {self.rank} of {self.world}: waiting for the others at "
+                                                   f"{place}"])
+        late.daemon = True
+        if self.first:
+            says(f"waiting for {others} at {place}")
+        else:
+            late.start()
+        try:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_STEP_LIMIT)
+        except (dist.DistNetworkError, dist.DistStoreError) as error:
+            reason = str(error).strip().splitlines()[0].rstrip(".")
+            raise InputError(
+                f"process {self.rank} of {self.world} did not meet the {others} at {place} ({reason}; the limit is "
+                f"{_STEP_LIMIT.total_seconds() / 60:.0f} minutes); see whether all were started, or unset RANK and "
+                "WORLD_SIZE to train with one process") from None
+        finally:
+            late.cancel()
 
     def on_first_rank(self, work: Callable[[], T]) -> T:
         """The first process does ``work`` while the others wait ⇒ its result, in all. Its InputError ends all.
@@ -128,13 +160,19 @@ class Processes:
         here = self.placed(visible_gpus())
         values: dict[str, object] = {"RANK": self.rank, "WORLD_SIZE": self.world, "LOCAL_RANK": here.local_rank,
                                      "LOCAL_WORLD_SIZE": here.local_world, "GROUP_RANK": self.rank // here.local_world}
-        if "MASTER_ADDR" not in os.environ:
+        if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
             from lightning.fabric.plugins.environments import SLURMEnvironment
 
-            slurm = SLURMEnvironment(auto_requeue=False)
-            address = ("127.0.0.1" if self.machines == 1 else
-                       slurm.resolve_root_node_address(os.environ["SLURM_STEP_NODELIST"]))
-            values |= {"MASTER_ADDR": address, "MASTER_PORT": slurm.main_port}
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # it advises srun to whoever has it installed
+                slurm = SLURMEnvironment(auto_requeue=False)
+            if self.machines > 1 and not ({"MASTER_ADDR", "SLURM_STEP_NODELIST"} & set(os.environ)):
+                raise InputError(f"{self.world} processes on {self.machines} machines, and MASTER_ADDR doesn't say "
+                                 "where the first one is; torchrun and srun say it")
+            values["MASTER_ADDR"] = os.environ.get("MASTER_ADDR") or (
+                "127.0.0.1" if self.machines == 1 else
+                slurm.resolve_root_node_address(os.environ["SLURM_STEP_NODELIST"]))
+            values["MASTER_PORT"] = os.environ.get("MASTER_PORT") or slurm.main_port
         return {name: str(value) for name, value in values.items()}
 
 
@@ -156,17 +194,51 @@ def gathered(x: Tensor) -> Tensor:
     return torch.cat(all_gather(x.contiguous()))
 
 
-def _is_torchrun(environ: Mapping[str, str]) -> bool:
-    return "RANK" in environ and "WORLD_SIZE" in environ  # one alone is left over from another program
+@dataclass(frozen=True)
+class _Starter:
+    """What starts several processes, and the variables in which it tells each of them who it is."""
+
+    name: str
+    rank: str
+    world: str
+    local_rank: str
+
+
+_TORCHRUN = _Starter("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK")
+_SRUN = _Starter("SLURM", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+
+
+def _starter(environ: Mapping[str, str]) -> _Starter | None:
+    """Who started this process as one of several; None: nobody.
+
+    RANK or WORLD_SIZE alone is left over from another program. SLURM_NTASKS counts an allocation's tasks: without a
+    step (SLURM_STEP_NUM_TASKS) this is the one process of a batch script or a shell.
+    """
+    if environ.get("RANK") and environ.get("WORLD_SIZE"):
+        return _TORCHRUN
+    return _SRUN if _count(environ, _SRUN.world, low=1, default=1) > 1 else None
+
+
+def _count(environ: Mapping[str, str], name: str, low: int = 0, default: int | None = None) -> int:
+    """The whole number in a variable; ``default`` where it is not set or empty."""
+    text = environ.get(name) or ("" if default is None else str(default))
+    if not text.isdecimal() or int(text) < low:
+        found = f"{name}={text}" if text else f"{name} is not set"
+        raise InputError(f"{found}: expected a whole number, at least {low}; torchrun and srun set such variables, "
+                         "unset them all where neither started this process")
+    return int(text)
 
 
 def _ranks(environ: Mapping[str, str]) -> tuple[int, int, int]:
     """(rank, world, rank on this machine) by torchrun's variables, else by srun's; (0, 1, 0) without either."""
-    if _is_torchrun(environ):
-        return int(environ["RANK"]), int(environ["WORLD_SIZE"]), int(environ.get("LOCAL_RANK", environ["RANK"]))
-    if int(environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        return int(environ["SLURM_PROCID"]), int(environ["SLURM_STEP_NUM_TASKS"]), int(environ["SLURM_LOCALID"])
-    return 0, 1, 0
+    starter = _starter(environ)
+    if starter is None:
+        return 0, 1, 0
+    rank, world = _count(environ, starter.rank), _count(environ, starter.world, low=1)
+    if rank >= world:
+        raise InputError(f"{starter.rank}={rank} of {starter.world}={world}: ranks go from 0 to {world - 1}; unset "
+                         f"both where {starter.name} did not start this process")
+    return rank, world, _count(environ, starter.local_rank, default=rank if starter is _TORCHRUN else None)
 
 
 def share_of_work(rank: int | None, world: int | None, environ: Mapping[str, str] = os.environ) -> tuple[int, int]:
@@ -188,6 +260,28 @@ def share_of_work(rank: int | None, world: int | None, environ: Mapping[str, str
     return rank, world
 
 
+def share_in_words(rank: int | None, world: int | None, environ: Mapping[str, str] = os.environ) -> str | None:
+    """Which share of the work the environment gives this process, for users who didn't ask for one; None: all of it, or
+    the share that they asked for.
+
+    Args:
+        rank: the setting, as :func:`share_of_work` takes it.
+        world: likewise.
+    """
+    mine, parts = share_of_work(rank, world, environ)
+    starter = _starter(environ)
+    if rank is not None or starter is None or parts == 1:
+        return None
+    return (f"worker {mine} of {parts}, as {starter.name} says ({starter.rank}, {starter.world}); rank= and world= "
+            "override")
+
+
+def say_share(rank: int | None, world: int | None) -> None:
+    """Print :func:`share_in_words` to stderr, where there is something to say."""
+    if words := share_in_words(rank, world):
+        print(words, file=sys.stderr)
+
+
 def visible_gpus() -> int:
     """Number of GPUs visible to this process."""
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -201,12 +295,25 @@ def _tasks_a_node(text: str) -> int:
     return counts.pop()
 
 
-def choose_device(name: str, threads: int | None = None) -> torch.device:
+def device_kinds() -> dict[str, int]:
+    """{kind: how many there are} of the devices that torch can compute on here; "cpu" always is one of them."""
+    found = {"cpu": 1, "cuda": visible_gpus(), "mps": int(torch.backends.mps.is_available()),
+             "xpu": torch.xpu.device_count() if torch.xpu.is_available() else 0}
+    return {kind: count for kind, count in found.items() if count}
+
+
+def devices_here() -> str:
+    """The names of the devices of this machine, for users: "cpu, cuda:0, cuda:1"."""
+    return ", ".join(kind if kind in ("cpu", "mps") else f"{kind}:{i}"
+                     for kind, count in device_kinds().items() for i in range(count))
+
+
+def choose_device(name: str | torch.device, threads: int | None = None) -> torch.device:
     """A device that is there.
 
     Args:
         name: of torch's devices, or "auto": a GPU where there is one; of several GPUs, each process that torchrun or
-            srun started on a machine takes its own.
+            srun started on a machine takes its own. On a Mac "auto" is the processor.
         threads: torch's processor threads; None: torch's choice.
 
     Raises:
@@ -214,17 +321,41 @@ def choose_device(name: str, threads: int | None = None) -> torch.device:
     """
     if threads is not None:
         torch.set_num_threads(int(threads))
+    kinds = device_kinds()
     if name == "auto":
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        return torch.device("cuda", _ranks(os.environ)[2] % torch.cuda.device_count())
+        if "cuda" in kinds:
+            return torch.device("cuda", _ranks(os.environ)[2] % kinds["cuda"])
+        if "mps" in kinds:
+            # some operators are missing there, which shows in the midst of the work
+            warnings.warn("device=auto is the processor here; device=mps is this Mac's GPU, on which this project is "
+                          "not tested")
+        return torch.device("cpu")
     try:
         device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"device={name} is not a device; expected auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"device={name} is not here ({torch.cuda.device_count()} GPUs found); say device=cpu")
+    except (RuntimeError, TypeError):
+        raise InputError(f"device={name} is not a device; expected auto or one of those here: {devices_here()}"
+                         ) from None
+    if (device.index or 0) >= kinds.get(device.type, 0):
+        amd = " (AMD's GPUs are called cuda, in a torch that is built for them)" if device.type == "hip" else ""
+        raise InputError(f"device={name} is not here{amd}; there is {devices_here()}")
     return device
+
+
+def choose_accelerator(name: str) -> str:
+    """Lightning's name of a kind of device that is there.
+
+    Args:
+        name: auto (as :func:`choose_device` reads it, not as Lightning does), cpu, gpu, cuda or mps.
+
+    Raises:
+        InputError: there is no such kind of device here.
+    """
+    if name == "auto":
+        return choose_device(name).type
+    kinds = device_kinds()
+    if name not in kinds and not (name == "gpu" and {"cuda", "mps"} & set(kinds)):
+        raise InputError(f"accelerator={name} is not here; there is {devices_here()}")
+    return name
 
 
 _FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

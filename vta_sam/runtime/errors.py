@@ -1,4 +1,4 @@
-"""The one error that a user is meant to read."""
+"""The errors that a user is meant to read."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,8 @@ class InputError(ValueError):
     The message is one sentence or two: which file or key, what was expected, what was found, and what to do. Entry
     scripts print it without a traceback and exit with status 2.
     """
+
+
+class EndOfRun(InputError):
+    """None of the further items could be done either, as on a full disk: it ends a loop in which an InputError is one
+    item's failure."""

@@ -35,7 +35,8 @@ FORMER = {
     "condition": "conditioners", "condition.encoder": "conditioners.vta_sam",
     "conditioners.base": "diffusion.condition",
     "diffusion.lit": "diffusion.latent_diffusion", "vae.lit": "vae.mel_vae",
-    "pipeline": "generation.pipeline",
+    "pipeline": "generation.pipeline", "importers.tango": "importers.systems", "importers.vta_ldm": "importers.systems",
+    "evaluation.metric_docs": "evaluation.metric_table",
     "metrics.backbones.base": "metrics.backbones", "metrics.envelope": "metrics.signal",
     "metrics.statistics": "metrics.intervals", "training.data": "training.data_sources",
 }

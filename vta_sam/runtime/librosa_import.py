@@ -3,7 +3,10 @@
 Its loops are compiled by numba, which keeps the machine code in files. Where two processes compile the same generalised
 ufunc at once, the function of one and the wrapper of the other come to lie together, and from then on every process
 that loads them ends with a segmentation fault. So the processes of this project do it one after the other, in a folder
-of their own: ``$XDG_CACHE_HOME/vta_sam/numba``, by default under ~/.cache.
+of their own: ``vta_sam/numba`` in $XDG_CACHE_HOME, by default in ~/.cache.
+
+Other functions are compiled when they are first called, and in other processes. They are kept in the same folder
+unless NUMBA_CACHE_DIR names one, since numba refuses to go on where neither the installation nor a home can be written.
 """
 
 from __future__ import annotations
@@ -12,31 +15,31 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numba.core.config
 
+from . import cache_folder, private_folder, takes_files
 from .files import exclusive
 
 
 @contextmanager
 def _own_cache() -> Iterator[None]:
-    """Inside, numba keeps its files in a folder that no other process is in. Where there can be no such folder, it
-    keeps none: compiling takes seconds, a damaged file ends the program."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vta_sam" / "numba"
+    """Inside, numba keeps its files in a folder that no other process is in."""
+    folder = cache_folder("numba")
     config = vars(numba.core.config)
-    before = config["CACHE_DIR"]
     with ExitStack() as until_compiled:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             until_compiled.enter_context(exclusive(folder / "librosa"))
-        except OSError:
-            folder = Path(until_compiled.enter_context(TemporaryDirectory()))
-        try:
-            config["CACHE_DIR"] = str(folder)
-            yield
-        finally:
-            config["CACHE_DIR"] = before
+        except OSError:  # the lock is another user's
+            folder = private_folder() / "numba"
+            folder.mkdir(exist_ok=True)
+            until_compiled.enter_context(exclusive(folder / "librosa"))
+        config["CACHE_DIR"] = str(folder)
+        yield
+    named = os.environ.get("NUMBA_CACHE_DIR")
+    if not (named and takes_files(Path(named))):
+        os.environ["NUMBA_CACHE_DIR"] = str(folder)  # numba reads it anew from time to time, and children read it
+    config["CACHE_DIR"] = os.environ["NUMBA_CACHE_DIR"]
 
 
 with _own_cache():

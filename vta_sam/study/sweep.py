@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 from ..metrics.intervals import Interval
 from ..runtime.errors import InputError
 from ..runtime.files import atomic_path
+from ..runtime.typed_settings import quoted
 
 SWEEPS = Path(__file__).resolve().parents[2] / "conf" / "sweep"
 FIGURES = ("envelope_correlation", "onset_f1", "sound_class")
@@ -38,7 +40,7 @@ class Sweep:
 
     def multirun(self, runs: str) -> list[str]:
         """Arguments of train.py for the whole grid, without wandb; each run is named after its varied settings."""
-        swept = [f"{key}={','.join(_text(value) for value in values)}" for key, values in self.parameters.items()]
+        swept = [f"{key}={','.join(map(_swept, values))}" for key, values in self.parameters.items()]
         return ["--multirun", f"runs={runs}", *self.fixed, *swept, "name=${hydra:job.override_dirname}"]
 
 
@@ -60,7 +62,14 @@ def read_sweep(name: str, folder: Path = SWEEPS) -> Sweep:
 
 
 def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _swept(value: Any) -> str:
+    """A value among several: quoted, where a comma, a quote or a space would part it or change it."""
+    if isinstance(value, str) and re.search(r"""[,'" ]""", value) and value[0] not in "[{":
+        return quoted(value)
+    return _text(value)
 
 
 # ---------------------------------------------------------------------- what came out

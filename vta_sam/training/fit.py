@@ -8,9 +8,11 @@ moments, Lightning's ModelParallelStrategy writes checkpoints, which stay whole 
 
 from __future__ import annotations
 
+import configparser
 import logging
 import netrc
 import os
+import shlex
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from functools import cache
 from pathlib import Path
 from types import MethodType
 from typing import Any
+from urllib.parse import urlsplit
 
 import lightning as L
 import torch
@@ -34,7 +37,7 @@ from torch.distributed.tensor import DTensor
 from ..dataset.shards.datamodule import ShardDataModule
 from ..diffusion.condition import Condition, Conditioner
 from ..diffusion.latent_diffusion import LatentDiffusion
-from ..runtime.distributed import Processes, visible_gpus
+from ..runtime.distributed import Processes, choose_accelerator, visible_gpus
 from ..runtime.errors import InputError
 from .callbacks import AtomicCheckpointIO, ExponentialMovingAverage, GradientClipping, LastCheckpoint, StepProgress
 from .optimisation import attention_kernels, choose_precision, training_device
@@ -42,18 +45,88 @@ from .preemption import Preemption
 from .run_folder import StageFolder
 
 
-def has_wandb_account() -> bool:
-    """A key in the environment or in ~/.netrc; no connection is opened to find out."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
+def wandb_offline_reason() -> str | None:
+    """Why wandb's runs stay on this machine, in words; None: they don't, or the user has switched them off. No
+    connection is opened to find out.
+
+    Settings and keys are looked up where wandb does: environment variables, its settings files, and the entry of its
+    server in netrc.
+    """
+    settings: dict[str, str] = {}
+    mode_from = ""
+    for path in _wandb_settings_files():
+        found = _wandb_settings(path)
+        mode_from = str(path) if "mode" in found else mode_from
+        settings |= found
+    mode = os.environ.get("WANDB_MODE") or settings.get("mode")
+    if mode in ("offline", "dryrun"):  # two words for the same
+        return f"WANDB_MODE={mode} is set" if os.environ.get("WANDB_MODE") else f"{mode_from} says mode = {mode}"
+    keys = (os.environ.get("WANDB_API_KEY"), os.environ.get("WANDB_IDENTITY_TOKEN_FILE"), settings.get("api_key"))
+    if mode == "disabled" or any(keys):
+        return None
+    hosts = _wandb_hosts(os.environ.get("WANDB_BASE_URL") or settings.get("base_url"))
+    path = _netrc_path()
     try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+        entries = netrc.netrc(path)  # named, so that its mode doesn't matter; it doesn't to wandb either
+    except FileNotFoundError:
+        return f"there is no key for {hosts[0]}: WANDB_API_KEY is not set, and there is no {path} (`wandb login`)"
+    except (OSError, UnicodeDecodeError, netrc.NetrcParseError) as error:
+        # of a line its number alone, about which netrc knows it: its words may be a password's
+        reason = (f"an odd word about line {error.lineno}" if isinstance(error, netrc.NetrcParseError) else
+                  error.strerror if isinstance(error, OSError) else "it is no text")
+        return f"there is no key for {hosts[0]}: {path} can't be read ({reason}), and WANDB_API_KEY is not set"
+    if any((entry := entries.authenticators(host)) and entry[2] for host in hosts):
+        return None
+    return f"there is no key for {hosts[0]}: WANDB_API_KEY is not set, and {path} doesn't name it (`wandb login`)"
+
+
+def _wandb_settings_files() -> list[Path]:
+    """The user's, and the working folder's, which goes before it."""
+    user = Path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser()
+    return [user / "settings", Path(".wandb" if Path(".wandb").exists() else "wandb") / "settings"]
+
+
+def _wandb_settings(path: Path) -> dict[str, str]:
+    """What one of wandb's settings files says; nothing where it is absent or can't be read, as for wandb."""
+    parser = configparser.ConfigParser()
+    try:
+        parser.read(path)
+        return dict(parser.items("default"))
+    except (OSError, UnicodeDecodeError, configparser.Error):
+        return {}
+
+
+def _wandb_hosts(url: str | None) -> list[str]:
+    """The hosts, with their ports, under which a server's key may stand in netrc. url: None: wandb's own server."""
+    if url is None:
+        import wandb
+
+        return list(dict.fromkeys((urlsplit(wandb.Settings().base_url).netloc, "api.wandb.ai")))
+    if not urlsplit(url).netloc:
+        raise InputError(f"WANDB_BASE_URL={url} (or base_url of wandb's settings file) is no address of a server; it "
+                         "starts with http:// or https://")
+    return [urlsplit(url).netloc]
+
+
+def _netrc_path() -> Path:
+    """$NETRC, else ~/.netrc, or ~/_netrc where only that exists."""
+    if named := os.environ.get("NETRC"):
+        return Path(named).expanduser()
+    usual, other = Path("~/.netrc").expanduser(), Path("~/_netrc").expanduser()
+    return other if other.exists() and not usual.exists() else usual
+
+
+@cache
+def _say_offline(run: Path, reason: str) -> None:
+    """Once for all stages of a run, by the first of its processes."""
+    if Processes.of_environment().first:
+        warnings.warn(f"wandb's runs stay offline, since {reason}; later: wandb sync "
+                      f"{shlex.quote(str(run))}/*/wandb/offline-run-*")
 
 
 def wandb_logger(save_dir: str, name: str, project: str, tags: Sequence[str] = ()) -> WandbLogger:
-    """A logger with a run of its own per stage, grouped by the job's folder; offline unless there is an account.
+    """A logger with a run of its own per stage, grouped by the job's folder; offline, with a warning that says why,
+    unless there is an account.
 
     The run's config is the stage's settings, so that a table of runs shows the differences. In a sweep the agent has
     named one run for the whole job, which gets all stages.
@@ -63,9 +136,14 @@ def wandb_logger(save_dir: str, name: str, project: str, tags: Sequence[str] = (
         name: not used; the folder names the run.
         project: wandb's.
         tags: of the run.
+
+    Raises:
+        InputError: WANDB_BASE_URL is no address.
     """
     stage = Path(save_dir)
-    offline = not has_wandb_account() or os.environ.get("WANDB_MODE") == "offline"
+    reason = wandb_offline_reason()
+    if reason:
+        _say_offline(stage.parent, reason)
     settings: dict[str, Any] = {"name": f"{stage.parent.name}/{stage.name}", "group": stage.parent.name,
                                 "job_type": stage.name}
     if os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"):
@@ -73,7 +151,9 @@ def wandb_logger(save_dir: str, name: str, project: str, tags: Sequence[str] = (
     config = stage / "config.yaml"
     if config.exists():
         settings["config"] = {stage.name: yaml.safe_load(config.read_text())}
-    return WandbLogger(project=project, save_dir=save_dir, offline=offline, tags=list(tags), **settings)
+    if reason:
+        settings["mode"] = "offline"  # Lightning's offline=True would change WANDB_MODE for whatever comes next
+    return WandbLogger(project=project, save_dir=save_dir, tags=list(tags), **settings)
 
 
 def close(loggers: Iterable[Logger]) -> None:
@@ -98,7 +178,7 @@ class FitSettings:
         ema_decay: of the averaged weights, which are validated and kept.
         ema_start: the step from which weights are averaged.
         precision: auto, fp32 or bf16.
-        accelerator: Lightning's.
+        accelerator: Lightning's name of the kind of device, or auto.
         strategy: of several processes, ddp (each has the whole network) or fsdp2 (sharded; experimental: no
             averaged weights, which can't be sharded).
     """
@@ -152,9 +232,10 @@ def fit(
 
     Raises:
         Preempted: the job was asked to stop, and has saved its state.
-        InputError: a step is not finite, or a checkpoint can't be used.
+        InputError: a step is not finite, a checkpoint can't be used, or the device is not here.
     """
     _silence_lightning()
+    accelerator = choose_accelerator(settings.accelerator)
     preemption = preemption or Preemption(Processes())
     processes = preemption.processes
     sharded = settings.strategy == "fsdp2" and processes.world > 1  # one process has no other to share with
@@ -166,7 +247,7 @@ def fit(
     trainer = L.Trainer(
         default_root_dir=folder.path,
         max_steps=settings.steps,
-        accelerator=settings.accelerator, precision=precision, **_devices(processes, sharded),
+        accelerator=accelerator, precision=precision, **_devices(processes, sharded),
         accumulate_grad_batches=settings.accumulate,
         val_check_interval=settings.validate_every * settings.accumulate, check_val_every_n_epoch=None,
         num_sanity_val_steps=0, log_every_n_steps=10, enable_progress_bar=False, enable_model_summary=False,

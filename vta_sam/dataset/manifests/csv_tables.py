@@ -6,7 +6,9 @@ where a video's id and a start name a clip.
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
 import json
 import os
 import re
@@ -14,9 +16,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from ...clip import MAX_OBJECTS
 from ...media import VIDEO_SUFFIXES
 from ...runtime.errors import InputError
+from .manifest import object_words
 
 CUTS = ("auto", "yes", "no")
 CLIP_S = 10.0  # length of the clips of AudioSet, VGGSound and AudioCaps
@@ -60,9 +62,9 @@ def list_videos(folder: Path, recursive: bool = False) -> list[os.DirEntry[str]]
 
 
 def by_stem(paths: Iterable[str]) -> dict[str, str]:
-    """{file name without suffix: path} of relative paths. Of files that differ in the suffix alone the mp4 is taken."""
+    """{file name without suffix: path} of relative paths. Of several an mp4 is taken, then that in fewest folders."""
     stems: dict[str, str] = {}
-    for path in sorted(paths, key=lambda path: (not path.lower().endswith(".mp4"), path)):
+    for path in sorted(paths, key=lambda path: (not path.lower().endswith(".mp4"), path.count("/"), path)):
         stems.setdefault(PurePosixPath(path).stem, path)
     return stems
 
@@ -88,13 +90,13 @@ def find_clip(stems: Mapping[str, str], video: str, start_s: int, cut: str = "au
     """The file of a clip that starts ``start_s`` into a video, or None.
 
     Args:
-        stems: of :func:`by_stem`. ``<id>_000030``, ``<id>_30`` and ``<id>`` are looked up, in this order.
+        stems: of :func:`by_stem`. The names of :func:`clip_names` are looked up, in this order.
         video: id of the video.
         start_s: start of the clip in the video, in whole seconds.
         cut: "yes": the file is the clip itself. "no": the file is the whole video. "auto": a file named by id and start
             is the clip, and a file named by the bare id is the whole video.
     """
-    for stem in (f"{video}_{start_s:06d}", f"{video}_{start_s}", video):
+    for stem in clip_names(video, start_s):
         if stem in stems:
             has_start = stem != video
             already_cut = has_start if cut == "auto" else cut == "yes"
@@ -104,6 +106,13 @@ def find_clip(stems: Mapping[str, str], video: str, start_s: int, cut: str = "au
             return ClipFile(stems[stem], float(start_s), CLIP_S,
                             f"{name}, taken as the whole video: {CLIP_S:g} s from the start on")
     return None
+
+
+def clip_names(video: str, start_s: int) -> tuple[str, ...]:
+    """Names of a clip's file, without the suffix: id and start in seconds (``<id>_000030``, ``<id>_30``), id with start
+    and end in milliseconds (``<id>_30000_40000``), and the id alone."""
+    end_ms = round((start_s + CLIP_S) * 1000)
+    return f"{video}_{start_s:06d}", f"{video}_{start_s}", f"{video}_{start_s * 1000}_{end_ms}", video
 
 
 def whole_seconds(where: str, text: str) -> int:
@@ -125,49 +134,81 @@ def whole_seconds(where: str, text: str) -> int:
     return int(number)
 
 
-def read_cells(path: str | os.PathLike, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
-    """Yields (line number, stripped cells) of each row of a CSV in UTF-8.
+def read_cells(path: str | os.PathLike, delimiter: str = ",",
+               cells: int | None = None) -> Iterator[tuple[int, list[str]]]:
+    """Yields (line number, stripped cells) of each row of a CSV in UTF-8, or in UTF-16 with a byte order mark.
 
     A byte order mark and any line ends are legal. A row over several lines has the number of its last line. Empty lines
     are skipped.
 
     Args:
         path: of the CSV.
-        delimiter: between cells.
+        delimiter: between cells, unless comma, semicolon or tab part the first row better.
+        cells: expected in a row; None: the more, the better.
 
     Raises:
-        InputError: the file doesn't exist, is no UTF-8, or has quotes that don't close. The message names the line.
+        InputError: the file doesn't exist, is in another encoding, or has quotes that don't close. The message names
+            the line.
     """
+    text = _text(path)
+    found = {mark: _first_row(text, mark) for mark in (delimiter, ",", ";", "\t")}
+    delimiter = max(found, key=lambda mark: found[mark] if cells is None else found[mark] == cells)
     line = 0
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=delimiter, strict=True, skipinitialspace=True)
-            for cells in reader:
-                line = reader.line_num
-                if cells:
-                    yield line, [cell.strip() for cell in cells]
-    except FileNotFoundError:
-        raise InputError(f"{path} doesn't exist; name a table of clips") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}, line {_first_foreign_line(path)}: not UTF-8; save the file as UTF-8") from None
+        reader = _reader(text, delimiter)
+        for row in reader:
+            line = reader.line_num
+            if row:
+                yield line, [cell.strip() for cell in row]
     except csv.Error as error:
         raise InputError(f"{path}, after line {line}: no row of a CSV ({error}); texts that hold quotes or line breaks "
                          "need quotes around them, and quotes inside them doubled") from error
+
+
+def _reader(text: str, delimiter: str):
+    return csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
+
+
+def _first_row(text: str, delimiter: str) -> int:
+    """The number of cells in the first row; 1 where it is none."""
+    try:
+        return len(next((cells for cells in _reader(text, delimiter) if cells), [""]))
+    except csv.Error:
+        return 1
+
+
+def _text(path: str | os.PathLike) -> str:
+    """The text of a table. InputError where there is none."""
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path} doesn't exist; name a table of clips") from None
     except OSError as error:
         raise InputError(f"{path} can't be read ({error})") from error
+    try:
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            return data.decode("utf-16")
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputError(f"{path}, line {_first_foreign_line(data)}: not UTF-8; save the file as UTF-8") from None
 
 
 def read_table(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yields ("line 7", {column: text}) of each row of a .csv, .tsv or .json (a list of objects) with a header.
+    """Yields ("line 7", {column: text}) of each row of a table with a header: a CSV, parted by commas, semicolons or
+    tabs; a .json with a list of objects; JSON lines, in a .jsonl, .ndjson or .json.
 
     Raises:
         InputError: as :func:`read_cells`; or a row has another number of cells than the header, or a column is named
             twice.
     """
-    if Path(path).suffix.lower() == ".json":
-        yield from _read_json(path)
+    suffix = Path(path).suffix.lower()
+    if suffix in (".json", ".jsonl", ".ndjson"):
+        text = _text(path)
+        entries = _json_lines(path, text) if suffix != ".json" or _is_json_lines(text) else _json_list(path, text)
+        for where, entry in entries:
+            yield where, {key: _cell(value) for key, value in entry.items()}
         return
-    rows = read_cells(path, "\t" if Path(path).suffix.lower() in (".tsv", ".tab") else ",")
+    rows = read_cells(path, "\t" if suffix in (".tsv", ".tab") else ",")
     header_line, header = next(rows, (0, []))
     if len(set(header)) < len(header) or not all(header):
         raise InputError(f"{path}, line {header_line}: the header {header} names a column twice, or none")
@@ -178,31 +219,55 @@ def read_table(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, str]]]:
         yield f"line {line}", dict(zip(header, cells))
 
 
-def _read_json(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, str]]]:
+def _cell(value: object) -> str:
+    """A value of JSON as a cell of a CSV has it."""
+    if isinstance(value, (list, dict)):
+        return json.dumps(value, ensure_ascii=False)
+    return "" if value is None else str(value).strip()
+
+
+def _is_json_lines(text: str) -> bool:
+    """Whether each line is an object of its own, by the first; an object alone is such a line too."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise InputError(f"{path} doesn't exist; name a table of clips") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}, line {_first_foreign_line(path)}: not UTF-8; save the file as UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {error.lineno}: no JSON ({error.msg})") from error
-    except (OSError, RecursionError) as error:
-        raise InputError(f"{path} can't be read ({error})") from error
+        return isinstance(json.loads(text.lstrip().partition("\n")[0]), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _json_lines(path: str | os.PathLike, text: str) -> Iterator[tuple[str, dict]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            entry = _json(path, line, number)
+            if not isinstance(entry, dict):
+                raise InputError(f'{path}, line {number}: no object; expected {{"file": …, "caption": …}}')
+            yield f"line {number}", entry
+
+
+def _json_list(path: str | os.PathLike, text: str) -> Iterator[tuple[str, dict]]:
+    content = _json(path, text, 1)
     if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
-        raise InputError(f"{path} holds no list of objects; expected [{{\"file\": …, \"caption\": …}}, …]")
+        raise InputError(f"{path} holds no list of objects; expected [{{\"file\": …, \"caption\": …}}, …], or such an "
+                         "object on each line")
     for number, entry in enumerate(content, 1):
-        yield f"entry {number}", {key: "" if value is None else str(value).strip() for key, value in entry.items()}
+        yield f"entry {number}", entry
 
 
-def _first_foreign_line(path: str | os.PathLike) -> int:
+def _json(path: str | os.PathLike, text: str, first_line: int) -> object:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}, line {first_line + error.lineno - 1}: no JSON ({error.msg})") from error
+    except RecursionError as error:
+        raise InputError(f"{path} can't be read ({error})") from error
+
+
+def _first_foreign_line(data: bytes) -> int:
     """The number of the first line that is not UTF-8. No longer character of UTF-8 contains a line feed's byte."""
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError:
-                return number
+    for number, line in enumerate(data.split(b"\n"), 1):
+        try:
+            line.decode("utf-8")
+        except UnicodeDecodeError:
+            return number
     return 1
 
 
@@ -237,28 +302,28 @@ class Caption:
 
 
 def read_captions(path: str | os.PathLike) -> list[Caption]:
-    """The rows of a table (.csv, .tsv, .json) of captions.
+    """The rows of a table (see :func:`read_table`) of captions.
 
     The table has the column ``caption``, and a column with the video's name (NAME_COLUMNS) or AudioCaps' youtube_id and
-    start_time. ``objects`` (a;b), ``label`` and ``split`` are optional. Other columns are not read.
+    start_time. ``objects`` (a;b), ``label`` and ``split`` are optional. Other columns are not read. Capitals and spaces
+    in a column's name ("File Name") don't matter.
 
     Raises:
         InputError: the table has another form. The message names the file and the line.
     """
     captions = []
-    for where, cells in read_table(path):
+    for where, given in read_table(path):
+        cells = {re.sub(r"\s+", "_", column.strip().lower()): text for column, text in given.items()} | given
         name_column = next((column for column in NAME_COLUMNS if column in cells), None)
         audiocaps = all(column in cells for column in _AUDIOCAPS)
         if "caption" not in cells or not (name_column or audiocaps):
-            raise InputError(f"{path} has the columns {', '.join(cells)}; it needs caption, and one that names the "
+            raise InputError(f"{path} has the columns {', '.join(given)}; it needs caption, and one that names the "
                              f"video: {', '.join(NAME_COLUMNS)}, or {' and '.join(_AUDIOCAPS)}")
         split = cells.get("split", "")
         if not re.fullmatch(r"[A-Za-z0-9_]*", split):
             raise InputError(f"{path}, {where}: the split {split!r} becomes part of file names; use letters, digits "
                              "and _")
-        objects = tuple(word.strip() for word in cells.get("objects", "").split(";") if word.strip())
-        if len(objects) > MAX_OBJECTS:
-            raise InputError(f"{path}, {where}: {len(objects)} objects, at most {MAX_OBJECTS} are allowed")
+        objects = object_words(f"{path}, {where}", cells.get("objects", ""))
         caption = Caption(where, cells["caption"], objects=objects, label=cells.get("label", ""), split=split)
         if audiocaps:
             start_s = whole_seconds(f"{path}, {where}", cells["start_time"])

@@ -165,7 +165,8 @@ def _folder_split(path: str) -> str:
 
 def _rows_of_table(paths: list[str], captions: Iterable[Caption], cut: str, draft: ManifestDraft) -> Iterable[Row]:
     """Yields rows of the videos in a table, in the table's order."""
-    stems, names = by_stem(paths), _names(paths)
+    stems, names, captions = by_stem(paths), _names(paths), list(captions)
+    missing: list[Caption] = []
     captioned: dict[str, str] = {}  # {id of a row: place of its caption in the table}
     used = set()
     for caption in captions:
@@ -179,7 +180,7 @@ def _rows_of_table(paths: list[str], captions: Iterable[Caption], cut: str, draf
         else:
             row = _audiocaps_row(caption, stems, cut, draft)
         if row is None:
-            draft.leave_out(caption.id, "a caption without a video", caption.where)
+            missing.append(caption)
             continue
         used.add(row.path)
         if row.id in captioned:
@@ -188,9 +189,13 @@ def _rows_of_table(paths: list[str], captions: Iterable[Caption], cut: str, draf
         captioned[row.id] = caption.where
         split = _SPLITS.get(caption.split.lower(), caption.split)
         yield replace(row, objects=caption.objects, label=caption.label, split=split or _folder_split(row.path))
-    for path in paths:
-        if path not in used:
-            draft.leave_out(path, "a video that no caption names")
+    unused = [path for path in paths if path not in used]
+    # where most of them fail, a file's name beside what was looked for shows what differs
+    example = f": no file {{}}; a file there is {unused[0]}" if unused and 2 * len(missing) > len(captions) else ""
+    for caption in missing:
+        draft.leave_out(caption.id, "a caption without a video", caption.where + example.replace("{}", caption.id))
+    for path in unused:
+        draft.leave_out(path, "a video that no caption names")
 
 
 def _audiocaps_row(caption: Caption, stems: dict[str, str], cut: str, draft: ManifestDraft) -> Row | None:

@@ -98,8 +98,10 @@ def write_manifest(path: str | os.PathLike, rows: Sequence[Row]) -> Path:
     writer.writerow(COLUMNS)
     for row in rows:
         duration = "" if row.duration_s is None else f"{row.duration_s:.12g}"
-        writer.writerow((row.id, row.caption, row.path, f"{row.start_s:.12g}", duration, ";".join(row.objects),
-                         row.label, row.split))
+        objects = ";".join(row.objects)
+        if len(row.objects) == 1 and object_words("", objects) != row.objects:
+            objects += ";"  # a name with a comma
+        writer.writerow((row.id, row.caption, row.path, f"{row.start_s:.12g}", duration, objects, row.label, row.split))
     write_text(path, text.getvalue())
     return Path(path)
 
@@ -119,9 +121,7 @@ def _row(where: str, cells: dict) -> Row:
     text = {name: (cells.get(name) or "").strip() for name in COLUMNS}
     if not text["id"]:
         raise InputError(f"{where}: the id is empty")
-    objects = tuple(word.strip() for word in text["objects"].split(";") if word.strip())
-    if len(objects) > MAX_OBJECTS:
-        raise InputError(f"{where}: {len(objects)} objects, at most {MAX_OBJECTS} are allowed")
+    objects = object_words(where, text["objects"])
     split = text["split"] or "train"
     if not re.fullmatch(r"[A-Za-z0-9_]+", split):
         raise InputError(f"{where}: the split {split!r} becomes part of file names; use letters, digits and _")
@@ -132,6 +132,33 @@ def _row(where: str, cells: dict) -> Row:
         id=text["id"], caption=text["caption"], path=_inside(where, text["path"] or f"{text['id']}.mp4"),
         start_s=_number(where, "start", text["start"]) or 0.0, duration_s=duration_s, objects=objects,
         label=text["label"], split=split)
+
+
+def object_words(where: str, cell: str) -> tuple[str, ...]:
+    """The names in a cell: a JSON list of them, or parted by ``;``, else by ``|``, else by ``,``.
+
+    Args:
+        where: file and line, for messages.
+        cell: its text; () where it is empty.
+
+    Raises:
+        InputError: it is another list, or has more than 8 names.
+    """
+    cell = cell.strip()
+    if cell.startswith("[") and cell.endswith("]"):
+        try:
+            words = json.loads(cell)
+        except ValueError:
+            words = None
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise InputError(f"{where}: the objects are {cell!r}; expected names parted by ; or a JSON list such as "
+                             '["dog", "cat"]')
+    else:
+        words = cell.split(next((mark for mark in ";|," if mark in cell), ";"))
+    objects = tuple(word.strip() for word in words if word.strip())
+    if len(objects) > MAX_OBJECTS:
+        raise InputError(f"{where}: {len(objects)} objects, at most {MAX_OBJECTS} are allowed")
+    return objects
 
 
 def _number(where: str, name: str, text: str) -> float | None:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...runtime.errors import InputError
-from .csv_tables import by_stem, find_clip, list_videos, read_cells, whole_seconds
+from ...runtime.files import printable
+from .csv_tables import by_stem, clip_names, find_clip, list_videos, read_cells, whole_seconds
 from .manifest import ManifestDraft, Row
 
 
@@ -44,7 +45,7 @@ def read_vggsound(path: str | os.PathLike) -> list[VGGSoundClip]:
         InputError: a line has another form. The message names the line.
     """
     clips = []
-    for line, cells in read_cells(path):
+    for line, cells in read_cells(path, cells=4):
         where = f"{path}, line {line}"
         if len(cells) != 4:
             raise InputError(f"{where}: {len(cells)} cells, expected 4: YouTube id, start, label, split; quote labels "
@@ -63,11 +64,12 @@ def read_vggsound(path: str | os.PathLike) -> list[VGGSoundClip]:
 def vggsound_draft(csv: Path, videos: Path, cut: str = "auto", val: int = 0) -> ManifestDraft:
     """A draft of the csv's clips whose file is in ``videos``. Caption and label are VGGSound's label.
 
-    Equal lines count once. Lines that contradict each other are left out.
+    Equal lines count once. Lines that contradict each other are left out. Where less than half of the clips have a
+    file, the reason names one of the folder's files, whose name shows what differs.
 
     Args:
         csv: VGGSound's.
-        videos: folder of its clips or videos.
+        videos: folder of its clips or videos; folders inside it are looked into.
         cut: see :func:`~.csv_tables.find_clip`.
         val: number of clips of train that become the split val.
 
@@ -75,13 +77,19 @@ def vggsound_draft(csv: Path, videos: Path, cut: str = "auto", val: int = 0) -> 
         InputError: the csv or the folder can't be used.
     """
     clips = read_vggsound(csv)
-    stems = by_stem(video.name for video in list_videos(videos))
+    paths = [Path(video.path).relative_to(videos).as_posix() for video in list_videos(videos, recursive=True)]
+    stems = by_stem(path for path in paths if printable(path) == path == path.strip())
     draft = ManifestDraft()
-    for clip in _unique_clips(clips, draft):
-        found = find_clip(stems, clip.video, clip.start_s, cut)
+    unique = _unique_clips(clips, draft)
+    files = [find_clip(stems, clip.video, clip.start_s, cut) for clip in unique]
+    used = {found.path for found in files if found}
+    example = next((f"; a file there is {path}" for path in paths if path not in used), "")
+    for clip, found in zip(unique, files):
         if found is None:
-            names = f"neither {clip.id}, {clip.video}_{clip.start_s} nor {clip.video} in {videos}"
-            draft.leave_out(clip.id, "no file", f"line {clip.line}: {names}")
+            *names, bare = clip_names(clip.video, clip.start_s)
+            shown = printable(example) if 2 * sum(map(bool, files)) < len(files) else ""
+            draft.leave_out(clip.id, "no file", f"line {clip.line}: neither {', '.join(names)} nor {bare} in {videos}"
+                                                f"{shown}")
             continue
         draft.rules[found.rule] += 1
         draft.rows.append(Row(clip.id, clip.label, found.path, found.start_s, found.duration_s, label=clip.label,

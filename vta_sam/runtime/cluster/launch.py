@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,14 @@ from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from ..errors import InputError
+from ..typed_settings import Settings, TypedText
 from .scheduler import Job, Scheduler
 
 GROUP = "launcher"
 SCHEDULERS = {"slurm": "vta_sam.runtime.cluster.slurm.Slurm"}  # `_target_` of conf/launcher/*.yaml ⇒ where it lives
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Program:
     """An entry script that can run as a job.
 
@@ -40,12 +42,19 @@ class Program:
         config_name: of its config in conf/, the folder beside the script's own.
         writes_to: keys of its settings that together name the one place it writes to; two tasks must not share one.
         shards: settings ⇒ the shards that it has to make, for a program that parts its work by rank and world.
+        settings: class that checks the settings of each task, and knows which keys hold texts.
     """
 
     script: Path
     config_name: str
     writes_to: tuple[str, ...] = ()
     shards: Callable[[Mapping[str, Any]], int] | None = None
+    settings: type[Settings] | None = None
+
+    @cached_property
+    def typed(self) -> TypedText:
+        """Texts of the command line, which stand as words in what Hydra composes."""
+        return self.settings.typed_text(swept=True) if self.settings else TypedText(())
 
     @property
     def conf(self) -> Path:
@@ -148,7 +157,10 @@ def _settings(program: Program, overrides: Sequence[str]) -> dict[str, Any] | No
         raise
     assert isinstance(settings, dict)
     refuse_launcher_of_a_file(settings)
-    return {str(key): value for key, value in settings.items()}
+    found = program.typed.put_back({str(key): value for key, value in settings.items()})
+    if program.settings is not None:
+        program.settings.of({key: value for key, value in found.items() if key != GROUP})
+    return found
 
 
 def _parted(program: Program, scheduler: Scheduler, tasks: Sequence[Task], overrides: Sequence[Override]) -> list[Task]:
@@ -181,8 +193,8 @@ def _refuse_one_place_for_two(program: Program, tasks: Sequence[Task]) -> None:
         place = tuple(task.settings.get(key) for key in keys)
         if place in seen:
             way = "name='${hydra:job.override_dirname}'" if "name" in keys else "a command each, with its own out="
-            raise InputError(f"two tasks would write to one place: {' '.join(seen[place].overrides)} and "
-                             f"{' '.join(task.overrides)}. Tell them apart: {way}")
+            first, second = (" ".join(program.typed.put_back(each.overrides)) for each in (seen[place], task))
+            raise InputError(f"two tasks would write to one place: {first} and {second}. Tell them apart: {way}")
         seen[place] = task
 
 
@@ -206,11 +218,12 @@ def launch(program: Program, arguments: Sequence[str]) -> None:
     if flags:
         raise InputError(f"{flags[0]} doesn't go with {GROUP}=, which takes overrides alone; "
                          "hydra.searchpath=[file://FOLDER] names further folders of configs")
-    scheduler, tasks = plan(program, overrides)
+    scheduler, tasks = plan(program, program.typed.taken(overrides))
     script = program.script.resolve()
     folder = Path.cwd()
     words = [_python(scheduler), str(script.relative_to(folder) if script.is_relative_to(folder) else script)]
-    scheduler.submit(Job(_name(program, tasks), folder, [[*words, *task.overrides] for task in tasks]))
+    commands = [[*words, *program.typed.put_back(task.overrides)] for task in tasks]
+    scheduler.submit(Job(_name(program, tasks), folder, commands))
 
 
 def launch_agents(program: Program, sweep_id: str, agents: int, runs_each: int, overrides: Sequence[str]) -> None:

@@ -29,7 +29,10 @@ from vta_sam.perception.base import (
     Encoder, FrameExtractor, Grounder, Grounding, NoGrounder, differences, differing_settings, essence
 )
 from vta_sam.perception.features import Extractors, build_features
+from vta_sam.runtime.cli import plain_values
 from vta_sam.runtime.errors import InputError
+from vta_sam.runtime.typed_settings import TypedText
+from vta_sam.settings import ExtractSettings
 from vta_sam.training.data_sources import ShardData
 from vta_sam.training.job import TrainingJob
 
@@ -114,7 +117,7 @@ def workplace(tmp_path_factory):
                 f"manifest={folder}/m.csv", f"out={folder}/shards", "workers=1"]
     with program_with_own(folder):
         extract = runpy.run_path(str(REPOSITORY / "data_prep" / "extract.py"))["main"]
-        extract.__wrapped__(composed("extract", folder, *settings))
+        extract.__wrapped__(ExtractSettings.of(plain_values(composed("extract", folder, *settings), TypedText(()))))
     return folder
 
 

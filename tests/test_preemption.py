@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_training_resume import pretraining, run_stage
-from tiny_data import CAPTION_DIM, CONDITIONER, FRAME_DIM, stage_context, stage_folder, stage_settings, write_dataset
+from tiny_data import (
+    CAPTION_DIM, CONDITIONER, FRAME_DIM, SPEC, stage_context, stage_folder, stage_settings, write_dataset
+)
 
+from vta_sam.dataset.shards import datamodule
 from vta_sam.dataset.shards.schema import read_dataset
 from vta_sam.runtime.distributed import Processes
 from vta_sam.runtime.errors import InputError
@@ -113,6 +117,27 @@ def test_loader_processes_outlive_what_asks_the_job_to_stop(root, tmp_path):
     with preemption.watching(), pytest.raises(Preempted):
         train(root, tmp_path, 3, everyone, preemption, loaders=2)
     assert steps_of(stage_folder(tmp_path)) == 3
+
+
+def test_loader_processes_that_are_being_started_outlive_it_too(root, monkeypatch):
+    """A process is there for a moment before it has said what it does about signals."""
+    started = datamodule._outlive_signals
+    monkeypatch.setattr(datamodule, "_outlive_signals", lambda worker: (time.sleep(1.0), started(worker)))
+    others = {process.pid for process in multiprocessing.active_children()}
+    asked = []
+
+    def ask():
+        while not (new := [p.pid for p in multiprocessing.active_children() if p.pid not in others]):
+            time.sleep(0.01)
+        asked.extend(new)
+        subprocess.run(["kill", "-TERM", *map(str, new)], check=True)
+
+    data = datamodule.ShardDataModule(root, SPEC, 2, 0, "test", workers=1)
+    thread = threading.Thread(target=ask)
+    thread.start()
+    batches = iter(data.train_dataloader())
+    assert len(next(batches).keys) == 2 and asked
+    thread.join()
 
 
 @pytest.mark.slow

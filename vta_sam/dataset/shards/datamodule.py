@@ -180,6 +180,7 @@ def _outlive_signals(worker: int) -> None:
     has written a checkpoint. The training process itself ends its loaders by SIGTERM, and waits for them to end.
     """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # left to the thread, which gets the sender's process id
     threading.Thread(target=_end_by_sigterm_of, args=(os.getppid(),), daemon=True).start()
 
@@ -197,7 +198,13 @@ class _Batches:
         self.samples, self.spec, self.batch_size = samples, spec, batch_size
 
     def __iter__(self) -> Iterator[ClipBatch]:
-        iterator = iter(self.samples)
+        # loader processes are born with these blocked: a signal to all of a job's processes would else end one that has
+        # not come to _outlive_signals yet
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
+        try:
+            iterator = iter(self.samples)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         while windows := list(islice(iterator, self.batch_size)):
             yield collate(windows, self.spec)
 

@@ -88,6 +88,8 @@ TYPED = [
     ("experiments/train.py", ["+exp=vta_sam", "sizee=base"], "is size meant?"),
     ("experiments/train.py", ["+exp=vta_sam", "seed=abc"], "seed=abc: expected a whole number"),
     ("experiments/train.py", ["+exp=vta_sam", "overwrite=nope"], "expected true or false"),
+    ("experiments/generate.py", ["video=in.mp4", "seed=inf", "mix=nan"], "mix=nan: expected a number from 0 to 1; s"),
+    ("experiments/generate.py", ["video=in.mp4", "out=null", "wav=null"], "out=None: expected one text; wav=None"),
     ("data_prep/extract.py", ["out=x"], "videos= is missing"),
     ("data_prep/extract.py", ["videos=x"], "out= is missing"),
     ("data_prep/extract.py", ["videos=a", "out=b", "fps=8fps", "workers=auto", "limit_s=abc", "memory_mb=10"],

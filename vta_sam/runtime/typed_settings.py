@@ -40,7 +40,7 @@ def _switch(value: Any) -> bool:
 
 
 def _whole(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != math.floor(value):
+    if isinstance(value, bool) or not (isinstance(value, int) or isinstance(value, float) and value.is_integer()):
         raise ValueError("expected a whole number")
     return int(value)
 
@@ -52,7 +52,7 @@ def _number(value: Any) -> float:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, (Mapping, list, tuple)):
+    if value is None or isinstance(value, (Mapping, list, tuple)):
         raise ValueError("expected one text")
     return str(value)
 
@@ -76,8 +76,8 @@ def _place(value: Any) -> str:
 def _words(value: Any) -> tuple[str, ...]:
     if isinstance(value, str):
         value = _list(value) if value.startswith("[") else re.split(r"[,;]", value)
-    if isinstance(value, (Mapping, bool)) or not isinstance(value, (list, tuple)):
-        value = [value]
+    if not isinstance(value, (list, tuple)):
+        value = [_text(value)]
     return tuple(word for item in value if (word := str(item).strip()))
 
 

@@ -133,7 +133,7 @@ def alone_at(monkeypatch) -> str:
         port = place.getsockname()[1]
     monkeypatch.setattr(os, "environ", {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
     monkeypatch.setattr(distributed, "_STEP_LIMIT", timedelta(seconds=1))
-    monkeypatch.setattr(distributed, "_PATIENCE_S", 0.1)
+    monkeypatch.setattr(distributed, "_SILENT_S", 0.1)
     return f"127.0.0.1:{port}"
 
 

@@ -1,6 +1,6 @@
 """Number of shards that a program has to make, which an array of jobs divides among its tasks.
 
-Each function takes a program's composed settings, and raises InputError where the number can't be known.
+Each function takes a program's composed and checked settings, and raises InputError where the number can't be known.
 """
 
 from __future__ import annotations
@@ -15,9 +15,6 @@ def shards_to_extract(settings: Mapping[str, Any]) -> int:
     """Shards of data_prep/extract.py: one for each slice of the manifest."""
     from .manifests.manifest import read_manifest, slices
 
-    for key in ("videos", "out"):
-        if settings[key] is None:
-            raise InputError(f"{key}= is missing; it names a folder. --help shows all keys")
     return len(slices(read_manifest(settings["manifest"]), settings["shard_size"]))
 
 
@@ -34,7 +31,5 @@ def shards_to_encode(settings: Mapping[str, Any]) -> int:
     """Shards of data_prep/encode_latents.py, of all splits."""
     from .shards.schema import read_dataset
 
-    if settings["shards"] is None:
-        raise InputError("shards= is missing; it names a dataset's folder or URL. --help shows all keys")
     info = read_dataset(settings["shards"])
     return sum(len(info.shards(split)) for split in info.splits)

@@ -26,7 +26,7 @@ from .errors import InputError
 T = TypeVar("T")
 _STEP_LIMIT = timedelta(minutes=30)  # of a collective within a step: a process that is gone is noticed by then
 _WORK_LIMIT = timedelta(days=2)  # work of the first process alone may take as long as encoding a dataset
-_PATIENCE_S = 10.0  # before a process other than the first says that it waits: usually all are there by then
+_SILENT_S = 10.0  # before a process other than the first says that it waits: usually all are there by then
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,8 @@ class Processes:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         others = f"{self.world - 1} other process{'es' if self.world > 2 else ''}"
         says = functools.partial(print, file=sys.stderr, flush=True)
-        late = threading.Timer(_PATIENCE_S, says, [f"process {self.rank} of {self.world}: waiting for the others at "
-                                                   f"{place}"])
+        waiting = f"process {self.rank} of {self.world}: waiting for the others at {place}"
+        late = threading.Timer(_SILENT_S, says, [waiting])
         late.daemon = True
         if self.first:
             says(f"waiting for {others} at {place}")

@@ -16,8 +16,7 @@ from _report import Report, parser
 
 from vta_sam.evaluation.pairing import find_sounds
 from vta_sam.media.audio import read_audio
-from vta_sam.metrics.alignment import av_align_published, flow_peaks_s
-from vta_sam.metrics.flow import FULL, measure_flow, VARIANTS
+from vta_sam.metrics.alignment import av_align_published, flow_peaks_s, FULL, measure_flow, VARIANTS
 from vta_sam.metrics.onsets import at_published_rate, librosa_onsets_s
 
 

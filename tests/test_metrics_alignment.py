@@ -9,9 +9,9 @@ import pytest
 
 from vta_sam.media.audio import read_audio
 from vta_sam.metrics.alignment import (
-    aa_align_matched, aa_align_published, av_align_matched, av_align_published, av_align_sta_published, flow_peaks_s
+    FlowTrajectory, aa_align_matched, aa_align_published, av_align_matched, av_align_published, av_align_sta_published,
+    flow_magnitudes, flow_peaks_s, measure_flow,
 )
-from vta_sam.metrics.flow import FlowTrajectory, flow_magnitudes, measure_flow
 from vta_sam.metrics.onsets import (
     FoleyOnsets, at_published_rate, foley_onsets, librosa_onsets_s, matched_pairs, onset_scores_matched,
     onset_scores_published, weighed

@@ -29,6 +29,9 @@ def setting(meaning: str, default: Any = None) -> Any:
     return Field(default=default, description=meaning)
 
 
+PLAN = setting("say what would be written, and stop", False)
+
+
 def require(settings: Settings, **meanings: str) -> None:
     """Raise ValueError, with all of them, where a setting is None that has to be given."""
     missing = [f"{name}= is missing; it names {meaning}" for name, meaning in meanings.items()
@@ -56,6 +59,7 @@ class SharedWork(Settings):
 class GenerateSettings(SharedWork):
     """experiments/generate.py"""
 
+    plan: Switch = PLAN
     model: LocalPath | None = setting("model folder, or a released model by name: vta_ldm, tango; null: the newest one "
                                       "under runs/")
     out: LocalPath = setting("folder to write to; what is finished there is kept", "generated")
@@ -106,6 +110,7 @@ class GenerateSettings(SharedWork):
 class ExtractSettings(SharedWork):
     """data_prep/extract.py"""
 
+    plan: Switch = PLAN
     grounder: Any = setting("finds objects in frames: tiny, oracle, grounded_sam, none; its settings: grounder.KEY=")
     encoder: Any = setting("embeds frames, words and captions: tiny, oracle, clip; its settings: encoder.KEY=")
     videos: LocalPath | None = setting("folder of the videos")
@@ -131,6 +136,7 @@ class ExtractSettings(SharedWork):
 class EncodeSettings(SharedWork):
     """data_prep/encode_latents.py"""
 
+    plan: Switch = PLAN
     vae: LocalPath | None = setting("model folder of stage 1 or 3")
     shards: Place | None = setting("folder with dataset.json, or its address")
     out: LocalPath | None = setting("local folder for latent shards; null: beside the shards")
@@ -146,6 +152,7 @@ class EncodeSettings(SharedWork):
 class CheckSettings(Settings):
     """data_prep/check.py"""
 
+    plan: Switch = PLAN
     shards: LocalPath | None = setting("folder of the shards")
     out: LocalPath | None = setting("folder of statistics.json, statistics.png, faults.jsonl and overlays/")
     videos: LocalPath | None = setting("folder of the videos, for overlays")
@@ -168,6 +175,7 @@ class CheckSettings(Settings):
 class SynthesizeSettings(Settings):
     """data_prep/synthesize.py"""
 
+    plan: Switch = PLAN
     out: LocalPath = setting("folder of the world", "data/embedded")
     train: Count = setting("clips; those already there are kept", 1024)
     val: Count = setting("likewise", 64)
@@ -180,6 +188,7 @@ class SynthesizeSettings(Settings):
 class MeasureSettings(Settings):
     """What evaluate.py and compare.py share: conf/evaluation/default.yaml."""
 
+    plan: Switch = PLAN
     videos: LocalPath | None = setting("folder of the pictures, for AV-Align; null: the reference's own")
     ids: LocalPath | None = setting("csv with a column id: the clips, in place of all of the reference")
     split: Text | None = setting("of the csv in ids=: the rows whose column split says this")
@@ -241,6 +250,7 @@ class CompareSettings(MeasureSettings):
 class StudySettings(Settings):
     """experiments/study.py"""
 
+    plan: Switch = PLAN
     study: Any = setting("rows and tables: conf/study/<name>.yaml")
     only: Keys = setting("rows (row or table/row) to run; []: all", ())
     seeds: list[Seed] | None = setting("in place of the study's own")
@@ -255,6 +265,7 @@ class TrainSettings(Settings):
 
     model_config = {**Settings.model_config, "extra": "allow"}
 
+    plan: Switch = PLAN
     exp: Name = setting("first word of the run's name; +exp=NAME sets it", "vta_sam")
     stages: Keys = setting("what is trained, in this order", ("vae", "condition", "diffusion", "figures"))
     seed: Seed = setting("of weights, order and every draw", 0)

@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 from pebble import ProcessExpired, ProcessPool
 
-from ..metrics.flow import FlowTrajectory, measure_flow
+from ..metrics.alignment import FlowTrajectory, measure_flow
 from ..runtime.errors import InputError
 from .measurements import ClipMeasurements, SoundMeasurements
 from .metric import Metric, waveform_value

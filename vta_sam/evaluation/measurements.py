@@ -11,7 +11,7 @@ import numpy as np
 from ..dataset.shards.records import read_shard
 from ..dataset.shards.schema import read_dataset
 from ..embedded.truth import read_truth, truth_paths
-from ..metrics.flow import FlowTrajectory
+from ..metrics.alignment import FlowTrajectory
 from ..runtime.errors import InputError
 from .pairing import Plan, Words
 from .sounds import Arrays, SoundFeatures, WaveformFeatures

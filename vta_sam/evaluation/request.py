@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..metrics.flow import VARIANTS
+from ..metrics.alignment import VARIANTS
 from ..runtime.cli import check_number
 from ..runtime.distributed import choose_device
 from ..runtime.errors import InputError

@@ -65,7 +65,7 @@ def write_text(path: str | os.PathLike, text: str, sync: bool = False) -> None:
 def require_name(path: Path) -> None:
     """Raise InputError where the file system can't hold a file of this name, since it is too long."""
     try:
-        longest = os.pathconf(_existing(path.parent), "PC_NAME_MAX")
+        longest = os.pathconf(existing_folder(path.parent), "PC_NAME_MAX")
     except (OSError, ValueError, AttributeError):  # a file system or a system that doesn't say
         longest = 0
     longest, length = longest if longest > 0 else _LONGEST_NAME, len(os.fsencode(path.name))
@@ -93,7 +93,7 @@ def write_fault(error: BaseException, folder: Path | None = None, key: str = "ou
         place = f"{key}={folder}" if folder is not None else printable(os.fsdecode(name)) if name else "the files"
         if code in (errno.ENOSPC, errno.EDQUOT):
             return f"no space left for {place}; make room, and the same command goes on where it ended"
-        where = _existing(folder) if folder is not None else Path(os.fsdecode(name)).parent if name else None
+        where = existing_folder(folder) if folder is not None else Path(os.fsdecode(name)).parent if name else None
         refused = code in (errno.EACCES, errno.EPERM) and where is not None and not os.access(where, os.W_OK | os.X_OK)
         if code is not None and (code == errno.EROFS or refused):
             return f"{place} can't be written to ({os.strerror(code)}); name another folder"
@@ -119,7 +119,7 @@ def writing_to(folder: Path, key: str = "out") -> Iterator[None]:
         raise EndOfRun(sentence) from error
 
 
-def _existing(folder: Path) -> Path:
+def existing_folder(folder: Path) -> Path:
     """The folder, or the nearest one above it that exists."""
     return next((parent for parent in (folder, *folder.absolute().parents) if parent.is_dir()), Path("/"))
 

@@ -38,7 +38,8 @@ FORMER = {
     "pipeline": "generation.pipeline", "importers.tango": "importers.systems", "importers.vta_ldm": "importers.systems",
     "evaluation.metric_docs": "evaluation.metric_table",
     "metrics.backbones.base": "metrics.backbones", "metrics.envelope": "metrics.signal",
-    "metrics.statistics": "metrics.intervals", "training.data": "training.data_sources",
+    "metrics.flow": "metrics.alignment", "metrics.statistics": "metrics.intervals",
+    "training.data": "training.data_sources",
 }
 
 

@@ -101,6 +101,7 @@ def test_an_array_is_named_by_what_its_tasks_share(dry_run):
     (["dropout=interval(0,1)"], "can be counted"), (["seed=1,"], "seed=1,"),
     (["launcher.shards_per_job=2"], "which train.py doesn't"), (["--config-dir", "x"], "--config-dir"),
     (["dropout=0.1,0.2"], "write to one place"), (["+exp=tango", "seed=1,1"], "write to one place"),
+    (["+exp=vta_sam", "plan=yes"], "plan=true is answered here"),
 ])
 def test_a_mistake_is_said_before_anything_is_submitted(arguments, words, refused):
     assert words in refused("experiments/train.py", *arguments, "launcher=slurm")

@@ -98,6 +98,11 @@ def named_folder(name: str | os.PathLike, weights: str | os.PathLike | None = No
     return target
 
 
+def to_be_fetched(name: str | os.PathLike, weights: str | os.PathLike | None = None) -> bool:
+    """Whether a name is one of :data:`MODELS` that :func:`named_folder` would have to fetch or import."""
+    return str(name) in MODELS and not (weights_folder(weights) / "imported" / str(name) / YAML_NAME).is_file()
+
+
 def _fetch_missing(model: ReleasedModel, root: Path, console: Console) -> None:
     from ..checkpoints.weights_report import fetch_all
 

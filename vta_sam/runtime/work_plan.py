@@ -81,6 +81,8 @@ class Plan:
     def show(self, console: Console) -> None:
         """Print the plan: a row an item, or of more than twelve a row a deed, with the first names."""
         table = Table(title=_plain(self.title), title_justify="left", show_header=False, box=None)
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
         rows = [*self.facts, *(self._item_rows() if len(self.items) <= _ROWS else self._deed_rows())]
         if self.share:
             rows.append(("share", self.share))

@@ -29,6 +29,9 @@ from ..plots.clip_pictures import clip_picture
 from ..runtime.errors import InputError
 from ..runtime.files import atomic_path, write_text
 from ..runtime.randomness import seed_of
+from ..runtime.work_plan import Deed, Item, Plan
+from ..training.job import TrainingJob
+from ..training.stages import STAGES
 
 SPLITS = ("train", "test")  # seconds that training overfits; seconds that it never reads
 
@@ -73,6 +76,16 @@ def extract_clips(videos: Path, captions: Path, out: Path, grounder: dict, encod
     extract_dataset(manifest, videos, out / "shards", build(grounder), build(encoder), spec.fps,
                     sample_rate_hz=spec.sample_rate_hz)
     return out / "shards"
+
+
+def show_plan(job: TrainingJob, shards: Path) -> None:
+    """Say what extraction, training and pairing would write. Nothing is done."""
+    if (shards / "dataset.json").exists():
+        job.run()  # which says its plan
+        return
+    items = [Item("shards", Deed.MAKE, f"of the clips, in {shards}"),
+             *(Item(name, Deed.MAKE, STAGES[name].plan(job)[0]) for name in job.stages), Item("pairs", Deed.MAKE)]
+    Plan(f"{job.exp}, seed {job.seed}", items, job.folder).show(job.console)
 
 
 @dataclass

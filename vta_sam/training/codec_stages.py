@@ -22,7 +22,7 @@ from ..vae.mel_vae import MelVAE
 from ..vocoder import HiFiGAN
 from ..vocoder.hifigan_training import Discriminators, VocoderTraining
 from .run_folder import StageFolder
-from .stage import JobSettings, Stage, StageContext, StageSettings
+from .stage import JobSettings, Stage, StageContext, StageSettings, written_bytes
 from .warm_start import WarmStart
 
 MEL_STATISTICS_CLIPS = 256
@@ -40,6 +40,9 @@ class VAEStage(Stage):
 
     def check(self, job: JobSettings) -> None:
         planned_codec(job)
+
+    def size(self, job: JobSettings) -> int | None:
+        return written_bytes(planned_codec(job))
 
     def train(self, job: JobSettings, context: StageContext) -> None:
         train_vae(context, self.folder(job), job.numbers(self.name), job.networks["codec"])
@@ -168,6 +171,9 @@ class VocoderStage(Stage):
         if vocoder.mel != job.spec.mel:
             raise InputError(f"vocoder.mel is {vocoder.mel}, clip.mel says {job.spec.mel}; leave vocoder.mel out, and "
                              "the vocoder takes the clip's")
+
+    def size(self, job: JobSettings) -> int | None:
+        return written_bytes(sketch(job.vocoder, "vocoder"))
 
     def train(self, job: JobSettings, context: StageContext) -> None:
         train_vocoder(context, self.folder(job), job.numbers(self.name), job.vocoder, job.networks["adversary"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +36,9 @@ class DataSource(Protocol):
     def describe(self) -> str:
         """One line for the plan: what, how much, where."""
         ...
+
+    # A source may say by ``identity() -> str`` what its clips are, wherever they lie. Without it a run knows them by
+    # the source's settings.
 
     def recipes(self, grounder: Recipe | None, encoder: Recipe | None) -> tuple[Recipe, Recipe]:
         """The recipes of the grounder and the encoder that make, or made, the features.
@@ -74,6 +79,10 @@ class ShardData:
     train_split: str = "train"
     val_split: str = "val"
     test_split: str = "test"
+
+    def identity(self) -> str:
+        """The dataset's fingerprint."""
+        return read_dataset(self.root).fingerprint
 
     def describe(self) -> str:
         info = read_dataset(self.root)
@@ -148,6 +157,11 @@ class EmbeddedData:
     @property
     def videos(self) -> Path:
         return Path(self.root) / "videos"
+
+    def identity(self) -> str:
+        """12 hex digits that change with the scenes and the features."""
+        scenes = {"counts": self.counts, "seed": self.seed, "features": self.features}
+        return hashlib.sha256(json.dumps(scenes, sort_keys=True).encode()).hexdigest()[:12]
 
     def describe(self) -> str:
         counts = ", ".join(f"{count} {split}" for split, count in self.counts.items())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -32,7 +32,7 @@ from .codec_stages import encode_latents, latent_scale, load_codec, planned_code
 from .data_sources import true_onsets
 from .part_stages import build_conditioner, load_pretrained
 from .run_folder import StageFolder
-from .stage import JobSettings, Stage, StageContext, StageSettings
+from .stage import JobSettings, Stage, StageContext, StageSettings, written_bytes
 from .warm_start import WarmStart
 
 MONITOR = ("val/envelope_correlation", "max")
@@ -108,6 +108,9 @@ class DiffusionStage(Stage):
     def needs(self, job: JobSettings) -> dict[str, str]:
         return {"vae": "a VAE"} | ({} if job.init else self._required_parts(job))
 
+    def reads(self, job: JobSettings) -> Sequence[str]:
+        return ["vae", *job.conditioner_parts, "init", "vocoder_from"]
+
     def check(self, job: JobSettings) -> None:
         _, objective = build_sampling(job.sampler, job.objective)
         kind = class_of(job.conditioner["_target_"])
@@ -122,6 +125,9 @@ class DiffusionStage(Stage):
             if not start.is_of(job.conditioner):
                 self.require(job, self._required_parts(job))  # a start of another kind holds no such part
         require_sizes(job, read_recipe(weights).vocoder if weights else job.vocoder)
+
+    def size(self, job: JobSettings) -> int | None:
+        return written_bytes(_planned_denoiser(job))  # the conditioner's dimensions are the dataset's
 
     @staticmethod
     def _required_parts(job: JobSettings) -> dict[str, str]:
@@ -192,8 +198,7 @@ def require_sizes(job: JobSettings, vocoder: dict[str, Any] | None) -> None:
     """
     codec, conditioner = planned_codec(job), job.conditioner
     require_conditioner_latent(conditioner, codec)
-    denoiser: Denoiser = sketch(job.denoiser_beside(conditioner), "denoiser" if job.denoiser else "networks.unet",
-                                spec=job.spec)
+    denoiser = _planned_denoiser(job)
     require_latent(denoiser, codec)
     # what data decide, or the conditioner's class by itself, is compared when both are there
     token_dim, map_channels = (value if isinstance(value, int) else getattr(denoiser, key) for key, value in
@@ -201,6 +206,11 @@ def require_sizes(job: JobSettings, vocoder: dict[str, Any] | None) -> None:
     require_tokens(denoiser, class_of(conditioner["_target_"]).__name__, token_dim, map_channels)
     if codec.decodes_to == "mel" and vocoder:
         codec.require_vocoder(sketch(vocoder, "vocoder"))
+
+
+def _planned_denoiser(job: JobSettings) -> Denoiser:
+    """The denoiser that a job will train, to be asked for its sizes. Raises InputError where it can't be built."""
+    return sketch(job.denoiser_beside(job.conditioner), "denoiser" if job.denoiser else "networks.unet", spec=job.spec)
 
 
 def build_sampling(sampler: dict[str, Any], objective: dict[str, Any]) -> tuple[BaseSampler, Objective]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import resource
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,9 @@ class FiguresStage(Stage):
 
     def settings(self, job: JobSettings) -> dict[str, Any]:
         return job.common_settings() | {"figures": job.figures, "model": job.model, "sampler": job.sampler}
+
+    def reads(self, job: JobSettings) -> Sequence[str]:
+        return ["model" if job.model else "diffusion"]
 
     def plan(self, job: JobSettings) -> tuple[str, float]:
         return f"{job.figures['clips']} held-out clips", job.figures["expected_s"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import sys
@@ -15,18 +16,19 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from ..checkpoints.model_folder import read_recipe
 from ..checkpoints.parts import build, class_of, require_loadable
 from ..dataset.shards.schema import read_dataset
-from ..importers.named_models import named_folder
+from ..generation.build import identify
+from ..importers.named_models import MODELS, named_folder, to_be_fetched
 from ..runtime.distributed import Processes
 from ..runtime.errors import InputError
 from ..runtime.files import write_text
+from ..runtime.work_plan import Deed, Item, Plan
 from .data_sources import DataSource
 from .preemption import EXIT_STATUS, Preempted, Preemption, queue_name, requeue
-from .run_folder import StageFolder, locked
+from .run_folder import DATASET, StageFolder, leaves, locked
 from .stage import JobSettings, Stage, StageContext
 from .stages import STAGES
 
@@ -37,6 +39,7 @@ class TrainingJob(JobSettings):
 
     def __post_init__(self):
         super().__post_init__()
+        self._identities = functools.cache(self._identity_of)
         _import_class(self.conditioner)
         if unknown := [name for name in self.stages if name not in STAGES]:
             raise InputError(f"stages names {unknown[0]!r}; the stages are {', '.join(STAGES)}")
@@ -58,20 +61,41 @@ class TrainingJob(JobSettings):
     def source(self) -> DataSource:
         return build(self.data)
 
-    def stage_folder(self, stage: str) -> StageFolder:
-        """The folder of a stage, with the part of the config that it depends on."""
-        return STAGES[stage].folder(self)
+    def stage_folder(self, name: str) -> StageFolder:
+        """The folder of a stage, with the part of the config that it depends on, and with what it is built on."""
+        stage = STAGES[name]
+        read = {other: self._identities(other) for other in stage.reads(self)}
+        inputs = {DATASET: self._dataset_identity, **read}
+        return dataclasses.replace(stage.folder(self), inputs={key: found for key, found in inputs.items() if found})
+
+    @cached_property
+    def _dataset_identity(self) -> str | None:
+        """Of the clips, wherever they lie; None: their source doesn't say."""
+        identity = getattr(self.source, "identity", None)
+        return identity() if identity else None
+
+    def _identity_of(self, name: str) -> str | None:
+        """Of a stage of this job, or of the model folder that a setting names; None where there is neither."""
+        given = self.given.get(name) or getattr(self, name, None)
+        if given:
+            return None if given in MODELS else identify(Path(given))["hash"]  # a released one is known by its name
+        return self.stage_folder(name).identity if name in self.stages else None
 
     # ------------------------------------------------------------------ running
 
     def run(self) -> Path:
         """Train what isn't trained yet ⇒ the run's folder. Several processes, by torchrun or srun, train together.
 
-        Asked to stop, the job saves, goes back into SLURM's queue where that is asked for, and ends with status 75.
+        With ``plan`` the plan is said, and nothing is done. Asked to stop, the job saves, goes back into SLURM's queue
+        where that is asked for, and ends with status 75.
         """
         if self.threads:
             torch.set_num_threads(self.threads)
         self.console.quiet = not self.processes.first
+        if self.plan:
+            if self.processes.first:
+                self._prepare_plan().show(self.console)
+            return self.folder
         preemption = Preemption(self.processes)
         try:
             with self.processes.connected(), preemption.watching(), self._locked():
@@ -98,14 +122,11 @@ class TrainingJob(JobSettings):
         return locked(self.folder) if self.processes.first else nullcontext()
 
     def _run_stages(self, preemption: Preemption) -> None:
-        grounder, encoder = self.source.recipes(self.grounder, self.encoder)
-        self.grounder, self.encoder = grounder, encoder
-        self._print_plan()
-        if self.model is None:
-            self._check_settings()
-        else:
+        plan = self.processes.on_first_rank(self._prepare_plan)
+        plan.show(self.console)
+        grounder, encoder = self._name_extractors()
+        if self.model is not None:
             self.processes.on_first_rank(lambda: named_folder(str(self.model)))  # a released one is fetched once
-            STAGES["figures"].check(self)
         root = self.timed("data", lambda: self.processes.on_first_rank(
             lambda: self.source.prepare(self.spec, grounder, encoder, self.console)))
         context = StageContext(self.seed, self.spec, root, read_dataset(root), self.source,
@@ -114,9 +135,15 @@ class TrainingJob(JobSettings):
         for name in self.stages:
             self._run_stage(STAGES[name], context)
 
+    def _name_extractors(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        self.grounder, self.encoder = self.source.recipes(self.grounder, self.encoder)
+        return self.grounder, self.encoder
+
     def _run_stage(self, stage: Stage, context: StageContext) -> None:
         folder = stage.folder(self)
-        self.processes.on_first_rank(lambda: folder.claim(self.overwrite))
+        deed = self.processes.on_first_rank(lambda: self.stage_folder(stage.name).claim(self.overwrite))
+        if deed in (Deed.MAKE, Deed.MAKE_AGAIN):
+            self._account({stage.name: 0.0})
         if folder.done:
             where = folder.model if folder.model.exists() else folder.path
             self.console.print(f"{stage.name}: done before, {where}", highlight=False)
@@ -125,20 +152,25 @@ class TrainingJob(JobSettings):
                 stage.train(self, context)
 
             self.timed(stage.name, lambda: self.processes.on_first_rank(train) if stage.one_process else train())
-            self.processes.on_first_rank(folder.finish)
+            self.processes.on_first_rank(self.stage_folder(stage.name).finish)
         self.processes.on_first_rank(lambda: stage.report(self, context))
 
     def timed(self, name: str, work: Callable[[], Any]) -> Any:
         """Do ``work`` and add its seconds to the run's account, which survives a restart."""
         start = time.perf_counter()
         result = work()
-        if not self.processes.first:
-            return result
-        account = self.folder / "seconds.json"
-        seconds = json.loads(account.read_text()) if account.exists() else {}
-        seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - start, 1)
-        write_text(account, json.dumps(seconds) + "\n")
+        self._account({name: self._seconds().get(name, 0.0) + time.perf_counter() - start})
         return result
+
+    def _seconds(self) -> dict[str, float]:
+        """The run's account of time."""
+        account = self.folder / "seconds.json"
+        return json.loads(account.read_text()) if account.exists() else {}
+
+    def _account(self, seconds: dict[str, float]) -> None:
+        if self.processes.first:
+            spent = self._seconds() | {name: round(found, 1) for name, found in seconds.items()}
+            write_text(self.folder / "seconds.json", json.dumps(spent) + "\n")
 
     # ------------------------------------------------------------------ before the first stage
 
@@ -150,30 +182,66 @@ class TrainingJob(JobSettings):
                 require_loadable(recipe, key)
         for stage in listed:
             stage.plan(self)  # reads the stage's numbers
+            self._require_even_shares(stage.name)
             stage.require(self, stage.needs(self))
         for name in (*self.given.values(), self.init, self.vocoder_from):
             if name:
-                self.processes.on_first_rank(lambda: read_recipe(named_folder(name)))
+                read_recipe(named_folder(name))
         for key in dict.fromkeys([*self.given, *self.stages]):
             STAGES[key].check(self)
 
-    def _print_plan(self) -> None:
-        table = Table(title=f"{self.exp}, seed {self.seed}", title_justify="left", show_header=False, box=None)
+    def _require_even_shares(self, stage: str) -> None:
+        if stage in self.fit:
+            try:
+                self.numbers(stage).split_over(self.processes.world)
+                self.numbers(stage).require_streams(self.processes.world)
+            except InputError as error:
+                raise InputError(f"fit.{stage}: {error}") from None
+
+    def _prepare_plan(self) -> Plan:
+        """What this job will do, after its settings were checked and compared with what its folder holds.
+
+        One process asks; released models may be fetched.
+
+        Raises:
+            InputError: a stage was made with another config, and may not be replaced.
+        """
+        self._name_extractors()
+        fetched = [name for name in (*self.given.values(), self.init, self.vocoder_from, self.model)
+                   if name and to_be_fetched(name)]
+        if not fetched or not self.plan:  # a plan fetches nothing
+            self._check()
+        items, refusals = [], []
+        expected_s = getattr(self.source, "expected_s", 0.0)
+        for name in self.stages:
+            work, stage_s = STAGES[name].plan(self)
+            try:
+                deed, why = self.stage_folder(name).deed(self.overwrite)
+            except InputError as error:
+                refusals.append(str(error))
+                continue
+            writes = deed not in (Deed.KEEP, Deed.TAKE_BACK)
+            expected_s += stage_s if writes else 0
+            items.append(Item(name, deed, "; ".join(filter(None, (work if writes else "", why))),
+                              STAGES[name].size(self) if writes else None))
+        if refusals:
+            raise InputError("\n".join(refusals))
+        return Plan(f"{self.exp}, seed {self.seed}", items, self.folder, facts=self._facts(expected_s),
+                    notes=[f"{name} is fetched first, and compared with the settings then" for name in fetched])
+
+    def _check(self) -> None:
+        if self.model is None:
+            self._check_settings()
+        else:
+            STAGES["figures"].check(self)
+
+    def _facts(self, expected_s: float) -> list[tuple[str, str]]:
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
         if self.processes.world > 1:
             device = f"{self.processes.world} processes on {self.processes.machines} machines, each {device}"
-        expected_s = getattr(self.source, "expected_s", 0.0)
-        table.add_row("data", self.source.describe())
-        for name in self.stages:
-            work, stage_s = STAGES[name].plan(self)
-            done = self.stage_folder(name).done
-            expected_s += 0 if done else stage_s
-            table.add_row(name, "done before" if done else work)
-        table.add_row("device", device)
-        table.add_row("expected", f"about {expected_s / 60:.0f} minutes, if this machine is like the one it was "
-                                  "measured on (conf/size)" if expected_s else "not measured for this size")
-        table.add_row("writes to", f"{self.folder}")
-        self.console.print(table)
+        expected = f"about {expected_s / 60:.0f} minutes, if this machine is like the one it was measured on " \
+            "(conf/size)" if expected_s else "not measured for this size"
+        return [("data", self.source.describe()), ("device", device), ("expected", expected)]
 
 
 def _require_unet_used(config: dict[str, Any]) -> None:
@@ -192,21 +260,14 @@ def _require_unet_used(config: dict[str, Any]) -> None:
     size = started.runtime.choices.get("size")
     plain = compose(started.job.config_name, [
         f"size={size}", *(part for part in started.overrides.hydra if part.startswith("hydra.searchpath="))])
-    found = _leaves(config["networks"].get("unet"), "networks.unet")
-    before = _leaves(OmegaConf.to_container(plain.networks.get("unet"), resolve=True), "networks.unet")
+    found = leaves(config["networks"].get("unet"), "networks.unet")
+    before = leaves(OmegaConf.to_container(plain.networks.get("unet"), resolve=True), "networks.unet")
     changed = [key for key in {**found, **before} if found.get(key) != before.get(key)]
     if changed:
         raise InputError(
             f"{', '.join(f'{key}={found.get(key)}' for key in changed)}: another denoiser stands in the place of "
             f"the UNet of size={size}, so that this would change nothing; leave out the experiment, ablation or "
             f"argument that says it, or give {' '.join(f'{key}={before.get(key)}' for key in changed)} back")
-
-
-def _leaves(value: Any, name: str) -> dict[str, Any]:
-    """{dotted key: value} of what a nested dictionary holds."""
-    if not isinstance(value, dict):
-        return {name: value}
-    return {key: leaf for part, nested in value.items() for key, leaf in _leaves(nested, f"{name}.{part}").items()}
 
 
 def _import_class(recipe: dict[str, Any]) -> None:

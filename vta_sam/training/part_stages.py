@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -83,6 +84,9 @@ class PartStage(Stage):
         vae = {"vae": "a VAE, whose latents it reads"} if self.on_latents else {}
         return vae | {stage: f"what stage {stage} trains" for stage in self._earlier(job)
                       if job.conditioner_parts[stage].required}
+
+    def reads(self, job: JobSettings) -> Sequence[str]:
+        return [*(["vae"] if self.on_latents else []), *self._earlier(job)]
 
     def check(self, job: JobSettings) -> None:
         if self.name not in job.conditioner_parts:

@@ -1,14 +1,16 @@
-"""A run's folder: which process writes to it, the settings that each stage was run with, and which stages are done."""
+"""A run's folder: which process writes to it, what each stage was made of, which are done, and what is to be done."""
 
 from __future__ import annotations
 
 import difflib
 import fcntl
+import hashlib
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,13 @@ from ..checkpoints.parts import canonical
 from ..perception.base import essence
 from ..runtime.errors import InputError
 from ..runtime.files import write_text
+from ..runtime.work_plan import Deed
 
 # Numbers of processes, times measured elsewhere, places of copies
 NOT_RESULT_AFFECTING = ("workers", "expected_s", "latents", "cache", "cache_gb")
+DATASET = "dataset"  # the name under which a stage's inputs hold the identity of the clips
+_LENGTH = "fit.fit.steps"  # in a stage's settings
+_PLACES = ("root", "videos")  # in the settings of a data source whose identity is known
 FROM_DATA = "from_data"  # in a conditioner's config: a dimension that is read from the dataset
 
 
@@ -73,16 +79,19 @@ def locked(folder: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class StageFolder:
-    """The folder of one stage in a run: ``config.yaml``, ``checkpoints/``, ``logs/``, ``model/``, and ``done`` once
-    finished.
+    """The folder of one stage in a run: ``config.yaml``, ``inputs.json``, ``checkpoints/``, ``logs/``, ``model/``, and
+    ``done`` once finished.
 
     Attributes:
         path: of the folder.
         config: the settings that decide the stage's result.
+        inputs: {name: identity} of what it is built on: the dataset, earlier stages, given model folders. Where an
+            identity is known now and from before, the path of the thing doesn't count.
     """
 
     path: Path
     config: dict[str, Any]
+    inputs: dict[str, str] = field(default_factory=dict)
 
     @property
     def last_checkpoint(self) -> Path:
@@ -100,53 +109,146 @@ class StageFolder:
     def done(self) -> bool:
         return (self.path / "done").exists()
 
-    def claim(self, overwrite: bool) -> None:
-        """Start, or go on with the same config, however its parts are named, and wherever its extractors computed.
+    @property
+    def aside(self) -> Path:
+        """Where a finished stage waits until the one that replaces it is finished. No glob for runs finds it."""
+        return self.path.with_name(f".replaced-{self.path.name}")
+
+    @property
+    def identity(self) -> str:
+        """12 hex digits that change with the settings and the inputs."""
+        text = _compared(self.config, self.inputs, set(self.inputs))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def deed(self, overwrite: bool) -> tuple[Deed, str]:
+        """What :meth:`claim` will do, and why.
 
         Args:
-            overwrite: whether to remove an earlier run's files.
+            overwrite: whether what was made of other settings may be replaced.
 
         Raises:
-            InputError: the folder was made with another config; the message shows the difference.
+            InputError: the folder was made with another config, and may not be replaced; the message shows the
+                difference.
         """
-        stored = self.path / "config.yaml"
-        now = _compared(self.config)
-        if overwrite and self.path.exists():
+        kept = _same_as(self, self.aside)
+        if not (self.path / "config.yaml").exists():
+            return (Deed.TAKE_BACK, "it was put aside") if kept else (Deed.MAKE, "")
+        if _same_as(self, self.path):
+            return (Deed.KEEP, "done before") if self.done else (Deed.GO_ON, "begun before")
+        changed = ", ".join(_changes(self, self.path))
+        if not overwrite:
+            raise InputError(self._refusal(kept))
+        if kept:
+            return Deed.TAKE_BACK, f"it was put aside; the one begun with other settings is thrown away ({changed})"
+        if self.done:
+            return Deed.MAKE_AGAIN, f"{changed}; the former one waits in {self.aside.name} until then"
+        return Deed.MAKE, f"the one begun with other settings is thrown away ({changed})"
+
+    def claim(self, overwrite: bool) -> Deed:
+        """Start, or go on with the same config, however its parts are named, and wherever its inputs lie ⇒ the deed.
+
+        Args, errors: as of :meth:`deed`.
+        """
+        deed, _ = self.deed(overwrite)
+        if deed is Deed.MAKE_AGAIN:
+            shutil.rmtree(self.aside, ignore_errors=True)  # an unfinished removal of a replaced one
+            os.replace(self.path, self.aside)
+        elif deed in (Deed.MAKE, Deed.TAKE_BACK) and self.path.exists():
             shutil.rmtree(self.path)
-        before = _stored(stored) if stored.exists() else now
-        if before != now:
-            lines = difflib.unified_diff(
-                before.splitlines(), now.splitlines(), str(stored), "now", lineterm="", n=0
-            )
-            raise InputError(
-                f"{self.path} was made with another config:\n  " + "\n  ".join(lines) +
-                "\ngive this run another name=…, or overwrite=true to throw the old one away"
-            )
+        if deed is Deed.TAKE_BACK:
+            os.replace(self.aside, self.path)
+        if deed is Deed.KEEP:
+            shutil.rmtree(self.aside, ignore_errors=True)  # a kill kept finish() from it
         self.path.mkdir(parents=True, exist_ok=True)
-        write_text(stored, _text(self.config))
+        if self.inputs:  # before the config: a folder that has one is compared by both
+            write_text(self.path / "inputs.json", json.dumps(_stored_inputs(self.path) | self.inputs, indent=1) + "\n")
+        write_text(self.path / "config.yaml", _text(self.config))
+        return deed
 
     def finish(self) -> None:
+        """Mark the stage as done, and remove what it replaces."""
         write_text(self.path / "done", "")
+        shutil.rmtree(self.aside, ignore_errors=True)
+
+    def _refusal(self, kept: bool) -> str:
+        stored = self.path / "config.yaml"
+        before, now = _texts(self, self.path)
+        lines = difflib.unified_diff(before.splitlines(), now.splitlines(), str(stored), "now", lineterm="", n=0)
+        over = "overwrite=true to take back the finished one that was put aside, and throw the begun one away" if kept \
+            else "overwrite=true to make it again; the old one goes once the new one is finished" if self.done \
+            else "overwrite=true to throw away what was begun"
+        further = "" if not (self.done and _LENGTH in {line.split()[0] for line in _changes(self, self.path)}) else (
+            "\na finished stage can't be trained further, since its learning rate has come to its end; a run of "
+            f"another name can start from its weights (stage diffusion: init={self.model}), with a new optimiser and average")
+        return f"{self.path} was made with another config:\n  " + "\n  ".join(lines) + \
+            f"\ngive this run another name=…, or {over}{further}"
 
 
 def _text(config: dict[str, Any]) -> str:
     return yaml.safe_dump(canonical(config), sort_keys=True, allow_unicode=True)
 
 
-def _compared(config: dict[str, Any]) -> str:
-    """A config whose extractors' recipes have only arguments that change features.
+def _compared(config: dict[str, Any], inputs: dict[str, str], known: Set[str]) -> str:
+    """A config whose extractors' recipes have only arguments that change features, with the inputs that are known.
 
     A run's command may state more or fewer of the others than the dataset does.
     """
     recipes = {role: essence(config[role]) for role in ("grounder", "encoder") if config.get(role)}
-    return _text(config | recipes)
+    compared = config | recipes
+    if DATASET in known and isinstance(config.get("data"), dict):
+        compared["data"] = {key: value for key, value in config["data"].items() if key not in _PLACES}
+    for name in known:
+        for key in (name, f"start_{name}"):
+            if isinstance(compared.get(key), str):
+                compared[key] = "a folder"  # its content counts
+    if known:
+        compared["inputs"] = {name: inputs[name] for name in known}
+    return _text(compared)
 
 
-def _stored(path: Path) -> str:
-    """A stored config to compare with one of now: one from before parts had short names gets them."""
-    text = path.read_text()
+def _texts(folder: StageFolder, stored: Path) -> tuple[str, str]:
+    """What stands in a folder, and what would stand there now, by what is known of both."""
+    before = _stored_inputs(stored)
+    known = set(before) & set(folder.inputs)
+    text = (stored / "config.yaml").read_text(encoding="utf-8")
     try:
         config = yaml.safe_load(text)
     except yaml.YAMLError:
-        return text
-    return _compared(config) if isinstance(config, dict) else text
+        config = None
+    was = _compared(config, before, known) if isinstance(config, dict) else text
+    return was, _compared(folder.config, folder.inputs, known)
+
+
+def _same_as(folder: StageFolder, stored: Path) -> bool:
+    """Whether a folder holds a stage of these settings and inputs."""
+    if not (stored / "config.yaml").exists():
+        return False
+    before, now = _texts(folder, stored)
+    return before == now
+
+
+def _changes(folder: StageFolder, stored: Path) -> list[str]:
+    """Settings and inputs that differ, as "fit.steps 10 → 20"."""
+    try:
+        before, now = (leaves(yaml.safe_load(text)) for text in _texts(folder, stored))
+    except yaml.YAMLError:
+        return [f"{stored / 'config.yaml'} can't be read"]
+    return [f"{key.removeprefix('inputs.')} {before.get(key, 'none')} → {now.get(key, 'none')}"
+            for key in {**now, **before} if before.get(key) != now.get(key)]
+
+
+def leaves(value: Any, name: str = "") -> dict[str, Any]:
+    """{dotted key: value} of what a nested dictionary holds. name: its own key."""
+    if not isinstance(value, dict):
+        return {name: value}
+    return {key: leaf for part, nested in value.items()
+            for key, leaf in leaves(nested, f"{name}.{part}" if name else str(part)).items()}
+
+
+def _stored_inputs(stored: Path) -> dict[str, str]:
+    """Of a folder; {} of one from before they were kept."""
+    try:
+        found = json.loads((stored / "inputs.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {str(name): str(identity) for name, identity in found.items()} if isinstance(found, dict) else {}

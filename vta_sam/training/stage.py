@@ -79,6 +79,13 @@ class StageSettings:
         accumulate = clips // world // batch_size
         return replace(self, batch_size=batch_size, fit=replace(self.fit, accumulate=accumulate))
 
+    def require_streams(self, world: int) -> None:
+        """Raise InputError where the streams of the order can't be parted among ``world`` processes and their
+        workers."""
+        if self.streams % (world * max(1, self.workers)):
+            raise InputError(f"streams={self.streams} is not a multiple of {world} processes × {max(1, self.workers)} "
+                             "workers, each of which reads streams of its own; change streams or workers")
+
     @classmethod
     def of(cls, settings: dict[str, Any]) -> "StageSettings":
         return cls(**{**settings, "fit": FitSettings(**settings["fit"])})
@@ -123,6 +130,7 @@ class JobSettings:
     vocoder_from: str | None
     model: str | None
     denoiser: dict[str, Any] | None = None  # a config that names none has no such key
+    plan: bool = False
 
     def __post_init__(self):
         for key in _PARTS:
@@ -276,6 +284,15 @@ class StageContext:
             yield
 
 
+def written_bytes(*networks: torch.nn.Module) -> int:
+    """About how many bytes a stage writes that trains these networks, which may be sketches.
+
+    Two checkpoints hold fp32 weights, their average and Adam's two moments each; the model folder holds the weights.
+    """
+    parameters = sum(parameter.numel() for network in networks for parameter in network.parameters())
+    return 4 * parameters * (2 * 4 + 1)
+
+
 class Stage(ABC):
     """One stage of a job. The table of them is ``stages.py``; a subclass is one row.
 
@@ -301,6 +318,11 @@ class Stage(ABC):
         """{stage: why}: stages that come before this one, or are given by a folder."""
         return {}
 
+    def reads(self, job: JobSettings) -> Sequence[str]:
+        """Stages, and settings that name model folders, out of which this one is made: where one of them changes, this
+        one is made again."""
+        return list(self.needs(job))
+
     def model_recipes(self, job: JobSettings) -> dict[str, dict[str, Any] | None]:
         """{setting: recipe} of the parts that the model folder will name, and of what trains them."""
         return {}
@@ -316,6 +338,10 @@ class Stage(ABC):
         numbers = job.numbers(self.name)
         work = f"{numbers.fit.steps} steps of {numbers.batch_size} clips, precision {numbers.fit.precision}"
         return work, numbers.expected_s
+
+    def size(self, job: JobSettings) -> int | None:
+        """About how many bytes the stage writes; None: not known before."""
+        return None
 
     def folder(self, job: JobSettings) -> StageFolder:
         """The stage's folder in the run, with the settings that it keeps."""

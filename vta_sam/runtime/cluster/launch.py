@@ -159,7 +159,10 @@ def _settings(program: Program, overrides: Sequence[str]) -> dict[str, Any] | No
     refuse_launcher_of_a_file(settings)
     found = program.typed.put_back({str(key): value for key, value in settings.items()})
     if program.settings is not None:
-        program.settings.of({key: value for key, value in found.items() if key != GROUP})
+        checked = program.settings.of({key: value for key, value in found.items() if key != GROUP})
+        if getattr(checked, "plan", False):
+            raise InputError("plan=true is answered here, not by a job: leave out launcher=, or give "
+                             "launcher.dry_run=true in place of plan=, which shows the job")
     return found
 
 

@@ -177,7 +177,8 @@ class StageFolder:
         over = "overwrite=true to take back the finished one that was put aside, and throw the begun one away" if kept \
             else "overwrite=true to make it again; the old one goes once the new one is finished" if self.done \
             else "overwrite=true to throw away what was begun"
-        further = "" if not (self.done and _LENGTH in {line.split()[0] for line in _changes(self, self.path)}) else (
+        longer = self.done and _LENGTH in {line.split()[0] for line in _changes(self, self.path)}
+        further = "" if not longer else (
             "\na finished stage can't be trained further, since its learning rate has come to its end; a run of "
             f"another name can start from its weights (stage diffusion: init={self.model}), with a new optimiser and average")
         return f"{self.path} was made with another config:\n  " + "\n  ".join(lines) + \

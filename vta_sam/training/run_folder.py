@@ -180,7 +180,8 @@ class StageFolder:
         longer = self.done and _LENGTH in {line.split()[0] for line in _changes(self, self.path)}
         further = "" if not longer else (
             "\na finished stage can't be trained further, since its learning rate has come to its end; a run of "
-            f"another name can start from its weights (stage diffusion: init={self.model}), with a new optimiser and average")
+            f"another name can start from its weights (stage diffusion: init={self.model}), with a new optimiser and "
+            "average")
         return f"{self.path} was made with another config:\n  " + "\n  ".join(lines) + \
             f"\ngive this run another name=…, or {over}{further}"
 

@@ -312,7 +312,7 @@ def test_mux_refuses_in_words_and_leaves_nothing_behind(make_video, tmp_path, vi
         "mix=2": (video, np.zeros(10), 16_000, tmp_path / "out.mp4", 2.0),
         "such a name": (video, np.zeros(10), 16_000, tmp_path / "out.wav"),
         "doesn't exist": (tmp_path / "none.mp4", np.zeros(10), 16_000, tmp_path / "out.mp4"),
-        "can't be copied": (video, np.zeros(10), 12_345, tmp_path / "out.mp4"),  # AAC has no such rate
+        "can't be written": (video, np.zeros(10), 12_345, tmp_path / "out.mp4"),  # AAC has no such rate
     }.items():
         with pytest.raises(InputError, match=words):
             mux(*arguments)

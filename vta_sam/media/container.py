@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Iterator, TypeVar
 
@@ -117,22 +117,78 @@ def seek_before(container: InputContainer, start_s: float) -> None:
             container.seek(0, backward=True, any_frame=True)
 
 
-def picture_length_s(claimed_s: float, interval_s: float) -> float:
+def picture_length_s(claimed_s: float, interval_s: float, left_s: float | None = None) -> float:
     """How long the last picture stays: as its container claims, or as long as the one before (``interval_s``) where
-    that claim is missing or no longer than a tick of its clock, as some writers leave it."""
-    return claimed_s if claimed_s > 1e-3 else interval_s
+    that claim is missing or no longer than a tick of its clock, as some writers leave it; never beyond the stream's
+    end.
+
+    Args:
+        claimed_s: of the picture. With B-frames mp4 claims a difference of decoding times, which may be far longer.
+        interval_s: between it and the one before.
+        left_s: until the stream's end, where the container states one.
+    """
+    length_s = claimed_s if claimed_s > 1e-3 else interval_s
+    return min(length_s, left_s) if left_s is not None and left_s > 1e-3 else length_s
+
+
+def end_of_stream_s(stream: Any) -> float | None:
+    """When a stream ends on the file's own clock, as its container says; None: it doesn't say."""
+    if stream.duration is None or stream.start_time is None or stream.time_base is None or stream.duration <= 0:
+        return None
+    return float((stream.start_time + stream.duration) * stream.time_base)
 
 
 def packets(container: InputContainer, streams: Any) -> Iterator[av.Packet]:
     """The packets of some streams, then the empty packets that flush their decoders.
 
-    Broadcasts and damaged files may have a stream that begins midway. PyAV then raises IndexError after the last
-    packet, because its list of streams was made at the start.
+    Where recordings were joined byte by byte, times start again; they are carried on, as players do. Broadcasts and
+    damaged files may have a stream that begins midway. PyAV then raises IndexError after the last packet, because its
+    list of streams was made at the start.
     """
-    try:
-        yield from container.demux(streams)
-    except IndexError:
+    if container.format.name not in _JOINED:
+        with suppress(IndexError):
+            yield from container.demux(streams)
         return
+    listed = streams if isinstance(streams, (list, tuple)) else [streams]
+    wanted, carried = {stream.index for stream in listed}, _CarriedTimes()
+    # with all pictures and sound, whichever are wanted: how long a recording was says when the next one begins
+    read = {stream.index: stream for stream in (*container.streams.video, *container.streams.audio, *listed)}
+    with suppress(IndexError):
+        for packet in container.demux(list(read.values())):
+            carried.shift(packet)
+            if packet.stream.index in wanted:
+                yield packet
+
+
+_JOINED = ("mpegts", "mpeg")  # formats whose files are joined by writing one after the other
+_RESTART_S = 1.0  # decoding times that go back by more start again
+
+
+class _CarriedTimes:
+    """Shifts packets of joined recordings so that times go on. All streams of a recording are shifted alike."""
+
+    def __init__(self) -> None:
+        self.offsets_s = [0.0]  # of each recording
+        self.recording: dict[int, int] = {}  # that a stream is in
+        self.last_s: dict[int, float] = {}  # decoding time of a stream's last packet, as stored
+        self.end_s = 0.0  # of what came so far, shifted
+
+    def shift(self, packet: av.Packet) -> None:
+        if packet.dts is None or packet.time_base is None:
+            return
+        stream, tick_s = packet.stream.index, float(packet.time_base)
+        time_s = packet.dts * tick_s
+        if time_s < self.last_s.get(stream, time_s) - _RESTART_S:
+            self.recording[stream] = self.recording.get(stream, 0) + 1
+            if self.recording[stream] == len(self.offsets_s):
+                self.offsets_s.append(self.end_s - time_s)
+        self.last_s[stream] = time_s
+        shift = round(self.offsets_s[self.recording.get(stream, 0)] / tick_s)
+        packet.dts += shift
+        if packet.pts is not None:
+            packet.pts += shift
+        length_s = (packet.duration or 0) * tick_s
+        self.end_s = max(self.end_s, packet.dts * tick_s + length_s)
 
 
 class Decoder:

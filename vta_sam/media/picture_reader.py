@@ -11,7 +11,8 @@ from av.container import InputContainer
 from ..runtime.errors import InputError
 from .audio import SoundCollector
 from .container import (
-    LONGEST_GAP_S, Decoder, origin_s, packets, picture_length_s, picture_stream, seek_before, sound_stream
+    LONGEST_GAP_S, Decoder, end_of_stream_s, origin_s, packets, picture_length_s, picture_stream, seek_before,
+    sound_stream,
 )
 
 
@@ -114,6 +115,7 @@ class PictureReader:
         zero_s = origin_s(self.container) + self.start_s
         nominal_s = float(1 / self.video.average_rate) if self.video.average_rate else 0.04
         tolerance_s = 0.5 * float(self.video.time_base)  # timestamps are rounded to the container's clock
+        ends_s = end_of_stream_s(self.video)
         previous_s, longest_s = None, 1.0
         for frame in self._frames():
             _check_size(self.path, frame.width, frame.height)
@@ -126,7 +128,8 @@ class PictureReader:
                 longest_s = max(longest_s, nominal_s)
             previous_s = time_s
             claimed_s = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 0.0
-            length_s = picture_length_s(claimed_s, nominal_s)
+            left_s = None if ends_s is None else ends_s - zero_s - time_s
+            length_s = picture_length_s(claimed_s, nominal_s, left_s)
             # lengths are limited to the longest gap so far: some containers state hours for the last picture
             yield time_s - tolerance_s, min(length_s, longest_s) + tolerance_s, frame
 

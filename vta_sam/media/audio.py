@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import warnings
 from fractions import Fraction
 from typing import Any, Iterable, Iterator
 
@@ -18,6 +19,7 @@ from .container import LONGEST_GAP_S, Decoder, open_media, origin_s, packets, se
 
 _JITTER_S = 0.02  # timestamps that are off by less are rounding of the container, not a gap
 _BLOCK_SAMPLES = 1 << 20  # native samples that are resampled at a time
+_CANCELLED = 0.01  # share of a channel's energy below which the mean of two has lost it
 _MARGIN_S = 1  # whole seconds of native samples kept before a stretch, so that the resampler's filter has run in
 
 
@@ -69,6 +71,8 @@ class SoundCollector:
         self.end = 0  # native samples after start_s; where the next frame is expected
         self.parts: list[tuple[int, np.ndarray]] = []
         self.begin: int | None = None  # native samples after start_s where the earliest frame began
+        self.opposed: dict[int, np.ndarray] = {}  # (2, samples) of stretches of stereo whose channels cancel
+        self.mixed_energy, self.energy = 0.0, np.zeros(2)  # of the mean of two channels, and of each
 
     @property
     def done(self) -> bool:
@@ -96,7 +100,27 @@ class SoundCollector:
         # where pictures lie later in the file than their sound, frames beyond the stretch are decoded too
         wanted = self.duration_s is None or at < (self.duration_s + 0.2) * self.rate_hz
         if wanted and self.end > -_MARGIN_S * self.rate_hz:
-            self.parts.append((at, mono(frame)))
+            channels = _channels(frame)
+            self.parts.append((at, (_gains(frame.layout) @ channels).astype(np.float32)))
+            if len(channels) == 2:
+                self._compare(at, channels)
+
+    def _compare(self, at: int, channels: np.ndarray) -> None:
+        """Keep both channels of a stretch where their mean has lost nearly all of them."""
+        mixed, energy = np.square(channels.mean(axis=0)).sum(), np.square(channels).sum(axis=1)
+        self.mixed_energy += float(mixed)
+        self.energy += energy
+        if mixed < _CANCELLED * energy.max():
+            self.opposed[at] = channels.astype(np.float32)
+
+    def _with_louder_channel(self) -> list[tuple[int, np.ndarray]]:
+        """The parts; of stereo whose channels cancel each other throughout, the louder channel's."""
+        if not self.mixed_energy < _CANCELLED * self.energy.max():
+            return self.parts
+        warnings.warn(f"{self.path}: its two channels cancel each other, so that the louder one is heard alone",
+                      stacklevel=2)
+        louder = int(self.energy.argmax())
+        return [(at, self.opposed[at][louder] if at in self.opposed else samples) for at, samples in self.parts]
 
     def waveform(self, sample_rate_hz: int, pictures_s: float | None = None) -> np.ndarray:
         """The collected sound ⇒ (samples,) float32.
@@ -129,7 +153,7 @@ class SoundCollector:
         """``length`` native samples, beginning ``lead`` before the start, block by block, so that there is never a
         second copy of the whole sound."""
         places: dict[int, list[tuple[int, np.ndarray]]] = {}
-        for at, samples in self.parts:  # in order of decoding: of two parts at the same time the second stays
+        for at, samples in self._with_louder_channel():  # in order of decoding: of two parts at the same time the second stays
             first, last = max(0, lead + at), min(length, lead + at + len(samples))
             if first < last:
                 for block in range(first // _BLOCK_SAMPLES, (last - 1) // _BLOCK_SAMPLES + 1):
@@ -142,18 +166,38 @@ class SoundCollector:
             yield native
 
 
+# gains of channels in a downmix to stereo (ITU-R BS.775, without the low-frequency effects), halved to one channel
+_GAINS = {"FL": 0.5, "FR": 0.5, "FC": 0.5**0.5, "LFE": 0.0, "BL": 0.5 * 0.5**0.5, "BR": 0.5 * 0.5**0.5,
+          "SL": 0.5 * 0.5**0.5, "SR": 0.5 * 0.5**0.5, "BC": 0.5, "FLC": 0.5, "FRC": 0.5}
+
+
+_USUAL = {4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}  # layouts of so many channels, as FFmpeg takes them
+
+
+def _gains(layout: Any) -> np.ndarray:
+    """(channels,) float64 of a layout: the usual downmix, or the mean where channels have no known place."""
+    names = [channel.name for channel in layout.channels]
+    if "NONE" in names and len(names) in _USUAL:  # the file counts its channels alone
+        names = [channel.name for channel in av.AudioLayout(_USUAL[len(names)]).channels]
+    if len(names) <= 2 or any(name not in _GAINS for name in names):
+        return np.full(layout.nb_channels, 1 / layout.nb_channels)
+    return np.array([_GAINS[name] for name in names])
+
+
 def mono(frame: Any) -> np.ndarray:
-    """A decoded av.AudioFrame ⇒ (samples,) float32, the mean of its channels."""
-    channels = frame.layout.nb_channels
+    """A decoded av.AudioFrame ⇒ (samples,) float32: the mean of stereo, the usual downmix of more channels."""
+    return (_gains(frame.layout) @ _channels(frame)).astype(np.float32)
+
+
+def _channels(frame: Any) -> np.ndarray:
+    """A decoded av.AudioFrame ⇒ (channels, samples) float64, 1 is full scale."""
     samples = frame.to_ndarray()
     if not frame.format.is_planar:
-        samples = samples.reshape(-1, channels).T
-    mean = samples.mean(axis=0, dtype=np.float64)
+        samples = samples.reshape(-1, frame.layout.nb_channels).T
+    whole = samples.astype(np.float64)
     if samples.dtype == np.uint8:
-        mean = (mean - 128) / 128
-    elif samples.dtype.kind == "i":
-        mean /= float(1 << (8 * samples.dtype.itemsize - 1))
-    return mean.astype(np.float32)
+        return (whole - 128) / 128
+    return whole / float(1 << (8 * samples.dtype.itemsize - 1)) if samples.dtype.kind == "i" else whole
 
 
 def resample(waveform: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:

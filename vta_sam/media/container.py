@@ -86,6 +86,10 @@ def open_media(path: str | os.PathLike, hwaccel: str | None = None) -> Iterator[
                          "another kind?") from error
 
 
+_ASIDE = (av.stream.Disposition.comment | av.stream.Disposition.hearing_impaired |
+          av.stream.Disposition.visual_impaired | av.stream.Disposition.descriptions)
+
+
 def picture_stream(container: InputContainer) -> Any | None:
     """The first stream of moving pictures, or None. The cover of a song is none."""
     for stream in container.streams.video:
@@ -95,8 +99,12 @@ def picture_stream(container: InputContainer) -> Any | None:
 
 
 def sound_stream(container: InputContainer) -> Any | None:
-    """The first sound stream that can be decoded, or None."""
-    return next((stream for stream in container.streams.audio if stream.codec_context is not None), None)
+    """The sound that a player plays, or None: the default stream, else the first that is no commentary and no
+    description for people who can't see or hear."""
+    known = [stream for stream in container.streams.audio if stream.codec_context is not None]
+    plain = [stream for stream in known if not stream.disposition & _ASIDE]
+    default = [stream for stream in plain if stream.disposition & av.stream.Disposition.default]
+    return next(iter([*default, *plain, *known]), None)
 
 
 def origin_s(container: InputContainer) -> float:

@@ -1,12 +1,19 @@
-"""Pictures of a container, decoded in order of time and upright, and the rules that bring them to a model's size."""
+"""Pictures of a container, decoded in order of time, as a viewer sees them, and the rules that bring them to a model's
+size: upright, with square pixels, without fields, in the colours of an ordinary screen. docs/media.md has the table."""
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
 from typing import Any, ClassVar, Iterator, Protocol
 
+import av
+import numpy as np
 from av.container import InputContainer
+from av.video.reformatter import ColorTrc, VideoReformatter
 
 from ..runtime.errors import InputError
 from .audio import SoundCollector
@@ -110,6 +117,7 @@ class PictureReader:
         streams = [self.video] if collector is None else [self.video, sound_stream(container)]
         self.packets = packets(container, streams)
         self.decoder = Decoder(path)
+        self.fields = _Fields()
 
     def __iter__(self) -> Iterator[tuple[float, float, Any]]:
         zero_s = origin_s(self.container) + self.start_s
@@ -137,12 +145,15 @@ class PictureReader:
         for packet in self.packets:
             if packet.stream.index == self.video.index:
                 if self.wants_pictures:
-                    yield from self.decoder.decode(packet)
+                    for frame in self.decoder.decode(packet):
+                        yield from self.fields.joined(frame)
             elif self.collector is not None:
                 for frame in self.decoder.decode(packet):
                     self.collector.add(frame)
                 if self.collector.done and not self.wants_pictures:
                     return
+        if self.wants_pictures:
+            yield from self.fields.last()
 
     def read_sound(self) -> None:
         """Read on for the sound that lies in the file after the last picture."""
@@ -166,14 +177,135 @@ def require_pictures(path: str | os.PathLike, container: InputContainer) -> Any:
     return video
 
 
-def quarter_turns(frame: Any) -> int:
-    """How many quarter turns counter-clockwise make a decoded picture upright (its display matrix)."""
-    return round(frame.rotation / 90) % 4
+class _Fields:
+    """Interlaced pictures ⇒ whole ones. Others pass as they are."""
+
+    def __init__(self) -> None:
+        self.graph: Any = None
+
+    def joined(self, frame: Any) -> Iterator[Any]:
+        if self.graph is None:
+            if not frame.interlaced_frame:
+                yield frame
+                return
+            self.graph = av.filter.Graph()
+            source = self.graph.add_buffer(width=frame.width, height=frame.height, format=frame.format,
+                                           time_base=frame.time_base)
+            # pictures that are not flagged as interlaced pass through it unchanged
+            filters = [source, self.graph.add("bwdif", "mode=send_frame:deint=interlaced"),
+                       self.graph.add("buffersink")]
+            self.graph.link_nodes(*filters).configure()
+        self.graph.push(frame)
+        yield from self._ready()
+
+    def last(self) -> Iterator[Any]:
+        """What the filter holds back."""
+        if self.graph is not None:
+            self.graph.push(None)
+            yield from self._ready()
+
+    def _ready(self) -> Iterator[Any]:
+        while True:
+            try:
+                yield self.graph.pull()
+            except (av.error.BlockingIOError, av.error.EOFError):
+                return
 
 
-def upright_size(frame: Any) -> tuple[int, int]:
-    """(height, width) of a decoded picture once it is turned."""
-    return (frame.height, frame.width) if quarter_turns(frame) % 2 == 0 else (frame.width, frame.height)
+@dataclass(frozen=True)
+class Orientation:
+    """How a stored picture becomes upright: mirrored left to right where ``mirrored``, then turned by ``turns`` quarter
+    turns counter-clockwise."""
+
+    mirrored: bool = False
+    turns: int = 0
+
+    @classmethod
+    def of(cls, frame: Any) -> "Orientation":
+        """Of a decoded picture, by its display matrix."""
+        stored = frame.side_data.get("DISPLAYMATRIX")
+        if stored is None:
+            return cls()
+        across_x, across_y, _, down_x, down_y = np.frombuffer(bytes(stored), np.int32, 5).tolist()
+        mirrored = across_x * down_y - across_y * down_x < 0
+        if mirrored:
+            across_x, across_y = -across_x, -across_y
+        return cls(mirrored, round(-math.degrees(math.atan2(across_y, across_x)) / 90) % 4)
+
+    def upright(self, pixels: np.ndarray) -> np.ndarray:
+        """A stored picture (h, w, …), turned."""
+        return np.rot90(pixels[:, ::-1] if self.mirrored else pixels, self.turns)
+
+
+_LARGEST_ASPECT = 16  # of a pixel; a larger one is a damaged header
+
+
+def pixel_aspect(stream: Any) -> float:
+    """Width of a stream's pixels over their height; 1 where the file doesn't say, or says nonsense."""
+    stated = stream.sample_aspect_ratio or Fraction(1)
+    return float(stated) if 1 / _LARGEST_ASPECT <= stated <= _LARGEST_ASPECT else 1.0
+
+
+def upright_size(frame: Any, aspect: float = 1.0) -> tuple[int, int]:
+    """(height, width) of a decoded picture once its pixels are square and it is turned."""
+    height, width = frame.height, max(1, round(frame.width * aspect))
+    return (height, width) if Orientation.of(frame).turns % 2 == 0 else (width, height)
+
+
+_HD_LINES = 720  # from here on players take untagged colours for BT.709
+
+
+class PictureConverter:
+    """Decoded pictures ⇒ arrays (height, width, 3) uint8 in the colours of an ordinary screen, of one size, upright."""
+
+    def __init__(self) -> None:
+        self.reformatter = VideoReformatter()
+
+    def convert(self, frame: Any, height: int, width: int, interpolation: str) -> np.ndarray:
+        """Args:
+            frame: av.VideoFrame.
+            height, width: of the upright result.
+            interpolation: FFmpeg's name of the scaler.
+        """
+        orientation = Orientation.of(frame)
+        if orientation.turns % 2:
+            height, width = width, height
+        untagged = frame.colorspace == 2 and frame.format.name.startswith(("yuv", "nv", "p0"))
+        colours = "ITU709" if untagged and frame.height >= _HD_LINES else None
+        wide = frame.color_trc in (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
+        scaled = self.reformatter.reformat(frame, width, height, "rgb48le" if wide else "rgb24", threads=1,
+                                           src_colorspace="BT2020" if wide and frame.colorspace == 2 else colours,
+                                           interpolation=interpolation)
+        pixels = scaled.to_ndarray()
+        return orientation.upright(_tone_mapped(pixels, ColorTrc(frame.color_trc)) if wide else pixels)
+
+
+_WHITE_NITS = 203.0  # of HDR's diffuse white (ITU-R BT.2408), which becomes the screen's white but for a little
+_KNEE = 0.8  # light up to here stays as it is; what is brighter is compressed into the rest
+# linear light of BT.2020 ⇒ of BT.709 (ITU-R BT.2087)
+_TO_709 = np.array([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], np.float32)
+
+
+@cache
+def _light(curve: ColorTrc) -> np.ndarray:
+    """Code values of 16 bits ⇒ linear light, 1 is diffuse white."""
+    code = np.arange(65536, dtype=np.float64) / 65535
+    if curve is ColorTrc.SMPTE2084:  # ITU-R BT.2100, PQ
+        power = code ** (1 / 78.84375)
+        nits = 10_000 * (np.maximum(power - 0.8359375, 0) / (18.8515625 - 18.6875 * power)) ** (1 / 0.1593017578125)
+    else:  # HLG, shown at 1000 nits; of grey, the system gamma of 1.2 on luminance is one on the value
+        a, b, c = 0.17883277, 0.28466892, 0.55991073
+        scene = np.where(code <= 0.5, code**2 / 3, (np.exp((code - c) / a) + b) / 12)
+        nits = 1000 * scene**1.2
+    return (nits / _WHITE_NITS).astype(np.float32)
+
+
+def _tone_mapped(pixels: np.ndarray, curve: ColorTrc) -> np.ndarray:
+    """(h, w, 3) uint16 of PQ or HLG, BT.2020 ⇒ (h, w, 3) uint8 of an ordinary screen."""
+    light = np.maximum(_light(curve)[pixels] @ _TO_709.T, 0)
+    over = np.maximum(light - _KNEE, 0)
+    light = np.minimum(light, _KNEE) + (1 - _KNEE) * (1 - np.exp(-over / (1 - _KNEE)))
+    return np.rint(255 * light ** (1 / 2.2)).astype(np.uint8)
 
 
 def _check_size(path: str | os.PathLike, width: int, height: int) -> None:

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any, Generator, Generic, Iterable, Iterator, Sequence, TypeVar
 
 import numpy as np
-from av.video.reformatter import VideoReformatter
 
 from ..clip import FrameClock
 from ..runtime.errors import InputError
 from .audio import SoundCollector
 from .container import open_media, origin_s, sound_stream
-from .picture_reader import Fit, PictureReader, quarter_turns, require_pictures, upright_size
+from .picture_reader import (
+    Fit, Orientation, PictureConverter, PictureReader, pixel_aspect, require_pictures, upright_size
+)
 
 CHUNK_FRAMES = 32
 _MAX_SCALED_PIXELS = 1 << 15  # a side, before what sticks out is cut off
@@ -65,11 +66,11 @@ def probe(path: str | os.PathLike) -> MediaInfo:
         first = next((frame for _, _, frame in PictureReader(path, container, 0.0)), None)
         if first is None:
             raise InputError(f"{path}: no picture could be decoded")
-        height, width = upright_size(first)
+        height, width = upright_size(first, pixel_aspect(video))
         return MediaInfo(
             width=width,
             height=height,
-            rotation=90 * quarter_turns(first),
+            rotation=90 * Orientation.of(first).turns,
             fps=float(video.average_rate) if video.average_rate else None,
             duration_s=container.duration / 1e6 if container.duration is not None else None,
             video_codec=video.codec_context.name,
@@ -147,7 +148,7 @@ def _stream(path: str | os.PathLike, start_s: float, duration_s: float | None, f
             collector = SoundCollector(path, origin_s(container) + start_s, duration_s)
         reader = PictureReader(path, container, start_s, collector)
         chosen = OnScreen(reader, fps, duration_s)
-        fitters = {fit: _Fitter(path, fit) for fit in fits}
+        fitters = {fit: _Fitter(path, fit, pixel_aspect(reader.video)) for fit in fits}
         chunks = _chunks(chosen, list(fitters.values()), chunk_frames or CHUNK_FRAMES)
         empty = True
         for arrays in chunks if chunk_frames is not None else _joined(chunks):
@@ -235,23 +236,19 @@ class _Fitter:
     """Pictures of one clip ⇒ arrays of one size, by a fit. The first picture decides the size: a stream may change its
     pictures' size midway."""
 
-    def __init__(self, path: str | os.PathLike, fit: Fit):
-        self.path, self.fit, self.reformatter = path, fit, VideoReformatter()
+    def __init__(self, path: str | os.PathLike, fit: Fit, aspect: float):
+        self.path, self.fit, self.aspect, self.converter = path, fit, aspect, PictureConverter()
         self.scaled: tuple[int, int] | None = None  # (height, width), upright
         self.picture: np.ndarray = np.empty((0, 0, 3), np.uint8)  # the last one converted, in the decoder's memory
         self.chunk: np.ndarray | None = None
 
     def convert(self, frame: Any) -> None:
-        turns = quarter_turns(frame)
         if self.scaled is None:
-            self.scaled = self.fit.scaled(*upright_size(frame))
+            self.scaled = self.fit.scaled(*upright_size(frame, self.aspect))
             if max(self.scaled) > _MAX_SCALED_PIXELS:
                 raise InputError(f"{self.path}: pictures of {frame.width}x{frame.height} pixels are too long and thin "
                                  "to be brought to size; crop them first")
-        height, width = self.scaled if turns % 2 == 0 else self.scaled[::-1]
-        scaled = self.reformatter.reformat(frame, width, height, "rgb24", interpolation=self.fit.interpolation,
-                                           threads=1)
-        upright = np.rot90(scaled.to_ndarray(), turns)
+        upright = self.converter.convert(frame, *self.scaled, self.fit.interpolation)
         height, width = self.fit.kept(*self.scaled)
         top, left = (self.scaled[0] - height) // 2, (self.scaled[1] - width) // 2
         self.picture = upright[top:top + height, left:left + width]

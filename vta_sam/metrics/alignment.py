@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from ..media.container import open_media
-from ..media.picture_reader import PictureReader, quarter_turns
+from ..media.picture_reader import Orientation, PictureReader
 from ..runtime.errors import InputError
 from .onsets import WINDOW_S, ascending, matched_iou
 
@@ -100,7 +100,7 @@ def measure_flow(path: str | os.PathLike, variant: str = FULL, longest_s: float 
                                      "pictures a second; cut it first")
                 size = size or (picture.width, picture.height)  # a stream may change its size midway
                 stored = picture.to_ndarray(width=size[0], height=size[1], format="bgr24")
-                frame = cv2.cvtColor(np.ascontiguousarray(np.rot90(stored, quarter_turns(picture))),
+                frame = cv2.cvtColor(np.ascontiguousarray(Orientation.of(picture).upright(stored)),
                                      cv2.COLOR_BGR2GRAY)
                 if height is not None and height < frame.shape[0]:
                     scale = frame.shape[0] / height

@@ -13,7 +13,7 @@ from nltk.tag.perceptron import PerceptronTagger
 
 from vta_sam.embedded.timeline import CLASSES, WORDS, caption_of
 from vta_sam.perception import tagging
-from vta_sam.perception.captions import nouns, singular, tagger_name
+from vta_sam.perception.captions import foreign_language, nouns, singular, tagger_name
 from vta_sam.runtime.errors import InputError
 
 KNOWN = ("racing car", "popcorn", "badminton", "harpsichord", "clarinet", "ferret")
@@ -341,6 +341,40 @@ def test_a_compound_is_its_last_word_unless_the_vocabulary_holds_it():
     assert nouns("playing bass guitar", vocabulary=["bass guitar"]).words == ["bass guitar"]
     assert nouns("playing bass guitars", vocabulary=["Bass Guitar"]).words == ["Bass Guitar"]
     assert nouns("dog bow-wow", vocabulary=["bow-wow"]).words == ["dog", "bow-wow"]
+
+
+@pytest.mark.parametrize("caption, words, negated", [
+    ("no people, just a dog barking", ["dog"], ["person"]), ("a street without cars", [], ["car"]),
+    ("a man, not a woman", ["man"], ["woman"]), ("a dog barks and no cat is there", ["dog"], ["cat"]),
+    ("without cars and people, a bird sings", ["bird"], ["car", "person"]),
+    ("neither dogs nor cats", [], ["dog", "cat"]),
+    ("a dog without a leash and a cat", ["dog", "cat"], ["leash"]), ("a cat and not only a dog", ["cat", "dog"], []),
+    ("no dog here, but a dog there", ["dog"], []), ("a no-name car", ["car"], []),
+])
+def test_what_is_negated_is_not_looked_for(caption, words, negated):
+    found = nouns(caption)
+    assert found.words == words and list(found.negated) == negated
+
+
+def test_tags_and_entities_are_read_as_shown():
+    assert nouns("<b>dog</b> &amp; <i>cat</i>").words == ["dog", "cat"]
+    assert nouns("5 < 6 dogs > 4 cats").words == ["dog", "cat"]
+
+
+@pytest.mark.parametrize("caption, language", [
+    ("ein Hund bellt auf der Straße", "German"), ("chien qui aboie dans la rue", "French"),
+    ("el perro ladra en la calle", "Spanish"), ("un cane abbaia nella strada", "Italian"),
+    ("um cachorro late na rua", "Portuguese"), ("een hond blaft op straat", "Dutch"), ("犬が吠えている", "another alphabet"),
+    ("a dog barks in the street", None), ("dog", None), ("the van of a man in San Diego", None),
+])
+def test_no_noun_of_another_language_is_looked_for(caption, language):
+    found = nouns(caption)
+    assert found.language == language and bool(found.words) is (language is None)
+
+
+def test_no_english_caption_is_taken_for_another_language():
+    captions = [caption for caption, _ in (*REAL, *TABLE, *PROSE, *LABELS)]
+    assert len(captions) > 100 and [caption for caption in captions if foreign_language(caption)] == []
 
 
 def test_the_first_eight_are_kept_and_the_rest_counted():

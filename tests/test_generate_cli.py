@@ -119,6 +119,10 @@ def test_negative_words_and_guidance_change_the_sound(generate, make_video, tmp_
         assert generate(*command, *more, f"out={name}")[0] == 0
     sounds = {(tmp_path / name / "in.wav").read_bytes() for name in ("plain", "negative", "strong", "caption")}
     assert len(sounds) == 4
+    said = ["caption=a dog, no canary", f"video={source}", "wav=true", "picture=false"]
+    for name, more in {"said": [], "named": ["objects=dog", "negative_objects=canary"]}.items():
+        assert ("no canary" in generate(*said, *more, f"out={name}")[1]) is (name == "said")
+    assert (tmp_path / "said/in.wav").read_bytes() == (tmp_path / "named/in.wav").read_bytes()
 
 
 def test_the_videos_own_sound_can_be_mixed_in(generate, make_video, tmp_path):
@@ -172,8 +176,9 @@ def test_words_that_can_not_be_used_are_told_about(generate, make_video, tmp_pat
         ("a", "loudly and quickly", "names no object", 0),
         ("b", "a dog, a cat, a cow, a pig, a fox, a wolf, a sheep, a horse, a goat and a duck", "2 left out", 2),
         ("c", "an unheardof beast", "doesn't know", 0),
+        ("d", "ein Hund bellt auf der Straße", "seems to be in German", 0),
     ):
-        with pytest.warns() if out != "a" else contextlib.nullcontext():
+        with pytest.warns() if out in "bc" else contextlib.nullcontext():
             status, stdout, _ = generate(f"video={source}", f"caption={caption}", f"out={out}", "picture=false")
         record = json.loads((tmp_path / out / "in.json").read_text())
         assert status == 0 and told in stdout and any(told in note for note in record["notes"])

@@ -153,7 +153,8 @@ class SoundCollector:
         """``length`` native samples, beginning ``lead`` before the start, block by block, so that there is never a
         second copy of the whole sound."""
         places: dict[int, list[tuple[int, np.ndarray]]] = {}
-        for at, samples in self._with_louder_channel():  # in order of decoding: of two parts at the same time the second stays
+        # in order of decoding: of two parts at the same time the second stays
+        for at, samples in self._with_louder_channel():
             first, last = max(0, lead + at), min(length, lead + at + len(samples))
             if first < last:
                 for block in range(first // _BLOCK_SAMPLES, (last - 1) // _BLOCK_SAMPLES + 1):
@@ -197,7 +198,9 @@ def _channels(frame: Any) -> np.ndarray:
     whole = samples.astype(np.float64)
     if samples.dtype == np.uint8:
         return (whole - 128) / 128
-    return whole / float(1 << (8 * samples.dtype.itemsize - 1)) if samples.dtype.kind == "i" else whole
+    if samples.dtype.kind == "i":
+        return whole / float(1 << (8 * samples.dtype.itemsize - 1))
+    return whole
 
 
 def resample(waveform: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:

@@ -1,7 +1,9 @@
-"""Caption ⇒ the nouns of the things to ground in the pictures."""
+"""Caption ⇒ the nouns of the things to ground in the pictures, and of those that it says are not there."""
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
@@ -45,6 +47,23 @@ _KEEP = frozenset("""
     atlas binoculars canvas chaos christmas clothes debris gas gymnastics jeans lens molasses news pajamas pancreas
     pants pliers rhinoceros scissors series shears shorts species sports tennis thermos tongs trousers tweezers
 """.split())
+# what follows one of these is not there, up to the end of its noun phrase
+_NEGATORS = frozenset("except excluding lacking minus neither no nor not without".split())
+_WITHIN_PHRASE = ("DT", "JJ", "JJR", "JJS", "PRP$", "CD", "VBG", "VBN", "NN", "NNS", "NNP", "NNPS", "POS")
+_BEGINS_PHRASE = frozenset("a an another one some the".split())
+_TAG = re.compile(r"</?[a-zA-Z][^<>]{0,200}>")  # of HTML
+# words of other languages that are none in English, by which a caption in them is known
+_FOREIGN = {
+    "German": "auf aus bei das dem den der ein eine einem einen einer eines für ist mit nicht oder sich und vom von "
+              "wird über zu zum zur",
+    "French": "au aux avec dans des du elle est et il la le les pour qui sous sur une",
+    "Spanish": "con cerca del donde el en esta está las los mientras muy por que sobre una y",
+    "Italian": "accanto che con della delle di gli il nel nella per piano sono sta suo un una",
+    "Portuguese": "com da das do dos ele em está mais na nas no nos para que seu sua uma",
+    "Dutch": "aan bij de een en het naar niet op te voor wordt zijn",
+}
+_FOREIGN_WORDS = {language: frozenset(words.split()) for language, words in _FOREIGN.items()}
+_ENGLISH = frozenset("a an and are as at by from in is of on the to with while".split())
 _LONGEST = 40  # letters; longer words are no English
 _REAL_PLURALS = frozenset("bikinis emus gnus gurus kiwis menus rabbis safaris skis taxis tsunamis".split())
 
@@ -56,10 +75,14 @@ class Nouns:
     Attributes:
         words: in the order of the caption, singular, lower case, each once.
         dropped: number of nouns beyond the limit.
+        negated: nouns of things that are not there ("no people", "without cars"), likewise.
+        language: of a caption that is not in English, of which no noun is taken; else None.
     """
 
     words: list[str]
     dropped: int = 0
+    negated: tuple[str, ...] = ()
+    language: str | None = None
 
 
 def nouns(caption: str, limit: int = MAX_OBJECTS, vocabulary: Collection[str] = ()) -> Nouns:
@@ -71,27 +94,59 @@ def nouns(caption: str, limit: int = MAX_OBJECTS, vocabulary: Collection[str] = 
     words depend on the tagger, see :func:`tagger_name`.
 
     Args:
-        caption: in English.
+        caption: in English. Tags and entities of HTML are read as a browser shows them.
         limit: number of words that are kept.
         vocabulary: words and compounds that are kept whole.
 
     Raises:
         InputError: the tagger's data is damaged.
     """
+    caption = html.unescape(_TAG.sub(" ", caption))
+    if (language := foreign_language(caption)) is not None:
+        return Nouns([], language=language)
     tokens = _merge_known(tag(caption), vocabulary)
     fix_tags(tokens)
     things: list[str] = []
     asides: list[str] = []
+    negated: list[str] = []
     for start, run in _runs(tokens):
         word = _head(run)
         end = start + len(run)
         if word in _AMOUNTS and end < len(tokens) and tokens[end].text == "of":
             continue
-        if word:
+        if word and _is_negated(tokens, start):
+            negated.append(word)
+        elif word:
             aside = not run[0].known and _is_aside(tokens, start, word)
             (asides if aside else things).append(word)
     words = list(dict.fromkeys(things or asides))
-    return Nouns(words[:limit], max(0, len(words) - limit))
+    absent = [word for word in dict.fromkeys(negated) if word not in words]
+    return Nouns(words[:limit], max(0, len(words) - limit), tuple(absent[:limit]))
+
+
+def foreign_language(caption: str) -> str | None:
+    """The language of a caption that is not in English, by its small words or its alphabet; None: English, or too short
+    to say."""
+    words = tokenize(caption)
+    letters = [letter for letter in caption if letter.isalpha()]
+    if letters and sum(ord(letter) > 0x24F for letter in letters) > len(letters) / 2:
+        return "another alphabet"
+    english = sum(word in _ENGLISH for word in words)
+    found = {language: sum(word in known for word in words) for language, known in _FOREIGN_WORDS.items()}
+    language = max(found, key=lambda name: found[name])
+    return language if found[language] > english and (found[language] > 1 or len(words) < 8) else None
+
+
+def _is_negated(tokens: list[Token], start: int) -> bool:
+    """Whether the noun phrase around ``start`` names a thing that is not there."""
+    for place in range(start - 1, -1, -1):
+        word = tokens[place].text
+        if word in _NEGATORS:
+            return True
+        goes_on = word in ("or", "nor") or word == "and" and tokens[place + 1].text not in _BEGINS_PHRASE
+        if not goes_on and tokens[place].tag not in _WITHIN_PHRASE:
+            return False
+    return False
 
 
 @lru_cache(maxsize=1)

@@ -152,11 +152,15 @@ class Words:
         caption: may be empty.
         objects: words to ground, at most 8.
         dropped: number of the caption's nouns beyond the first 8.
+        negated: things that the caption says are not there.
+        language: of a caption that is not in English, in which no noun was looked for; else None.
     """
 
     caption: str
     objects: list[str]
     dropped: int = 0
+    negated: tuple[str, ...] = ()
+    language: str | None = None
 
 
 def words_of(caption: str | None, objects: Sequence[str] | None, vocabulary: Sequence[str] = ()) -> Words:
@@ -181,7 +185,7 @@ def words_of(caption: str | None, objects: Sequence[str] | None, vocabulary: Seq
     from .captions import nouns
 
     found = nouns(caption, limit=MAX_OBJECTS, vocabulary=vocabulary)
-    return Words(caption, list(found.words), found.dropped)
+    return Words(caption, list(found.words), found.dropped, found.negated, found.language)
 
 
 class Extracted(NamedTuple):

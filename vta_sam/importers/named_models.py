@@ -66,6 +66,16 @@ MODELS = {
 }
 
 
+def to_be_imported(name: str | os.PathLike | None, weights: str | os.PathLike | None = None) -> str:
+    """What :func:`named_folder` would fetch and import first, in words; "" where it is a folder already."""
+    model, root = MODELS.get(str(name)), weights_folder(weights)
+    if model is None or (root / "imported" / str(name) / YAML_NAME).is_file():
+        return ""
+    missing = sum(not (root / file.path).is_file() for file in model.files)
+    fetched = f"{missing} files are fetched, and " if missing else ""
+    return f"{fetched}it is imported into {root / 'imported' / str(name)} first, once"
+
+
 def named_folder(name: str | os.PathLike, weights: str | os.PathLike | None = None) -> Path:
     """A name of :data:`MODELS` ⇒ its model folder, ``imported/<name>`` below the folder of released weights; anything
     else ⇒ the path that it is.

@@ -101,6 +101,26 @@ def write_fault(error: BaseException, folder: Path | None = None, key: str = "ou
     return None
 
 
+def reason_of(error: Exception, item: object) -> str:
+    """The sentence on an error that is one item's alone; any other error is raised again.
+
+    Args:
+        error: just caught.
+        item: a video, a file, or the name of a clip.
+    """
+    if isinstance(error, EndOfRun):
+        raise error
+    if isinstance(error, InputError):
+        return printable(error)
+    # by its name, since this module doesn't import torch
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or (
+            isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)):
+        return printable(f"{item} needs more memory than there is")
+    if isinstance(error, (OSError, UnicodeError)):
+        return printable(f"{item}: {error}")
+    raise error
+
+
 @contextmanager
 def writing_to(folder: Path, key: str = "out") -> Iterator[None]:
     """A context for writing results to a folder.
@@ -133,7 +153,7 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def exclusive(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+def exclusive(path: Path, waiting: Callable[[], None] = lambda: None, limit_s: float | None = None) -> Iterator[None]:
     """Hold a lock on ``path`` while the block runs, so that one process at a time works there.
 
     The lock is the file ``.<name>.lock`` beside ``path``, with a hash of the name where it would be too long; it stays
@@ -143,30 +163,85 @@ def exclusive(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterato
     Args:
         path: file or folder to lock; its parent must exist.
         waiting: called once if another process holds the lock.
+        limit_s: seconds to wait at most; None: as long as it takes.
+
+    Raises:
+        InputError: another process holds the lock for longer than the limit.
     """
-    own = os.fsencode(path.name)
-    short = path.name if len(own) <= _LONGEST_NAME - len("..lock") else hashlib.sha256(own).hexdigest()
-    name = path.with_name(f".{short}.lock")
-    lock: BaseFileLock = FileLock(name)
-    try:
-        _acquire(lock, waiting)
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
-            raise
-        lock = SoftFileLock(name.with_suffix(".soft"))
-        _acquire(lock, waiting)
+    lock = _acquired(_beside(path, "lock"), 0)
+    if lock is None:
+        waiting()
+        lock = _acquired(_beside(path, "lock"), -1 if limit_s is None else limit_s)
+        if lock is None:
+            raise InputError(f"{path}: another process has been at it for {limit_s:g} s; see whether that one goes on, "
+                             "and give the same command again")
     try:
         yield
     finally:
         lock.release()
 
 
-def _acquire(lock: BaseFileLock, waiting: Callable[[], None]) -> None:
+@contextmanager
+def claimed(path: Path, wait_s: float = 0) -> Iterator[bool]:
+    """Whether this process alone makes ``path`` while the block runs; False where another process is making it.
+
+    The claim is a lock on the file ``.<name>.claim`` beside ``path``, which is removed when the block ends. A killed
+    process leaves it behind, unlocked; :func:`sweep_claims` removes it. The folder is made where it is missing, and
+    removed again where nothing was written to it.
+
+    Args:
+        path: file that is to be made.
+        wait_s: seconds to wait for the other process.
+    """
+    new = not path.parent.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    place = _beside(path, "claim")
+    lock = _acquired(place, wait_s)
     try:
-        lock.acquire(timeout=0)
+        yield lock is not None
+    finally:
+        if lock is not None:
+            with suppress(OSError):
+                place.unlink(missing_ok=True)  # before it is unlocked: later it may be another process's
+            lock.release()
+        if new:
+            with suppress(OSError):
+                path.parent.rmdir()
+
+
+def sweep_claims(folder: Path) -> None:
+    """Remove the claims in a folder that killed processes left behind."""
+    for place in folder.glob(".*.claim"):
+        with suppress(OSError):
+            lock = _acquired(place, 0)
+            if lock is not None:
+                place.unlink(missing_ok=True)
+                lock.release()
+
+
+def _beside(path: Path, kind: str) -> Path:
+    own = os.fsencode(path.name)
+    fits = len(own) <= _LONGEST_NAME - len(f"..{kind}.soft")
+    return path.with_name(f".{path.name if fits else hashlib.sha256(own).hexdigest()}.{kind}")
+
+
+def _acquired(place: Path, wait_s: float) -> BaseFileLock | None:
+    """A lock on a file, or None where another process holds it for longer; -1 waits as long as it takes."""
+    lock: BaseFileLock = FileLock(place)
+    try:
+        return _acquire(lock, wait_s)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+        return _acquire(SoftFileLock(place.with_name(f"{place.name}.soft")), wait_s)
+
+
+def _acquire(lock: BaseFileLock, wait_s: float) -> BaseFileLock | None:
+    try:
+        lock.acquire(timeout=wait_s)
     except Timeout:
-        waiting()
-        lock.acquire()
+        return None
+    return lock
 
 
 RETRIED_STATUSES = (408, 425, 429, 500, 502, 503, 504)  # of HTTP: a later attempt may succeed

@@ -6,7 +6,7 @@ import errno
 import hashlib
 import os
 import secrets
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Iterator
@@ -16,6 +16,7 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from .errors import EndOfRun, InputError
 
 _LONGEST_NAME = 255  # bytes; of nearly all file systems
+REPORT = "report"  # its claim is that of a whole folder
 _LONGEST_SUFFIX = 16  # bytes that a temporary name takes over from its target
 
 
@@ -207,6 +208,27 @@ def claimed(path: Path, wait_s: float = 0) -> Iterator[bool]:
         if new:
             with suppress(OSError):
                 path.parent.rmdir()
+
+
+@contextmanager
+def alone_in(folder: Path, key: str = "out") -> Iterator[None]:
+    """A context in which no other process writes a report to a folder.
+
+    Args:
+        folder: made where it is missing, and removed again where nothing was written to it.
+        key: the setting that named it.
+
+    Raises:
+        InputError: another process is at it.
+        EndOfRun: the folder can't be written to.
+    """
+    with ExitStack() as until_done:
+        with writing_to(folder, key):
+            alone = until_done.enter_context(claimed(folder / REPORT))
+        if not alone:
+            raise InputError(f"another process is writing to {key}={folder}; wait until it has ended, or name another "
+                             "folder")
+        yield
 
 
 def sweep_claims(folder: Path) -> None:

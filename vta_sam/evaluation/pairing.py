@@ -182,6 +182,17 @@ class Plan:
     unmatched: dict[str, list[str]] = field(default_factory=dict)
     absent: dict[str, list[str]] = field(default_factory=dict)
 
+    @property
+    def facts(self) -> list[tuple[str, str]]:
+        """Rows for the plan of a report: clips and sounds that are measured, and what is left out."""
+        rows = [("measures", f"{len(self.clips)} clips, {len(self.videos)} of them with pictures")]
+        for name, found in self.sounds.items():
+            left_out = [f"{len(names)} {what}" for names, what in (
+                (self.absent.get(name, []), "clips without a sound"),
+                (self.unmatched.get(name, []), "files of no clip")) if names]
+            rows.append((name, ", ".join([f"{sum(map(len, found.values()))} sounds", *left_out])))
+        return rows
+
 
 def make_plan(systems: Mapping[str, Path], reference: Path, videos: Path | None = None,
               ids: Collection[str] | None = None, skip_bad: bool = False) -> Plan:

@@ -26,7 +26,7 @@ from ...media.muxing import mux
 from ...mel import SAMPLE_RATE_HZ
 from ...runtime.cli import check_number
 from ...runtime.errors import InputError
-from ...runtime.files import atomic_path, write_text
+from ...runtime.files import atomic_path, printable, reason_of, temporary_beside, write_text, writing_to
 from ..pairing import SoundFile, find_sounds
 from ..sounds import LoadingPolicy, read_sound
 
@@ -249,30 +249,80 @@ class TestRequest:
             raise InputError(f"--systems: {', '.join(hidden) or 'no system'} to be judged; name folders of systems")
 
 
-def make_test(request: TestRequest, progress: Callable[[int, int], None] = lambda done, total: None) -> Path:
-    """Write the test ⇒ the page to open. InputError: a folder that already holds a test, no clip that all systems have,
-    a file that can't be used."""
+def make_test(request: TestRequest, progress: Callable[[int, int], None] = lambda done, total: None,
+              faults: dict[str, str] | None = None) -> Path:
+    """Write the test ⇒ the page to open. The folder appears once all of it is there.
+
+    Args:
+        request: the test.
+        progress: called with (clips done, clips).
+        faults: gets {clip: reason} of clips that can't be used, which are left out; None: the first of them ends it.
+
+    Raises:
+        InputError: a folder that already holds a test, no clip that all systems have, a file that can't be used.
+        EndOfRun: the disk is full, or the folder can't be written to.
+    """
     if request.out.exists() and any(request.out.iterdir()):
         raise InputError(f"--out {request.out} is not empty; a test that was handed out must not change under its "
                          "raters: name another folder")
     references, systems = find_sounds(request.reference), {n: find_sounds(f) for n, f in request.systems.items()}
     chosen = _chosen(references, systems, request.clips)
     pictures = find_sounds(request.videos) if request.videos else references
-    conditions = [*request.systems, *HIDDEN]
-    names = tokens(len(chosen) * len(conditions) + 1, request.seed)
-    media = request.out / RATERS_NAME / "media"
+    names = tokens(len(chosen) * len([*request.systems, *HIDDEN]) + 1, request.seed)
     items: list[Item] = []
     files: dict[str, str] = {}
-    for done, clip in enumerate(chosen):
-        video = pictures[clip][0].video if clip in pictures else None
-        sounds = {name: found[clip][0] for name, found in systems.items()}
-        for stimulus in clip_stimuli(clip, references[clip][0], sounds, request.keep_level):
-            token = names[len(items)]
-            files[token] = f"media/{write_stimulus(stimulus, video, media / token).name}"
+    folder = temporary_beside(request.out)
+    media = folder / RATERS_NAME / "media"
+    try:
+        for done, clip in enumerate(chosen, 1):
+            sounds = {name: found[clip][0] for name, found in systems.items()}
+            video = pictures[clip][0].video if clip in pictures else None
+            of_clip = names[len(items):], names[-1] if PRACTICE not in files else None
+            try:
+                with writing_to(request.out, "--out"):
+                    made = _write_clip(clip, references[clip][0], sounds, request.keep_level, video, media, *of_clip)
+            except (InputError, OSError, UnicodeError) as error:
+                if faults is None:
+                    raise
+                faults[printable(clip)] = reason_of(error, clip)
+            else:
+                items += made[0]
+                files |= made[1]
+            progress(done, len(chosen))
+        if not items:
+            raise InputError(f"none of the {len(chosen)} clips can be used; the first: "
+                             f"{next(iter((faults or {}).values()))}")
+        with writing_to(request.out, "--out"):
+            _write_test(request, folder, items, files)
+            request.out.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(folder, request.out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return request.out / RATERS_NAME / "index.html"
+
+
+def _write_clip(clip: str, reference: SoundFile, sounds: dict[str, SoundFile], keep_level: bool, video: Path | None,
+                media: Path, names: Sequence[str], practice: str | None) -> tuple[list[Item], dict[str, str]]:
+    """Write the stimuli of one clip, all or none ⇒ its items, {token: file}. practice: name of the practice stimulus,
+    where one is still wanted."""
+    items: list[Item] = []
+    written: dict[str, Path] = {}
+    try:
+        for token, stimulus in zip(names, clip_stimuli(clip, reference, sounds, keep_level)):
+            written[token] = write_stimulus(stimulus, video, media / token)
             items.append(Item(token, clip, stimulus.condition))
-            if stimulus.condition == HIDDEN[0] and not done:  # practice stimuli come again later, unnamed
-                files[PRACTICE] = f"media/{write_stimulus(stimulus, video, media / names[-1]).name}"
-        progress(done + 1, len(chosen))
+            if stimulus.condition == HIDDEN[0] and practice is not None:  # it comes again later, unnamed
+                written[PRACTICE] = write_stimulus(stimulus, video, media / practice)
+    except BaseException:
+        for path in written.values():
+            path.unlink(missing_ok=True)
+        raise
+    return items, {token: f"media/{path.name}" for token, path in written.items()}
+
+
+def _write_test(request: TestRequest, folder: Path, items: Sequence[Item], files: Mapping[str, str]) -> None:
+    """Write all but the stimuli."""
+    media = folder / RATERS_NAME / "media"
     trials = _write_trials(media, request.seed)
     planned = plans(items, request.raters, request.per_rater, request.seed)
     test_id = hashlib.sha256(json.dumps([planned, request.title, sorted(files.values())]).encode()).hexdigest()[:16]
@@ -282,11 +332,10 @@ def make_test(request: TestRequest, progress: Callable[[int, int], None] = lambd
            "items": [asdict(item) for item in items], "raters": planned, "loudness_matched": not request.keep_level,
            "systems": {name: str(folder) for name, folder in request.systems.items()},
            "reference": str(request.reference)}
-    _write_page(request.out / RATERS_NAME, request.title, data)
+    _write_page(folder / RATERS_NAME, request.title, data)
     for path in media.iterdir():  # times of modification in the order of making would reveal the systems
         os.utime(path, (_LONG_AGO, _LONG_AGO))
-    write_text(request.out / KEY_NAME, json.dumps(key, indent=1, ensure_ascii=False) + "\n")
-    return request.out / RATERS_NAME / "index.html"
+    write_text(folder / KEY_NAME, printable(json.dumps(key, indent=1, ensure_ascii=False)) + "\n")
 
 
 def _chosen(references: dict[str, list[SoundFile]], systems: dict[str, dict[str, list[SoundFile]]],

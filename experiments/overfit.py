@@ -11,13 +11,16 @@ def main(settings):
     from vta_sam.clip import ClipSpec
     from vta_sam.generation.pipeline import load
     from vta_sam.runtime.errors import InputError
-    from vta_sam.study.overfit import extract_clips, measure_pairs
+    from vta_sam.study.overfit import extract_clips, measure_pairs, plan_clips
     from vta_sam.training.job import TrainingJob
 
     values = settings.plain()
     if "overfit" not in values:
         raise InputError("give +exp=overfit overfit.videos=FOLDER overfit.captions=CSV")
     clips = values.pop("overfit")
+    plan_clips(Path(clips["out"])).say()
+    if settings.plan:
+        return
     videos = Path(clips["videos"])
     shards = extract_clips(videos, Path(clips["captions"]), Path(clips["out"]), values["grounder"],
                            values["encoder"], ClipSpec(**values["clip"]), clips["learned_s"], clips["unheard_s"])

@@ -19,7 +19,9 @@ from ..media.video import probe
 from ..metrics.signal import measure_level
 from ..plots.clip_pictures import clip_picture
 from ..runtime.errors import EndOfRun, InputError
-from ..runtime.files import atomic_path, claimed, printable, reason_of, write_fault, writing_to
+from ..runtime.files import (
+    atomic_path, claimed, claimed_in_turn, printable, reason_of, write_fault, writing_to
+)
 from ..runtime.work_plan import Deed
 from .inputs import ResultFiles, finished_before, read_record, source_of
 from .pipeline import Generated, Pipeline
@@ -238,7 +240,8 @@ def generate_caption(pipeline: Pipeline, prompt: Prompt, folder: Path, model: di
     try:
         with ExitStack() as until_done:
             with writing_to(folder):
-                _claim_caption(until_done, files)
+                until_done.enter_context(claimed_in_turn(files.record, lambda: warnings.warn(
+                    f"another process is at {path}; waiting for it"), LONGEST_WAIT_S))
                 files.settle()
             if read_record(files.record) != before and finished_before(files.record, planned.settings):
                 warnings.warn(f"another process has made {path} meanwhile")
@@ -256,11 +259,3 @@ def generate_caption(pipeline: Pipeline, prompt: Prompt, folder: Path, model: di
     except Exception as error:
         raise InputError(reason_of(error, "the caption")) from error
     return path
-
-
-def _claim_caption(until_done: ExitStack, files: ResultFiles) -> None:
-    if not until_done.enter_context(claimed(files.record)):
-        warnings.warn(f"another process is at {files.path('.wav')}; waiting for it")
-        if not until_done.enter_context(claimed(files.record, LONGEST_WAIT_S)):
-            raise InputError(f"{files.path('.wav')}: another process has been at it for "
-                             f"{LONGEST_WAIT_S / 60:.0f} minutes; see whether that one goes on")

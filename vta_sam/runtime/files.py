@@ -211,6 +211,27 @@ def claimed(path: Path, wait_s: float = 0) -> Iterator[bool]:
 
 
 @contextmanager
+def claimed_in_turn(path: Path, waiting: Callable[[], None], limit_s: float) -> Iterator[None]:
+    """A context in which this process alone makes ``path``; another one that is at it is waited for.
+
+    Args:
+        path: see :func:`claimed`.
+        waiting: called once if another process is at it.
+        limit_s: seconds to wait at most.
+
+    Raises:
+        InputError: the other process is at it for longer.
+    """
+    with ExitStack() as until_done:
+        if not until_done.enter_context(claimed(path)):
+            waiting()
+            if not until_done.enter_context(claimed(path, limit_s)):
+                raise InputError(f"{path}: another process has been at it for {limit_s / 60:.0f} minutes; see whether "
+                                 "that one goes on, and give the same command again")
+        yield
+
+
+@contextmanager
 def alone_in(folder: Path, key: str = "out") -> Iterator[None]:
     """A context in which no other process writes a report to a folder.
 

@@ -29,6 +29,7 @@ from ..plots.clip_pictures import clip_picture
 from ..runtime.errors import InputError
 from ..runtime.files import atomic_path, write_text
 from ..runtime.randomness import seed_of
+from ..runtime.work_plan import Deed, Item, Plan
 
 SPLITS = ("train", "test")  # seconds that training overfits; seconds that it never reads
 
@@ -58,6 +59,16 @@ def write_manifest(videos: Path, captions: Path, out: Path, learned_s: float, un
         writer.writeheader()
         writer.writerows(rows)
     return path
+
+
+def plan_clips(out: Path) -> Plan:
+    """What :func:`extract_clips` and :func:`measure_pairs` write beside the run; nothing is written here."""
+    shards = out / "shards"
+    done, begun = (shards / "dataset.json").exists(), shards.exists()
+    return Plan("clips to overfit", [
+        Item("manifest.csv", Deed.REPLACE if (out / "manifest.csv").exists() else Deed.MAKE),
+        Item("shards/", Deed.KEEP if done else Deed.GO_ON if begun else Deed.MAKE)],
+        out, notes=["a run is trained on them, and its pairs/ get the generated sounds, their pictures and figures.json"])
 
 
 def extract_clips(videos: Path, captions: Path, out: Path, grounder: dict, encoder: dict, spec: ClipSpec,

@@ -68,7 +68,7 @@ def plan_clips(out: Path) -> Plan:
     return Plan("clips to overfit", [
         Item("manifest.csv", Deed.REPLACE if (out / "manifest.csv").exists() else Deed.MAKE),
         Item("shards/", Deed.KEEP if done else Deed.GO_ON if begun else Deed.MAKE)],
-        out, notes=["a run is trained on them, and its pairs/ get the generated sounds, their pictures and figures.json"])
+        out, notes=["a run is trained on them, whose pairs/ get the generated sounds, their pictures and figures.json"])
 
 
 def extract_clips(videos: Path, captions: Path, out: Path, grounder: dict, encoder: dict, spec: ClipSpec,

@@ -1,5 +1,5 @@
-"""The plan against the deed: what generation, extraction and encoding say before they begin is what happens to the
-files, in histories of finished, half, changed, moved and shared work. Planning itself writes nothing."""
+"""The plan against the deed: what generation says before it begins is what happens to the files, in histories of
+finished, half, changed, moved and shared work. Planning itself writes nothing."""
 
 from __future__ import annotations
 
@@ -11,20 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import pytest
-import torch
 from models import SPEC, make_features
-from test_extract import BrightnessEncoder, BrightnessGrounder, write_manifest
 from test_generate_failures import MODEL, Played
-from tiny_data import CODEC, build, write_dataset
-from tiny_data import SPEC as CODEC_SPEC
 
-from vta_sam.dataset.extraction.extract import Extraction
-from vta_sam.dataset.shards.latents import encode_dataset, latents_folder, plan_latents
 from vta_sam.dataset.shards.records import read_shard, write_shard
-from vta_sam.dataset.shards.schema import DatasetInfo, ShardInfo, member_key, read_dataset
-from vta_sam.dataset.shards.storage import storage_of
+from vta_sam.dataset.shards.schema import DatasetInfo, ShardInfo, member_key
 from vta_sam.generation.inputs import videos_in
 from vta_sam.generation.planning import Outputs, Prompt, SplitRequest, plan_caption, plan_videos
 from vta_sam.generation.split import generate_split, plan_split
@@ -305,115 +297,3 @@ def test_another_dataset_under_the_same_path_is_refused(tmp_path):
     with pytest.raises(InputError, match="holds sounds for another dataset than"):
         of.run()
     assert state(of.out) == before
-
-
-# ---------------------------------------------------------------------- extraction and latents
-
-@pytest.fixture(scope="module")
-def videos(make_video, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("videos")
-    for i in range(6):
-        make_video(folder / f"v{i}.mp4", duration_s=0.2, sound=np.random.default_rng(i).uniform(-0.3, 0.3, 3_200))
-    return folder
-
-
-class Shards:
-    """Six clips in three shards, one of which fails."""
-
-    def __init__(self, folder: Path, videos: Path) -> None:
-        self.videos, self.out = folder / "videos", folder / "out"
-        shutil.copytree(videos, self.videos)
-        self.out.mkdir()
-        self.manifest = write_manifest(folder / "m.csv", [{"id": f"v{i}", "caption": "a dog"} for i in range(6)])
-        (self.videos / "v3.mp4").rename(self.videos / "later")
-
-    def run(self, stop: int | None = None, **settings) -> dict:
-        asked = Extraction(self.manifest, self.videos, self.out, BrightnessGrounder(), BrightnessEncoder(),
-                           **{"fps": 12.5, "shard_size": 2, "workers": 1, **settings})
-        planned = quietly(self.out, asked.planned)
-
-        def progress(done, clips, failed):
-            if done == stop:
-                raise KeyboardInterrupt
-
-        if stop is not None:
-            with pytest.raises(KeyboardInterrupt):
-                asked.run(planned, progress)
-            return {}
-
-        def files_of(item: Item) -> list[str]:
-            stem = item.name.removesuffix(".tar")
-            more = [f"{stem}.failed.jsonl", f"{item.name}.before"] if item.name.endswith(".tar") else []
-            return [item.name, *more]
-
-        return as_said(self.out, planned.plan, lambda: asked.run(planned), files_of)
-
-
-def extract_finished(of: Shards) -> dict:
-    of.run()
-    return of.run()
-
-
-def extract_half(of: Shards) -> dict:
-    of.run(stop=3)
-    return of.run()
-
-
-def extract_again(of: Shards) -> dict:
-    of.run()
-    (of.videos / "later").rename(of.videos / "v3.mp4")
-    return of.run(retry_failed=True)
-
-
-def extract_again_cut_short(of: Shards) -> dict:
-    of.run()
-    (of.videos / "later").rename(of.videos / "v3.mp4")
-    of.run(retry_failed=True, stop=5)
-    return of.run()
-
-
-def extract_moved(of: Shards) -> dict:
-    of.run(stop=3)
-    of.videos = of.videos.rename(of.videos.with_name("elsewhere"))
-    return of.run()
-
-
-@pytest.mark.parametrize("history, said", [
-    (extract_finished, {Deed.KEEP: 4}), (extract_half, {Deed.KEEP: 1, Deed.MAKE: 3}),
-    (extract_again, {Deed.KEEP: 2, Deed.MAKE_AGAIN: 2}),
-    (extract_again_cut_short, {Deed.KEEP: 2, Deed.MAKE: 1, Deed.GO_ON: 1}),
-    (extract_moved, {Deed.KEEP: 1, Deed.MAKE: 3}),
-], ids=lambda value: getattr(value, "__name__", ""))
-def test_extraction(history, said, tmp_path, videos):
-    assert history(Shards(tmp_path, videos)) == said
-
-
-def test_latents(tmp_path):
-    torch.manual_seed(0)
-    codec = build({**CODEC, "mel_mean": -5.0, "mel_std": 2.0})
-    info = write_dataset(tmp_path / "shards", {"train": 3, "val": 1}, shard_records=1, duration_s=CODEC_SPEC.column_s)
-
-    def run(root: Path, rank: int = 0, world: int = 1) -> dict:
-        place = storage_of(root, tmp_path / "latents")
-        out = latents_folder(place, read_dataset(root), codec)
-        out.mkdir(parents=True, exist_ok=True)
-        planned = quietly(out, lambda: plan_latents(place, info, codec, out, rank, world))
-        if rank == 0 and world == 2:  # its latents.json comes with the last share
-            planned.plan.items.pop()
-        return as_said(out, planned.plan, lambda: encode_dataset(place, info, codec, out, rank, world, planned=planned),
-                       lambda item: [item.name])
-
-    assert run(tmp_path / "shards", 0, 2) == {Deed.MAKE: 2}
-    shutil.copytree(tmp_path / "shards", tmp_path / "moved")
-    assert run(tmp_path / "moved") == {Deed.MAKE: 3, Deed.KEEP: 2} and run(tmp_path / "shards") == {Deed.KEEP: 5}
-    out = next((tmp_path / "latents").iterdir())
-    (out / "train-000000.safetensors").unlink()
-    assert run(tmp_path / "shards") == {Deed.MAKE: 1, Deed.MAKE_AGAIN: 1, Deed.KEEP: 3}
-    content = json.loads((out / "latents.json").read_text())
-    assert content["dataset"] == info.fingerprint
-    (out / "latents.json").write_text(json.dumps({**content, "dataset": "another"}))
-    with pytest.raises(InputError, match="holds latents of another dataset"):
-        run(tmp_path / "shards")
-    del content["dataset"]  # as of an earlier release
-    (out / "latents.json").write_text(json.dumps(content))
-    assert run(tmp_path / "shards") == {Deed.KEEP: 5}

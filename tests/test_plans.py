@@ -12,9 +12,14 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from models import SPEC, make_features
+from models import SPEC, make_features, make_model_folder, make_seeing_model
+from programs import call
 from test_generate_failures import MODEL, Played
+from test_listening_make import write_systems
+from tiny_data import CODEC, build, write_dataset
+from tiny_data import SPEC as CODEC_SPEC
 
+from vta_sam.checkpoints.model_folder import ModelRecipe, save_model
 from vta_sam.dataset.shards.records import read_shard, write_shard
 from vta_sam.dataset.shards.schema import DatasetInfo, ShardInfo, member_key
 from vta_sam.generation.inputs import videos_in
@@ -297,3 +302,51 @@ def test_another_dataset_under_the_same_path_is_refused(tmp_path):
     with pytest.raises(InputError, match="holds sounds for another dataset than"):
         of.run()
     assert state(of.out) == before
+
+
+# ---------------------------------------------------------------------- plan=true, as users say it
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory, clip):
+    folder = tmp_path_factory.mktemp("inputs")
+    for name in ("seeing", "model", "split", "clips", "vae"):
+        (folder / name).mkdir()
+    make_seeing_model(folder / "seeing")
+    make_model_folder(folder / "model")
+    Split(folder / "split")
+    shutil.copy(clip, folder / "clips" / "v0.mp4")
+    (folder / "clips" / "manifest.csv").write_text("id,caption\nv0,a dog\n")
+    write_systems(folder / "systems", ("gt", "alpha"), clips=1)
+    write_dataset(folder / "data", {"train": 2}, shard_records=1, duration_s=CODEC_SPEC.column_s)
+    known = {**CODEC, "mel_mean": -5.0, "mel_std": 2.0}
+    save_model(folder / "vae", ModelRecipe(clip=CODEC_SPEC.settings(), codec=known), {"codec": build(known)})
+    return folder
+
+
+@pytest.mark.parametrize("script, arguments, said", [
+    ("experiments/generate.py", "model=seeing/model video=clips out=o", "v0.mp4 make"),
+    ("experiments/generate.py", "model=model/model shards=split/shards out=o rank=0 world=2",
+     "share worker 0 of 2, as rank= and world= say"),
+    ("experiments/generate.py", "model=model/model caption=x out=o", "x-0.wav make"),
+    ("experiments/generate.py", "model=tango caption=x out=o", "tango: 10 files are fetched, and it is imported"),
+    ("data_prep/extract.py", "videos=clips out=o grounder=tiny encoder=tiny", "train-000000.tar make: 1 clip"),
+    ("data_prep/encode_latents.py", "vae=vae shards=data out=o", "train-000001.safetensors make: 1 clip"),
+    ("data_prep/check.py", "shards=data out=o overlay=1 videos=clips", "overlays/train-0.mp4 make"),
+    ("data_prep/synthesize.py", "train=2 val=0 test=1 out=o", "manifest.csv make: of 3 clips"),
+    ("experiments/evaluate.py", "generated=systems/alpha reference=systems/gt out=o", "measures 1 clip"),
+    ("experiments/compare.py", "systems=systems out=o", "page/ make: a page"),
+    ("experiments/study.py", "study=smoke records=o", "the VAE that all rows share"),
+    ("experiments/train_tiny.py", "trunk.scenes=o trunk.out=o/x.safetensors", "o/train-1 make: 800 of 800 clips"),
+])
+def test_plan_true_says_what_would_be_done_and_writes_nothing(script, arguments, said, inputs, monkeypatch):
+    def never(*_, **__):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("vta_sam.generation.pipeline.load", never)
+    monkeypatch.setenv("VTA_SAM_WEIGHTS", str(inputs / "weights"))
+    before = {path: path.stat().st_mtime_ns for path in (inputs, *inputs.rglob("*"))}
+    ended = call(script, *arguments.split(), "plan=true", cwd=inputs)
+    words = " ".join((ended.stdout + ended.stderr).split())
+    assert ended.returncode == 0 and said in words and "Traceback" not in words, ended.stderr
+    assert "writes to o" in words or "model=tango" in arguments
+    assert {path: path.stat().st_mtime_ns for path in (inputs, *inputs.rglob("*"))} == before

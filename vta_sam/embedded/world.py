@@ -18,7 +18,7 @@ import numpy as np
 
 from ..runtime.errors import InputError
 from ..runtime.files import atomic_path, claimed, reason_of, sweep_claims, write_fault, write_text, writing_to
-from ..runtime.work_plan import Deed, Item, Plan
+from ..runtime.work_plan import Deed, Item, Plan, counted
 from .render import LEAST_VISIBLE, encode, render
 from .scene_sounds import render_sound
 from .timeline import (
@@ -65,7 +65,7 @@ def plan_world(out: Path, counts: dict[str, int], seed: int) -> WorldPlan:
     items = [Item(_video_path(out, *clip).name, Deed.MAKE, size=_BYTES_OF_CLIP) if clip in new else
              Item(_video_path(out, *clip).name, Deed.KEEP) for clip in clips]
     manifest = Item("manifest.csv", Deed.REPLACE if (out / "manifest.csv").exists() else Deed.MAKE,
-                    f"of these {len(clips)} clips")
+                    f"of {counted(len(clips), 'clip')}")
     title = f"embedded world of seed {seed}: " + ", ".join(f"{count} {split}" for split, count in counts.items())
     return WorldPlan(out, seed, clips, missing, Plan(title, [*items, manifest], out))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..media import SOUND_SUFFIXES, VIDEO_SUFFIXES
 from ..runtime.errors import InputError
+from ..runtime.work_plan import counted
 
 IDS_NAME = "ids.csv"
 CAPTIONS_NAME = "captions.csv"
@@ -185,12 +186,12 @@ class Plan:
     @property
     def facts(self) -> list[tuple[str, str]]:
         """Rows for the plan of a report: clips and sounds that are measured, and what is left out."""
-        rows = [("measures", f"{len(self.clips)} clips, {len(self.videos)} of them with pictures")]
+        rows = [("measures", f"{counted(len(self.clips), 'clip')}, {len(self.videos)} with pictures")]
         for name, found in self.sounds.items():
             left_out = [f"{len(names)} {what}" for names, what in (
                 (self.absent.get(name, []), "clips without a sound"),
                 (self.unmatched.get(name, []), "files of no clip")) if names]
-            rows.append((name, ", ".join([f"{sum(map(len, found.values()))} sounds", *left_out])))
+            rows.append((name, ", ".join([counted(sum(map(len, found.values())), "sound"), *left_out])))
         return rows
 
 

@@ -15,7 +15,7 @@ from ..diffusion.sampler import BaseSampler
 from ..runtime.cli import check_number
 from ..runtime.errors import InputError
 from ..runtime.files import reason_of, require_name
-from ..runtime.work_plan import Deed, Item, Plan
+from ..runtime.work_plan import Deed, Item, Plan, counted
 from .inputs import RESULT_SUFFIXES, ResultFiles, finished_before, is_recut, read_record
 
 LONGEST_WAIT_S = 1800.0  # for another process that makes the same sound
@@ -141,7 +141,7 @@ def plan_videos(videos: dict[str, Path], prompt: Prompt, outputs: Outputs, model
     check_folder(outputs.folder)
     settings = {**_settings(sampler, prompt), "mix": outputs.mix, "model_hash": model["hash"]}
     tasks = tuple(judge(name, video, settings, outputs) for name, video in videos.items())
-    title = f"sound for {len(tasks)} video{'s' * (len(tasks) != 1)}"
+    title = f"sound for {counted(len(tasks), 'video')}"
     return VideosPlan(tasks, Plan(title, [task.item for task in tasks], outputs.folder), settings)
 
 

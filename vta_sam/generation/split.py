@@ -27,7 +27,7 @@ from ..perception.base import differing_settings
 from ..runtime.errors import InputError
 from ..runtime.files import claimed, printable, reason_of, require_name, writing_to
 from ..runtime.randomness import seed_of
-from ..runtime.work_plan import Deed, Item, Plan
+from ..runtime.work_plan import Deed, Item, Plan, counted
 from .inputs import ResultFiles, changed_settings, write_record
 from .pipeline import Pipeline
 from .planning import LONGEST_WAIT_S, SplitRequest, check_folder
@@ -149,7 +149,7 @@ def plan_split(request: SplitRequest, model: dict[str, str], sampler: BaseSample
         if not begun:
             tasks += [SoundTask(shard, i, sample) for i in mine for sample in range(request.samples)]
             count = len(mine) * request.samples
-            items.append(Item(shard.name, Deed.MAKE, f"{count} sound{'s' * (count > 1)}", count * size))
+            items.append(Item(shard.name, Deed.MAKE, counted(count, "sound"), count * size))
             continue
         try:
             stored = read_stored(request.shards, shard)

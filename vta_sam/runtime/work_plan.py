@@ -128,5 +128,10 @@ class Plan:
         return f", about {decimal(self.size)} ({decimal(free)} are free{short})"
 
 
+def counted(count: int, noun: str) -> str:
+    """"1 clip", "2 clips"."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
 def _plain(text: str) -> str:
     return escape(printable(text))

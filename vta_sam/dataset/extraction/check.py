@@ -22,7 +22,7 @@ from ...perception.base import Grounder
 from ...plots.overlay import SHOWN, Overlay, picture_size, write_film
 from ...runtime.errors import InputError
 from ...runtime.files import printable, reason_of, write_fault, write_text, writing_to
-from ...runtime.work_plan import Deed, Item, Plan
+from ...runtime.work_plan import Deed, Item, Plan, counted
 from ..shards.records import read_members
 from ..shards.schema import DatasetInfo, ShardInfo, decode_record, member_key, read_dataset, source_video
 from .dataset_statistics import DatasetStatistics, Fault, statistics_picture
@@ -90,7 +90,7 @@ def plan_check(root: Path, out: Path, count: int = 0, keys: Sequence[str] = ()) 
     chosen = keys or ([clip.key for clip in _chosen(root, count, ())] if count else ())
     names = [*REPORTS, *(f"{OVERLAYS}/{member_key(key)}.mp4" for key in chosen)]
     clips = sum(info.records(split) for split in info.splits)
-    return Plan(f"check of {root}: {clips} clips are read", [
+    return Plan(f"check of {root}, of {counted(clips, 'clip')}", [
         Item(name, Deed.REPLACE if (out / name).exists() else Deed.MAKE) for name in names], out)
 
 

@@ -27,7 +27,7 @@ from ...perception.captions import tagger_name
 from ...perception.features import Extractors, extract_features, words_of
 from ...runtime.errors import InputError
 from ...runtime.files import reason_of, write_fault
-from ...runtime.work_plan import Deed, Item, Plan
+from ...runtime.work_plan import Deed, Item, Plan, counted
 from ..manifests.manifest import Row, Slice, manifest_hash, read_manifest, slices
 from ..shards.schema import FORMAT_VERSION, DatasetInfo, encode_record
 from .shard_folder import ShardFolder, ShardTask
@@ -117,7 +117,7 @@ class Extraction:
         kept = all(task.item.deed is Deed.KEEP for task in tasks) and there
         last = Item("dataset.json", Deed.KEEP) if kept else Item(
             "dataset.json", Deed.MAKE_AGAIN if there else Deed.MAKE, "once all shards are there")
-        plan = Plan(f"shards of {len(rows)} clips", [*(task.item for task in tasks), last], out, share)
+        plan = Plan(f"shards of {counted(len(rows), 'clip')}", [*(task.item for task in tasks), last], out, share)
         return ExtractionPlan(folder, tuple(tasks), plan)
 
     def _check(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -103,7 +104,7 @@ def summary(info: DatasetInfo, out: Path) -> Group:
             if shard.failed:
                 for entry in failures(out / f"{Path(shard.name).stem}.failed.jsonl"):
                     # without the file's name, so that the same reasons count together
-                    reason = entry["reason"].replace(entry["path"], "…").rpartition("/")[2]
+                    reason = re.sub(rf"[^\s'\"]*{re.escape(entry['path'])}", "…", entry["reason"])
                     clips.setdefault(reason, []).append(entry["id"])
     frequent = sorted(clips.items(), key=lambda item: -len(item[1]))[:_REASONS]
     lines = [Text(printable(f"{len(ids)} clips: {reason} ({', '.join(ids[:_CLIPS])}{', …' * (len(ids) > _CLIPS)})"))

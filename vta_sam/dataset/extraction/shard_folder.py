@@ -20,7 +20,7 @@ from typing import Any
 
 from ...runtime.errors import EndOfRun, InputError
 from ...runtime.files import claimed, sweep_claims, write_fault, write_text
-from ...runtime.work_plan import Deed, Item
+from ...runtime.work_plan import Deed, Item, counted
 from ..manifests.manifest import Slice
 from ..shards.records import read_members, write_records
 from ..shards.schema import DatasetInfo, ShardInfo, decode_record, read_dataset
@@ -92,12 +92,12 @@ class ShardFolder:
         if not self._is_done(part):
             if self._aside(part).exists():
                 return ShardTask(part, Item(part.name, Deed.GO_ON, "its failed clips are being tried again"))
-            return ShardTask(part, Item(part.name, Deed.MAKE, f"{len(part.rows)} clips"))
+            return ShardTask(part, Item(part.name, Deed.MAKE, counted(len(part.rows), "clip")))
         seen_ns = (self.path / part.name).stat().st_mtime_ns
         failed = len(failures(self.path / part.failed_name)) if retry_failed else 0
         if failed:
-            return ShardTask(part, Item(part.name, Deed.MAKE_AGAIN, f"{failed} clips that failed are tried again"),
-                             seen_ns)
+            detail = f"{counted(failed, 'clip')} of it failed, and will be tried again"
+            return ShardTask(part, Item(part.name, Deed.MAKE_AGAIN, detail), seen_ns)
         return ShardTask(part, Item(part.name, Deed.KEEP), seen_ns)
 
     def take(self, task: ShardTask) -> bool | None:

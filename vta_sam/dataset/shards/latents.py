@@ -23,7 +23,7 @@ from ...clip import ClipFeatures
 from ...runtime.errors import InputError
 from ...runtime.files import claimed, write_bytes, write_text, writing_to
 from ...runtime.randomness import seed_of
-from ...runtime.work_plan import Deed, Item, Plan
+from ...runtime.work_plan import Deed, Item, Plan, counted
 from .records import read_records
 from .schema import DatasetInfo, ShardInfo
 from .storage import Root, storage_of
@@ -103,7 +103,7 @@ def plan_latents(root: Root, info: DatasetInfo, codec: LatentEncoder, out: Path,
     known = [there[shard.name].stat().st_size / shard.records for shard in shards if shard.name in there]
     of_clip = mean(known) if known else bytes_of_clip
     items = [Item(_path(out, shard).name, Deed.KEEP) if shard.name in there else
-             Item(_path(out, shard).name, Deed.MAKE, f"{shard.records} clips",
+             Item(_path(out, shard).name, Deed.MAKE, counted(shard.records, "clip"),
                   None if of_clip is None else round(shard.records * of_clip)) for shard in mine]
     finished = (out / INFO_NAME).exists()
     if finished and all(item.deed is Deed.KEEP for item in items):

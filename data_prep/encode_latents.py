@@ -14,23 +14,26 @@ from vta_sam.settings import EncodeSettings
 def main(settings):
     from vta_sam.checkpoints.model_folder import read_recipe
     from vta_sam.dataset.extraction.progress import terminal_progress
-    from vta_sam.dataset.shards.latents import encode_dataset, latents_folder
+    from vta_sam.dataset.shards.latents import encode_dataset, latents_folder, plan_latents
     from vta_sam.dataset.shards.schema import read_dataset
     from vta_sam.dataset.shards.storage import storage_of
-    from vta_sam.runtime.distributed import choose_device, say_share, share_of_work
+    from vta_sam.runtime.distributed import choose_device, share_of_plan, share_of_work
     from vta_sam.training.codec_stages import load_codec
 
     device = choose_device(settings.device, settings.threads)
     rank, world = share_of_work(settings.rank, settings.world)
-    say_share(settings.rank, settings.world)
     vae, root = settings.vae, storage_of(settings.shards, settings.out)
     info = read_dataset(root)
     spec = read_recipe(vae).spec
     info.require(str(root), sample_rate_hz=spec.sample_rate_hz)
-    codec, _ = load_codec(vae, spec)
-    out = latents_folder(root, info, codec)
-    mine = [shard for split in info.splits for shard in info.shards(split)][rank::world]
-    done, total = 0, sum(shard.records for shard in mine)
+    codec, _ = load_codec(vae, spec)  # the folder's name has a hash of its weights
+    planned = plan_latents(root, info, codec, latents_folder(root, info, codec), rank, world,
+                           share_of_plan(settings.rank, settings.world),
+                           4 * codec.latent_channels * codec.latent_freq * spec.columns)
+    planned.plan.say()
+    if settings.plan:
+        return
+    out, done, total = planned.out, 0, sum(shard.records for shard in planned.mine)
     share = f" ({rank + 1} of {world})" if world > 1 else ""
     with terminal_progress(f"latents into {out}{share}") as show:
         show(done, total, 0)
@@ -40,7 +43,7 @@ def main(settings):
             done += records
             show(done, total, 0)
 
-        complete = encode_dataset(root, info, codec.to(device), out, rank, world, advance)
+        complete = encode_dataset(root, info, codec.to(device), out, rank, world, advance, planned)
     print(f"{out} is complete" if complete else
           f"{out}: this share is done; other workers' shards are missing still, the last worker writes latents.json")
 

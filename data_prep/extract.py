@@ -15,23 +15,25 @@ def main(settings):
     from rich import print as show
 
     from vta_sam.checkpoints.parts import build
-    from vta_sam.dataset.extraction.extract import extract_dataset
+    from vta_sam.dataset.extraction.extract import Extraction
     from vta_sam.dataset.extraction.progress import summary, terminal_progress
     from vta_sam.perception.features import build_features
-    from vta_sam.runtime.distributed import say_share, share_of_work
+    from vta_sam.runtime.distributed import share_of_plan, share_of_work
 
-    out, grounder, encoder = settings.out, build(settings.grounder), build(settings.encoder)
-    features = build_features(settings.features)
+    out = settings.out
     rank, world = share_of_work(settings.rank, settings.world)
-    say_share(settings.rank, settings.world)
+    extraction = Extraction(
+        settings.manifest or settings.videos / "manifest.csv", settings.videos, out, build(settings.grounder),
+        build(settings.encoder), settings.fps, settings.shard_size, settings.workers, rank, world, settings.limit_s,
+        settings.memory_mb, settings.chunk_frames, settings.hwaccel, settings.retry_failed,
+        build_features(settings.features), settings.sample_rate_hz)
+    planned = extraction.planned(share_of_plan(settings.rank, settings.world))
+    planned.plan.say()
+    if settings.plan:
+        return
     share = f" ({rank + 1} of {world})" if world > 1 else ""
     with terminal_progress(f"clips into {out}{share}") as progress:
-        info = extract_dataset(
-            settings.manifest, settings.videos, out, grounder, encoder, settings.fps, settings.shard_size,
-            settings.workers, rank, world, limit_s=settings.limit_s, memory_mb=settings.memory_mb,
-            chunk_frames=settings.chunk_frames, hwaccel=settings.hwaccel, retry_failed=settings.retry_failed,
-            progress=progress, features=features,
-            sample_rate_hz=settings.sample_rate_hz)
+        info = extraction.run(planned, progress)
     show(summary(info, out))
 
 

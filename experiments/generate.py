@@ -16,8 +16,10 @@ def main(settings):
 
     videos = videos_in(settings.video, settings.out) if settings.video else {}
     device = choose_device(settings.device, settings.threads)  # refused before anything is fetched
-    from vta_sam.importers.named_models import named_folder
+    from vta_sam.importers.named_models import named_folder, to_be_imported
 
+    if settings.plan and (first := to_be_imported(settings.model)):
+        return print(f"{settings.model}: {first}; what it makes can be planned after that")
     folder = newest_model() if settings.model is None else named_folder(settings.model)
     if settings.model is None:
         print(f"model: {folder}")
@@ -27,27 +29,35 @@ def main(settings):
     from vta_sam.generation.pipeline import load
 
     sampling = Sampling(settings.guidance, settings.steps, settings.solver, settings.overlap)
-    sampler = sampling.applied(build_sampler(read_recipe(folder), folder))  # refused before networks are read
-    pipeline = load(folder, device)
-    pipeline.sampler = sampler
+    recipe, model = read_recipe(folder), identify(folder)
+    sampler = sampling.applied(build_sampler(recipe, folder))
+
+    def pipeline():
+        loaded = load(folder, device)
+        loaded.sampler = sampler
+        return loaded
+
     if settings.caption_alone:
-        generate_for_caption(settings, pipeline, identify(folder))
+        generate_for_caption(settings, sampler, recipe, model, pipeline)
     elif settings.shards:
-        sys.exit(generate_for_split(settings, pipeline, identify(folder)))
+        sys.exit(generate_for_split(settings, sampler, recipe, model, pipeline))
     else:
-        sys.exit(generate_for_videos(settings, pipeline, identify(folder), videos))
+        sys.exit(generate_for_videos(settings, sampler, model, pipeline, videos))
 
 
-def generate_for_caption(settings, pipeline, model) -> None:
-    from vta_sam.generation.videos import generate_caption, Prompt
+def generate_for_caption(settings, sampler, recipe, model, pipeline) -> None:
+    from vta_sam.generation.videos import generate_caption, plan_caption, Prompt
 
     prompt = Prompt(caption=settings.caption, negative_caption=settings.negative_caption, seed=settings.seed)
-    print(generate_caption(pipeline, prompt, settings.out, model, settings.overwrite))
+    planned = plan_caption(prompt, settings.out, model, settings.overwrite, sampler, recipe.spec.samples)
+    planned.plan.say(sys.stderr)  # stdout is the path alone
+    if not settings.plan:
+        print(generate_caption(pipeline(), prompt, settings.out, model, settings.overwrite, planned))
 
 
-def generate_for_videos(settings, pipeline, model, videos) -> int:
+def generate_for_videos(settings, sampler, model, pipeline, videos) -> int:
     """⇒ exit status."""
-    from vta_sam.generation.videos import exit_status, generate_videos, Outputs, Prompt
+    from vta_sam.generation.videos import exit_status, generate_videos, Outputs, plan_videos, Prompt
     from vta_sam.runtime.errors import InputError
 
     prompt = Prompt(
@@ -55,11 +65,15 @@ def generate_for_videos(settings, pipeline, model, videos) -> int:
         negative_objects=settings.negative_objects, seed=settings.seed,
     )
     outputs = Outputs(settings.out, settings.mix, settings.wav, settings.picture, settings.overwrite)
+    planned = plan_videos(videos, prompt, outputs, model, sampler)
+    planned.plan.say()
+    if settings.plan:
+        return 0
 
     def tell(outcome):
         print(*outcome.lines, sep="\n")
 
-    outcomes = generate_videos(pipeline, videos, prompt, outputs, model, tell)
+    outcomes = generate_videos(pipeline(), videos, prompt, outputs, model, tell, planned)
     failures = [outcome.failure for outcome in outcomes if outcome.failure]
     if failures and len(outcomes) == 1:
         raise InputError(failures[0])
@@ -68,22 +82,27 @@ def generate_for_videos(settings, pipeline, model, videos) -> int:
     return exit_status(outcomes)
 
 
-def generate_for_split(settings, pipeline, model) -> int:
+def generate_for_split(settings, sampler, recipe, model, pipeline) -> int:
     """⇒ exit status."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from vta_sam.dataset.shards.storage import storage_of
-    from vta_sam.generation.split import count_sounds, generate_split, SplitRequest
-    from vta_sam.runtime.distributed import say_share, share_of_work
+    from vta_sam.generation.split import generate_split, plan_split, SplitRequest
+    from vta_sam.runtime.distributed import share_of_plan, share_of_work
 
     request = SplitRequest(storage_of(settings.shards), settings.split, settings.out, settings.samples, settings.seed,
                            *share_of_work(settings.rank, settings.world), settings.batch_size)
-    say_share(settings.rank, settings.world)
+    planned = plan_split(request, model, sampler, recipe.spec, recipe.features,
+                         share_of_plan(settings.rank, settings.world))
+    planned.plan.say()
+    if settings.plan:
+        return 0
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    loaded = pipeline()
     with Progress(*columns) as bar:
-        task = bar.add_task(f"sounds in {request.out}", total=count_sounds(request))
-        outcome = generate_split(pipeline, request, model,
-                                 lambda made, there: bar.update(task, completed=made + there))
+        task = bar.add_task(f"sounds in {request.out}", total=len(planned.tasks))
+        outcome = generate_split(loaded, request, model,
+                                 lambda made, there: bar.update(task, completed=made + there), planned)
     print(f"{outcome.made} sounds made, {outcome.there} were there; in {request.out}")
     if outcome.failures:
         print(outcome.summary, file=sys.stderr)

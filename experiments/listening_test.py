@@ -7,6 +7,7 @@ Hand out the folder listening/raters; key.json beside it names the systems, and 
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from vta_sam.runtime.cli import run
@@ -55,11 +56,16 @@ def make(arguments: argparse.Namespace) -> None:
         {name: folder for name, folder in systems.items() if folder != reference}, reference, arguments.out,
         arguments.clips, arguments.raters, arguments.per_rater, arguments.seed, arguments.title, arguments.keep_level,
         arguments.videos)
+    faults: dict[str, str] = {}
     with Progress() as bar:
         task = bar.add_task("clips", total=None)
-        page = make_test(request, lambda done, total: bar.update(task, completed=done, total=total))
+        page = make_test(request, lambda done, total: bar.update(task, completed=done, total=total), faults)
     print(f"{page}: hand out its folder; each rater opens it with a number of their own, or as index.html?rater=1")
     print(f"{arguments.out / 'key.json'}: what is what; keep it")
+    if faults:
+        lines = [f"{clip}: {reason}" for clip, reason in faults.items()]
+        print(f"{len(lines)} clips can't be used, and are left out:", *lines, sep="\n  ", file=sys.stderr)
+        sys.exit(1)
 
 
 def analyse(arguments: argparse.Namespace) -> None:

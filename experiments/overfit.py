@@ -11,13 +11,14 @@ def main(settings):
     from vta_sam.clip import ClipSpec
     from vta_sam.generation.pipeline import load
     from vta_sam.runtime.errors import InputError
-    from vta_sam.study.overfit import extract_clips, measure_pairs, show_plan
+    from vta_sam.study.overfit import extract_clips, measure_pairs, plan_clips, show_plan
     from vta_sam.training.job import TrainingJob
 
     values = settings.plain()
     if "overfit" not in values:
         raise InputError("give +exp=overfit overfit.videos=FOLDER overfit.captions=CSV")
     clips = values.pop("overfit")
+    plan_clips(Path(clips["out"])).say()
     if settings.plan:
         return show_plan(TrainingJob.of(values), Path(clips["out"]) / "shards")
     videos = Path(clips["videos"])

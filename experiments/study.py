@@ -8,12 +8,16 @@ from vta_sam.settings import StudySettings
 
 @program("study", StudySettings)
 def main(settings):
-    from vta_sam.study.run import run_side_by_side, run_study
+    from vta_sam.study.run import plan_study, run_side_by_side, run_study
     from vta_sam.study.plan import study_of
     from vta_sam.study.results_page import write_results
 
     seeds = {} if settings.seeds is None else {"seeds": settings.seeds}
     study, records, only = study_of({**settings.study, **seeds}), settings.records, list(settings.only)
+
+    plan_study(study, records, only, records.with_suffix(".md")).say()
+    if settings.plan:
+        return
 
     def say(line):
         print(f"== {line}", flush=True)

@@ -1,5 +1,7 @@
 """Train the tiny models of the embedded world, or measure existing ones: see conf/train_tiny.yaml."""
 
+import sys
+
 from vta_sam.runtime.cli import program
 from vta_sam.settings import TrainTinySettings
 
@@ -13,6 +15,9 @@ def main(settings):
 
     torch.set_num_threads(settings.threads)
     recipe = build(getattr(settings, settings.model))
+    recipe.planned(settings.figures).say(sys.stderr)  # stdout is the figures
+    if settings.plan:
+        return
     figures = recipe.measure() if settings.figures else recipe.train()
     print(yaml.safe_dump({settings.model: figures}, sort_keys=False, allow_unicode=True))
 

@@ -14,7 +14,7 @@ from conftest import REPOSITORY, decode_grey
 from matplotlib.image import imread
 from tiny_data import CAPTION_DIM, FRAME_DIM, OBJECT_DIM, a_clip, write_dataset
 
-from vta_sam.dataset.extraction.check import check_dataset, write_overlays
+from vta_sam.dataset.extraction.check import check_dataset, write_check, write_overlays
 from vta_sam.dataset.extraction.dataset_statistics import DatasetStatistics, statistics_picture, statistics_tables
 from vta_sam.dataset.shards.records import read_shard, write_records, write_shard
 from vta_sam.dataset.shards.schema import DatasetInfo, ShardInfo, encode_record, read_dataset
@@ -354,6 +354,19 @@ def test_films_that_cannot_be_made_say_why(tmp_path, make_video):
     with pytest.raises(InputError, match="leaves the folder"):
         list(write_overlays(tmp_path, tmp_path, tmp_path / "films"))
     assert not list(tmp_path.glob("films/*"))
+
+
+def test_a_film_that_cannot_be_made_does_not_end_the_rest(tmp_path, make_video, monkeypatch):
+    clip = film_dataset(tmp_path, make_video)
+    write_shard(tmp_path / SHARD, [clip, replace(clip, key="gone", source="gone.mp4"), replace(clip, key="z")])
+    info = read_dataset(tmp_path)
+    replace(info, splits={"train": [ShardInfo(SHARD, 3, 0)]}).write(tmp_path)
+    failures: dict[str, str] = {}
+    films = list(write_overlays(tmp_path, tmp_path, tmp_path / "films", failures=failures))
+    assert [path.name for path in films] == ["a%2Eb.mp4", "z.mp4"] and "gone.mp4" in failures["gone"]
+    monkeypatch.setattr("vta_sam.dataset.extraction.check.statistics_picture", lambda *_: 1 / 0)
+    assert "could not be drawn (division by zero)" in write_check(tmp_path / "out", *check_dataset(tmp_path), "x")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["faults.jsonl", "statistics.json"]
 
 
 def test_an_overlay_without_objects(tmp_path, make_video):

@@ -225,7 +225,7 @@ def test_a_page_that_cannot_be_finished_leaves_the_old_one(tmp_path, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(vta_sam.evaluation.comparison.page, "_index_markup", fail)
-    with pytest.raises(InputError, match="No space left"):
+    with pytest.raises(InputError, match="no space left for out="):
         write_page(replace(request, title="another"))
     assert (request.out / "index.html").read_bytes() == before
     assert sorted(path.name for path in request.out.iterdir()) == ["assets", "comparison.json", "index.html", "media",

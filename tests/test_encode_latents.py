@@ -107,7 +107,7 @@ def test_a_killed_worker_goes_on(root, info, codec, by_training, tmp_path, monke
             yield False
         yield True
 
-    place, name = {"reading": (latents, "read_records"), "saving": (latents.safetensors.numpy, "save_file"),
+    place, name = {"reading": (latents, "read_records"), "saving": (latents.safetensors.numpy, "save"),
                    "measuring": (latents, "read_latents")}[at]
     original, turns = getattr(place, name), stop_at(4)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rich.console
 from conftest import REPOSITORY
 from test_extract import BrightnessGrounder, contents, extract, write_manifest
 
@@ -22,7 +23,7 @@ from vta_sam.dataset.extraction.shard_folder import failures
 from vta_sam.dataset.manifests.manifest import read_manifest, slices
 from vta_sam.dataset.shards.records import read_shard
 from vta_sam.dataset.shards.schema import read_dataset
-from vta_sam.runtime.errors import InputError
+from vta_sam.runtime.errors import EndOfRun, InputError
 
 
 def counting_grounder():
@@ -196,6 +197,29 @@ def test_what_a_kill_left_is_swept_away_unless_someone_is_at_it(world, tmp_path)
         assert old.exists()
     extract(manifest, videos, out)
     assert not old.exists()
+
+
+def test_errors_of_one_clip_are_listed_and_the_summary_names_them(world, tmp_path, capsys):
+    """Of whatever kind: the others go on, and the first are said with the place of the list."""
+    class Picky(BrightnessGrounder):
+        def for_clip(self, video, **_):
+            if video.stem in ("v0", "v2"):
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(video))
+            return self
+
+    videos, manifest = world
+    out = tmp_path / "out"
+    info = extract(manifest, videos, out, grounder=Picky())
+    listed = {entry["id"]: entry["reason"] for path in out.glob("*.jsonl") for entry in failures(path)}
+    failed = sum(shard.failed for shard in info.splits["train"])
+    assert {"v0", "v2"} <= set(listed) and failed == len(listed) and "Input/output error" in listed["v0"]
+    rich.console.Console(width=200).print(report.summary(info, out))
+    said = capsys.readouterr().out
+    assert "v0" in said and "Input/output error" in said and f"{out}/*.failed.jsonl" in said
+    full = BrightnessGrounder()
+    full.for_clip = lambda *_, **__: (_ for _ in ()).throw(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    with pytest.raises(EndOfRun, match="no space left"):
+        extract(manifest, videos, tmp_path / "full", grounder=full)
 
 
 def test_failures_that_cannot_be_read_are_said_so(tmp_path):

@@ -95,7 +95,7 @@ def failures(outcomes):
 
 
 def leftovers(out):
-    return [path.name for path in out.iterdir() if path.name.startswith(".")]
+    return [path.name for path in out.glob(".*")]
 
 
 def test_one_video_that_fails_does_not_end_the_rest(folder, tmp_path):

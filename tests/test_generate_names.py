@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from vta_sam.generation.inputs import is_recut, is_result, read_record, source_of, videos_in
-from vta_sam.generation.videos import _caption_name, write_record
+from vta_sam.generation.inputs import is_recut, is_result, read_record, source_of, videos_in, write_record
+from vta_sam.generation.planning import _caption_name
 from vta_sam.runtime.errors import InputError
 
 

@@ -12,9 +12,9 @@ import pyloudnorm
 import pytest
 
 from vta_sam.evaluation.listening.answers import read_key
-from vta_sam.evaluation.listening.stimuli import HIDDEN, LOW_PASSED, REFERENCE, SHIFTED, equally_loud, headphone_trials
 from vta_sam.evaluation.listening.study_files import (
-    QUESTIONS, Item, TestRequest, make_test, order, plans, shares, tokens
+    HIDDEN, LOW_PASSED, QUESTIONS, REFERENCE, SHIFTED, Item, TestRequest, equally_loud, headphone_trials, make_test,
+    order, plans, shares, tokens
 )
 from vta_sam.media.audio import read_audio, write_wav
 from vta_sam.runtime.errors import InputError
@@ -205,3 +205,22 @@ def test_bad_requests_are_refused(tmp_path):
     write_wav(tmp_path / "quiet" / "clip0.wav", np.zeros(24_000, np.float32), RATE)
     with pytest.raises(InputError, match="is silent"):
         make_test(TestRequest({"alpha": systems / "alpha"}, tmp_path / "quiet", tmp_path / "out3"))
+
+
+def test_a_clip_that_cannot_be_used_is_left_out(tmp_path):
+    systems = write_systems(tmp_path / "systems", clips=3)
+    (systems / "alpha" / "clip0.wav").write_bytes(b"no sound")
+    faults: dict[str, str] = {}
+    request = TestRequest({"alpha": systems / "alpha"}, systems / "gt", tmp_path / "out", raters=2)
+    make_test(request, faults=faults)
+    assert list(faults) == ["clip0"] and "alpha/clip0.wav" in faults["clip0"]
+    key = read_key(tmp_path / "out")
+    assert {item.clip for item in key.items.values()} == {"clip1", "clip2"}
+    media = {path.stem for path in (tmp_path / "out" / "raters" / "media").iterdir()}
+    assert set(key.items) <= media and len(media) == len(key.items) + 1 + 6, "the practice sound, and six of tones"
+    (systems / "alpha" / "clip1.wav").unlink()
+    for clip in (1, 2):
+        write_wav(systems / "gt" / f"clip{clip}.wav", np.zeros(24_000, np.float32), RATE)
+    with pytest.raises(InputError, match="none of the 2 clips can be used; the first: .*clip0.wav"):
+        make_test(TestRequest({"alpha": systems / "alpha"}, systems / "gt", tmp_path / "none"), faults={})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "systems"]

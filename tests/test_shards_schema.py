@@ -204,3 +204,37 @@ def test_a_foreign_or_unfinished_dataset_is_refused_in_words(tmp_path, content, 
         (tmp_path / "dataset.json").write_text(content)
     with pytest.raises(InputError, match=words):
         read_dataset(tmp_path)
+
+
+def a_tar(path, names):
+    """A tar of members of the clips a and b, by their names; x.a.json is a.json under another name."""
+    members = {f"{member_key(key)}.{suffix}": data for key in "ab" for suffix, data in
+               encode_record(a_clip(key)).items()}
+    with tarfile.open(path, "w") as tar:
+        for name in names:
+            data = members[name.replace("x.", "", 1)]
+            header = tarfile.TarInfo(name)
+            header.size = len(data)
+            tar.addfile(header, io.BytesIO(data))
+    return path
+
+
+A, B = ("a.json", "a.flac", "a.safetensors"), ("b.json", "b.flac", "b.safetensors")
+
+
+@pytest.mark.parametrize("names, said", [
+    ((A[0], B[0], A[1], B[1], A[2], B[2]), "a.flac stands apart from the other members of its clip; the members of a "
+                                           "clip must stand together"),
+    ((B[1], A[1], A[0], B[0], A[2], B[2]), "b.json stands apart"),
+    ((*A, A[1], *B), "a.flac stands twice in the tar"),
+    ((*A, *B, *A), "a.json stands apart"),
+    (("x.a.json", "x.a.flac", "x.a.safetensors"), "x.a.json has a dot in its clip's name, which readers cut"),
+])
+def test_members_that_stand_where_they_must_not(tmp_path, names, said):
+    with pytest.raises(InputError, match=said):
+        list(read_shard(a_tar(tmp_path / "x.tar", names)))
+
+
+def test_members_in_another_order_within_a_clip_are_read(tmp_path):
+    path = a_tar(tmp_path / "x.tar", (*A[::-1], B[1], B[0], B[2]))
+    assert [clip.key for clip in read_shard(path)] == ["a", "b"]

@@ -306,6 +306,7 @@ class TrainSettings(Settings):
 class TrainTinySettings(Settings):
     """experiments/train_tiny.py"""
 
+    plan: Switch = PLAN
     model: Literal["trunk", "tagger"] = setting("trunk: image trunk with words; tagger: sound classes", "trunk")
     figures: Switch = setting("measure the weights that are there, train nothing", False)
     threads: Positive = setting("processor threads of torch", 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ..runtime.distributed import choose_accelerator
 from ..runtime.errors import InputError
+from ..runtime.files import temporary_beside, writing_to
+from ..runtime.work_plan import Deed, Item, Plan
 from .tagger_training import SoundBatches, TaggerTraining, mels_of, solo_sounds, tagger_figures, vocoded
 from .timeline import WORDS
 from .tiny_networks import SHIPPED_TAGGER, SHIPPED_TRUNK, Tagger, Trunk, fold, load_tagger, load_trunk, write_weights
@@ -79,17 +81,28 @@ class TrunkRecipe:
         pictures = self._pictures("train", self.train_clips, self.train_seed)
         _fit(training, PictureBatches(pictures, self.batch, self.steps, self.seed), self.steps, self.precision)
         about = _about(self, "trunk", {"words": len(WORDS), **sizes})
-        path = Path(self.out) if self.out else SHIPPED_TRUNK
-        network = fold(training.trunk.cpu())
-        write_weights(path, network, about)
-        about["figures"] = self.measure()  # of the written weights, which are rounded to fp16
-        write_weights(path, network, about)
-        return about["figures"]
+        return _write(self.path, fold(training.trunk.cpu()), about, self.measure)
 
-    def measure(self) -> dict:
-        """The held-out figures of the written weights."""
-        trunk, _ = load_trunk(self.out)
+    def measure(self, weights: Path | None = None) -> dict:
+        """The held-out figures of the written weights, or of those in another file."""
+        trunk, _ = load_trunk(weights or self.out)
         return trunk_figures(trunk, self._pictures("test", self.test_clips, self.test_seed))
+
+    @property
+    def path(self) -> Path:
+        """The weights file to write."""
+        return Path(self.out) if self.out else SHIPPED_TRUNK
+
+    def planned(self, figures: bool = False) -> Plan:
+        """What training writes, or measuring alone; nothing is written here."""
+        from .world import plan_world
+
+        worlds = [plan_world(Path(self.scenes) / f"{split}-{seed}", {split: clips}, seed) for split, clips, seed in (
+            ("train", self.train_clips, self.train_seed), ("test", self.test_clips, self.test_seed))
+            if split == "test" or not figures]
+        return _plan("trunk", None if figures else self.path, [Item(
+            str(world.out), Deed.MAKE if world.missing else Deed.KEEP,
+            f"{len(world.missing)} of {len(world.clips)} clips are rendered", world.plan.size) for world in worlds])
 
     def _pictures(self, split: str, clips: int, seed: int) -> Pictures:
         from .world import write_world
@@ -153,17 +166,43 @@ class TaggerRecipe:
         mels, classes = torch.cat([mels, *vocoded_mels]), torch.cat([classes, classes[:count]])
         _fit(training, SoundBatches(mels, classes, self.batch, self.steps, self.seed), self.steps, "32-true")
         about = _about(self, "tagger", sizes)
-        path = Path(self.out) if self.out else SHIPPED_TAGGER
-        network = fold(training.tagger.cpu())
-        write_weights(path, network, about)
-        about["figures"] = self.measure()
-        write_weights(path, network, about)
-        return about["figures"]
+        return _write(self.path, fold(training.tagger.cpu()), about, self.measure)
 
-    def measure(self) -> dict:
-        """The held-out figures of the written weights."""
+    @property
+    def path(self) -> Path:
+        """The weights file to write."""
+        return Path(self.out) if self.out else SHIPPED_TAGGER
+
+    def planned(self, figures: bool = False) -> Plan:
+        """What training writes, or measuring alone; nothing is written here."""
+        return _plan("tagger", None if figures else self.path, [])
+
+    def measure(self, weights: Path | None = None) -> dict:
+        """The held-out figures of the written weights, or of those in another file."""
         waveforms, classes = solo_sounds(self.test_seed, "test", self.test_sounds)
-        return tagger_figures(load_tagger(self.out), waveforms, classes, self.test_vocoded * len(WORDS))
+        return tagger_figures(load_tagger(weights or self.out), waveforms, classes, self.test_vocoded * len(WORDS))
+
+
+def _plan(model: str, path: Path | None, worlds: list[Item]) -> Plan:
+    files = [] if path is None else [path, path.with_suffix(".yaml")]
+    items = [Item(file.name, Deed.MAKE_AGAIN if file.exists() else Deed.MAKE) for file in files]
+    return Plan(f"the tiny {model}{'' if files else ', measured'}", [*worlds, *items], path.parent if path else Path())
+
+
+def _write(path: Path, network: torch.nn.Module, about: dict, measure: Callable[[Path], dict]) -> dict:
+    """Measure a network as it is written, rounded to fp16, and write it with its figures ⇒ these. A former file stays
+    until then."""
+    new = temporary_beside(path)
+    with writing_to(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write_weights(new, network, about)
+            about["figures"] = measure(new)
+        finally:
+            for file in (new, new.with_suffix(".yaml")):
+                file.unlink(missing_ok=True)
+        write_weights(path, network, about)
+    return about["figures"]
 
 
 def _fit(training: lightning.LightningModule, batches: IterableDataset, steps: int, precision: Any) -> None:

@@ -6,34 +6,108 @@ import csv
 import io
 import json
 import multiprocessing
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
-import av
 import cv2
 import numpy as np
-from av.codec.context import Flags as CodecFlags
 
 from ..runtime.errors import InputError
-from ..runtime.files import atomic_path, write_text
-from .render import LEAST_VISIBLE, render
-from .scene_sounds import SAMPLE_RATE_HZ, render_sound
+from ..runtime.files import atomic_path, claimed, reason_of, sweep_claims, write_fault, write_text, writing_to
+from ..runtime.work_plan import Deed, Item, Plan, counted
+from .render import LEAST_VISIBLE, encode, render
+from .scene_sounds import render_sound
 from .timeline import (
-    DURATION_S, FPS, HEIGHT_PX, IMPULSE, LEAST_IMPULSES, LEAST_SUSTAINED_S, WIDTH_PX, WORDS, Scene, frame_times_s,
+    DURATION_S, HEIGHT_PX, IMPULSE, LEAST_IMPULSES, LEAST_SUSTAINED_S, WIDTH_PX, WORDS, Scene, frame_times_s,
     make_scene
 )
 from .truth import SCENES_VERSION, Event, SceneTruth, read_truth, write_truth
 
 MANIFEST_COLUMNS = ("id", "path", "caption", "objects", "label", "split", "start", "duration")
-X264_OPTIONS = {"preset": "veryfast", "crf": "18", "x264-params": "keyint=50:scenecut=0"}
-# without noise substitution and with the quicker search the silence before a sound stays 48 dB and more below it
-AAC_OPTIONS = {"aac_coder": "fast", "aac_pns": "0"}
-AAC_BIT_RATE = 96_000  # the most that one channel at 16 kHz may have
 Progress = Callable[[int, int], None]
+_BYTES_OF_CLIP = 90_000  # of its mp4 and truth, about
+_LONGEST_WAIT_S = 600.0  # for another process that makes the same clip
+_SHOWN = 3  # failures that a sentence names
+
+
+@dataclass(frozen=True)
+class WorldPlan:
+    """The plan of a world.
+
+    Args:
+        out: folder of the world.
+        seed: of it.
+        clips: (split, index) of all.
+        missing: of those that are made.
+        plan: an item a clip, and the manifest.
+    """
+
+    out: Path
+    seed: int
+    clips: tuple[tuple[str, int], ...]
+    missing: tuple[tuple[str, int], ...]
+    plan: Plan
+
+
+def plan_world(out: Path, counts: dict[str, int], seed: int) -> WorldPlan:
+    """Work out what :func:`make_world` does, without writing anything; arguments as of :func:`write_world`."""
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"out={out} is a file; name a folder to write to")
+    _require_same_world(out, seed)
+    clips = tuple((split, index) for split, count in counts.items() for index in range(count))
+    missing = tuple(clip for clip in clips if not _video_path(out, *clip).is_file())
+    new = set(missing)
+    items = [Item(_video_path(out, *clip).name, Deed.MAKE, size=_BYTES_OF_CLIP) if clip in new else
+             Item(_video_path(out, *clip).name, Deed.KEEP) for clip in clips]
+    manifest = Item("manifest.csv", Deed.REPLACE if (out / "manifest.csv").exists() else Deed.MAKE,
+                    f"of {counted(len(clips), 'clip')}")
+    title = f"embedded world of seed {seed}: " + ", ".join(f"{count} {split}" for split, count in counts.items())
+    return WorldPlan(out, seed, clips, missing, Plan(title, [*items, manifest], out))
+
+
+def make_world(planned: WorldPlan, workers: int = 1, progress: Progress | None = None) -> dict[str, str]:
+    """Make what was planned ⇒ {clip that could not be written: reason}. The manifest is written where there is none.
+
+    Processes that make one world part its clips between them.
+
+    Args:
+        planned: by :func:`plan_world`.
+        workers: rendering processes.
+        progress: called with (done, all) after each clip.
+
+    Raises:
+        InputError: the folder holds a world of another version or seed.
+        EndOfRun: the disk is full, or the folder can't be written to.
+    """
+    out, seed, failures = planned.out, planned.seed, dict[str, str]()
+    done = len(planned.clips) - len(planned.missing)
+    with writing_to(out):
+        _claim(out, seed)
+        left = [(out, seed, *clip) for clip in planned.missing]
+        for wait_s in (0.0, _LONGEST_WAIT_S):
+            if left and wait_s:
+                warnings.warn(f"another process is making {len(left)} of the clips in {out}; waiting for it")
+            elsewhere = []
+            for job, fault in _each([(*job, wait_s) for job in left], workers):
+                if fault is None:
+                    elsewhere.append(job[:-1])
+                    continue
+                if fault:
+                    failures[_video_path(out, *job[2:4]).name] = fault
+                done += 1
+                if progress is not None:
+                    progress(done, len(planned.clips))
+            left = elsewhere
+        for job in left:
+            failures[_video_path(out, *job[2:4]).name] = "another process has been at it for too long"
+        if not failures:
+            _write_manifest(out, [make_scene(seed, *clip) for clip in planned.clips])
+    return failures
 
 
 def write_world(
@@ -52,18 +126,19 @@ def write_world(
         progress: called with (done, all) after each clip.
 
     Raises:
-        InputError: the folder holds a world of another version or seed.
+        InputError: the folder holds a world of another version or seed, or a clip can't be written.
+        EndOfRun: the disk is full, or the folder can't be written to.
     """
-    out = Path(out)
-    _claim(out, seed)
-    clips = [(split, index) for split, count in counts.items() for index in range(count)]
-    missing = [(out, seed, *clip) for clip in clips if not _video_path(out, *clip).is_file()]
-    done = len(clips) - len(missing)
-    for _ in _each(missing, workers):
-        done += 1
-        if progress is not None:
-            progress(done, len(clips))
-    return _write_manifest(out, [make_scene(seed, *clip) for clip in clips])
+    if failures := make_world(plan_world(out, counts, seed), workers, progress):
+        raise InputError(failed_clips(failures))
+    return Path(out) / "manifest.csv"
+
+
+def failed_clips(failures: dict[str, str]) -> str:
+    """A sentence on the clips of :func:`make_world` that could not be written."""
+    first = "; ".join(f"{name}: {reason}" for name, reason in list(failures.items())[:_SHOWN])
+    return (f"{len(failures)} clips could not be written ({first}{'; …' * (len(failures) > _SHOWN)}), so there is no "
+            "manifest of all yet; the same command tries them again")
 
 
 def write_clip(out: Path, seed: int, split: str, index: int) -> Path:
@@ -78,73 +153,62 @@ def write_clip(out: Path, seed: int, split: str, index: int) -> Path:
     return path
 
 
-def encode(path: Path, pictures: np.ndarray, sound: np.ndarray) -> None:
-    """Write an mp4 of h264 and aac, always with the same bytes.
-
-    One thread encodes, and the container holds no date and no encoder's name. The aac encoder's delay of 1024 samples
-    is written as an edit list. FFmpeg and PyAV honour it, so that sample 0 is read as sample 0.
-
-    Args:
-        path: of the mp4.
-        pictures: (T, H, W, 3) uint8 at 25 fps.
-        sound: (samples,) mono at 16 kHz.
-    """
-    with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        video = container.add_stream("libx264", rate=round(FPS), options=X264_OPTIONS)
-        video.width, video.height, video.pix_fmt = WIDTH_PX, HEIGHT_PX, "yuv420p"
-        video.codec_context.thread_count = 1
-        video.codec_context.flags |= CodecFlags.bitexact.value
-        audio = container.add_stream("aac", rate=SAMPLE_RATE_HZ, layout="mono", options=AAC_OPTIONS)
-        audio.bit_rate = AAC_BIT_RATE
-        audio.codec_context.flags |= CodecFlags.bitexact.value
-        samples = iter(_audio_frames(sound, 1024))
-        for number, picture in enumerate(pictures):
-            container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-            due = round((number + 1) / FPS * SAMPLE_RATE_HZ) // 1024 - round(number / FPS * SAMPLE_RATE_HZ) // 1024
-            for frame in islice(samples, due):
-                container.mux(audio.encode(frame))
-        for frame in samples:
-            container.mux(audio.encode(frame))
-        container.mux(video.encode(None))
-        container.mux(audio.encode(None))
-
-
-def _audio_frames(sound: np.ndarray, size: int) -> Iterator[av.AudioFrame]:
-    for start in range(0, len(sound), size):
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound[None, start:start + size]), "fltp", "mono")
-        frame.sample_rate, frame.pts = SAMPLE_RATE_HZ, start
-        yield frame
-
-
-def _each(jobs: list[tuple], workers: int) -> Iterator[None]:
+def _each(jobs: list[tuple], workers: int) -> Iterator[tuple[tuple, str | None]]:
     if workers <= 1:
         for job in jobs:
-            write_clip(*job)
-            yield
+            yield job, _write_or_say(*job)
         return
     # spawn: a forked child could inherit the locks of the parent's threads
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-        for future in as_completed([pool.submit(write_clip, *job) for job in jobs]):
-            future.result()
-            yield
+        running = {pool.submit(_write_or_say, *job): job for job in jobs}
+        for future in as_completed(running):
+            yield running[future], future.result()
+
+
+def _write_or_say(out: Path, seed: int, split: str, index: int, wait_s: float) -> str | None:
+    """Write a clip ⇒ ""; why it can't be written; None where another process is at it for longer than ``wait_s``."""
+    path = _video_path(out, split, index)
+    with writing_to(out):
+        try:
+            with claimed(path, wait_s) as mine:
+                if not mine:
+                    return None
+                if not path.is_file():
+                    write_clip(out, seed, split, index)
+        except Exception as error:
+            if write_fault(error, out) is not None:
+                raise
+            return reason_of(error, path)
+    return ""
 
 
 def _video_path(out: Path, split: str, index: int) -> Path:
     return Path(out) / split / f"{split}-{index:06d}.mp4"
 
 
-def _claim(out: Path, seed: int) -> None:
-    """Write version and seed to world.json. Raises InputError where the file holds others."""
+def _require_same_world(out: Path, seed: int) -> bool:
+    """Whether a world was begun in a folder. Raises InputError where world.json holds another version or seed."""
     expected = {"scenes_version": SCENES_VERSION, "seed": seed}
     path = out / "world.json"
-    if path.is_file():
+    try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        if found != expected:
-            raise InputError(f"{path} holds {found}, and this run would write {expected}; choose another out= or "
-                             "remove it")
-    else:
-        write_text(path, json.dumps(expected) + "\n")
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} can't be read ({error}); choose another out= or remove it") from error
+    if found != expected:
+        raise InputError(f"{path} holds {found}, and this run would write {expected}; choose another out= or "
+                         "remove it")
+    return True
+
+
+def _claim(out: Path, seed: int) -> None:
+    """Write version and seed to world.json. Raises InputError where the file holds others."""
+    sweep_claims(out)
+    with claimed(out / "world.json", _LONGEST_WAIT_S):
+        if not _require_same_world(out, seed):
+            write_text(out / "world.json", json.dumps({"scenes_version": SCENES_VERSION, "seed": seed}) + "\n")
 
 
 def _write_manifest(out: Path, scenes: list[Scene]) -> Path:

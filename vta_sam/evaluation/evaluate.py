@@ -55,16 +55,28 @@ def provenance(policy: LoadingPolicy, settings: dict[str, Any],
 Progress = Callable[[int, int, int], None]  # clips done, of how many, files that could not be used
 
 
-def evaluate(request: Request, progress: Progress = lambda done, clips, failed: None) -> tuple[Evaluation, Plan]:
+def pair_files(request: Request) -> Plan:
+    """Which file is which clip's. Raises InputError as :func:`~.pairing.make_plan`."""
+    return make_plan(request.systems, request.reference, request.videos, request.ids, request.skip_bad)
+
+
+def evaluate(request: Request, progress: Progress = lambda done, clips, failed: None,
+             paired: Plan | None = None) -> tuple[Evaluation, Plan]:
     """Measure every file once and score it ⇒ the evaluation, and which file is which clip's.
 
     Memory grows by a few ten kB a sound (envelope, onsets, embeddings), never by waveforms or pictures.
 
+    Args:
+        request: what is evaluated.
+        progress: called after each clip.
+        paired: by :func:`pair_files`; None: it is found here.
+
     Raises:
         InputError: a file can't be used. With ``skip_bad`` it is listed with its sentence and left out.
+        EndOfRun: the cache can't be written to.
     """
     began = time.monotonic()
-    plan = make_plan(request.systems, request.reference, request.videos, request.ids, request.skip_bad)
+    plan = paired or pair_files(request)
     cache = FeatureCache(request.cache)
     embeddings = BackboneEmbeddings.of(request.backbones, request.weights, request.device, request.batch_size, cache)
     metrics = metrics_for(embeddings.titles, request.flows, everything=request.metrics == "all")

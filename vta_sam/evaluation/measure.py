@@ -24,6 +24,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from ..metrics.alignment import FlowTrajectory, measure_flow
 from ..runtime.errors import InputError
+from ..runtime.files import reason_of
 from .measurements import ClipMeasurements, SoundMeasurements
 from .metric import Metric, waveform_value
 from .pairing import SoundFile
@@ -32,6 +33,7 @@ from .sounds import (
     sound_features
 )
 
+ITEM_FAULTS = (InputError, OSError, UnicodeError)  # of one file; reason_of raises what ends a run again
 J = TypeVar("J")
 R = TypeVar("R")
 
@@ -142,8 +144,8 @@ def measure_clip(job: ClipJob) -> ClipMeasurements:
     reference = _Reader(job.reference.path, job.policy)
     try:
         true = _measured(reference, cache, job, job.keep_reference)
-    except InputError as error:
-        return ClipMeasurements(job.id, str(error))
+    except ITEM_FAULTS as error:
+        return ClipMeasurements(job.id, reason_of(error, reference.path))
     clip = ClipMeasurements(job.id, true)
     for system, file in job.sounds:
         reader = _Reader(file.path, job.policy, true.features.samples)
@@ -151,14 +153,14 @@ def measure_clip(job: ClipJob) -> ClipMeasurements:
             measured = _measured(reader, cache, job)
             measured.pair_values = {m.key: _pair_value(m, reference, reader, cache) for m in job.metrics}
             clip.sounds[system, file.sample] = measured
-        except InputError as error:
-            clip.sounds[system, file.sample] = str(error)
+        except ITEM_FAULTS as error:
+            clip.sounds[system, file.sample] = reason_of(error, file.path)
     if job.video is not None:
         for variant in job.flows:
             try:
                 clip.flows[variant] = _flow(job.video, variant, job.policy, cache)
-            except InputError as error:
-                clip.flows[variant] = str(error)
+            except ITEM_FAULTS as error:
+                clip.flows[variant] = reason_of(error, job.video)
     return clip
 
 

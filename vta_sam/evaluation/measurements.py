@@ -13,6 +13,7 @@ from ..dataset.shards.schema import read_dataset
 from ..embedded.truth import read_truth, truth_paths
 from ..metrics.alignment import FlowTrajectory
 from ..runtime.errors import InputError
+from ..runtime.files import printable, reason_of
 from .pairing import Plan, Words
 from .sounds import Arrays, SoundFeatures, WaveformFeatures
 
@@ -139,7 +140,11 @@ class Measurements:
         if isinstance(clip.reference, str):
             self._refuse(self.bad_clips, reference, clip.reference)
             return
-        exact = true_events(reference)
+        try:
+            exact = true_events(reference)
+        except (InputError, OSError, UnicodeError) as error:
+            self._refuse(self.bad_clips, reference, reason_of(error, reference))
+            return
         if exact is not None and not words.label:
             words = exact[1]
         flows = {name: flow for name, flow in clip.flows.items() if not isinstance(flow, str)}
@@ -160,4 +165,4 @@ class Measurements:
         if not self.skip_bad:
             end = "" if sentence.endswith((".", "?", "!")) else "."
             raise InputError(f"{sentence}{end} Mend it, or evaluate the rest with skip_bad=true")
-        into[path.name] = sentence
+        into[printable(path.name)] = sentence

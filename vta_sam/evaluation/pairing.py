@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..media import SOUND_SUFFIXES, VIDEO_SUFFIXES
 from ..runtime.errors import InputError
+from ..runtime.work_plan import counted
 
 IDS_NAME = "ids.csv"
 CAPTIONS_NAME = "captions.csv"
@@ -181,6 +182,17 @@ class Plan:
     videos: dict[str, Path]
     unmatched: dict[str, list[str]] = field(default_factory=dict)
     absent: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def facts(self) -> list[tuple[str, str]]:
+        """Rows for the plan of a report: clips and sounds that are measured, and what is left out."""
+        rows = [("measures", f"{counted(len(self.clips), 'clip')}, {len(self.videos)} with pictures")]
+        for name, found in self.sounds.items():
+            left_out = [f"{len(names)} {what}" for names, what in (
+                (self.absent.get(name, []), "clips without a sound"),
+                (self.unmatched.get(name, []), "files of no clip")) if names]
+            rows.append((name, ", ".join([counted(sum(map(len, found.values())), "sound"), *left_out])))
+        return rows
 
 
 def make_plan(systems: Mapping[str, Path], reference: Path, videos: Path | None = None,

@@ -5,6 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -20,7 +24,9 @@ from rich.text import Text
 
 from ..metrics.intervals import Interval
 from ..plots.clip_pictures import COLOURS
-from ..runtime.files import atomic_path, write_text
+from ..runtime.errors import InputError
+from ..runtime.files import atomic_path, printable, temporary_beside, write_fault, write_text, writing_to
+from ..runtime.work_plan import Deed, Item, Plan
 from .metric import Metric
 
 FORMAT = 1
@@ -305,14 +311,90 @@ def _counts(system: SystemResult) -> str:
     return f"{system.padded}, {len(system.bad)}, {len(system.unmatched)}, {len(system.absent)}"
 
 
-EVALUATION_NAME = "evaluation.json"
+EVALUATION_NAME, CLIPS_NAME, PICTURE_NAME = "evaluation.json", "clips.csv", "figures.png"
+_SHOWN = 5  # files that a list of bad ones names
+_BYTES_OF_CLIP, _BYTES_OF_PICTURE = 3_000, 150_000  # of the reports: a clip of a system, and the picture, about
 
 
-def write_evaluation(folder: Path, evaluation: Evaluation) -> list[Path]:
-    """evaluation.json, clips.csv and, where there is something to draw, figures.png ⇒ the paths written."""
-    written = [folder / EVALUATION_NAME, folder / "clips.csv"]
-    evaluation.save(written[0])
-    write_clips(written[1], evaluation)
-    if figures_picture(folder / "figures.png", evaluation):
-        written.append(folder / "figures.png")
-    return written
+def plan_report(out: Path, title: str, clips: int, systems: int, facts: Sequence[tuple[str, str]] = (),
+                more: Sequence[Item] = ()) -> Plan:
+    """What :func:`write_evaluation` writes; nothing is written here.
+
+    Args:
+        out: folder of the reports.
+        title: of the plan.
+        clips: number of them.
+        systems: number of them.
+        facts: further rows of the plan.
+        more: items that are written beside.
+
+    Raises:
+        InputError: ``out`` is a file.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"out={out} is a file; name a folder to write to")
+    sizes = {EVALUATION_NAME: clips * systems * _BYTES_OF_CLIP, CLIPS_NAME: None, PICTURE_NAME: _BYTES_OF_PICTURE}
+    items = [Item(name, Deed.REPLACE if (out / name).exists() else Deed.MAKE, size=size)
+             for name, size in sizes.items()]
+    return Plan(title, [*items, *more], out, facts=facts)
+
+
+def write_evaluation(folder: Path, evaluation: Evaluation, faults: list[str] | None = None) -> list[Path]:
+    """evaluation.json, clips.csv and, where there is something to draw, figures.png ⇒ the paths written. They replace
+    those of a former evaluation together.
+
+    Args:
+        folder: to write to.
+        evaluation: of the reports.
+        faults: gets a sentence where the picture can't be drawn; None: that is raised.
+
+    Raises:
+        EndOfRun: the disk is full, or the folder can't be written to.
+    """
+    names, picture = [EVALUATION_NAME, CLIPS_NAME], folder / PICTURE_NAME
+    with writing_to(folder), ExitStack() as whole:
+        temporary = [whole.enter_context(atomic_path(folder / name)) for name in names]
+        evaluation.save(temporary[0])
+        write_clips(temporary[1], evaluation)
+        drawn = temporary_beside(picture)
+        if _is_drawn(drawn, folder, evaluation, faults):
+            os.replace(drawn, picture)
+            names.append(PICTURE_NAME)
+        else:
+            picture.unlink(missing_ok=True)  # of a former evaluation
+    return [folder / name for name in names]
+
+
+def _is_drawn(path: Path, folder: Path, evaluation: Evaluation, faults: list[str] | None) -> bool:
+    try:
+        return figures_picture(path, evaluation)
+    except Exception as error:  # of any kind that a drawing library may raise
+        if faults is None or write_fault(error, folder):
+            raise
+        faults.append(printable(f"{PICTURE_NAME} could not be drawn ({error})"))
+        return False
+
+
+def bad_files(evaluation: Evaluation) -> dict[str, str]:
+    """{system or true sound, and file: why it could not be used} of the files that were left out."""
+    found = {f"true sound: {name}": why
+             for name, why in evaluation.provenance.get("bad_true_sounds_and_pictures", {}).items()}
+    return found | {f"{name}: {file}": why for name, system in evaluation.systems.items()
+                    for file, why in system.bad.items()}
+
+
+def end_of_report(evaluation: Evaluation, faults: Sequence[str]) -> int:
+    """Print to stderr what is missing from a report ⇒ exit status: 0: nothing; 1: some of it.
+
+    Args:
+        evaluation: that was written.
+        faults: sentences on what could not be drawn or shown.
+    """
+    bad = [f"{name}: {why}" for name, why in bad_files(evaluation).items()]
+    lines = [*faults]
+    if bad:
+        more = f"\n  and {len(bad) - _SHOWN} more, in {EVALUATION_NAME}" if len(bad) > _SHOWN else ""
+        lines.append(f"{len(bad)} files could not be used, and are left out:\n  " + "\n  ".join(bad[:_SHOWN]) + more)
+    if lines:
+        print(printable("\n".join(lines)), file=sys.stderr)
+    return 1 if lines else 0

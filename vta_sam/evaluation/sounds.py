@@ -22,7 +22,7 @@ from ..media.container import open_media, sound_stream
 from ..mel import SAMPLE_RATE_HZ
 from ..metrics.onsets import FoleyOnsets, at_published_rate, detect_onsets, foley_onsets, librosa_onsets_s
 from ..metrics.signal import Level, energy_envelope, measure_level
-from ..runtime.errors import InputError
+from ..runtime.errors import EndOfRun, InputError
 from ..runtime.files import write_bytes
 
 Arrays = dict[str, np.ndarray]
@@ -49,14 +49,14 @@ class FeatureCache:
             return None
 
     def put(self, key: str, arrays: Arrays) -> None:
-        """InputError where the folder can't be written to."""
+        """EndOfRun where the folder can't be written to: no other file's features could be kept either."""
         path = self._path(key)
         if path is not None:
             try:
                 write_bytes(path, safetensors.numpy.save({k: np.asarray(a, order="C") for k, a in arrays.items()}))
             except OSError as error:
-                raise InputError(f"cache={self.folder} can't be written to ({error.strerror}); name another folder, or "
-                                 "cache=null") from error
+                raise EndOfRun(f"cache={self.folder} can't be written to ({error.strerror}); name another folder, or "
+                               "cache=null") from error
 
     def _path(self, key: str) -> Path | None:
         return self.folder and self.folder / key[:2] / f"{key}.safetensors"

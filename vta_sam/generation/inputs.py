@@ -9,7 +9,8 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ..media import VIDEO_SUFFIXES
 from ..runtime.cli import check_number
 from ..runtime.errors import InputError
-from ..runtime.files import printable
+from ..runtime.files import printable, write_bytes
 
 if TYPE_CHECKING:  # the command line is checked before torch is imported
     from ..diffusion.sampler import BaseSampler
@@ -106,14 +107,128 @@ def _key(name: str) -> str:
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """The content of a result's record; {} where the file is something else, None where there is none."""
+    """The content of a result's record; {} where the file is something else, None where there is none.
+
+    A new record counts from the moment that it is whole, before its files have their own names.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        place = new if (new := _hidden(path)).exists() else path
+        content = json.loads(place.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) and isinstance(content.get("asked"), dict) else {}
+
+
+def write_record(path: Path, content: dict[str, Any]) -> None:
+    """Write the json beside a result, atomically. Bytes of names that are no UTF-8 are escaped, and come back."""
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def finished_before(record: Path, settings: dict[str, Any]) -> str | None:
+    """Name of the finished file that a record names, or None.
+
+    Raises:
+        InputError: the file was made with other settings.
+    """
+    content = read_record(record) or {}
+    written = content.get("written")
+    if not isinstance(written, str) or not ((record.parent / written).is_file() or _hidden(record).exists()):
+        return None
+    former = changed_settings(content["asked"], settings)
+    if former:
+        raise InputError(f"{record.parent / written} was made with {former}; name another folder with out=, or give "
+                         "overwrite=true")
+    return written
+
+
+def changed_settings(before: dict[str, Any], settings: dict[str, Any]) -> str:
+    """Settings of a record that differ from the present ones, as "key=former value, …"; "" where none does."""
+    keys = [key for key in {**settings, **before} if before.get(key) != settings.get(key)]
+    return ", ".join(f"{key}={before.get(key)}" for key in keys)
+
+
+def _hidden(path: Path) -> Path:
+    """Where a new file of a result waits until all of them are there. Its name is short whatever the result's is."""
+    return path.with_name(f".{hashlib.sha256(os.fsencode(path.stem)).hexdigest()[:16]}.next{path.suffix}")
+
+
+class ResultFiles:
+    """The files of one result, its record among them, which take the place of former ones together.
+
+    They are written to hidden places beside them. The result counts once its record is in its hidden place. Then the
+    files are renamed one by one, and the record last. A kill before that moment leaves the former result as it was;
+    what a later kill interrupts is finished by :meth:`settle`.
+
+    Args:
+        folder: of the result.
+        name: of its files, without a suffix.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder, self.name = folder, name
+        self.record = self.path(".json")
+
+    def path(self, suffix: str) -> Path:
+        """Where a file belongs."""
+        return self.folder / f"{self.name}{suffix}"
+
+    def new(self, suffix: str) -> Path:
+        """Where to write it."""
+        return _hidden(self.path(suffix))
+
+    @property
+    def there(self) -> list[str]:
+        """Names of the files that exist."""
+        return [path.name for suffix in RESULT_SUFFIXES if (path := self.path(suffix)).exists()]
+
+    @contextmanager
+    def replaced(self) -> Iterator[None]:
+        """A context in which new files are written. What is not committed when it ends is removed."""
+        self._discard()
+        try:
+            yield
+        finally:
+            if not self.new(".json").exists():
+                self._discard()
+
+    def commit(self, content: dict[str, Any]) -> None:
+        """Have the new files count, with this record, and rename them."""
+        write_record(self.new(".json"), content)
+        try:
+            self.settle()
+        except OSError:
+            with suppress(OSError):
+                self.settle()
+            raise
+
+    def settle(self) -> None:
+        """Rename committed files to their places. A former video in another container is removed."""
+        new = self.new(".json")
+        if not new.exists():
+            return
+        written = (read_record(self.record) or {}).get("written")
+        for suffix in RESULT_SUFFIXES:
+            if suffix != new.suffix and self.new(suffix).exists():
+                os.replace(self.new(suffix), self.path(suffix))
+        for former in (self.path(".mp4"), self.path(".mkv")):
+            if former.name != written and self._recorded_before() == former.name:
+                former.unlink(missing_ok=True)
+        os.replace(new, self.record)
+
+    def _recorded_before(self) -> Any:
+        """The name in the record that is being replaced."""
+        try:
+            return json.loads(self.record.read_text(encoding="utf-8"))["written"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _discard(self) -> None:
+        for suffix in RESULT_SUFFIXES:
+            with suppress(OSError):  # of a disk that became read-only, whose own error is the one to tell
+                self.new(suffix).unlink(missing_ok=True)
 
 
 def is_result(video: Path) -> bool:

@@ -2,62 +2,75 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 
 from .. import __version__
-from ..clip import ClipFeatures
+from ..clip import ClipFeatures, ClipSpec
 from ..dataset.shards.batch import collate, window_of
-from ..dataset.shards.records import read_records
-from ..dataset.shards.schema import DatasetInfo, member_key, read_dataset
-from ..dataset.shards.storage import Root
+from ..dataset.shards.records import Members, read_stored
+from ..dataset.shards.schema import DatasetInfo, ShardInfo, decode_record, member_key, read_dataset
+from ..diffusion.sampler import BaseSampler
 from ..media.audio import write_wav
 from ..metrics.signal import measure_level
 from ..perception.base import differing_settings
-from ..runtime.cli import check_number
 from ..runtime.errors import InputError
-from ..runtime.files import printable, require_name, writing_to
+from ..runtime.files import claimed, printable, reason_of, require_name, writing_to
 from ..runtime.randomness import seed_of
+from ..runtime.work_plan import Deed, Item, Plan, counted
+from .inputs import ResultFiles, changed_settings, write_record
 from .pipeline import Pipeline
-from .videos import changed_settings, check_folder, reason_of, require_finite, write_record
+from .planning import LONGEST_WAIT_S, SplitRequest, check_folder
+from .videos import require_finite
 
 SETTINGS_NAME = "generation.json"
 _SHOWN = 10  # failures that a summary names
 
 
 @dataclass(frozen=True)
-class SplitRequest:
-    """Settings of generation for a split.
+class SoundTask:
+    """What a plan says of one sound.
 
     Args:
-        shards: folder or URL of the dataset.
-        split: its name.
-        out: folder to write to.
-        samples: sounds a clip.
-        seed: of all noise.
-        rank: of this worker, which takes clips rank, rank + world, … of the split, in stored order.
-        world: number of workers.
-        batch_size: clips at once. It changes speed, and results only by rounding.
+        shard: that holds its clip.
+        index: of the clip in the shard.
+        sample: of the clip's sounds.
+        key: of the clip; None: the shard has not been read.
+        item: its row in the plan; None where the shard has one row.
     """
 
-    shards: Root
-    split: str
-    out: Path
-    samples: int = 1
-    seed: int = 0
-    rank: int = 0
-    world: int = 1
-    batch_size: int = 16
+    shard: ShardInfo
+    index: int
+    sample: int
+    key: str | None = None
+    item: Item | None = None
 
-    def __post_init__(self):
-        check_number("seed", self.seed, 0, whole=True)
-        for name in ("samples", "batch_size", "world"):
-            check_number(name, getattr(self, name), 1, whole=True)
-        check_number("rank", self.rank, 0, self.world - 1, whole=True)
+
+@dataclass(frozen=True)
+class SplitPlan:
+    """The plan of one worker's share of a split.
+
+    Args:
+        tasks: one a sound, in stored order.
+        plan: the same, to be shown. While no sound is there, its items are shards.
+        settings: of the folder's sounds.
+        unread: {shard that can't be read: reason}.
+    """
+
+    tasks: tuple[SoundTask, ...]
+    plan: Plan
+    settings: dict[str, Any]
+    unread: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -65,6 +78,8 @@ class _Job:
     features: ClipFeatures
     sample: int
     seed: int
+    digest: str
+    files: ResultFiles
 
 
 @dataclass
@@ -96,70 +111,187 @@ class SplitOutcome:
         return "\n  ".join([f"{len(self.failures)} clips failed:", *first, *more])
 
 
+def plan_split(request: SplitRequest, model: dict[str, str], sampler: BaseSampler, spec: ClipSpec,
+               trained_on: dict[str, Any], share: str = "") -> SplitPlan:
+    """Work out what :func:`generate_split` does, without writing anything.
+
+    Shards are read only where the folder holds sounds already.
+
+    Args:
+        request: what is generated.
+        model: name and hash, for the records.
+        sampler: with the settings of this run.
+        spec: of the model.
+        trained_on: the model's features, as model.yaml has them.
+        share: which share this is, in words.
+
+    Raises:
+        InputError: the dataset is not of the model's kind, the folder holds sounds made by other settings or of another
+            dataset, or it can't be written to.
+    """
+    info = read_dataset(request.shards)
+    _require_same_features(spec, trained_on, request, info)
+    check_folder(request.out)
+    settings = {
+        "model_hash": model["hash"], "split": request.split, "seed": request.seed, **sampler.recorded(),
+        "dataset_config_hash": info.config_hash, "dataset_manifest_hash": info.manifest_hash,
+        "dataset": info.fingerprint,
+    }
+    notes = _require_same_settings(request, settings)
+    begun = any(path.name != SETTINGS_NAME for path in request.out.glob("*.json"))
+    tasks, items, unread = list[SoundTask](), list[Item](), dict[str, str]()
+    size, position = 2 * spec.samples, 0
+    for shard in info.shards(request.split):
+        mine = [i for i in range(shard.records) if (position + i) % request.world == request.rank]
+        position += shard.records
+        if not mine:
+            continue
+        if not begun:
+            tasks += [SoundTask(shard, i, sample) for i in mine for sample in range(request.samples)]
+            count = len(mine) * request.samples
+            items.append(Item(shard.name, Deed.MAKE, counted(count, "sound"), count * size))
+            continue
+        try:
+            stored = read_stored(request.shards, shard)
+        except Exception as error:
+            unread[shard.name] = f"{len(mine)} clips: {reason_of(error, shard.name)}"
+            items.append(Item(shard.name, Deed.LEAVE_OUT, unread[shard.name]))
+            continue
+        for i in mine:
+            key, digest = _identity(*stored[i])
+            for sample in range(request.samples):
+                items.append(_judge(request, key, sample, digest, size))
+                tasks.append(SoundTask(shard, i, sample, key, items[-1]))
+    title = f"sounds for split {request.split} of {request.shards}"
+    return SplitPlan(tuple(tasks), Plan(title, items, request.out, share, notes=notes), settings, unread)
+
+
+def _identity(key: str, members: Members) -> tuple[str, str]:
+    """⇒ (key, hash of what a clip's sound depends on) of a stored record."""
+    content = hashlib.sha256(members.get("json", b"") + members.get("safetensors", b"")).hexdigest()[:16]
+    return unquote(key), content
+
+
+def _judge(request: SplitRequest, key: str, sample: int, digest: str, size: int | None = None) -> Item:
+    """What is to be done for one sound."""
+    files = _files(request, key, sample)
+    name = files.path(".wav").name
+    try:
+        require_name(files.record)
+        if not files.record.exists():
+            return Item(name, Deed.MAKE, size=size)
+        made_of = json.loads(files.record.read_text(encoding="utf-8")).get("clip", digest)
+    except InputError as error:
+        return Item(printable(key), Deed.LEAVE_OUT, str(error))
+    except (OSError, ValueError, AttributeError) as error:
+        return Item(name, Deed.MAKE_AGAIN, f"its record can't be read ({error})", size)
+    if made_of != digest:
+        return Item(name, Deed.MAKE_AGAIN, "its clip has been extracted anew", size)
+    return Item(name, Deed.KEEP)
+
+
+def _files(request: SplitRequest, key: str, sample: int) -> ResultFiles:
+    return ResultFiles(request.out, f"{member_key(key)}-{sample}")
+
+
 def generate_split(pipeline: Pipeline, request: SplitRequest, model: dict[str, str],
-                   progress: Callable[[int, int], None] = lambda made, there: None) -> SplitOutcome:
+                   progress: Callable[[int, int], None] = lambda made, there: None,
+                   planned: SplitPlan | None = None) -> SplitOutcome:
     """Write ``<key>-<sample>.wav`` and ``.json`` for this worker's clips ⇒ counts, and the clips that failed.
 
     A sound's seed is seed_of(seed, key, sample), so it is the same on any worker and in any batch. A clip that can't be
-    used doesn't stop the others.
+    used doesn't stop the others. A sound that another process is making comes last, and counts as there once that
+    process has finished it.
 
     Args:
         pipeline: the model.
         request: what is generated.
         model: name and hash, for the records.
         progress: called with the numbers of sounds made and there so far.
+        planned: by :func:`plan_split`, with the same arguments; None: it is planned here.
 
     Raises:
-        InputError: the dataset is not of the model's kind, or the folder holds sounds made by other settings.
+        InputError: as :func:`plan_split`.
         EndOfRun: nothing more can be written to the folder, or the model's weights hold NaN.
     """
-    info = read_dataset(request.shards)
-    _require_same_features(pipeline, request, info)
-    check_folder(request.out)
+    planned = planned or plan_split(request, model, pipeline.sampler, pipeline.spec, pipeline.trained_on)
     with writing_to(request.out):
-        _claim_folder(pipeline, request, info, model)
-    outcome = SplitOutcome()
-    waiting: list[_Job] = []
-    for job in _jobs(request, info, outcome.failures):
-        record = _path(request, job, ".json")
-        try:
-            require_name(record)
-            outcome.there += (there := record.exists())
-        except (InputError, OSError) as error:
-            outcome.failures[printable(job.features.key)] = reason_of(error, record)
-            continue
-        if not there:
-            waiting.append(job)
-        if len(waiting) == request.batch_size:
-            _generate(pipeline, request, waiting, outcome)
-            waiting = []
-        progress(outcome.made, outcome.there)
-    _generate(pipeline, request, waiting, outcome)
+        _claim_folder(request, planned.settings, model)
+    outcome = SplitOutcome(failures=dict(planned.unread))
+    left = []
+    for task in planned.tasks:
+        if task.item is not None and task.item.deed is Deed.LEAVE_OUT:
+            outcome.failures[task.item.name] = task.item.detail
+        elif task.item is not None and task.item.deed is Deed.KEEP:
+            assert task.key is not None
+            with writing_to(request.out):
+                _files(request, task.key, task.sample).settle()
+            outcome.there += 1
+        else:
+            left.append(task)
     progress(outcome.made, outcome.there)
+    for wait_s in (0.0, LONGEST_WAIT_S):
+        if left and wait_s:
+            warnings.warn(f"another process is making {len(left)} of the sounds in {request.out}; waiting for it")
+        left = _make(pipeline, request, left, outcome, progress, wait_s)
+    for task in left:
+        outcome.failures[f"{task.shard.name}, clip {task.index + 1}"] = (
+            f"another process has been at it for {LONGEST_WAIT_S / 60:.0f} minutes; see whether that one goes on")
     return outcome
 
 
-def count_sounds(request: SplitRequest) -> int:
-    """The number of sounds in this worker's share."""
-    clips = read_dataset(request.shards).records(request.split)
-    return len(range(request.rank, clips, request.world)) * request.samples
+def _make(pipeline: Pipeline, request: SplitRequest, tasks: Sequence[SoundTask], outcome: SplitOutcome,
+          progress: Callable[[int, int], None], wait_s: float) -> list[SoundTask]:
+    """Make sounds in batches ⇒ those that another process is making."""
+    elsewhere = list[SoundTask]()
+    batch = list[_Job]()
+    with ExitStack() as run:
+        claims = run.enter_context(ExitStack())
 
+        def make_batch() -> None:
+            _generate(pipeline, request, batch, outcome)
+            batch.clear()
+            claims.close()
 
-def _jobs(request: SplitRequest, info: DatasetInfo, failures: dict[str, str]) -> Iterator[_Job]:
-    """This worker's sounds; a shard that can't be read goes to ``failures``."""
-    position = 0
-    for shard in info.shards(request.split):
-        mine = [i for i in range(shard.records) if (position + i) % request.world == request.rank]
-        position += shard.records
-        if mine:
+        for task, key, digest, members in _stored(request, tasks, outcome.failures):
+            files = _files(request, key, task.sample)
             try:
-                records = read_records(request.shards, shard)
+                require_name(files.record)
+                with writing_to(request.out):
+                    if not claims.enter_context(claimed(files.record, wait_s)):
+                        elsewhere.append(task)
+                        continue
+                    files.settle()
+                if _judge(request, key, task.sample, digest).deed is Deed.KEEP:  # finished since it was planned
+                    outcome.there += 1
+                    continue
+                features = decode_record(member_key(key), members)
             except Exception as error:
-                failures[shard.name] = f"{len(mine)} clips: {reason_of(error, shard.name)}"
+                outcome.failures[printable(key)] = reason_of(error, key)
                 continue
-            for i in mine:
-                for sample in range(request.samples):
-                    yield _Job(records[i], sample, seed_of(request.seed, records[i].key, sample))
+            batch.append(_Job(features, task.sample, seed_of(request.seed, key, task.sample), digest, files))
+            if len(batch) == request.batch_size:
+                make_batch()
+            progress(outcome.made, outcome.there)
+        make_batch()
+        progress(outcome.made, outcome.there)
+    return elsewhere
+
+
+def _stored(request: SplitRequest, tasks: Sequence[SoundTask], failures: dict[str, str],
+            ) -> Iterator[tuple[SoundTask, str, str, Members]]:
+    """(task, key, hash of the clip, its members) of each; a shard that can't be read goes to ``failures``."""
+    for shard, of_shard in itertools.groupby(tasks, key=lambda task: task.shard):
+        wanted = list(of_shard)
+        try:
+            stored = read_stored(request.shards, shard)
+        except Exception as error:
+            clips = len({task.index for task in wanted})
+            failures[shard.name] = f"{clips} clips: {reason_of(error, shard.name)}"
+            continue
+        for task in wanted:
+            key, members = stored[task.index]
+            yield task, *_identity(key, members), members
 
 
 def _generate(pipeline: Pipeline, request: SplitRequest, jobs: list[_Job], outcome: SplitOutcome) -> None:
@@ -201,41 +333,62 @@ def _write(pipeline: Pipeline, request: SplitRequest, job: _Job, waveform: np.nd
     record = {
         "key": job.features.key, "sample": job.sample, "seed": job.seed, "caption": job.features.caption,
         "objects": job.features.objects, "samples": len(waveform), "level": asdict(measure_level(waveform, rate_hz)),
+        "clip": job.digest,
     }
-    with writing_to(request.out):
-        write_wav(_path(request, job, ".wav"), waveform, rate_hz)
-        write_record(_path(request, job, ".json"), record)
+    with writing_to(request.out), job.files.replaced():
+        write_wav(job.files.new(".wav"), waveform, rate_hz)
+        job.files.commit(record)
 
 
-def _path(request: SplitRequest, job: _Job, suffix: str) -> Path:
-    return request.out / f"{member_key(job.features.key)}-{job.sample}{suffix}"
-
-
-def _require_same_features(pipeline: Pipeline, request: SplitRequest, info: DatasetInfo) -> None:
+def _require_same_features(spec: ClipSpec, trained_on: dict[str, Any], request: SplitRequest, info: DatasetInfo,
+                           ) -> None:
     names = ("grounder", "encoder", "frame_dim", "object_dim", "caption_dim")
-    known = {name: pipeline.trained_on[name] for name in names if name in pipeline.trained_on}
-    info.require(str(request.shards), fps=pipeline.spec.fps, sample_rate_hz=pipeline.spec.sample_rate_hz, **known)
-    if info.settings and "settings" in pipeline.trained_on:
-        wrong = differing_settings(pipeline.trained_on["settings"], info.settings)
+    known = {name: trained_on[name] for name in names if name in trained_on}
+    info.require(str(request.shards), fps=spec.fps, sample_rate_hz=spec.sample_rate_hz, **known)
+    if info.settings and "settings" in trained_on:
+        wrong = differing_settings(trained_on["settings"], info.settings)
         if wrong:
             raise InputError(f"{request.shards}: {'; '.join(wrong)}. Extract again with the settings of training")
 
 
-def _claim_folder(pipeline: Pipeline, request: SplitRequest, info: DatasetInfo, model: dict[str, str]) -> None:
-    """Write the settings that the folder's sounds are made with, or refuse a folder made with others."""
-    settings = {
-        "model_hash": model["hash"], "split": request.split, "seed": request.seed, **pipeline.sampler.recorded(),
-        "dataset_config_hash": info.config_hash, "dataset_manifest_hash": info.manifest_hash,
-    }
+def _settings_before(out: Path) -> dict[str, Any] | None:
+    """The settings that a folder's sounds were made with; None: it was not begun."""
+    path = out / SETTINGS_NAME
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["settings"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} can't be read ({error}); name another folder with out=") from error
+
+
+def _require_same_settings(request: SplitRequest, settings: dict[str, Any]) -> list[str]:
+    """Refuse a folder whose sounds were made with other settings ⇒ notes for the plan.
+
+    A dataset is known by its fingerprint, wherever it lies. One of the same manifest and extraction goes on under
+    another fingerprint, since failed clips that were tried again bring further clips; records of earlier releases have
+    no fingerprint.
+    """
+    before = _settings_before(request.out)
+    if before is None:
+        return []
+    dataset = ("dataset_config_hash", "dataset_manifest_hash")
+    if any(before.get(name) != settings[name] for name in dataset):
+        raise InputError(f"{request.out} holds sounds for another dataset than {request.shards} (by its manifest and "
+                         "the settings of its extraction); name another folder with out=")
+    known = before.get("dataset")
+    former = changed_settings({**before, "dataset": settings["dataset"]}, settings)
+    if former:
+        raise InputError(f"{request.out} holds sounds made with {former}; name another folder with out=")
+    return [] if known in (None, settings["dataset"]) else [
+        f"the dataset has changed since {request.out} was begun: sounds of clips that are the same are kept"]
+
+
+def _claim_folder(request: SplitRequest, settings: dict[str, Any], model: dict[str, str]) -> None:
+    """Write the settings that the folder's sounds are made with, once for all workers."""
     path = request.out / SETTINGS_NAME
-    if path.exists():
-        try:
-            before = dict(json.loads(path.read_text(encoding="utf-8"))["settings"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path} can't be read ({error}); name another folder with out=") from error
-        former = changed_settings(before, settings)
-        if former:
-            raise InputError(f"{request.out} holds sounds made with {former}; name another folder with out=")
-        return
-    content = {"settings": settings, "model": model, "shards": str(request.shards), "code_version": __version__}
-    write_record(path, content)
+    with claimed(path, LONGEST_WAIT_S):
+        _require_same_settings(request, settings)  # another worker may have been faster
+        if (_settings_before(request.out) or {}).get("dataset") != settings["dataset"]:
+            write_record(path, {"settings": settings, "model": model, "shards": str(request.shards),
+                                "code_version": __version__})

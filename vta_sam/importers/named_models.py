@@ -66,6 +66,16 @@ MODELS = {
 }
 
 
+def to_be_imported(name: str | os.PathLike | None, weights: str | os.PathLike | None = None) -> str:
+    """What :func:`named_folder` would fetch and import first, in words; "" where it is a folder already."""
+    model, root = MODELS.get(str(name)), weights_folder(weights)
+    if model is None or (root / "imported" / str(name) / YAML_NAME).is_file():
+        return ""
+    missing = sum(not (root / file.path).is_file() for file in model.files)
+    fetched = f"{missing} files are fetched, and " if missing else ""
+    return f"{fetched}it is imported into {root / 'imported' / str(name)} first, once"
+
+
 def named_folder(name: str | os.PathLike, weights: str | os.PathLike | None = None) -> Path:
     """A name of :data:`MODELS` ⇒ its model folder, ``imported/<name>`` below the folder of released weights; anything
     else ⇒ the path that it is.
@@ -96,11 +106,6 @@ def named_folder(name: str | os.PathLike, weights: str | os.PathLike | None = No
             for account in import_checkpoint(checkpoint, target, [root]):
                 console.print(account.path, *account.lines(), sep="\n  ", markup=False)
     return target
-
-
-def to_be_fetched(name: str | os.PathLike, weights: str | os.PathLike | None = None) -> bool:
-    """Whether a name is one of :data:`MODELS` that :func:`named_folder` would have to fetch or import."""
-    return str(name) in MODELS and not (weights_folder(weights) / "imported" / str(name) / YAML_NAME).is_file()
 
 
 def _fetch_missing(model: ReleasedModel, root: Path, console: Console) -> None:

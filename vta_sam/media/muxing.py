@@ -185,7 +185,7 @@ def _picture_times(path: str | os.PathLike, container: InputContainer) -> Pictur
     Decoding times that are missing, as in Matroska, or don't rise are rebuilt from the order of display and the
     longest delay. Of two pictures at one time the second comes a tick later.
     """
-    stream = picture_stream(container)
+    stream: Any = picture_stream(container)
     if stream is None:
         raise InputError(f"{path} has no pictures; name a video file")
     shift, tick_s = round(origin_s(container) / stream.time_base), float(stream.time_base)
@@ -242,6 +242,7 @@ class _Writer:
         self.source, self.plan, self.times = source, plan, times
         self.sound, self.sample_rate_hz = sound, sample_rate_hz
         self.pictures: Any = picture_stream(source)
+        assert self.pictures is not None, "the plan has found them"
         self.shift = round(origin_s(source) / self.pictures.time_base)
         self.sound_s = 0.0
 
@@ -365,7 +366,8 @@ def _read_back(video_path: str | os.PathLike, plan: MuxPlan, times: PictureTimes
     """Raise InputError unless the written file holds the pictures at their times, and the sound."""
     with open_media(path) as written, open_media(video_path) as source:
         found = _picture_times(path, written)
-        tick_s, read_tick_s = (float(picture_stream(each).time_base) for each in (source, written))
+        streams: list[Any] = [picture_stream(each) for each in (source, written)]
+        tick_s, read_tick_s = (float(stream.time_base) for stream in streams)
         was, now = (np.sort(np.array(each.pts)) * tick for each, tick in ((times, tick_s), (found, read_tick_s)))
         missing = f"{len(now)} of {len(was)} pictures" if len(now) != len(was) and not plan.encoded else ""
         late_s = 0.0 if len(now) != len(was) else float(np.abs(now - was).max(initial=0.0))
@@ -385,7 +387,7 @@ def _read_back(video_path: str | os.PathLike, plan: MuxPlan, times: PictureTimes
 def _sound_end_s(path: Path) -> float:
     """When a written file's sound ends, after time zero."""
     with open_media(path) as container:
-        stream = container.streams.audio[0]
+        stream: Any = container.streams.audio[0]
         ends = [(packet.pts + (packet.duration or 0)) * stream.time_base for packet in packets(container, stream)
                 if packet.pts is not None]
         return float(max(ends, default=0)) - origin_s(container)
@@ -394,9 +396,6 @@ def _sound_end_s(path: Path) -> float:
 def _first_pictures(path: str | os.PathLike) -> int:
     """How many pictures come out of a file's first packets of pictures."""
     with open_media(path) as container:
-        stream = picture_stream(container)
-        decoder = Decoder(path)
-        pictures = 0
-        for packet in islice((packet for packet in packets(container, stream) if packet.size), _COMPARED):
-            pictures += len(decoder.decode(packet))
-        return pictures
+        decoder, stored = Decoder(path), packets(container, picture_stream(container))
+        first = islice((packet for packet in stored if packet.size), _COMPARED)
+        return sum(len(decoder.decode(packet)) for packet in first)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Iterator, Protocol
 import av
 import numpy as np
 from av.container import InputContainer
-from av.video.reformatter import ColorTrc, VideoReformatter
+from av.video.reformatter import Colorspace, ColorTrc, VideoReformatter
 
 from ..runtime.errors import InputError
 from .audio import SoundCollector
@@ -271,11 +271,12 @@ class PictureConverter:
         if orientation.turns % 2:
             height, width = width, height
         untagged = frame.colorspace == 2 and frame.format.name.startswith(("yuv", "nv", "p0"))
-        colours = "ITU709" if untagged and frame.height >= _HD_LINES else None
+        colours = Colorspace.ITU709 if untagged and frame.height >= _HD_LINES else None
         wide = frame.color_trc in (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
+        if wide and frame.colorspace == 2:
+            colours = Colorspace.BT2020
         scaled = self.reformatter.reformat(frame, width, height, "rgb48le" if wide else "rgb24", threads=1,
-                                           src_colorspace="BT2020" if wide and frame.colorspace == 2 else colours,
-                                           interpolation=interpolation)
+                                           src_colorspace=colours, interpolation=interpolation)
         pixels = scaled.to_ndarray()
         return orientation.upright(_tone_mapped(pixels, ColorTrc(frame.color_trc)) if wide else pixels)
 

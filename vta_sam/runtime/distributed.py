@@ -276,10 +276,12 @@ def share_in_words(rank: int | None, world: int | None, environ: Mapping[str, st
             "override")
 
 
-def say_share(rank: int | None, world: int | None) -> None:
-    """Print :func:`share_in_words` to stderr, where there is something to say."""
-    if words := share_in_words(rank, world):
-        print(words, file=sys.stderr)
+def share_of_plan(rank: int | None, world: int | None) -> str:
+    """The row ``share`` of a :class:`~.work_plan.Plan`: this process's share and who says so; "" where it does all."""
+    mine, parts = share_of_work(rank, world)
+    if parts == 1:
+        return ""
+    return share_in_words(rank, world) or f"worker {mine} of {parts}, as rank= and world= say"
 
 
 def visible_gpus() -> int:

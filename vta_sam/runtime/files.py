@@ -6,7 +6,7 @@ import errno
 import hashlib
 import os
 import secrets
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Iterator
@@ -16,6 +16,7 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from .errors import EndOfRun, InputError
 
 _LONGEST_NAME = 255  # bytes; of nearly all file systems
+REPORT = "report"  # its claim is that of a whole folder
 _LONGEST_SUFFIX = 16  # bytes that a temporary name takes over from its target
 
 
@@ -101,6 +102,26 @@ def write_fault(error: BaseException, folder: Path | None = None, key: str = "ou
     return None
 
 
+def reason_of(error: Exception, item: object) -> str:
+    """The sentence on an error that is one item's alone; any other error is raised again.
+
+    Args:
+        error: just caught.
+        item: a video, a file, or the name of a clip.
+    """
+    if isinstance(error, EndOfRun):
+        raise error
+    if isinstance(error, InputError):
+        return printable(error)
+    # by its name, since this module doesn't import torch
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or (
+            isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)):
+        return printable(f"{item} needs more memory than there is")
+    if isinstance(error, (OSError, UnicodeError)):
+        return printable(f"{item}: {error}")
+    raise error
+
+
 @contextmanager
 def writing_to(folder: Path, key: str = "out") -> Iterator[None]:
     """A context for writing results to a folder.
@@ -133,7 +154,7 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def exclusive(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+def exclusive(path: Path, waiting: Callable[[], None] = lambda: None, limit_s: float | None = None) -> Iterator[None]:
     """Hold a lock on ``path`` while the block runs, so that one process at a time works there.
 
     The lock is the file ``.<name>.lock`` beside ``path``, with a hash of the name where it would be too long; it stays
@@ -143,30 +164,127 @@ def exclusive(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterato
     Args:
         path: file or folder to lock; its parent must exist.
         waiting: called once if another process holds the lock.
+        limit_s: seconds to wait at most; None: as long as it takes.
+
+    Raises:
+        InputError: another process holds the lock for longer than the limit.
     """
-    own = os.fsencode(path.name)
-    short = path.name if len(own) <= _LONGEST_NAME - len("..lock") else hashlib.sha256(own).hexdigest()
-    name = path.with_name(f".{short}.lock")
-    lock: BaseFileLock = FileLock(name)
-    try:
-        _acquire(lock, waiting)
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
-            raise
-        lock = SoftFileLock(name.with_suffix(".soft"))
-        _acquire(lock, waiting)
+    lock = _acquired(_beside(path, "lock"), 0)
+    if lock is None:
+        waiting()
+        lock = _acquired(_beside(path, "lock"), -1 if limit_s is None else limit_s)
+        if lock is None:
+            raise InputError(f"{path}: another process has been at it for {limit_s:g} s; see whether that one goes on, "
+                             "and give the same command again")
     try:
         yield
     finally:
         lock.release()
 
 
-def _acquire(lock: BaseFileLock, waiting: Callable[[], None]) -> None:
+@contextmanager
+def claimed(path: Path, wait_s: float = 0) -> Iterator[bool]:
+    """Whether this process alone makes ``path`` while the block runs; False where another process is making it.
+
+    The claim is a lock on the file ``.<name>.claim`` beside ``path``, which is removed when the block ends. A killed
+    process leaves it behind, unlocked; :func:`sweep_claims` removes it. The folder is made where it is missing, and
+    removed again where nothing was written to it.
+
+    Args:
+        path: file that is to be made.
+        wait_s: seconds to wait for the other process.
+    """
+    new = not path.parent.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    place = _beside(path, "claim")
+    lock = _acquired(place, wait_s)
     try:
-        lock.acquire(timeout=0)
+        yield lock is not None
+    finally:
+        if lock is not None:
+            with suppress(OSError):
+                place.unlink(missing_ok=True)  # before it is unlocked: later it may be another process's
+            lock.release()
+        if new:
+            with suppress(OSError):
+                path.parent.rmdir()
+
+
+@contextmanager
+def claimed_in_turn(path: Path, waiting: Callable[[], None], limit_s: float) -> Iterator[None]:
+    """A context in which this process alone makes ``path``; another one that is at it is waited for.
+
+    Args:
+        path: see :func:`claimed`.
+        waiting: called once if another process is at it.
+        limit_s: seconds to wait at most.
+
+    Raises:
+        InputError: the other process is at it for longer.
+    """
+    with ExitStack() as until_done:
+        if not until_done.enter_context(claimed(path)):
+            waiting()
+            if not until_done.enter_context(claimed(path, limit_s)):
+                raise InputError(f"{path}: another process has been at it for {limit_s / 60:.0f} minutes; see whether "
+                                 "that one goes on, and give the same command again")
+        yield
+
+
+@contextmanager
+def alone_in(folder: Path, key: str = "out") -> Iterator[None]:
+    """A context in which no other process writes a report to a folder.
+
+    Args:
+        folder: made where it is missing, and removed again where nothing was written to it.
+        key: the setting that named it.
+
+    Raises:
+        InputError: another process is at it.
+        EndOfRun: the folder can't be written to.
+    """
+    with ExitStack() as until_done:
+        with writing_to(folder, key):
+            alone = until_done.enter_context(claimed(folder / REPORT))
+        if not alone:
+            raise InputError(f"another process is writing to {key}={folder}; wait until it has ended, or name another "
+                             "folder")
+        yield
+
+
+def sweep_claims(folder: Path) -> None:
+    """Remove the claims in a folder that killed processes left behind."""
+    for place in folder.glob(".*.claim"):
+        with suppress(OSError):
+            lock = _acquired(place, 0)
+            if lock is not None:
+                place.unlink(missing_ok=True)
+                lock.release()
+
+
+def _beside(path: Path, kind: str) -> Path:
+    own = os.fsencode(path.name)
+    fits = len(own) <= _LONGEST_NAME - len(f"..{kind}.soft")
+    return path.with_name(f".{path.name if fits else hashlib.sha256(own).hexdigest()}.{kind}")
+
+
+def _acquired(place: Path, wait_s: float) -> BaseFileLock | None:
+    """A lock on a file, or None where another process holds it for longer; -1 waits as long as it takes."""
+    lock: BaseFileLock = FileLock(place)
+    try:
+        return _acquire(lock, wait_s)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+        return _acquire(SoftFileLock(place.with_name(f"{place.name}.soft")), wait_s)
+
+
+def _acquire(lock: BaseFileLock, wait_s: float) -> BaseFileLock | None:
+    try:
+        lock.acquire(timeout=wait_s)
     except Timeout:
-        waiting()
-        lock.acquire()
+        return None
+    return lock
 
 
 RETRIED_STATUSES = (408, 425, 429, 500, 502, 503, 504)  # of HTTP: a later attempt may succeed

@@ -37,6 +37,7 @@ FORMER = {
     "diffusion.lit": "diffusion.latent_diffusion", "vae.lit": "vae.mel_vae",
     "pipeline": "generation.pipeline", "importers.tango": "importers.systems", "importers.vta_ldm": "importers.systems",
     "evaluation.metric_docs": "evaluation.metric_table",
+    "evaluation.listening.stimuli": "evaluation.listening.study_files",
     "metrics.backbones.base": "metrics.backbones", "metrics.envelope": "metrics.signal",
     "metrics.flow": "metrics.alignment", "metrics.statistics": "metrics.intervals",
     "training.data": "training.data_sources",

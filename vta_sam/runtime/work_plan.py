@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import TextIO
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -17,6 +19,7 @@ from .files import existing_folder, printable
 
 _ROWS = 12  # items that stand in a row each; of more, each deed is a row
 _NAMED = 3  # items that the row of a deed names
+_WIDTH = 200  # characters of a log's line
 
 
 class Deed(StrEnum):
@@ -29,6 +32,7 @@ class Deed(StrEnum):
     TAKE_BACK = "take back"  # what was put aside is what is asked for now
     THROW_AWAY = "throw away"  # unfinished work of other settings
     REPLACE = "replace"  # a report that every run writes anew
+    LEAVE_OUT = "leave out"  # it can't be made; the detail says why
 
 
 @dataclass(frozen=True)
@@ -78,9 +82,22 @@ class Plan:
         known = [item.size for item in self.items if item.size is not None]
         return sum(known) if known else None
 
+    def of(self, *deeds: Deed) -> list[Item]:
+        """The items of these deeds."""
+        return [item for item in self.items if item.deed in deeds]
+
+    def say(self, file: TextIO | None = None) -> None:
+        """Print the plan; in a log its rows are wide enough for most paths.
+
+        Args:
+            file: to print to; None: stdout.
+        """
+        usual = Console(file=file or sys.stdout, highlight=False)
+        self.show(usual if usual.is_terminal else Console(file=file or sys.stdout, highlight=False, width=_WIDTH))
+
     def show(self, console: Console) -> None:
         """Print the plan: a row an item, or of more than twelve a row a deed, with the first names."""
-        table = Table(title=_plain(self.title), title_justify="left", show_header=False, box=None)
+        table = Table(show_header=False, box=None)
         table.add_column(no_wrap=True)
         table.add_column(overflow="fold")
         rows = [*self.facts, *(self._item_rows() if len(self.items) <= _ROWS else self._deed_rows())]
@@ -89,6 +106,7 @@ class Plan:
         rows.append(("writes to", f"{self.writes_to}{self._size_in_words()}"))
         for name, words in rows:
             table.add_row(_plain(name), _plain(words))
+        console.print(_plain(self.title), highlight=False, soft_wrap=True)
         console.print(table)
         for note in self.notes:
             console.print(f"note: {printable(note)}", highlight=False, markup=False, soft_wrap=True)
@@ -99,7 +117,8 @@ class Plan:
     def _deed_rows(self) -> list[tuple[str, str]]:
         rows = []
         for deed, count in self.counts().items():
-            names = [item.name for item in self.items if item.deed is deed][:_NAMED]
+            why = deed is Deed.LEAVE_OUT
+            names = [f"{item.name} ({item.detail})" if why else item.name for item in self.of(deed)[:_NAMED]]
             rows.append((str(deed), f"{count}: {', '.join(names)}{', …' if count > _NAMED else ''}"))
         return rows
 
@@ -109,6 +128,11 @@ class Plan:
         free = shutil.disk_usage(existing_folder(self.writes_to)).free
         short = "; that is not enough" if free < self.size else ""
         return f", about {decimal(self.size)} ({decimal(free)} are free{short})"
+
+
+def counted(count: int, noun: str) -> str:
+    """"1 clip", "2 clips"."""
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def _plain(text: str) -> str:

@@ -63,6 +63,16 @@ def write_manifest(videos: Path, captions: Path, out: Path, learned_s: float, un
     return path
 
 
+def plan_clips(out: Path) -> Plan:
+    """What :func:`extract_clips` and :func:`measure_pairs` write beside the run; nothing is written here."""
+    shards = out / "shards"
+    done, begun = (shards / "dataset.json").exists(), shards.exists()
+    return Plan("clips to overfit", [
+        Item("manifest.csv", Deed.REPLACE if (out / "manifest.csv").exists() else Deed.MAKE),
+        Item("shards/", Deed.KEEP if done else Deed.GO_ON if begun else Deed.MAKE)],
+        out, notes=["a run is trained on them, whose pairs/ get the generated sounds, their pictures and figures.json"])
+
+
 def extract_clips(videos: Path, captions: Path, out: Path, grounder: dict, encoder: dict, spec: ClipSpec,
                   learned_s: float, unheard_s: float) -> Path:
     """Write manifest and shards into ``out`` and return the folder of shards.
@@ -79,13 +89,12 @@ def extract_clips(videos: Path, captions: Path, out: Path, grounder: dict, encod
 
 
 def show_plan(job: TrainingJob, shards: Path) -> None:
-    """Say what extraction, training and pairing would write. Nothing is done."""
+    """Say what training would write, on shards that may not be there yet. Nothing is done."""
     if (shards / "dataset.json").exists():
         job.run()  # which says its plan
-        return
-    items = [Item("shards", Deed.MAKE, f"of the clips, in {shards}"),
-             *(Item(name, Deed.MAKE, STAGES[name].plan(job)[0]) for name in job.stages), Item("pairs", Deed.MAKE)]
-    Plan(f"{job.exp}, seed {job.seed}", items, job.folder).show(job.console)
+    else:
+        items = [Item(name, Deed.MAKE, STAGES[name].plan(job)[0]) for name in job.stages]
+        Plan(f"{job.exp}, seed {job.seed}", items, job.folder).show(job.console)
 
 
 @dataclass

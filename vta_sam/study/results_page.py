@@ -11,7 +11,7 @@ import yaml
 
 from ..metrics.intervals import Interval, bootstrap_interval, paired_difference
 from ..runtime.errors import InputError
-from ..runtime.files import write_text
+from ..runtime.files import write_text, writing_to
 from .plan import Difference, Row, Study, study_of
 from .record import Record, read_record
 
@@ -30,7 +30,8 @@ Records = dict[tuple[str, str, str], list[Record]]  # (study, table, row) ⇒ on
 def write_results(records: Path) -> Path:
     """``records``/*.json ⇒ the page beside the folder: docs/results ⇒ docs/results.md."""
     page = records.with_suffix(".md")
-    write_text(page, results_page(load_studies(), load_records(records)))
+    with writing_to(page.parent, "records"):
+        write_text(page, results_page(load_studies(), load_records(records)))
     return page
 
 

@@ -7,18 +7,54 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 from ..runtime.errors import InputError
+from ..runtime.files import claimed, claimed_in_turn, writing_to
+from ..runtime.work_plan import Deed, Item, Plan
 from .plan import Row, Study
 from .record import measure_row
 
 Say = Callable[[str], None]
+_LONGEST_WAIT_S = 24 * 3600.0  # for another process that trains the VAE that all rows share
+
+
+def plan_study(study: Study, records: Path, only: Sequence[str], page: Path) -> Plan:
+    """What a study makes, without making anything: a record a row and seed, and the runs that they need.
+
+    Args:
+        study: to run.
+        records: folder of the records.
+        only: names of rows; none: all.
+        page: of the results, which every run writes anew.
+
+    Raises:
+        InputError: ``only`` names no row, or ``records`` is a file.
+    """
+    if records.exists() and not records.is_dir():
+        raise InputError(f"records={records} is a file; name a folder")
+    items = []
+    for row, seed in study.order(only):
+        name = row.record_name(seed)
+        there, begun = (records / name).exists(), study.folder(row, seed).exists()
+        detail = f"{study.folder(row, seed)} {'goes on, or is kept where it is finished' if begun else 'is trained'}"
+        items.append(Item(name, Deed.KEEP if there else Deed.GO_ON if begun else Deed.MAKE, "" if there else detail))
+    if any(item.deed is not Deed.KEEP for item in items) and not _shared_is_done(study):
+        items.insert(0, Item(str(study.shared_folder), Deed.GO_ON if study.shared_folder.exists() else Deed.MAKE,
+                             "the VAE that all rows share"))
+    items.append(Item(page.name, Deed.REPLACE if page.exists() else Deed.MAKE, f"in {page.parent}"))
+    return Plan(f"study {study.name}: runs in {study.runs}", items, records)
+
+
+def _shared_is_done(study: Study) -> bool:
+    return (study.shared_folder / "vae" / "done").exists()
 
 
 def run_study(study: Study, records: Path, only: Sequence[str], cache: Path | None, say: Say,
               beside: int = 0) -> int:
-    """Train and measure every row that has no record yet ⇒ how many were made.
+    """Train and measure every row that has no record yet ⇒ how many were made. A row that another process is at is
+    left to that one.
 
     A killed study goes on by the same command: train.py resumes from its checkpoints. A row is done when its record
     is written, which is its last step.
@@ -34,18 +70,26 @@ def run_study(study: Study, records: Path, only: Sequence[str], cache: Path | No
     Raises:
         InputError: a row's training fails.
     """
-    waiting = _waiting(study, records, only, say)
-    for row, seed in waiting:
-        began = time.monotonic()
-        say(f"{row.table}/{row.name}, seed {seed}")
-        command = study.command(row, seed)
-        _train(command, f"{row.table}/{row.name}, seed {seed}")
-        first = not list(records.glob(f"{study.name}-*.json"))
-        record = measure_row(row, seed, study.folder(row, seed), command[2:], cache, ceiling=first, beside=beside)
-        record.write(records / row.record_name(seed))
+    made = 0
+    for row, seed in _waiting(study, records, only, say):
+        began, path = time.monotonic(), records / row.record_name(seed)
+        with ExitStack() as until_done:
+            with writing_to(records, "records"):
+                mine = until_done.enter_context(claimed(path))
+            if not mine or path.exists():
+                say(f"{row.table}/{row.name}, seed {seed}: another process {'has made it' if mine else 'is at it'}")
+                continue
+            say(f"{row.table}/{row.name}, seed {seed}")
+            command = study.command(row, seed)
+            _train(command, f"{row.table}/{row.name}, seed {seed}")
+            first = not list(records.glob(f"{study.name}-*.json"))
+            record = measure_row(row, seed, study.folder(row, seed), command[2:], cache, ceiling=first, beside=beside)
+            with writing_to(records, "records"):
+                record.write(path)
+        made += 1
         say(f"{row.table}/{row.name}, seed {seed}: {_summary(row, record.figures)}; "
             f"{(time.monotonic() - began) / 60:.1f} minutes")
-    return len(waiting)
+    return made
 
 
 def run_side_by_side(study: Study, records: Path, only: Sequence[str], jobs: int, command: Sequence[str],
@@ -105,8 +149,11 @@ def _waiting(study: Study, records: Path, only: Sequence[str], say: Say) -> list
         say(f"{study.name}: every row has its record in {records}")
         return []
     say(f"{study.name}: {len(waiting)} rows to run")
-    if not (study.shared_folder / "vae" / "done").exists():
-        _train(study.shared_command(), "the VAE that all rows share")
+    if not _shared_is_done(study):
+        with claimed_in_turn(records / study.shared_folder.name, lambda: say(
+                f"another process trains {study.shared_folder}; waiting for it"), _LONGEST_WAIT_S):
+            if not _shared_is_done(study):
+                _train(study.shared_command(), "the VAE that all rows share")
     for needed, seed in dict.fromkeys((other, seed) for row, seed in waiting for other in study.needs(row)):
         if (needed, seed) not in waiting and not study.model(needed, seed).is_dir():
             _train(study.command(needed, seed), f"{needed.table}/{needed.name}, seed {seed}")

@@ -21,7 +21,7 @@ from ..checkpoints.model_folder import read_recipe
 from ..checkpoints.parts import build, class_of, require_loadable
 from ..dataset.shards.schema import read_dataset
 from ..generation.build import identify
-from ..importers.named_models import MODELS, named_folder, to_be_fetched
+from ..importers.named_models import MODELS, named_folder, to_be_imported
 from ..runtime.distributed import Processes
 from ..runtime.errors import InputError
 from ..runtime.files import write_text
@@ -208,7 +208,7 @@ class TrainingJob(JobSettings):
         """
         self._name_extractors()
         fetched = [name for name in (*self.given.values(), self.init, self.vocoder_from, self.model)
-                   if name and to_be_fetched(name)]
+                   if name and to_be_imported(name)]
         if not fetched or not self.plan:  # a plan fetches nothing
             self._check()
         items, refusals = [], []

@@ -21,7 +21,8 @@ from ...media.video import probe, stream_clip
 from ...perception.base import Grounder
 from ...plots.overlay import SHOWN, Overlay, picture_size, write_film
 from ...runtime.errors import InputError
-from ...runtime.files import write_text
+from ...runtime.files import printable, reason_of, write_fault, write_text, writing_to
+from ...runtime.work_plan import Deed, Item, Plan, counted
 from ..shards.records import read_members
 from ..shards.schema import DatasetInfo, ShardInfo, decode_record, member_key, read_dataset, source_video
 from .dataset_statistics import DatasetStatistics, Fault, statistics_picture
@@ -30,6 +31,8 @@ from .shard_folder import failures
 _ROUNDING = 1e-3  # half a step of fp16 at 1
 _LONGEST_S = 1e6  # bound of a clip's duration, and of its frame rate
 _CHUNK_FRAMES = 32
+REPORTS = ("faults.jsonl", "statistics.json", "statistics.png")
+OVERLAYS = "overlays"  # folder of films
 Progress = Callable[[int, int, int], None]  # clips read, clips in all, faults
 
 
@@ -69,21 +72,54 @@ def check_dataset(root: Path, progress: Progress | None = None) -> tuple[Dataset
     return statistics, faults
 
 
-def write_check(out: Path, statistics: DatasetStatistics, faults: list[Fault], title: str) -> None:
-    """Write statistics.json, statistics.png and faults.jsonl (empty without faults).
+def plan_check(root: Path, out: Path, count: int = 0, keys: Sequence[str] = ()) -> Plan:
+    """What a check writes: three reports, and the films of :func:`write_overlays`. Nothing is written.
+
+    Args:
+        root: folder of the shards.
+        out: folder of the reports.
+        count: number of films of the first clips, if ``keys`` is empty.
+        keys: ids of the clips.
+
+    Raises:
+        InputError: dataset.json can't be used, or ``out`` is a file.
+    """
+    info = read_dataset(root)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"out={out} is a file; name a folder to write to")
+    chosen = keys or ([clip.key for clip in _chosen(root, count, ())] if count else ())
+    names = [*REPORTS, *(f"{OVERLAYS}/{member_key(key)}.mp4" for key in chosen)]
+    clips = sum(info.records(split) for split in info.splits)
+    return Plan(f"check of {root}, of {counted(clips, 'clip')}", [
+        Item(name, Deed.REPLACE if (out / name).exists() else Deed.MAKE) for name in names], out)
+
+
+def write_check(out: Path, statistics: DatasetStatistics, faults: list[Fault], title: str) -> str:
+    """Write statistics.json, statistics.png and faults.jsonl (empty without faults) ⇒ why there is no picture, or "".
 
     Args:
         out: folder of the three files.
         statistics: of the clips.
         faults: of the records.
         title: of the picture.
+
+    Raises:
+        EndOfRun: the disk is full, or the folder can't be written to.
     """
     lines = "".join(json.dumps(asdict(fault), ensure_ascii=False) + "\n" for fault in faults)
-    write_text(out / "faults.jsonl", lines)
     content = {**statistics.to_dict(), "faults": len(faults)}
-    write_text(out / "statistics.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
-    statistics_picture(out / "statistics.png", statistics, f"{title}: {statistics.clips} clips, "
-                                                           f"{statistics.seconds / 3600:.2f} hours")
+    with writing_to(out):
+        write_text(out / "faults.jsonl", printable(lines))
+        write_text(out / "statistics.json", printable(json.dumps(content, ensure_ascii=False, indent=1)) + "\n")
+        try:
+            statistics_picture(out / "statistics.png", statistics, f"{title}: {statistics.clips} clips, "
+                                                                   f"{statistics.seconds / 3600:.2f} hours")
+        except Exception as error:  # of any kind that a drawing library may raise
+            if write_fault(error, out):
+                raise
+            (out / "statistics.png").unlink(missing_ok=True)  # of a former check, whose numbers are gone
+            return f"statistics.png could not be drawn ({error})"
+    return ""
 
 
 def record_faults(clip: ClipFeatures, info: DatasetInfo) -> list[str]:
@@ -175,7 +211,8 @@ def _unlisted(root: Path, known: set[str]) -> list[Fault]:
 
 
 def write_overlays(root: Path, videos: Path, out: Path, count: int = 3, keys: Sequence[str] = (),
-                   grounder: Grounder | None = None, shown: float = SHOWN) -> Iterator[Path]:
+                   grounder: Grounder | None = None, shown: float = SHOWN,
+                   failures: dict[str, str] | None = None) -> Iterator[Path]:
     """Write films ``out``/<id>.mp4 of clips of a dataset ⇒ their paths, one by one.
 
     Args:
@@ -186,9 +223,11 @@ def write_overlays(root: Path, videos: Path, out: Path, count: int = 3, keys: Se
         keys: ids of the clips.
         grounder: draws the masks anew, since shards hold only their areas; None: boxes alone.
         shown: least probability of objects whose boxes and masks are drawn.
+        failures: {id: reason} of clips whose film can't be made, to be filled; None: the first of them ends it.
 
     Raises:
         InputError: a video or a key is missing, or the grounder draws no masks, or another made the shards.
+        EndOfRun: the disk is full, or the folder can't be written to.
     """
     root, videos, out = Path(root), Path(videos), Path(out)
     if not videos.is_dir():
@@ -198,7 +237,16 @@ def write_overlays(root: Path, videos: Path, out: Path, count: int = 3, keys: Se
     if grounder is not None:  # masks of another grounder would not fit the areas in the shards
         read_dataset(root).require(str(root), grounder=grounder.fingerprint)
     for clip in _chosen(root, count, keys):
-        yield write_overlay(clip, source_video(videos, clip), out / f"{member_key(clip.key)}.mp4", grounder, shown)
+        try:
+            with writing_to(out):
+                path = write_overlay(clip, source_video(videos, clip), out / f"{member_key(clip.key)}.mp4", grounder,
+                                     shown)
+        except Exception as error:
+            if failures is None:
+                raise
+            failures[printable(clip.key)] = reason_of(error, clip.key)
+            continue
+        yield path
 
 
 def write_overlay(clip: ClipFeatures, video: Path, out: Path, grounder: Grounder | None = None,

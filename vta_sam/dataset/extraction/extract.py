@@ -7,9 +7,13 @@ The next run makes the shards whose tar is missing (shard_folder.py).
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from ... import __version__
@@ -22,23 +26,30 @@ from ...perception.base import Encoder, FrameExtractor, Grounder, settings_of
 from ...perception.captions import tagger_name
 from ...perception.features import Extractors, extract_features, words_of
 from ...runtime.errors import InputError
-from ..manifests.manifest import Row, manifest_hash, read_manifest, slices
+from ...runtime.files import reason_of, write_fault
+from ...runtime.work_plan import Deed, Item, Plan, counted
+from ..manifests.manifest import Row, Slice, manifest_hash, read_manifest, slices
 from ..shards.schema import FORMAT_VERSION, DatasetInfo, encode_record
-from .shard_folder import ShardFolder
+from .shard_folder import ShardFolder, ShardTask
 
+_USUAL_S = 10.0  # of a clip whose manifest doesn't say how long it is, for sizes
+_OF_OBJECT = 6  # values a frame and object: probability, box, area
+_OF_RECORD = 4096  # bytes of words and of the tar's headers
 Progress = Callable[[int, int, int], None]  # clips done, clips in all, clips failed in this run
 
 
-def extract_dataset(manifest: Path, videos: Path, out: Path, grounder: Grounder, encoder: Encoder, fps: float,
-                    shard_size: int = 64, workers: int = 2, rank: int = 0, world: int = 1,
-                    progress: Progress | None = None, limit_s: float = 60.0, memory_mb: int = 4096,
-                    chunk_frames: int = CHUNK_FRAMES, hwaccel: str | None = None,
-                    retry_failed: bool = False, features: Sequence[FrameExtractor] = (),
-                    sample_rate_hz: int = MelSpec().sample_rate_hz) -> DatasetInfo:
-    """Make the shards of a manifest, or one worker's share of them ⇒ the dataset as it is then in ``out``.
+@dataclass(frozen=True)
+class ExtractionPlan:
+    """The plan of one worker's share of an extraction: a task a shard, and the same to be shown."""
 
-    The worker that ends last writes dataset.json. Until then other workers' shards may be missing. A clip that can't be
-    read is listed in ``<shard>.failed.jsonl`` with the reason.
+    folder: ShardFolder
+    tasks: tuple[ShardTask, ...]
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """An extraction, or one worker's share of it.
 
     Args:
         manifest: csv of the clips.
@@ -51,7 +62,6 @@ def extract_dataset(manifest: Path, videos: Path, out: Path, grounder: Grounder,
         workers: decoding processes.
         rank: of this worker, from 0.
         world: number of workers.
-        progress: called at the start and after each clip; clips of earlier runs count as done.
         limit_s: limit of a clip's decoding, in seconds.
         memory_mb: memory limit of a clip's decoding.
         chunk_frames: frames in one call of an extractor.
@@ -59,49 +69,168 @@ def extract_dataset(manifest: Path, videos: Path, out: Path, grounder: Grounder,
         retry_failed: try clips again that earlier runs listed as failed.
         features: extractors of further features per frame.
         sample_rate_hz: of the stored sound.
-
-    Raises:
-        InputError: ``out`` was begun with another manifest or config, an argument is out of range, there is no such
-            device, the disk is full, or no clip at all could be read.
     """
-    manifest, videos, out = Path(manifest), Path(videos), Path(out)
-    if not 0 <= rank < world:
-        raise InputError(f"rank={rank} of world={world}: ranks count from 0 to world - 1")
-    if chunk_frames < 1:
-        raise InputError(f"chunk_frames={chunk_frames}: expected at least one frame")
-    if sample_rate_hz < 1:
-        raise InputError(f"sample_rate_hz={sample_rate_hz}: expected samples a second, at least 1")
-    if not videos.is_dir():
-        raise InputError(f"videos={videos} is not a folder")
-    check_hwaccel(hwaccel)
-    rows = read_manifest(manifest)
-    extractors = Extractors(grounder, encoder, chunk_frames, features)
-    config = _config(extractors, fps, sample_rate_hz, shard_size, hwaccel)
-    all_slices = slices(rows, shard_size)
-    folder = ShardFolder(out, _describe(rows, extractors, config), config, all_slices)
-    extractor = ClipExtractor(videos, extractors, fps, sample_rate_hz)
-    mine = all_slices[rank::world]
-    with folder.claimed(), DecodePool(workers, limit_s, memory_mb, hwaccel=hwaccel) as pool:
-        pending = folder.pending(mine, retry_failed)
-        clips = sum(len(part.rows) for part in mine)
-        done, failed = clips - sum(len(part.rows) for part in pending), 0
-        if progress:
-            progress(done, clips, failed)
-        decoded = pool.map(extractor.request(row) for part in pending for row in part.rows
-                           if row.id not in folder.earlier_records(part))
-        for part in pending:
+
+    manifest: Path
+    videos: Path
+    out: Path
+    grounder: Grounder
+    encoder: Encoder
+    fps: float
+    shard_size: int = 64
+    workers: int = 2
+    rank: int = 0
+    world: int = 1
+    limit_s: float = 60.0
+    memory_mb: int = 4096
+    chunk_frames: int = CHUNK_FRAMES
+    hwaccel: str | None = None
+    retry_failed: bool = False
+    features: Sequence[FrameExtractor] = ()
+    sample_rate_hz: int = MelSpec().sample_rate_hz
+
+    @property
+    def extractors(self) -> Extractors:
+        return Extractors(self.grounder, self.encoder, self.chunk_frames, self.features)
+
+    def planned(self, share: str = "") -> ExtractionPlan:
+        """Work out what :meth:`run` does, without writing anything.
+
+        Args:
+            share: which share of the work this is, in words.
+
+        Raises:
+            InputError: ``out`` was begun with another manifest or config, an argument is out of range, or there is no
+                such device.
+        """
+        self._check()
+        extractors, rows, out = self.extractors, read_manifest(self.manifest), self.out
+        config = _config(extractors, self.fps, self.sample_rate_hz, self.shard_size, self.hwaccel)
+        all_slices = slices(rows, self.shard_size)
+        folder = ShardFolder(out, _describe(rows, extractors, config), config, all_slices)
+        folder.require_same()
+        tasks = [folder.judge(part, self.retry_failed) for part in all_slices[self.rank::self.world]]
+        known = [(out / part.name).stat().st_size / len(part.rows) for part in all_slices if (out / part.name).exists()]
+        tasks = [task if task.item.deed is Deed.KEEP else replace(task, item=replace(task.item, size=round(sum(
+            mean(known) if known else self._bytes_of(row) for row in task.part.rows)))) for task in tasks]
+        there = (out / "dataset.json").exists()
+        kept = all(task.item.deed is Deed.KEEP for task in tasks) and there
+        last = Item("dataset.json", Deed.KEEP) if kept else Item(
+            "dataset.json", Deed.MAKE_AGAIN if there else Deed.MAKE, "once all shards are there")
+        plan = Plan(f"shards of {counted(len(rows), 'clip')}", [*(task.item for task in tasks), last], out, share)
+        return ExtractionPlan(folder, tuple(tasks), plan)
+
+    def _check(self) -> None:
+        if not 0 <= self.rank < self.world:
+            raise InputError(f"rank={self.rank} of world={self.world}: ranks count from 0 to world - 1")
+        if self.chunk_frames < 1:
+            raise InputError(f"chunk_frames={self.chunk_frames}: expected at least one frame")
+        if self.sample_rate_hz < 1:
+            raise InputError(f"sample_rate_hz={self.sample_rate_hz}: expected samples a second, at least 1")
+        if not self.videos.is_dir():
+            raise InputError(f"videos={self.videos} is not a folder")
+        if self.out.exists() and not self.out.is_dir():
+            raise InputError(f"out={self.out} is a file; name a folder to write to")
+        check_hwaccel(self.hwaccel)
+
+    def _bytes_of(self, row: Row) -> float:
+        """About as many bytes as a record has: fp16 arrays, and sound at half of its PCM's size."""
+        duration_s, objects = row.duration_s or _USUAL_S, len(row.objects) or 1
+        frame = self.encoder.frame_dim + objects * _OF_OBJECT
+        return 2 * duration_s * self.fps * frame + duration_s * self.sample_rate_hz + _OF_RECORD
+
+    def run(self, planned: ExtractionPlan | None = None, progress: Progress | None = None) -> DatasetInfo:
+        """Do what was planned ⇒ the dataset as it is then in ``out``.
+
+        The worker that ends last writes dataset.json. Until then other workers' shards may be missing. A clip that
+        can't be read is listed in ``<shard>.failed.jsonl`` with the reason. Processes that were started with the same
+        share part its shards between them, one by one.
+
+        Args:
+            planned: by :meth:`planned`; None: it is planned here.
+            progress: called at the start and after each clip; clips of earlier runs count as done.
+
+        Raises:
+            InputError: as :meth:`planned`, or no clip at all could be read.
+            EndOfRun: the disk is full, or the folder can't be written to.
+        """
+        planned = planned or self.planned()
+        folder, work = planned.folder, _Work(self, planned, progress)
+        with folder.begun(), DecodePool(self.workers, self.limit_s, self.memory_mb, hwaccel=self.hwaccel) as pool:
+            left = []
+            for task in planned.tasks:
+                folder.keep(task) if task.item.deed is Deed.KEEP else left.append(task)
+            for _ in range(2):  # the second time for shards of a process that has been killed meanwhile
+                left = work.make(pool, left)
+            if left:
+                warnings.warn(f"{len(left)} shards in {self.out} are being made by another process, which writes "
+                              "dataset.json if it ends last; should it be stopped, the same command goes on")
+            return folder.finish()
+
+
+class _Work:
+    """The making of shards, with its counts."""
+
+    def __init__(self, asked: Extraction, planned: ExtractionPlan, progress: Progress | None) -> None:
+        self.folder, self.progress = planned.folder, progress
+        self.extractor = ClipExtractor(asked.videos, asked.extractors, asked.fps, asked.sample_rate_hz)
+        self.clips = sum(len(task.part.rows) for task in planned.tasks)
+        self.done = sum(len(task.part.rows) for task in planned.tasks if task.item.deed is Deed.KEEP)
+        self.failed, self.told = 0, False
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.progress:
+            self.progress(self.done, self.clips, self.failed)
+
+    def make(self, pool: DecodePool, tasks: Sequence[ShardTask]) -> list[ShardTask]:
+        """Make the shards of these tasks ⇒ those that another process is at."""
+        elsewhere: list[ShardTask] = []
+        ahead, parts = itertools.tee(self._taken(tasks, elsewhere))  # clips are decoded before their turn
+        decoded = pool.map(self.extractor.request(row) for part in ahead for row in part.rows
+                           if row.id not in self.folder.earlier_records(part))
+        for part in parts:
             records, shard_failures = [], list[dict[str, str]]()
             for row in part.rows:
-                record = folder.earlier_records(part).get(row.id) or extractor.record(row, next(decoded))
+                record = self.folder.earlier_records(part).get(row.id) or self.extractor.record(row, next(decoded))
                 if isinstance(record, InputError):
                     shard_failures.append({"id": row.id, "path": row.path, "reason": str(record)})
                 else:
                     records.append((row.id, record))
-                done, failed = done + 1, failed + isinstance(record, InputError)
-                if progress:
-                    progress(done, clips, failed)
-            folder.commit(part, records, shard_failures)
-        return folder.finish()
+                self.done, self.failed = self.done + 1, self.failed + isinstance(record, InputError)
+                self._tell()
+            self.folder.commit(part, records, shard_failures)
+        return elsewhere
+
+    def _taken(self, tasks: Sequence[ShardTask], elsewhere: list[ShardTask]) -> Iterator[Slice]:
+        for task in tasks:
+            taken = self.folder.take(task)
+            if taken:
+                yield task.part
+            elif taken is None:
+                self.done += len(task.part.rows)
+                self._tell()
+            else:
+                elsewhere.append(task)
+                if not self.told:
+                    warnings.warn(f"another process is at {task.part.name} in {self.folder.path}; this one makes what "
+                                  "that one hasn't begun")
+                    self.told = True
+
+
+def extract_dataset(manifest: Path, videos: Path, out: Path, grounder: Grounder, encoder: Encoder, fps: float,
+                    shard_size: int = 64, workers: int = 2, rank: int = 0, world: int = 1,
+                    progress: Progress | None = None, limit_s: float = 60.0, memory_mb: int = 4096,
+                    chunk_frames: int = CHUNK_FRAMES, hwaccel: str | None = None,
+                    retry_failed: bool = False, features: Sequence[FrameExtractor] = (),
+                    sample_rate_hz: int = MelSpec().sample_rate_hz) -> DatasetInfo:
+    """Plan and run an :class:`Extraction`, whose arguments these are ⇒ the dataset as it is then in ``out``.
+
+    ``progress`` and errors are those of :meth:`Extraction.run`.
+    """
+    asked = Extraction(Path(manifest), Path(videos), Path(out), grounder, encoder, fps, shard_size, workers, rank,
+                       world, limit_s, memory_mb, chunk_frames, hwaccel, retry_failed, features, sample_rate_hz)
+    return asked.run(progress=progress)
 
 
 class ClipExtractor:
@@ -136,6 +265,10 @@ class ClipExtractor:
             return encode_record(self.features(row, clip))
         except InputError as error:
             return error
+        except (OSError, UnicodeError) as error:
+            if write_fault(error) is not None:
+                raise
+            return InputError(reason_of(error, row.path))
 
     def features(self, row: Row, clip: ClipStream) -> ClipFeatures:
         """The features of a clip.

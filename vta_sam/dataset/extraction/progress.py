@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -15,10 +15,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
+from ...runtime.files import printable
 from ..shards.schema import DatasetInfo
 from .shard_folder import failures
 
-_REASONS = 5
+_REASONS, _CLIPS = 5, 3  # that are shown, of failures; clips of each
 
 
 class _Rate(ProgressColumn):
@@ -87,23 +88,30 @@ def _pace(clips_per_s: float) -> str:
 
 
 def summary(info: DatasetInfo, out: Path) -> Group:
-    """A table of shards, records and failures of each split, and the most frequent reasons of failures, to be printed.
+    """A table of shards, records and failures of each split, and the most frequent reasons of failures with the first
+    clips that they befell, to be printed.
 
     Args:
         info: the dataset.
         out: its folder.
     """
-    table = Table("split", "shards", "records", "failed", title=str(out))
-    reasons: Counter[str] = Counter()
+    table = Table("split", "shards", "records", "failed", title=Text(printable(out)))
+    clips: dict[str, list[str]] = {}
     for split, shards in sorted(info.splits.items()):
         failed = sum(shard.failed for shard in shards)
         table.add_row(split, str(len(shards)), str(sum(shard.records for shard in shards)), str(failed))
         for shard in shards:
             if shard.failed:
-                listed = failures(out / f"{Path(shard.name).stem}.failed.jsonl")
-                # without the file's name, so that the same reasons count together
-                reasons.update(entry["reason"].replace(entry["path"], "…").rpartition("/")[2] for entry in listed)
-    lines = [Text(f"{count} clips: {reason}") for reason, count in reasons.most_common(_REASONS)]
+                for entry in failures(out / f"{Path(shard.name).stem}.failed.jsonl"):
+                    # without the file's name, so that the same reasons count together
+                    reason = re.sub(rf"[^\s'\"]*{re.escape(entry['path'])}", "…", entry["reason"])
+                    clips.setdefault(reason, []).append(entry["id"])
+    frequent = sorted(clips.items(), key=lambda item: -len(item[1]))[:_REASONS]
+    lines = [Text(printable(f"{len(ids)} clips: {reason} ({', '.join(ids[:_CLIPS])}{', …' * (len(ids) > _CLIPS)})"))
+             for reason, ids in frequent]
+    if clips:
+        lines.append(Text(printable(f"All that failed, with their reasons: {out / '*.failed.jsonl'}; retry_failed=true "
+                                    "tries them again.")))
     if not (out / "dataset.json").exists():
         lines.append(Text("Other workers' shards are missing still; dataset.json is written with the last of them."))
     return Group(table, *lines)

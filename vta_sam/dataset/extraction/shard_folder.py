@@ -2,6 +2,7 @@
 
 A shard is done once its tar is renamed into place, after the list of its failures. A shard whose failed clips are tried
 again is renamed to ``<shard>.tar.before``. It is then no longer done, and the new shard takes over its records.
+Processes that write to one folder claim each shard before they begin it.
 """
 
 from __future__ import annotations
@@ -12,22 +13,32 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...runtime.errors import InputError
-from ...runtime.files import write_text
+from ...runtime.errors import EndOfRun, InputError
+from ...runtime.files import claimed, sweep_claims, write_fault, write_text
+from ...runtime.work_plan import Deed, Item, counted
 from ..manifests.manifest import Slice
 from ..shards.records import read_members, write_records
-from ..shards.schema import DatasetInfo, ShardInfo, decode_record
+from ..shards.schema import DatasetInfo, ShardInfo, decode_record, read_dataset
 
 STATE_FILE = "extraction.json"
 _LOCK_FILE = ".extraction.lock"
 _STALE_S = 60.0  # a file is written in seconds: a temporary file older than this belongs to a killed worker
 
 Record = dict[str, bytes]  # members by suffix
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """What a plan says of one shard. seen_ns: when its tar was written, if there was one."""
+
+    part: Slice
+    item: Item
+    seen_ns: int | None = None
 
 
 class ShardFolder:
@@ -43,13 +54,15 @@ class ShardFolder:
     def __init__(self, path: Path, info: DatasetInfo, config: dict[str, Any], all_slices: list[Slice]) -> None:
         self.path, self.info, self.config, self.all_slices = path, info, config, all_slices
         self._earlier: dict[str, dict[str, Record]] = {}
+        self._held: dict[str, ExitStack] = {}  # claims, by shard
 
     @contextmanager
-    def claimed(self) -> Iterator[None]:
+    def begun(self) -> Iterator[None]:
         """A context in which the folder belongs to this manifest and config.
 
         Raises:
-            InputError: the folder was begun with others, or there is no space left on the disk.
+            InputError: the folder was begun with others.
+            EndOfRun: there is no space left on the disk, or the folder can't be written to.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -57,25 +70,55 @@ class ShardFolder:
                 self._claim()
                 yield
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise EndOfRun(f"there is no space left for {self.path} ({error.strerror}); the shards that are there "
+                               "are whole: make room, and the same command goes on from them") from error
+            sentence = write_fault(error, self.path)
+            if sentence is None:
                 raise
-            raise InputError(f"there is no space left for {self.path} ({error.strerror}); the shards that are there "
-                             "are whole: make room, and the same command goes on from them") from error
+            raise EndOfRun(sentence) from error
+        finally:
+            for held in self._held.values():
+                held.close()
+            self._held.clear()
 
-    def pending(self, mine: list[Slice], retry_failed: bool) -> list[Slice]:
-        """The slices that have no finished shard.
+    def judge(self, part: Slice, retry_failed: bool) -> ShardTask:
+        """What is to be done for a shard; nothing is written.
 
         Args:
-            mine: slices of this worker.
-            retry_failed: set shards aside whose list of failures isn't empty, so that they count as unfinished.
+            part: its slice.
+            retry_failed: make shards again whose list of failures isn't empty.
         """
-        for part in mine:
-            if self._is_done(part):
-                self._aside(part).unlink(missing_ok=True)  # the new shard is in place
-                if retry_failed and failures(self.path / part.failed_name):
-                    (self.path / "dataset.json").unlink(missing_ok=True)
-                    os.replace(self.path / part.name, self._aside(part))
-        return [part for part in mine if not self._is_done(part)]
+        if not self._is_done(part):
+            if self._aside(part).exists():
+                return ShardTask(part, Item(part.name, Deed.GO_ON, "its failed clips are being tried again"))
+            return ShardTask(part, Item(part.name, Deed.MAKE, counted(len(part.rows), "clip")))
+        seen_ns = (self.path / part.name).stat().st_mtime_ns
+        failed = len(failures(self.path / part.failed_name)) if retry_failed else 0
+        if failed:
+            detail = f"{counted(failed, 'clip')} of it failed, and will be tried again"
+            return ShardTask(part, Item(part.name, Deed.MAKE_AGAIN, detail), seen_ns)
+        return ShardTask(part, Item(part.name, Deed.KEEP), seen_ns)
+
+    def take(self, task: ShardTask) -> bool | None:
+        """Claim a shard and begin it as planned ⇒ True; False where another process is at it, None where one has
+        finished it since."""
+        held, path = ExitStack(), self.path / task.part.name
+        if not held.enter_context(claimed(path)):
+            held.close()
+            return False
+        if path.exists() and path.stat().st_mtime_ns != task.seen_ns:
+            held.close()
+            return None
+        self._held[task.part.name] = held
+        if task.item.deed is Deed.MAKE_AGAIN and path.exists():
+            (self.path / "dataset.json").unlink(missing_ok=True)
+            os.replace(path, self._aside(task.part))
+        return True
+
+    def keep(self, task: ShardTask) -> None:
+        """Remove what was set aside for a shard that is in place."""
+        self._aside(task.part).unlink(missing_ok=True)
 
     def earlier_records(self, part: Slice) -> dict[str, Record]:
         """{id: record} of a shard that was set aside.
@@ -106,6 +149,7 @@ class ShardFolder:
         write_records(self.path / part.name, records)
         self._aside(part).unlink(missing_ok=True)
         self._earlier.pop(part.name, None)
+        self._held.pop(part.name, ExitStack()).close()
 
     def finish(self) -> DatasetInfo:
         """The dataset as it is now. dataset.json is written if all shards are done.
@@ -127,8 +171,19 @@ class ShardFolder:
                 (self.path / shard.name).unlink(missing_ok=True)
             raise InputError(f"none of the {sum(s.failed for s in shards)} clips could be read. The first reason: "
                              f"{first['reason']}")
-        info.write(self.path)
-        return info
+        before = self._dataset_before(info)
+        if before is None:
+            info.write(self.path)
+        return before or info
+
+    def _dataset_before(self, info: DatasetInfo) -> DatasetInfo | None:
+        """dataset.json as it is, where it says the same of all records: a later release of this program makes no other
+        dataset of finished shards. None: it has to be written."""
+        try:
+            before = read_dataset(self.path)
+        except InputError:
+            return None
+        return before if replace(before, code_version=info.code_version) == info else None
 
     def _is_done(self, part: Slice) -> bool:
         return (self.path / part.name).exists()
@@ -136,17 +191,17 @@ class ShardFolder:
     def _aside(self, part: Slice) -> Path:
         return self.path / f"{part.name}.before"
 
-    def _claim(self) -> None:
-        """Write manifest and config to extraction.json, or compare them. Raises InputError where they differ."""
+    def require_same(self) -> bool:
+        """Whether the folder was begun, with this manifest and config. Raises InputError where it was with others."""
         path = self.path / STATE_FILE
         ours = {"manifest_hash": self.info.manifest_hash, "config": self.config}
         if not path.exists():
             if next(self.path.glob("*.tar"), None) is not None:
                 raise InputError(f"{self.path} holds tars but no {STATE_FILE}: they were not made by this program; "
                                  "choose another out=")
-            write_text(path, json.dumps(ours, indent=1, sort_keys=True) + "\n", sync=True)
+            return False
         try:
-            theirs = json.loads(path.read_text(encoding="utf-8"))  # another worker may have been faster
+            theirs = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(f"{path} can't be read ({error}); choose another out=, or delete the folder") from error
         if not isinstance(theirs, dict) or not isinstance(theirs.get("config"), dict):
@@ -159,13 +214,23 @@ class ShardFolder:
         if changed:
             raise InputError(f"{self.path} was begun with another config ({'; '.join(changed)}); choose another out=, "
                              "or delete the folder")
+        return True
+
+    def _claim(self) -> None:
+        """Write manifest and config to extraction.json, or compare them. Raises InputError where they differ."""
+        if not self.require_same():
+            ours = {"manifest_hash": self.info.manifest_hash, "config": self.config}
+            write_text(self.path / STATE_FILE, json.dumps(ours, indent=1, sort_keys=True) + "\n", sync=True)
+            self.require_same()  # another worker may have been faster
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """A context with a shared lock on the folder, before which temporary files of killed workers are removed.
+        """A context with a shared lock on the folder, before which temporary files and claims of killed workers are
+        removed.
 
-        They stay while another worker is running, and on file systems without locks.
+        Temporary files stay while another worker is running, and on file systems without locks.
         """
+        sweep_claims(self.path)
         with open(self.path / _LOCK_FILE, "a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any, Callable, Protocol
 
 import numpy as np
@@ -17,13 +21,15 @@ import safetensors.numpy
 
 from ...clip import ClipFeatures
 from ...runtime.errors import InputError
-from ...runtime.files import atomic_path, write_text
+from ...runtime.files import claimed, write_bytes, write_text, writing_to
 from ...runtime.randomness import seed_of
+from ...runtime.work_plan import Deed, Item, Plan, counted
 from .records import read_records
 from .schema import DatasetInfo, ShardInfo
 from .storage import Root, storage_of
 
 INFO_NAME = "latents.json"
+_LONGEST_WAIT_S = 1800.0  # for another process that makes the same shard
 
 
 class LatentEncoder(Protocol):
@@ -59,12 +65,72 @@ def latents_folder(root: Root, info: DatasetInfo, codec: LatentEncoder) -> Path:
     return storage_of(root).latents_parent / f"latents-{weights_hash(codec.state_dict())}-{made_of % 16**6:06x}"
 
 
+@dataclass(frozen=True)
+class LatentsPlan:
+    """The plan of one worker's share of a dataset's latents.
+
+    Args:
+        out: folder of the latents.
+        shards: of all workers.
+        mine: of this one.
+        plan: an item a shard of ``mine``, and latents.json.
+    """
+
+    out: Path
+    shards: tuple[ShardInfo, ...]
+    mine: tuple[ShardInfo, ...]
+    plan: Plan
+
+
+def plan_latents(root: Root, info: DatasetInfo, codec: LatentEncoder, out: Path, rank: int = 0, world: int = 1,
+                 share: str = "", bytes_of_clip: int | None = None) -> LatentsPlan:
+    """Work out what :func:`encode_dataset` does, without writing anything; arguments as there.
+
+    Args:
+        share: which share of the work this is, in words.
+        bytes_of_clip: size of one record's latents, for sizes where no shard is there yet.
+
+    Raises:
+        InputError: there is nothing to encode, or the folder holds latents of another dataset.
+    """
+    if not 0 <= rank < world:
+        raise InputError(f"rank={rank} of world={world}: ranks go from 0 to world - 1")
+    storage, shards = storage_of(root), _shards_of(info, list(info.splits))
+    if not shards:
+        raise InputError(f"{storage} holds no records to encode")
+    _require_same_dataset(out, info)
+    mine, there = shards[rank::world], {shard.name: _path(out, shard) for shard in shards if _path(out, shard).exists()}
+    known = [there[shard.name].stat().st_size / shard.records for shard in shards if shard.name in there]
+    of_clip = mean(known) if known else bytes_of_clip
+    items = [Item(_path(out, shard).name, Deed.KEEP) if shard.name in there else
+             Item(_path(out, shard).name, Deed.MAKE, counted(shard.records, "clip"),
+                  None if of_clip is None else round(shard.records * of_clip)) for shard in mine]
+    finished = (out / INFO_NAME).exists()
+    if finished and all(item.deed is Deed.KEEP for item in items):
+        items.append(Item(INFO_NAME, Deed.KEEP))
+    else:
+        items.append(Item(INFO_NAME, Deed.MAKE_AGAIN if finished else Deed.MAKE, "once all shards are there"))
+    return LatentsPlan(out, tuple(shards), tuple(mine), Plan(f"latents of {storage}", items, out, share))
+
+
+def _require_same_dataset(out: Path, info: DatasetInfo) -> None:
+    """Raise InputError where latents.json names another dataset; one of an earlier release names none."""
+    try:
+        known = json.loads((out / INFO_NAME).read_text()).get("dataset", info.fingerprint)
+    except (OSError, ValueError, AttributeError):
+        return  # it is missing, or measured anew
+    if known != info.fingerprint:
+        raise InputError(f"{out} holds latents of another dataset than this one ({known}, this is {info.fingerprint}, "
+                         "by what dataset.json says); name another folder with out=, or delete it")
+
+
 def encode_dataset(root: Root, info: DatasetInfo, codec: LatentEncoder, out: Path, rank: int = 0, world: int = 1,
-                   progress: Callable[[int], None] | None = None) -> bool:
+                   progress: Callable[[int], None] | None = None, planned: LatentsPlan | None = None) -> bool:
     """Make worker ``rank``'s share of the latent shards of all splits ⇒ True where all of them exist by then.
 
     A worker makes the shards rank, rank + world, … that don't exist yet. A worker that finds all shards at its end
-    writes latents.json, so that at least one does where several end together.
+    writes latents.json, so that at least one does where several end together. A shard that another process is making
+    comes last, and is waited for.
 
     Args:
         root: the dataset's folder, URL or storage.
@@ -74,20 +140,20 @@ def encode_dataset(root: Root, info: DatasetInfo, codec: LatentEncoder, out: Pat
         rank: of this worker.
         world: number of workers.
         progress: called with the number of records after each shard.
+        planned: by :func:`plan_latents`; None: it is planned here.
 
     Raises:
-        InputError: there is nothing to encode, or a shard can't be read.
+        InputError: there is nothing to encode, a shard can't be read, the folder holds latents of another dataset, or
+            another process has been at a shard for half an hour.
+        EndOfRun: the disk is full, or the folder can't be written to.
     """
-    if not 0 <= rank < world:
-        raise InputError(f"rank={rank} of world={world}: ranks go from 0 to world - 1")
-    storage, shards = storage_of(root), _shards_of(info, list(info.splits))
-    if not shards:
-        raise InputError(f"{storage} holds no records to encode")
-    made = _encode_shards(shards[rank::world], lambda shard: read_records(storage, shard), codec, out, progress)
-    if not _all_there(out, shards):
+    planned = planned or plan_latents(root, info, codec, out, rank, world)
+    storage = storage_of(root)
+    made = _encode_shards(planned.mine, lambda shard: read_records(storage, shard), codec, out, progress)
+    if not _all_there(out, planned.shards):
         return False
     if made or not (out / INFO_NAME).exists():
-        _finish(shards, out)
+        _finish(planned.shards, out, info)
     return True
 
 
@@ -112,27 +178,43 @@ def write_latents(
     return _finish(shards, out)
 
 
-def _encode_shards(shards: list[ShardInfo], records_of: Callable[[ShardInfo], Iterable[ClipFeatures]],
+def _encode_shards(shards: Sequence[ShardInfo], records_of: Callable[[ShardInfo], Iterable[ClipFeatures]],
                    codec: LatentEncoder, out: Path, progress: Callable[[int], None] | None) -> int:
     """Make the shards that don't exist ⇒ their number."""
-    out.mkdir(parents=True, exist_ok=True)
-    made = 0
-    for shard in shards:
-        path = _path(out, shard)
-        if not path.exists():
-            moments = {r.key: codec.encode_moments(r.waveform).astype(np.float16) for r in records_of(shard)}
-            with atomic_path(path, sync=True) as temporary:
-                safetensors.numpy.save_file(moments, temporary)
-            made += 1
-        if progress:
-            progress(shard.records)
+    made, left = 0, list(shards)
+    for wait_s in (0.0, _LONGEST_WAIT_S):
+        if left and wait_s:
+            warnings.warn(f"another process is at {', '.join(_path(out, shard).name for shard in left[:3])} in {out}; "
+                          "waiting for it")
+        elsewhere = []
+        for shard in left:
+            path = _path(out, shard)
+            with ExitStack() as until_made, writing_to(out, "latents"):
+                if not path.exists():
+                    if not until_made.enter_context(claimed(path, wait_s)):
+                        elsewhere.append(shard)
+                        continue
+                    if not path.exists():
+                        moments = {r.key: codec.encode_moments(r.waveform).astype(np.float16)
+                                   for r in records_of(shard)}
+                        # save_file would hide that a disk is full
+                        write_bytes(path, safetensors.numpy.save(moments), sync=True)
+                        made += 1
+            if progress:
+                progress(shard.records)
+        left = elsewhere
+    if left:
+        raise InputError(f"{_path(out, left[0])}: another process has been at it for {_LONGEST_WAIT_S / 60:.0f} "
+                         "minutes; see whether that one goes on, and give the same command again")
     return made
 
 
-def _finish(shards: list[ShardInfo], out: Path) -> float:
+def _finish(shards: Sequence[ShardInfo], out: Path, info: DatasetInfo | None = None) -> float:
     """Write latents.json, once all shards exist ⇒ their standard deviation."""
     std = _std_of(read_latents(out, shard) for shard in shards)
-    write_text(out / INFO_NAME, json.dumps({"std": std, "vae": out.name}) + "\n", sync=True)
+    dataset = {} if info is None else {"dataset": info.fingerprint}
+    with writing_to(out, "latents"):
+        write_text(out / INFO_NAME, json.dumps({"std": std, "vae": out.name, **dataset}) + "\n", sync=True)
     return std
 
 
@@ -162,7 +244,7 @@ def is_complete(folder: Path, info: DatasetInfo, splits: list[str]) -> bool:
     return (folder / INFO_NAME).exists() and _all_there(folder, _shards_of(info, splits))
 
 
-def _all_there(folder: Path, shards: list[ShardInfo]) -> bool:
+def _all_there(folder: Path, shards: Sequence[ShardInfo]) -> bool:
     return all(_path(folder, shard).exists() for shard in shards)
 
 

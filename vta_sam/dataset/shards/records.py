@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import tarfile
-from typing import BinaryIO, Callable, Iterable, Iterator
+from typing import BinaryIO, Callable, Iterable, Iterator, TypeVar
 
 from webdataset.handlers import reraise_exception
 from webdataset.tariterators import group_by_keys, tar_file_expander
@@ -15,6 +15,9 @@ from ...runtime.errors import InputError
 from ...runtime.files import atomic_path
 from .schema import MEMBERS, ShardInfo, decode_record, encode_record, member_key
 from .storage import Root, Storage, require_whole, storage_of
+
+Members = dict[str, bytes]  # of a record, by suffix
+T = TypeVar("T")
 
 
 def write_shard(path: str | os.PathLike, clips: Iterable[ClipFeatures]) -> int:
@@ -71,19 +74,30 @@ def read_records(root: Root, shard: ShardInfo) -> list[ClipFeatures]:
     Raises:
         InputError: the file is missing, damaged, or holds another number of records than dataset.json says.
     """
+    where = storage_of(root).where(shard.name)
+    return _again_if_damaged(root, shard, lambda storage: list(_decoded(where, _all_members(storage, shard))))
+
+
+def read_stored(root: Root, shard: ShardInfo) -> list[tuple[str, Members]]:
+    """The records of one shard as they are stored, for ``decode_record``; arguments and errors as of
+    :func:`read_records`, but for what is inside a record."""
+    return _again_if_damaged(root, shard, lambda storage: _all_members(storage, shard))
+
+
+def _again_if_damaged(root: Root, shard: ShardInfo, read: Callable[[Storage], T]) -> T:
     storage = storage_of(root)
     try:
-        return _all_records(storage, shard)
+        return read(storage)
     except InputError:
         if not storage.evict(shard.name):
             raise
-    return _all_records(storage, shard)
+    return read(storage)
 
 
-def _all_records(storage: Storage, shard: ShardInfo) -> list[ClipFeatures]:
+def _all_members(storage: Storage, shard: ShardInfo) -> list[tuple[str, Members]]:
     where = storage.where(shard.name)
     with _opened(where, lambda: storage.open(shard.name)) as file:
-        records = list(_decoded(where, _members(where, file)))
+        records = list(_members(where, file))
     if len(records) != shard.records:
         raise InputError(f"{where} holds {len(records)} records, dataset.json says {shard.records}: the file was cut "
                          "or replaced; delete it and extract again")
@@ -123,11 +137,44 @@ def _members(where: str, file: BinaryIO) -> Iterator[tuple[str, dict[str, bytes]
     it would open, or run, itself."""
     try:
         require_whole(file)
+        _require_order(where, file)
         members = tar_file_expander([{"url": where, "stream": file}], handler=reraise_exception)
         for sample in group_by_keys(members, suffixes=set(MEMBERS)):
             yield sample["__key__"], {suffix: sample[suffix] for suffix in MEMBERS if suffix in sample}
-    except (tarfile.TarError, EOFError, OSError, ValueError) as error:  # ValueError: a member that stands twice
+    except InputError:
+        raise
+    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         raise _cut_short(where, error) from error
+
+
+def _require_order(where: str, file: BinaryIO) -> None:
+    """Raise InputError where the tar's members are no records that a reader of the stream could put together. The file
+    is left at its beginning."""
+    ended: set[str] = set()
+    key, suffixes = "", set[str]()
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        for member in tar:
+            folder, _, name = member.name.rpartition("/")
+            stem, dot, suffix = name.partition(".")
+            if not member.isfile() or not stem or not dot:
+                continue
+            if suffix not in MEMBERS:
+                if suffix.rpartition(".")[2] in MEMBERS:
+                    raise InputError(f"{where}: {member.name} has a dot in its clip's name, which readers cut at the "
+                                     "first dot; write it as %2E, or extract again")
+                continue
+            if (now := f"{folder}/{stem}") != key:
+                ended.add(key)
+                key, suffixes = now, set()
+            if now in ended:
+                raise InputError(f"{where}: {member.name} stands apart from the other members of its clip; the "
+                                 "members of a clip must stand together in the tar: write it again in that order, or "
+                                 "extract again")
+            if suffix in suffixes:
+                raise InputError(f"{where}: {member.name} stands twice in the tar; a clip stands there once: write it "
+                                 "again without the other, or extract again")
+            suffixes.add(suffix)
+    file.seek(0)
 
 
 def _cut_short(where: str, error: Exception) -> InputError:

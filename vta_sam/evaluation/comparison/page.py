@@ -18,12 +18,14 @@ from typing import Any, Iterator
 import jinja2
 import numpy as np
 
+from ...dataset.shards.schema import read_dataset
 from ...media.audio import read_audio
 from ...mel import SAMPLE_RATE_HZ
 from ...plots import clip_pictures
 from ...plots.clip_pictures import check_probabilities
 from ...runtime.errors import InputError
-from ...runtime.files import write_text
+from ...runtime.files import reason_of, write_fault, write_text, writing_to
+from ...runtime.work_plan import Deed, Item
 from ..measurements import Timeline, timelines, true_events
 from ..pairing import Plan, SoundFile, Words
 from ..request import Request
@@ -62,6 +64,7 @@ class PageRequest:
         videos: {clip id: pictures} for systems that have only sound.
         out: the folder of index.html.
         note: a sentence under the title.
+        faults: gets a sentence for each sound and picture that can't be shown.
     """
 
     title: str
@@ -71,6 +74,7 @@ class PageRequest:
     videos: dict[str, Path]
     out: Path
     note: str = ""
+    faults: list[str] = field(default_factory=list)
 
     @property
     def systems(self) -> list[str]:
@@ -127,7 +131,8 @@ def replaced(out: Path) -> Iterator[Path]:
         for name in OWN:
             (new / name).rename(out / name)
     except OSError as error:
-        raise InputError(f"out={out}: the page can't be written ({error.strerror or error})") from error
+        raise InputError(write_fault(error, out) or f"out={out}: the page can't be written "
+                                                    f"({error.strerror or error})") from error
     finally:
         for folder in (new, old):
             shutil.rmtree(folder, ignore_errors=True)
@@ -186,7 +191,7 @@ def write_page(request: PageRequest, progress: Callable[[int, int], None] = lamb
         InputError: see :meth:`PageRequest.check` and :func:`replaced`.
     """
     request.check()
-    with replaced(request.out) as folder:
+    with writing_to(request.out), replaced(request.out) as folder:
         for name in ("assets", "media", "pages"):
             (folder / name).mkdir()
         for name in ("page.css", "page.js"):
@@ -230,8 +235,15 @@ def _clip_markup(request: PageRequest, clip: PageClip, number: int, media: Path)
     known = [mel for mel in mels if mel is not None]
     for row, (cell, mel_db) in enumerate(zip(cells, mels)):
         if mel_db is not None:
-            cell.picture = f"c{number + 1:04d}-s{row:02d}.png"
-            players.write_spectrogram(media / cell.picture, mel_db, clip_pictures.loudest_db(*known), duration_s)
+            name = f"c{number + 1:04d}-s{row:02d}.png"
+            try:
+                players.write_spectrogram(media / name, mel_db, clip_pictures.loudest_db(*known), duration_s)
+                cell.picture = name
+            except Exception as error:  # of any kind that a drawing library may raise
+                if write_fault(error, request.out):
+                    raise
+                cell.notes.append("its spectrogram could not be drawn")
+                request.faults.append(f"{clip.id}, {cell.system}: its spectrogram could not be drawn ({error})")
     poster = _poster(request, clip, media, f"c{number + 1:04d}.jpg", duration_s)
     return _template("clip.html.j2").render(
         clip=clip, number=number, cells=cells, duration_s=duration_s, poster=poster,
@@ -259,8 +271,12 @@ def _cell(request: PageRequest, clip: PageClip, system: str, media: Path, stem: 
         if not np.isfinite(waveform).all():
             raise InputError(f"{sound.path} holds NaN or infinity")
         cell.player = make_player(sound, waveform, pictures, media, stem)
-    except InputError as error:
-        cell.gap = without_folders(error, *_paths(sound, pictures))
+    except (InputError, OSError, UnicodeError) as error:
+        if write_fault(error, request.out):
+            raise
+        reason = reason_of(error, sound.path)
+        cell.gap = without_folders(reason, *_paths(sound, pictures))
+        request.faults.append(f"{clip.id}, {system}: {reason}")
         return cell, None
     cell.notes += cell.player.notes
     cell.length_s = len(waveform) / SAMPLE_RATE_HZ
@@ -280,7 +296,9 @@ def _poster(request: PageRequest, clip: PageClip, media: Path, name: str, durati
             try:
                 players.write_poster(media / name, video, time_s)
                 return name
-            except InputError:
+            except (InputError, OSError, UnicodeError) as error:
+                if write_fault(error, request.out):
+                    raise
                 continue  # its cells hold the reason
     return None
 
@@ -304,7 +322,7 @@ def _template(name: str) -> jinja2.Template:
 
 def write_comparison(evaluation: Evaluation, plan: Plan, asked: Request, out: Path, title: str, note: str = "",
                      shards: Path | None = None, progress: Callable[[int, int], None] = lambda done, total: None,
-                     ) -> Path:
+                     faults: list[str] | None = None) -> Path:
     """Write the page of an evaluation ⇒ its index.html. Sounds that were skipped as bad are absent from the page too.
 
     Args:
@@ -316,13 +334,25 @@ def write_comparison(evaluation: Evaluation, plan: Plan, asked: Request, out: Pa
         note: a sentence under the title.
         shards: dataset of the clips, whose object probabilities are drawn over time.
         progress: is called with the clips done, and of how many.
+        faults: gets a sentence for each sound and picture that can't be shown.
     """
+    if shards is not None:
+        evaluation.provenance["dataset"] = read_dataset(shards).fingerprint
     published = _without_folders(evaluation, asked)
     known = timelines(shards, evaluation.clips) if shards is not None else {}
     clips = [_page_clip(clip_id, plan, asked, known.get(clip_id)) for clip_id in evaluation.clips]
     sounds = {name: {clip_id: files[0] for clip_id, files in found.items()
                      if clip_id in evaluation.systems[name].clips} for name, found in plan.sounds.items()}
-    return write_page(PageRequest(title, published, sounds, clips, plan.videos, out, note), progress)
+    return write_page(PageRequest(title, published, sounds, clips, plan.videos, out, note,
+                                  [] if faults is None else faults), progress)
+
+
+def page_item(plan: Plan, out: Path) -> Item:
+    """The page's row in the plan of a comparison: whether there is one already, and the size of its media."""
+    files = [file for found in plan.sounds.values() for samples in found.values() for file in samples[:1]]
+    size = sum(file.path.stat().st_size for file in files)
+    there = (out / MARKER).exists()
+    return Item(f"{out.name}/", Deed.REPLACE if there else Deed.MAKE, "a page that plays and shows them", size)
 
 
 def _without_folders(evaluation: Evaluation, asked: Request) -> Evaluation:

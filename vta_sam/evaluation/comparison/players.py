@@ -162,7 +162,7 @@ def make_player(sound: SoundFile, waveform: np.ndarray, pictures: Path | None, f
     return Player("audio", f"{stem}{suffix}", notes[-1:])
 
 
-def without_folders(error: InputError, *paths: Path) -> str:
+def without_folders(error: InputError | str, *paths: Path) -> str:
     """⇒ an error's words with file names in place of paths: a published page shows no folders."""
     words = str(error)
     for path in paths:

@@ -10,8 +10,7 @@ import numpy as np
 
 from ...metrics.intervals import Interval
 from .answers import HEADPHONES_PASSED, Rating, Session
-from .stimuli import HIDDEN, LOW_PASSED, REFERENCE, SHIFTED
-from .study_files import QUESTIONS
+from .study_files import HIDDEN, LOW_PASSED, QUESTIONS, REFERENCE, SHIFTED
 
 ANCHOR = {"quality": LOW_PASSED, "alignment": SHIFTED}  # the anchor that the hidden reference has to beat
 _TAIL = 2.5

@@ -16,8 +16,7 @@ from rich.table import Table
 from ...plots.clip_pictures import COLOURS
 from ...runtime.files import atomic_path, write_text
 from .analysis import Analysis, Score, Screening
-from .stimuli import HIDDEN
-from .study_files import QUESTIONS
+from .study_files import HIDDEN, QUESTIONS
 
 
 def scores_table(analysis: Analysis) -> Table:

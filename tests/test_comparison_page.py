@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -230,6 +231,31 @@ def test_a_page_that_cannot_be_finished_leaves_the_old_one(tmp_path, monkeypatch
     assert (request.out / "index.html").read_bytes() == before
     assert sorted(path.name for path in request.out.iterdir()) == ["assets", "comparison.json", "index.html", "media",
                                                                    "pages"]
+
+
+def test_sounds_and_pictures_that_fail_are_lines_of_their_own(tmp_path, monkeypatch):
+    request, module = request_in(tmp_path, ids=("a", "b")), vta_sam.evaluation.comparison.page
+    read, drawn, broken = module.read_audio, [], tmp_path / "broken.wav"
+
+    def read_or_fail(path, **settings):
+        if path == broken:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return read(path, **settings)
+
+    def draw(path, *_):
+        drawn.append(path)
+        if len(drawn) == 2:
+            raise ValueError("no colours")
+        path.write_bytes(b"")
+
+    monkeypatch.setattr(module, "read_audio", read_or_fail)
+    monkeypatch.setattr(module.players, "write_spectrogram", draw)
+    request.sounds["ours"]["b"] = SoundFile("b", 0, broken, None)
+    clips = [Markup(clip) for clip in clips_of(write_page(request).parent)]
+    assert len(request.faults) == 2 and "could not be drawn (no colours)" in request.faults[0]
+    assert request.faults[1].startswith("b, ours: ") and len(drawn) == 5
+    assert "Input/output error" in clips[1].text and "could not be drawn" in clips[0].text
+    assert not any(str(tmp_path) in clip.text for clip in clips), "no folders on a page"
 
 
 def test_refusals(tmp_path):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,9 +15,11 @@ import pytest
 import soundfile
 from programs import call
 
+import vta_sam.evaluation.measure
+import vta_sam.evaluation.results
 from vta_sam.evaluation.evaluate import evaluate
 from vta_sam.evaluation.request import Request
-from vta_sam.evaluation.results import write_evaluation
+from vta_sam.evaluation.results import bad_files, end_of_report, write_evaluation
 from vta_sam.media.audio import write_wav
 from vta_sam.runtime.errors import InputError
 
@@ -277,6 +281,40 @@ def test_a_bad_true_sound_leaves_its_clip_out(few):
     spoil("empty", few / "true" / "c0.wav")
     with pytest.raises(InputError, match="none of the 2 clips"):
         evaluate(asked)
+
+
+def test_errors_of_the_machine_are_a_files_own(few, monkeypatch):
+    """One that can't be read from the disk, and a truth that is damaged."""
+    def read(path, policy):
+        if path == few / "same" / "c1.wav":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return usual(path, policy)
+
+    usual = vta_sam.evaluation.measure.read_sound
+    monkeypatch.setattr(vta_sam.evaluation.measure, "read_sound", read)
+    asked = Request({"ours": few / "same"}, few / "true", set_resamples=20, resamples=100)
+    with pytest.raises(InputError, match=r"c1.wav: \[Errno 5\] Input/output error.*skip_bad=true"):
+        evaluate(asked)
+    found = evaluate(dataclasses.replace(asked, skip_bad=True))[0]
+    assert "Input/output error" in found.systems["ours"].bad["c1.wav"]
+    (few / "true" / "c0.truth.json").write_text("{")
+    with pytest.raises(InputError, match="c0.*skip_bad=true"):
+        evaluate(asked)
+    found = evaluate(dataclasses.replace(asked, skip_bad=True, ids=["c0", "c1"], systems={"ours": few / "true"}))[0]
+    assert list(found.clips) == ["c1"] and "c0.truth" in bad_files(found)["true sound: c0.wav"]
+
+
+def test_a_picture_that_can_not_be_drawn_is_said_and_leaves_no_older_one(evaluation, tmp_path, monkeypatch, capsys):
+    assert len(write_evaluation(tmp_path, evaluation)) == 3
+    monkeypatch.setattr(vta_sam.evaluation.results, "_panel", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_evaluation(tmp_path, evaluation)
+    assert len(list(tmp_path.iterdir())) == 3, "the former report stays"
+    faults: list[str] = []
+    assert [path.name for path in write_evaluation(tmp_path, evaluation, faults)] == ["evaluation.json", "clips.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clips.csv", "evaluation.json"]
+    assert end_of_report(evaluation, faults) == 1 and end_of_report(evaluation, []) == 0
+    assert capsys.readouterr().err == "figures.png could not be drawn (division by zero)\n"
 
 
 # ---------------------------------------------------------------- as users call it

@@ -18,6 +18,8 @@ from test_configs import composed
 
 from vta_sam.checkpoints.model_folder import ModelRecipe
 from vta_sam.runtime.errors import InputError
+from vta_sam.runtime.files import claimed
+from vta_sam.runtime.work_plan import Deed
 from vta_sam.study import run as running
 from vta_sam.study.plan import Study, study_of
 from vta_sam.study.record import KEYS, PER_CLIP, Record, read_record
@@ -132,6 +134,25 @@ def test_a_study_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     assert trained[-2:] == ["t/one, seed 1", "t/two, seed 1"]
     before = len(trained)
     assert running.run_study(study, tmp_path / "records", [], None, said.append) == 0 and len(trained) == before
+
+
+def test_a_row_that_another_process_is_at_is_left_to_it(tmp_path, monkeypatch):
+    trained: list[str] = []
+    monkeypatch.setattr(running, "_train", lambda command, what: trained.append(what))
+    monkeypatch.setattr(running, "measure_row", lambda row, seed, *_, **__: a_record(row.name, seed, 0.0))
+    study, said, records = a_study(runs=str(tmp_path / "runs"), seeds=[0]), [], tmp_path / "records"
+    first = study.order()[0][0].record_name(0)
+    page = tmp_path / "records.md"
+    assert running.plan_study(study, records, [], page).counts() == {Deed.MAKE: 4}
+    with claimed(records / first):
+        assert running.run_study(study, records, [], None, said.append) == 1
+    assert "t/one, seed 0: another process is at it" in said and trained[1:] == ["t/two, seed 0"]
+    assert running.plan_study(study, records, [], page).counts() == {Deed.MAKE: 3, Deed.KEEP: 1}
+    assert running.run_study(study, records, [], None, said.append) == 1 and trained[-1] == "t/one, seed 0"
+    (study.shared_folder / "vae").mkdir(parents=True)
+    (study.shared_folder / "vae" / "done").touch()
+    assert running.plan_study(study, records, [], page).counts() == {Deed.MAKE: 1, Deed.KEEP: 2}
+    assert sorted(path.name for path in records.iterdir()) == sorted(row.record_name(0) for row, _ in study.order())
 
 
 def side_by_side(tmp_path, monkeypatch, program, **more) -> tuple[Study, list[str]]:

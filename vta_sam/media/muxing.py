@@ -270,9 +270,8 @@ class _Writer:
             self._encode(video, wanted, subtitles)
         else:
             self._copy(video, wanted, subtitles)
-        for block in self.blocks:
+        for block in [*self.blocks, None]:
             sink.mux(self.audio.encode(block))
-        sink.mux(self.audio.encode(None))
 
     def _keep_tags(self, sink: OutputContainer) -> None:
         for key, value in self.source.metadata.items():
@@ -376,9 +375,9 @@ def _read_back(video_path: str | os.PathLike, plan: MuxPlan, times: PictureTimes
     if not missing and abs(_sound_end_s(path) - sound_s) > 2 * _BLOCK_SAMPLES / 8000:
         missing = "a sound of another length"
     if not missing:
-        first, second = (_first_pictures(each) for each in (video_path, path))
-        if second < first and not plan.encoded:
-            missing = f"pictures of which {second} of the first {first} can be decoded"
+        was_shown, is_shown = (_first_pictures(each) for each in (video_path, path))
+        if is_shown < was_shown and not plan.encoded:
+            missing = f"pictures of which {is_shown} of the first {was_shown} can be decoded"
     if missing:
         raise InputError(f"{video_path}: what was written to {plan.target} holds {missing}, so it is not kept; convert "
                          "the video first")

@@ -144,8 +144,7 @@ class Pipeline:
                        steps: int | None = None, negative: ClipBatch | None = None) -> Tensor:
         """Clips ⇒ latents (B, C, columns, freq) in the VAE's own scale, on the pipeline's device.
 
-        A row's result depends on its own features and seed alone, up to rounding: a matrix product of another batch
-        size may round otherwise.
+        A row's result depends on its own features and seed alone, but for the rounding of another batch size.
 
         Args:
             batch: the clips.
@@ -215,7 +214,7 @@ class Pipeline:
         words = [words_of(caption, objects if finds_objects else (), vocabulary)]
         if negative_caption or negative_objects:
             words.append(words_of(negative_caption, negative_objects if finds_objects else (), vocabulary))
-        elif words[0].negated:  # "a dog, no people": what is not there is what it should not sound like
+        elif words[0].negated:  # what is not there is what it should not sound like
             words.append(words_of(None, words[0].negated, vocabulary))
         (features, *negative), strip = features_of(video, words, self.extractors, self.spec)
         waveform = self.generate_features(features, seed, guidance, steps, negative[0] if negative else None)
@@ -366,13 +365,11 @@ def notes_on(words: Words, features: ClipFeatures, spec: ClipSpec, finds_objects
     """
     notes = []
     if words.language:
-        notes.append(f"the caption seems to be in {words.language}: nouns are looked for in English alone, so name "
-                     "what sounds in English by objects=")
+        notes.append(f"the caption seems to be in {words.language}; name what sounds in English by objects=")
     elif finds_objects and words.caption and not words.objects:
         notes.append("the caption names no object that could be looked for; the sound follows the pictures alone")
     if words.negated:
-        notes.append(f"the caption says that there is no {', no '.join(words.negated)}: it is not looked for, and the "
-                     "sound is guided away from it")
+        notes.append(f"no {', no '.join(words.negated)}: not looked for, and the sound is guided away from it")
     if words.dropped:
         notes.append(f"the caption has {len(words.objects) + words.dropped} nouns; the first {len(words.objects)} are "
                      f"used and {words.dropped} left out")

@@ -108,7 +108,7 @@ class VideoTask:
         item: its row in the plan.
         former: the record that was there when it was planned.
         finished: name of the finished video that is kept.
-        notes: on what the new video will not have of the old one, or not as it was.
+        notes: sentences for the new record, such as what the new video will not have of the old one.
     """
 
     name: str
@@ -159,21 +159,22 @@ def judge(name: str, video: Path, settings: dict[str, Any], outputs: Outputs) ->
             if path.exists() and video.exists() and path.samefile(video):
                 raise InputError(f"{video} would be overwritten by its own result; name another folder with out=")
         size = video.stat().st_size if video.exists() else None
-        finished, deed, detail = None, Deed.MAKE, ""
+        finished, deed, detail, note = None, Deed.MAKE, "", ""
         if not outputs.overwrite:
             finished = finished_before(files.record, {**settings, "video": video.name})
         if finished and not is_recut(former or {}, video):
             return VideoTask(name, video, Item(finished, Deed.KEEP), former, finished)
         if finished:
             deed = Deed.MAKE_AGAIN
-            detail = f"the video is another than the one that {finished} was made of, so it is made anew"
+            detail = note = f"the video is another than the one that {finished} was made of, so it is made anew"
         elif there := files.there:
             deed, detail = Deed.MAKE_AGAIN, f"{', '.join(there)} {'is' if len(there) == 1 else 'are'} replaced"
         written = plan_mux(video, files.path(".mp4"))
         detail = "; ".join(filter(None, (detail, *written.notes)))
     except Exception as error:
         return VideoTask(name, video, Item(target, Deed.LEAVE_OUT, reason_of(error, video)), former)
-    return VideoTask(name, video, Item(written.target.name, deed, detail, size), former, notes=written.notes)
+    notes = (*filter(None, (note,)), *written.notes)
+    return VideoTask(name, video, Item(written.target.name, deed, detail, size), former, notes=notes)
 
 
 def _settings(sampler: BaseSampler, prompt: Prompt) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from ..media.audio import write_wav
 from ..metrics.signal import measure_level
 from ..perception.base import differing_settings
 from ..runtime.errors import InputError
-from ..runtime.files import claimed, printable, reason_of, require_name, writing_to
+from ..runtime.files import claimed, printable, reason_of, require_name, sweep_claims, writing_to
 from ..runtime.randomness import seed_of
 from ..runtime.work_plan import Deed, Item, Plan, counted
 from .inputs import ResultFiles, changed_settings, write_record
@@ -185,6 +185,8 @@ def _judge(request: SplitRequest, key: str, sample: int, digest: str, size: int 
         return Item(printable(key), Deed.LEAVE_OUT, str(error))
     except (OSError, ValueError, AttributeError) as error:
         return Item(name, Deed.MAKE_AGAIN, f"its record can't be read ({error})", size)
+    if not files.path(".wav").exists():
+        return Item(name, Deed.MAKE_AGAIN, "its record is there, and the sound itself is not", size)
     if made_of != digest:
         return Item(name, Deed.MAKE_AGAIN, "its clip has been extracted anew", size)
     return Item(name, Deed.KEEP)
@@ -215,6 +217,7 @@ def generate_split(pipeline: Pipeline, request: SplitRequest, model: dict[str, s
         EndOfRun: nothing more can be written to the folder, or the model's weights hold NaN.
     """
     planned = planned or plan_split(request, model, pipeline.sampler, pipeline.spec, pipeline.trained_on)
+    sweep_claims(request.out)
     with writing_to(request.out):
         _claim_folder(request, planned.settings, model)
     outcome = SplitOutcome(failures=dict(planned.unread))

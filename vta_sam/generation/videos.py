@@ -20,7 +20,7 @@ from ..metrics.signal import measure_level
 from ..plots.clip_pictures import clip_picture
 from ..runtime.errors import EndOfRun, InputError
 from ..runtime.files import (
-    atomic_path, claimed, claimed_in_turn, printable, reason_of, write_fault, writing_to
+    atomic_path, claimed, claimed_in_turn, printable, reason_of, sweep_claims, write_fault, writing_to
 )
 from ..runtime.work_plan import Deed
 from .inputs import ResultFiles, finished_before, read_record, source_of
@@ -76,6 +76,7 @@ def generate_videos(pipeline: Pipeline, videos: dict[str, Path], prompt: Prompt,
         EndOfRun: nothing more can be written to the folder, or the model's weights hold NaN.
     """
     planned = planned or plan_videos(videos, prompt, outputs, model, pipeline.sampler)
+    sweep_claims(outputs.folder)
     outcomes: dict[str, Outcome] = {}
     left = list(planned.tasks)
     for wait_s in (0.0, LONGEST_WAIT_S):
@@ -127,10 +128,7 @@ def _do(pipeline: Pipeline, task: VideoTask, settings: dict[str, Any], prompt: P
             notes.append(f"another process has written {files.name}.json since the plan was made")
         if task.item.deed is Deed.KEEP:
             return _kept(task, outputs, notes)
-        if (task.former or {}).get("written") and not outputs.overwrite:
-            notes.append(task.item.detail)
-        else:
-            notes += task.notes
+        notes += task.notes
         return _generate_one(pipeline, task.video, files, {**settings, "video": task.video.name}, prompt, outputs,
                              model, notes)
 

@@ -56,6 +56,7 @@ class ReleasedModel:
         return [file for name in self.entries for file in find_entry(name).files if file.path not in self.without]
 
 
+_LONGEST_WAIT_S = 3600.0  # for another process that imports the same model
 _CLIP = "clip-vit-large-patch14"
 MODELS = {
     # its checkpoint has CLIP's weights, and it doesn't normalise pictures
@@ -100,7 +101,8 @@ def named_folder(name: str | os.PathLike, weights: str | os.PathLike | None = No
     except OSError as error:
         raise InputError(f"{target.parent} can't be written to ({error.strerror}); say in $VTA_SAM_WEIGHTS which "
                          "folder keeps released weights, and what is made of them") from error
-    with exclusive(target, lambda: print(f"{target}: another process is importing it; waiting", file=sys.stderr)):
+    with exclusive(target, lambda: print(f"{target}: another process is importing it; waiting", file=sys.stderr),
+                   _LONGEST_WAIT_S):
         if not (target / YAML_NAME).is_file():
             checkpoint = require(model.entries[0], weights)
             for account in import_checkpoint(checkpoint, target, [root]):

@@ -21,7 +21,7 @@ import safetensors.numpy
 
 from ...clip import ClipFeatures
 from ...runtime.errors import InputError
-from ...runtime.files import claimed, write_bytes, write_text, writing_to
+from ...runtime.files import claimed, sweep_claims, write_bytes, write_text, writing_to
 from ...runtime.randomness import seed_of
 from ...runtime.work_plan import Deed, Item, Plan, counted
 from .records import read_records
@@ -181,6 +181,7 @@ def write_latents(
 def _encode_shards(shards: Sequence[ShardInfo], records_of: Callable[[ShardInfo], Iterable[ClipFeatures]],
                    codec: LatentEncoder, out: Path, progress: Callable[[int], None] | None) -> int:
     """Make the shards that don't exist ⇒ their number."""
+    sweep_claims(out)
     made, left = 0, list(shards)
     for wait_s in (0.0, _LONGEST_WAIT_S):
         if left and wait_s:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vta_sam.evaluation.listening.answers import Key, Rating, Session, checksum
-from vta_sam.evaluation.listening.stimuli import LOW_PASSED, REFERENCE, SHIFTED
+from vta_sam.evaluation.listening.study_files import LOW_PASSED, REFERENCE, SHIFTED
 
 
 @dataclass(frozen=True)

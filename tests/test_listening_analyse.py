@@ -14,7 +14,7 @@ from simulated_raters import Crowd, write_session
 
 from vta_sam.evaluation.listening.analysis import Screening, agreement, analyse, interval
 from vta_sam.evaluation.listening.answers import Key, read_key, read_session, read_sessions
-from vta_sam.evaluation.listening.stimuli import HIDDEN, REFERENCE
+from vta_sam.evaluation.listening.study_files import HIDDEN, REFERENCE
 from vta_sam.evaluation.listening.study_files import Item, plans, tokens
 from vta_sam.runtime.errors import InputError
 

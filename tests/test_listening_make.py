@@ -12,9 +12,9 @@ import pyloudnorm
 import pytest
 
 from vta_sam.evaluation.listening.answers import read_key
-from vta_sam.evaluation.listening.stimuli import HIDDEN, LOW_PASSED, REFERENCE, SHIFTED, equally_loud, headphone_trials
 from vta_sam.evaluation.listening.study_files import (
-    QUESTIONS, Item, TestRequest, make_test, order, plans, shares, tokens
+    HIDDEN, LOW_PASSED, QUESTIONS, REFERENCE, SHIFTED, Item, TestRequest, equally_loud, headphone_trials, make_test,
+    order, plans, shares, tokens
 )
 from vta_sam.media.audio import read_audio, write_wav
 from vta_sam.runtime.errors import InputError

@@ -55,8 +55,11 @@ golden: install ## record anew what configs, shards, losses and sounds are (test
 	$(BIN)/python tests/golden/record.py
 
 lint: install ## style and types
-	$(BIN)/python -m flake8 vta_sam data_prep experiments benchmarks tests
+	$(BIN)/python -m flake8 vta_sam data_prep experiments benchmarks tests conf
 	$(BIN)/python -m mypy
+
+schemas: install ## write docs/settings.md and conf/schema, with which editors check conf/, anew from vta_sam/settings
+	$(BIN)/python conf/schema/write.py
 
 structure: ## rooms, floors, arrows, circles and sizes of the package, counted from its imports
 	@$(PYTHON) benchmarks/structure.py

@@ -16,11 +16,13 @@ from vta_sam.runtime.cli import run
 from vta_sam.runtime.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-COMMANDS = {  # arguments, and the exit status that they have to end with
-    "train.py --help": (("experiments/train.py", "--help"), 0),
-    "train.py with a wrong key": (("experiments/train.py", "sizee=base"), 1),
-    "generate.py --help": (("experiments/generate.py", "--help"), 0),
-    "extract.py --help": (("data_prep/extract.py", "--help"), 0),
+PROGRAMS = [str(path.relative_to(REPOSITORY)) for folder in ("experiments", "data_prep")
+            for path in sorted((REPOSITORY / folder).glob("*.py"))]
+COMMANDS: dict[str, tuple[tuple[str, ...], int]] = {  # arguments, and the exit status that they have to end with
+    **{f"{Path(script).name} --help": ((script, "--help"), 0) for script in PROGRAMS},
+    "train.py --help=conditioner": (("experiments/train.py", "--help=conditioner"), 0),
+    "train.py with a wrong key": (("experiments/train.py", "sizee=base"), 2),
+    "train.py with a wrong nested key": (("experiments/train.py", "+exp=vta_sam", "fit.vae.batch=4"), 2),
 }
 
 

@@ -31,7 +31,7 @@ def main() -> None:
     from vta_sam.embedded.tiny_networks import TinyBackbone
     from vta_sam.generation.build import load_vocoder
     from vta_sam.mel import FIGURES, HOP_SAMPLES, LogMel, normalise
-    from vta_sam.metrics.frechet import frechet_distance
+    from vta_sam.metrics.set_scores import frechet_distance
     from vta_sam.vocoder import GriffinLim
 
     root, folder = Path(options.shards), Path(options.model)

@@ -15,7 +15,7 @@ def main(settings):
     from vta_sam.training.job import TrainingJob
 
     values = settings.plain()
-    if "overfit" not in values:
+    if not values.get("overfit"):
         raise InputError("give +exp=overfit overfit.videos=FOLDER overfit.captions=CSV")
     clips = values.pop("overfit")
     plan_clips(Path(clips["out"])).say()

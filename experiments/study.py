@@ -13,7 +13,7 @@ def main(settings):
     from vta_sam.study.results_page import write_results
 
     seeds = {} if settings.seeds is None else {"seeds": settings.seeds}
-    study, records, only = study_of({**settings.study, **seeds}), settings.records, list(settings.only)
+    study, records, only = study_of({**settings.study.plain(), **seeds}), settings.records, list(settings.only)
 
     plan_study(study, records, only, records.with_suffix(".md")).say()
     if settings.plan:

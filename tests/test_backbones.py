@@ -12,7 +12,7 @@ import torch
 from vta_sam.checkpoints import registry
 from vta_sam.evaluation.embeddings import NOT_SHIPPED, TITLES, load_backbone
 from vta_sam.importers.random_weights import write_random
-from vta_sam.metrics.released_backbones import FRONT_ENDS, Cnn14, LogMelFilterBank, VGGish, vggish_patches
+from vta_sam.metrics.backbones import FRONT_ENDS, Cnn14, LogMelFilterBank, VGGish, vggish_patches
 from vta_sam.runtime.errors import InputError
 
 

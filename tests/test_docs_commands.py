@@ -1,8 +1,10 @@
-"""Every command that README and docs/ print is one that its program takes: settings compose, arguments parse."""
+"""Every command that README, docs/, the heads of conf/ and the programs themselves print is one that its program takes:
+settings compose, arguments parse. Every key that a page names is a setting."""
 
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib.util
 import re
 import shlex
@@ -17,8 +19,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from vta_sam import settings
-from vta_sam.runtime.cluster.launch import combinations
+from vta_sam.runtime.cluster.launch import SCHEDULERS, combinations
 from vta_sam.runtime.typed_settings import Settings
+from vta_sam.settings import blocks
+from vta_sam.settings.signatures import signature_of
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -49,11 +53,27 @@ def words_of(command: str) -> list[str]:
             for word in words if word not in ("…", "...")]
 
 
-ALL = [(page.name, command) for page in PAGES for command in commands(page)]
+def commands_of_comments() -> list[tuple[str, str]]:
+    """(file, command line) of the heads of conf/**/*.yaml and of the docstrings of programs."""
+    found = []
+    for path in sorted((REPOSITORY / "conf").rglob("*.yaml")):
+        found += [(path, line[1:].strip()) for line in path.read_text(encoding="utf-8").splitlines()
+                  if line.startswith("#   ")]
+    for path in sorted([*(REPOSITORY / "experiments").glob("*.py"), *(REPOSITORY / "data_prep").glob("*.py")]):
+        about = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        found += [(path, line.strip()) for line in about.splitlines() if line.strip().startswith("python ")]
+    # what follows two spaces is a remark
+    return [(path.name, re.split(r" {2,}", line[line.index("python "):])[0])
+            for path, line in found if PROGRAM.search(line)]
+
+
+ALL = [(page.name, command) for page in PAGES for command in commands(page)] + commands_of_comments()
 
 
 def test_commands_are_found():
-    assert len(ALL) > 60, "the search looks in the wrong place"
+    assert len(ALL) > 90, "the search looks in the wrong place"
+    assert {name for name, _ in ALL} >= {"generate.yaml", "overfit.yaml", "check.py", "manifest.py",
+                                         "listening_test.py"}
     assert {name for name, _ in ALL} >= {"README.md", "cluster.md", "extraction.md", "weights.md", "evaluation.md"}
 
 
@@ -124,9 +144,10 @@ def compose_all(script: Path, arguments: list[str], complete: bool) -> None:
         for key in config:
             if key != "hydra":
                 OmegaConf.to_container(OmegaConf.create({key: OmegaConf.select(config, key)}), resolve=False)
-        values = OmegaConf.to_container(config, resolve=False)
-        if arguments and complete:
-            schema.of(typed.put_back({key: value for key, value in values.items() if key not in ("hydra", "launcher")}))
+        if arguments and complete and "${oc.env" not in " ".join(arguments):
+            values = {key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+                      for key, value in ((str(key), config[key]) for key in config if key not in ("hydra", "launcher"))}
+            schema.of(typed.put_back(values))
 
 
 def parse(script: Path, arguments: list[str], monkeypatch) -> None:
@@ -138,3 +159,26 @@ def parse(script: Path, arguments: list[str], monkeypatch) -> None:
     spec.loader.exec_module(module)
     with pytest.raises(Parsed):
         module.main()
+
+
+def test_every_key_that_a_page_names_is_a_setting_of_some_program():
+    """``key=`` in a page's text, of settings, groups, the launcher's keys and keys that Hydra adds."""
+    groups = {path.relative_to(REPOSITORY / "conf").parts[0] for path in (REPOSITORY / "conf").rglob("*.yaml")}
+    # rhythm is a stage of one's own; backbone and version belong to a Metric
+    known = {"hydra", "rhythm", "backbone", "version", *(group for group in groups if "." not in group)}
+    known |= {name for kind in vars(settings).values() if isinstance(kind, type) and issubclass(kind, Settings)
+              for name in kind.model_fields}
+    inside = {"launcher": set(signature_of(SCHEDULERS["slurm"]).types), "clip": set(blocks.ClipBlock.model_fields),
+              "augment": set(blocks.AugmentBlock.model_fields), "figures": set(blocks.FiguresBlock.model_fields),
+              "overfit": set(blocks.OverfitBlock.model_fields), "hydra": {"searchpath"}}
+    wrong, seen = [], 0
+    for page in PAGES:
+        for text in re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8")):
+            for word in text.split() if not re.search(r"""[(]|=(True|False|")""", text) else ():  # Python
+                if (key := re.match(r"""^["'[]{0,2}[+~]{0,2}([a-z_][\w.]*)(?:[/@]\w+)?=""", word)) is None:
+                    continue
+                seen += 1
+                first, *rest = key[1].split(".")
+                if first not in known or rest and first in inside and rest[0] not in inside[first]:
+                    wrong.append(f"{page.name}: {word}")
+    assert wrong == [] and seen > 150

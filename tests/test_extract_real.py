@@ -18,7 +18,7 @@ from vta_sam.dataset.shards.records import read_shard
 from vta_sam.perception.clip_encoder import CLIPEncoder
 from vta_sam.perception.features import Extractors, features_of, words_of
 from vta_sam.perception.grounded_sam import GroundedSAM
-from vta_sam.perception.sam import Segmenter
+from vta_sam.perception.grounded_sam import Segmenter
 from vta_sam.runtime.errors import InputError
 
 SIDE = 224  # pixels: little more than Grounding DINO needs

@@ -19,7 +19,7 @@ from vta_sam.media.picture_reader import Within
 from vta_sam.perception import grounded_sam
 from vta_sam.perception.grounded_sam import GroundedSAM
 from vta_sam.perception.grounding_dino import Detector, build_detector_network, build_prompt, scaled_size
-from vta_sam.perception.sam import Segmenter, build_segmenter_network
+from vta_sam.perception.grounded_sam import Segmenter, build_segmenter_network
 from vta_sam.runtime.errors import InputError
 
 CPU = torch.device("cpu")

@@ -7,11 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from vta_sam.metrics.class_scores import (
-    cosine, inception_score, kl_divergence, kl_eps1e_6, kl_sigmoid, kl_sigmoid_eps1e_6
-)
-from vta_sam.metrics.frechet import (
-    fad_infinity, fad_infinity_published, frechet_distance, frechet_from_moments, kernel_distance, resampled_distances
+from vta_sam.metrics.set_scores import (
+    cosine, fad_infinity, fad_infinity_published, frechet_distance, frechet_from_moments, inception_score,
+    kernel_distance, kl_divergence, kl_eps1e_6, kl_sigmoid, kl_sigmoid_eps1e_6, resampled_distances
 )
 from vta_sam.metrics.intervals import clip_draws, standard_error
 from vta_sam.runtime.errors import InputError

@@ -31,7 +31,7 @@ from vta_sam.perception.base import (
 from vta_sam.perception.features import Extractors, build_features
 from vta_sam.runtime.cli import plain_values
 from vta_sam.runtime.errors import InputError
-from vta_sam.runtime.typed_settings import TypedText
+from vta_sam.runtime.typed_text import TypedText
 from vta_sam.settings import ExtractSettings
 from vta_sam.training.data_sources import ShardData
 from vta_sam.training.job import TrainingJob

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from structure import REPOSITORY, circles, imported, modules, room_of, structure  # noqa: E402
 
 # A module imports from its own room and from rooms before it; README's map shows them in this order.
-ROOMS = ("runtime settings clip mel checkpoints media metrics plots perception dataset vae vocoder embedded diffusion "
+ROOMS = ("runtime clip mel checkpoints settings media metrics plots perception dataset vae vocoder embedded diffusion "
          "conditioners importers generation evaluation training study").split()
 
 

@@ -190,7 +190,7 @@ _ENTRIES = (
         (ReleasedFile("vggish-10086976.pth",
                       "https://github.com/harritaylor/torchvggish/releases/download/v0.1/vggish-10086976.pth"),)),
     # sha256 of both: as a public loader of these checkpoints gives it; their front ends are in
-    # metrics/released_backbones.py (FRONT_ENDS)
+    # metrics/backbones.py (FRONT_ENDS)
     Entry(
         "panns_16k", "PANNs Cnn14 at 16 kHz", "evaluation: vectors and 527 classes of sounds", "CC-BY-4.0", _PANNS,
         (ReleasedFile("Cnn14_16k_mAP=0.438.pth", f"{_PANNS}/files/Cnn14_16k_mAP=0.438.pth", None,

@@ -14,8 +14,9 @@ from rich.progress import TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 from rich.text import Text
 
+from ..runtime.work_plan import Deed, Item, Plan
 from . import registry
-from .download import fetch_file
+from .download import Part, fetch_file
 from .registry import Entry, Progress, ReleasedFile, fault, readable, state
 
 _COLOURS = {"present": "green", "missing": "yellow", "wrong": "red"}
@@ -57,6 +58,26 @@ def check(entries: Iterable[Entry], folder: Path, absent_too: bool) -> Iterator[
         if absent_too or any((folder / file.path).exists() for file in entry.files):
             for file in entry.files:
                 yield examine(file, folder)
+
+
+def fetch_plan(entries: Iterable[Entry], folder: Path, again: bool = False) -> Plan:
+    """What :func:`fetch_all` writes of entries, a file an item; files are told by their size, not read."""
+    items = []
+    for file in (file for entry in entries for file in entry.files):
+        path = folder / file.path
+        size = path.stat().st_size if path.is_file() else None
+        begun = Part.beside(path).size
+        if size is None:
+            items.append(Item(file.path, Deed.GO_ON if begun else Deed.MAKE, readable(file.size_bytes),
+                              file.size_bytes - begun if file.size_bytes is not None else None))
+        elif file.size_bytes in (None, size):
+            items.append(Item(file.path, Deed.KEEP))
+        elif again:
+            items.append(Item(file.path, Deed.MAKE_AGAIN, f"{size} bytes, released {file.size_bytes}", file.size_bytes))
+        else:
+            items.append(Item(file.path, Deed.KEEP, f"wrong: {size} bytes, released {file.size_bytes}; --again fetches "
+                                                    "it anew"))
+    return Plan("released weights", items, folder)
 
 
 def fetch_all(files: Iterable[ReleasedFile], folder: Path, again: bool = False, console: Console | None = None) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
+from pydantic import Field
 from torch import Tensor
 
 from ..runtime.errors import InputError
@@ -79,9 +80,10 @@ class BaseSampler(ABC):
     """
 
     samples: ClassVar[tuple[str, ...]] = ()
-    steps: int = 25
-    guidance: float = 3.0
-    overlap: float = field(default=0.25, kw_only=True)
+    # ranges: a config is checked against them before anything is imported (vta_sam/settings/signatures.py)
+    steps: Annotated[int, Field(ge=1)] = 25
+    guidance: Annotated[float, Field(ge=0)] = 3.0
+    overlap: Annotated[float, Field(ge=0, lt=1)] = field(default=0.25, kw_only=True)
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap < 1:

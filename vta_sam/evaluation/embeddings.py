@@ -49,15 +49,15 @@ def load_backbone(name: str, weights: Path | None = None, device: str = "cpu") -
 
         return TinyBackbone(weights, device)
     if name == "vggish":
-        from ..metrics.released_backbones import VGGishBackbone
+        from ..metrics.backbones import VGGishBackbone
 
         return VGGishBackbone(weights, device)
     if name in ("panns_16k", "panns_32k"):
-        from ..metrics.released_backbones import PannsBackbone
+        from ..metrics.backbones import PannsBackbone
 
         return PannsBackbone(name, weights, device)
     if name == "clap":
-        from ..metrics.released_backbones import ClapBackbone
+        from ..metrics.backbones import ClapBackbone
 
         return ClapBackbone(weights, device)
     raise InputError(f"no backbone is called {name!r}; there are {', '.join(TITLES)}")

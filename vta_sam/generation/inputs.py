@@ -302,7 +302,7 @@ def is_recut(record: dict[str, Any], video: Path) -> bool:
 @dataclass(frozen=True)
 class Sampling:
     """Settings of a model's sampler; None: the model's own. A further one is a field here and in
-    vta_sam/settings.py, and a key of conf/generate.yaml.
+    vta_sam/settings/, and a key of conf/generate.yaml.
 
     Args:
         guidance: classifier-free guidance scale.

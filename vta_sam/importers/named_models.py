@@ -11,10 +11,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ..checkpoints.model_folder import YAML_NAME
+from ..checkpoints.model_folder import YAML_NAME, refuse_existing
 from ..checkpoints.registry import ReleasedFile, find_entry, require, weights_folder
 from ..runtime.errors import InputError
 from ..runtime.files import exclusive
+from ..runtime.work_plan import Deed, Item, Plan
 from .tensor_mapping import Account
 
 KINDS = """a file such as audioldm-s-full.ckpt (AudioLDM), or a folder with vae/ and vocoder/ (AudioLDM in diffusers' \
@@ -41,6 +42,14 @@ def import_checkpoint(checkpoint: Path, out: Path, folders: Sequence[Path] = (),
     if checkpoint.is_dir():
         raise InputError(f"{checkpoint} is no checkpoint that is known here: {KINDS}")
     return audioldm.import_audioldm(checkpoint, out)
+
+
+def import_plan(checkpoint: Path, out: Path) -> Plan:
+    """What :func:`import_checkpoint` writes. Raises InputError where ``out`` or no checkpoint is there."""
+    refuse_existing(out)
+    if not checkpoint.exists():
+        raise InputError(f"{checkpoint} doesn't exist; name {KINDS}")
+    return Plan("model folder", [Item(out.name, Deed.MAKE, f"of {checkpoint}")], out.parent)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ same code path as the released ones. They serve tests, benchmarks, and trials of
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ from torch import nn
 from ..checkpoints.registry import find_entry
 from ..runtime.errors import InputError
 from ..runtime.files import atomic_path, write_text
+from ..runtime.work_plan import Deed, Item, Plan
 
 M = TypeVar("M", bound=nn.Module)
 # whole words of the small vocabulary; every other word is spelt in letters
@@ -26,6 +27,17 @@ _LAST = {"bert-base-uncased": "config.json", "clip-vit-large-patch14": "preproce
 _NARROW = {"num_hidden_layers": 2, "num_attention_heads": 4}
 
 
+def _is_there(name: str, place: Path) -> bool:
+    return (place / _LAST.get(name, "")).exists()
+
+
+def random_plan(names: Sequence[str], folder: Path) -> Plan:
+    """What :func:`write_random` writes for each name. Raises InputError for an unknown name."""
+    places = {name: find_entry(name).place for name in names}
+    items = [Item(place, Deed.KEEP if _is_there(name, folder / place) else Deed.MAKE) for name, place in places.items()]
+    return Plan("weights of random numbers", items, folder)
+
+
 def write_random(name: str, folder: Path, seed: int = 0, narrow: bool = False) -> Path:
     """Write weights of the ``name`` that the table of released ones gives, drawn from N(0, 0.02) ⇒ their place.
 
@@ -33,7 +45,7 @@ def write_random(name: str, folder: Path, seed: int = 0, narrow: bool = False) -
     CLIP of two thin layers, which is quicker. Existing files are kept. Raises InputError for an unknown name.
     """
     place = folder / find_entry(name).place
-    if (place / _LAST.get(name, "")).exists():
+    if _is_there(name, place):
         return place
     writers: dict[str, Callable[[], None]] = {
         "bert-base-uncased": partial(_write_bert, place, narrow),
@@ -118,14 +130,14 @@ def _write_clip(folder: Path, seed: int, narrow: bool) -> None:
 
 
 def _write_vggish(path: Path, seed: int) -> None:
-    from ..metrics.released_backbones import VGGish
+    from ..metrics.backbones import VGGish
 
     with atomic_path(path) as temporary:
         torch.save(randomise(VGGish(), seed).state_dict(), temporary)
 
 
 def _write_panns(path: Path, name: str, seed: int) -> None:
-    from ..metrics.released_backbones import FRONT_ENDS, Cnn14
+    from ..metrics.backbones import FRONT_ENDS, Cnn14
 
     front = FRONT_ENDS[name]
     network = randomise(Cnn14(front), seed, std=0.05)

@@ -3,6 +3,7 @@ not with a traceback, where a user can mend the error."""
 
 from __future__ import annotations
 
+import argparse
 import functools
 import io
 import re
@@ -11,11 +12,15 @@ import warnings
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Iterator, NoReturn, ParamSpec, TypeVar
+from typing import Annotated, Any, Callable, ClassVar, Iterator, NoReturn, ParamSpec, Self, TypeVar
+
+from pydantic import Field
+from pydantic.fields import FieldInfo
 
 from .errors import InputError
 from .files import write_fault
-from .typed_settings import Settings, TypedText, unknown_key
+from .typed_settings import Keys, Settings, Switch, choices_of, kind_of, nearest, type_words, unknown_key
+from .typed_text import TypedText
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -29,7 +34,7 @@ def program(config_name: str, settings: type[Settings], writes_to: tuple[str, ..
 
     Args:
         config_name: of the config.
-        settings: the program's class in vta_sam/settings.py.
+        settings: the program's class in vta_sam/settings/.
         writes_to: see :class:`~.cluster.launch.Program`.
         shards: likewise.
 
@@ -46,20 +51,22 @@ def program(config_name: str, settings: type[Settings], writes_to: tuple[str, ..
             arguments = sys.argv[1:]
             script = Path(work.__code__.co_filename)
             closed = settings.model_config.get("extra") == "forbid"
-            if closed and {"--help", "-h"} & set(arguments):
-                return print_help(settings, script, config_name)
+            if (topic := _help_topic(arguments)) is not None:
+                return run(print_help)(settings, script, config_name, topic)
             known = (*settings.model_fields, *_GROUPS, *(() if closed else config_keys(script, config_name)))
             run(refuse_unknown)(arguments, known, closed)
             run(start)(script, arguments)
 
         def start(script: Path, arguments: Sequence[str]) -> None:
-            from .cluster.launch import Program, asks_for_launcher, launch
+            from .cluster.launch import Program, asks_for_launcher, check, launch
 
+            started = Program(script, config_name, writes_to, shards, settings)
             if asks_for_launcher(arguments):
-                return launch(Program(script, config_name, writes_to, shards, settings), arguments)
+                return launch(started, arguments)
             import hydra
 
             typed = settings.typed_text(swept=bool({"-m", "--multirun"} & set(arguments)))
+            check(started, arguments, typed)
 
             @functools.wraps(work)
             def here(config: Any) -> object:
@@ -78,10 +85,18 @@ def program(config_name: str, settings: type[Settings], writes_to: tuple[str, ..
 
 
 def plain_values(config: Any, typed: TypedText) -> dict[str, Any]:
-    """The values of a composed config, without the launcher's, with texts as they were typed."""
-    from omegaconf import OmegaConf
+    """The values of a composed config, without the launcher's, with texts as they were typed.
 
-    values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    Raises:
+        InputError: a value can't be resolved, or is missing.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise InputError(" ".join(str(error).partition("object_type=")[0].split())) from error
     assert isinstance(values, dict)
     return typed.put_back({key: value for key, value in values.items() if key not in ("launcher", "hydra")})
 
@@ -98,7 +113,7 @@ def config_keys(script: Path, config_name: str) -> set[str]:
     conf = script.resolve().parents[1] / "conf"
     files = [conf / f"{config_name}.yaml", *(conf / "size").glob("*.yaml"), *(conf / "exp").glob("*.yaml")]
     keys = {str(key) for path in files for key in yaml.safe_load(path.read_text(encoding="utf-8")) or ()}
-    return keys | {path.name for path in conf.iterdir() if path.is_dir()}
+    return keys | {path.name for path in conf.iterdir() if path.is_dir() and path.name != "schema"}
 
 
 def refuse_unknown(arguments: Sequence[str], known: Collection[str], closed: bool) -> None:
@@ -126,8 +141,18 @@ def refuse_unknown(arguments: Sequence[str], known: Collection[str], closed: boo
         raise InputError("; ".join(faults))
 
 
-def print_help(settings: type[Settings], script: Path, config_name: str) -> None:
-    """Print what the program is, how it is called, and each of its settings."""
+def _help_topic(arguments: Sequence[str]) -> str | None:
+    """What ``--help=TOPIC`` or ``--help TOPIC`` asks for; "": the program; None: no help is asked for."""
+    for word, following in zip(arguments, [*arguments[1:], ""]):
+        if word in ("--help", "-h"):
+            return following if following.partition(".")[0].isidentifier() else ""
+        if word.startswith("--help="):
+            return word.partition("=")[2]
+    return None
+
+
+def print_help(settings: type[Settings], script: Path, config_name: str, topic: str = "") -> None:
+    """Print what the program is, how it is called, and its settings; of a topic, its settings alone."""
     import ast
 
     from rich.console import Console
@@ -135,18 +160,135 @@ def print_help(settings: type[Settings], script: Path, config_name: str) -> None
     from rich.table import Table
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    about = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""
     folder = script.resolve().parent.name
-    console.print(about, soft_wrap=True, markup=False)
-    console.print(f"\npython {folder}/{script.name} KEY=VALUE …", soft_wrap=True, markup=False)
-    table = Table(box=None, pad_edge=False, show_edge=False)
-    for heading in ("setting", "type", "default", "meaning"):
-        table.add_column(heading, overflow="fold")
-    for row in settings.help_rows():
-        table.add_row(*map(escape, row))
-    console.print(table)
-    console.print(f"\nlauncher=slurm makes the command a job (docs/cluster.md). --cfg job prints all values; they come "
-                  f"from conf/{config_name}.yaml.", soft_wrap=True, markup=False)
+    if not topic:
+        about = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""
+        console.print(about, soft_wrap=True, markup=False)
+        console.print(f"\npython {folder}/{script.name} KEY=VALUE …", soft_wrap=True, markup=False)
+    for title, rows, headings in settings.help_sections(script.resolve().parents[1] / "conf", config_name, topic):
+        if title:
+            console.print(f"\n{title}", soft_wrap=True, markup=False)
+        table = Table(box=None, pad_edge=False, show_edge=False)
+        for heading in headings:
+            table.add_column(heading, overflow="fold", no_wrap=heading == headings[0])
+        for row in rows:
+            table.add_row(*map(escape, row))
+        if rows:
+            console.print(table)
+    if not topic:
+        console.print("\n--help=NAME shows a group's or a block's settings, --help=all everything. launcher=slurm "
+                      "makes the command a job (docs/cluster.md). --cfg job prints all values; they come from "
+                      f"conf/{config_name}.yaml.", soft_wrap=True, markup=False)
+
+
+# ---------------------------------------------------------------------- programs with verbs and options
+
+class Options(Settings):
+    """The options of a program, or of one of its verbs, on the command line ``--per-rater 3``."""
+
+    POSITIONAL: ClassVar[tuple[str, ...]] = ()  # fields that are given by their place
+    METAVARS: ClassVar[Mapping[str, str]] = {}  # words for a value in the help
+    REST: ClassVar[str | None] = None  # what further words are; None: there may be none
+    rest: Annotated[tuple[str, ...], Field(exclude=True)] = ()
+
+    @classmethod
+    def given(cls, key: str, value: Any = "") -> str:
+        name, _, _ = key.partition(".")
+        spelled = cls.metavar(name) if name in cls.POSITIONAL else f"--{name.replace('_', '-')}"
+        return f"{spelled} {value}".rstrip()
+
+    @classmethod
+    def metavar(cls, name: str) -> str:
+        """The word for a value."""
+        words = {"whole number": "N", "number": "X"}
+        return cls.METAVARS.get(name) or words.get(type_words(cls.model_fields[name]).partition(" of")[0], name.upper())
+
+    @classmethod
+    def of_words(cls, values: Mapping[str, Any]) -> Self:
+        """The options of a command line, whose numbers are words still. Raises InputError of all faults."""
+        return cls.of({name: _read_number(value) if (kind := kind_of(cls.model_fields[name])) and not kind.text
+                       and kind.name.endswith("number") else value for name, value in values.items()})
+
+    @classmethod
+    def help_rows(cls) -> Iterator[tuple[str, str, str, str]]:
+        for name, words, default, meaning in super().help_rows():
+            if name != "rest":
+                yield cls.given(name), words, default, meaning
+
+
+def _read_number(word: Any) -> Any:
+    for read in (int, float):
+        try:
+            return read(word)
+        except (TypeError, ValueError):
+            continue
+    return word
+
+
+def parsed(description: str, verbs: Mapping[str, type[Options]]) -> tuple[str, Any]:
+    """The verb and the checked options of this process's command line; ``--help`` is answered.
+
+    Args:
+        description: of the program; its first lines are shown above the verbs.
+        verbs: {verb: class of its options}, whose docstring is its help.
+
+    Raises:
+        InputError: of all faults.
+    """
+    raw = argparse.RawDescriptionHelpFormatter
+    top = argparse.ArgumentParser(description=description, formatter_class=raw)
+    below = top.add_subparsers(dest="verb", metavar=" | ".join(verbs))
+    for verb, options in verbs.items():
+        _add_options(below.add_parser(verb, help=options.__doc__, description=options.__doc__), options)
+    top.error = _refuse_words  # type: ignore[method-assign]
+    for made in below.choices.values():
+        made.error = _refuse_words  # type: ignore[method-assign]
+    known, further = top.parse_known_args()
+    given = vars(known)
+    if (verb := given.pop("verb")) is None:
+        raise InputError(f"name what to do: {', '.join(verbs)}; --help tells more")
+    options = verbs[verb]
+    names = [options.given(name).lstrip("-") for name in options.model_fields if name not in options.POSITIONAL]
+    strange = [word.partition("=")[0] for word in further if options.REST is None or word.startswith("-")]
+    faults = [f"there is no option {word}; {nearest(word.lstrip('-'), names).replace('is ', 'is --', 1)}"
+              if word.startswith("-") else f"{word}: expected no further word" for word in strange]
+    try:
+        found = options.of_words(given | ({"rest": tuple(further)} if options.REST else {}))
+    except InputError as error:
+        raise InputError("; ".join([*faults, str(error)])) from None
+    if faults:
+        raise InputError("; ".join(faults))
+    return verb, found
+
+
+def _refuse_words(message: str) -> NoReturn:
+    raise InputError(f"{message}; --help tells more")
+
+
+def _add_options(parser: argparse.ArgumentParser, options: type[Options]) -> None:
+    """An argument a field. All may be left out, so that what is missing is said with the other faults."""
+    if options.REST:
+        parser.usage = f"%(prog)s [OPTIONS] {' '.join(map(options.metavar, options.POSITIONAL))} [{options.REST} …]"
+    for name, field in options.model_fields.items():
+        if name == "rest":
+            continue
+        several = "list" in type_words(field) or kind_of(field) is kind_of(Keys)
+        told: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help_of(field)}
+        if name in options.POSITIONAL:
+            parser.add_argument(name, nargs="*" if several else "?", metavar=options.metavar(name), **told)
+        elif kind_of(field) is kind_of(Switch):
+            parser.add_argument(options.given(name), dest=name, action="store_true", **told)
+        else:
+            choices = choices_of(field)
+            parser.add_argument(options.given(name), dest=name, action="append" if several else "store",
+                                metavar="{" + ",".join(map(str, choices)) + "}" if choices else options.metavar(name),
+                                **told)
+
+
+def _help_of(field: FieldInfo) -> str:
+    default = "must be given" if field.is_required() else field.default
+    shown = "" if default in (None, False, (), []) else f" ({default})"
+    return f"{field.description}{shown}".replace("%", "%%")
 
 
 def run(main: Callable[P, R]) -> Callable[P, R]:

@@ -37,8 +37,11 @@ FORMER = {
     "diffusion.lit": "diffusion.latent_diffusion", "vae.lit": "vae.mel_vae",
     "pipeline": "generation.pipeline", "importers.tango": "importers.systems", "importers.vta_ldm": "importers.systems",
     "evaluation.metric_docs": "evaluation.metric_table",
+    "evaluation.listening.report": "evaluation.listening.analysis",
     "evaluation.listening.stimuli": "evaluation.listening.study_files",
-    "metrics.backbones.base": "metrics.backbones", "metrics.envelope": "metrics.signal",
+    "metrics.backbones.base": "metrics.backbones", "metrics.released_backbones": "metrics.backbones",
+    "metrics.class_scores": "metrics.set_scores", "metrics.frechet": "metrics.set_scores",
+    "metrics.envelope": "metrics.signal", "perception.sam": "perception.grounded_sam",
     "metrics.flow": "metrics.alignment", "metrics.statistics": "metrics.intervals",
     "training.data": "training.data_sources",
 }

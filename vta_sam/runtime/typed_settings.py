@@ -9,20 +9,33 @@ from __future__ import annotations
 import difflib
 import math
 import re
-import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self, get_args
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema
 from pydantic.fields import FieldInfo
 
 from .errors import InputError
+from .typed_text import TypedText
 
+READY, UNKNOWN = "ready", "unknown"  # kinds of faults that come with their words; of the second the key is unknown
 _NEEDS_RANGE = ("expected a number", "expected a whole number")
 _SWITCHES = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+
+
+Row = tuple[str, str, str, str]  # key, type, default, meaning of a setting
+
+
+class Section(NamedTuple):
+    """A table of settings under a title."""
+
+    title: str
+    rows: list[Row]
+    headings: Row = ("setting", "type", "default", "meaning")
 
 
 class Kind:
@@ -76,8 +89,7 @@ def _place(value: Any) -> str:
 def _words(value: Any) -> tuple[str, ...]:
     if isinstance(value, str):
         value = _list(value) if value.startswith("[") else re.split(r"[,;]", value)
-    if not isinstance(value, (list, tuple)):
-        value = [_text(value)]
+    value = value if isinstance(value, (list, tuple)) else [_text(value)]
     return tuple(word for item in value if (word := str(item).strip()))
 
 
@@ -118,12 +130,40 @@ Place = Annotated[str, BeforeValidator(_place), Kind("path or address", text=Tru
 Words = Annotated[tuple[str, ...], BeforeValidator(_words), Kind("words: a, b or [a, b]", text=True)]
 Folders = Annotated[Any, BeforeValidator(_folders), Kind("path, [path, …] or {name: path, …}", text=True)]
 Keys = Annotated[tuple[str, ...], BeforeValidator(_keys), Kind("names: [a, b], or one")]
+Positive = Annotated[Whole, Field(ge=1)]
+Count = Annotated[Whole, Field(ge=0)]
+Seed = Annotated[Whole, Field(ge=0, le=2**63 - 1)]
+Seconds = Annotated[Number, Field(ge=1e-3)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+
+
+def setting(meaning: str, default: Any = None) -> Any:
+    """A field with its default and its meaning."""
+    return Field(default=default, description=meaning)
+
+
+def either(kinds: Sequence[Any]) -> Any:
+    """A type of values that are of one of several kinds, the first that takes them."""
+    words = " or ".join(map(type_words, kinds))
+    checks = [TypeAdapter(kind) for kind in kinds]
+
+    def found(value: Any) -> Any:
+        for check in checks:
+            try:
+                return check.validate_python(value)
+            except ValidationError:
+                continue
+        raise ValueError(f"expected a {words}")
+
+    return Annotated[Any, BeforeValidator(found), Kind(words),
+                     WithJsonSchema({"anyOf": [check.json_schema() for check in checks]})]
 
 
 class Settings(BaseModel):
     """The settings of a program. A field's type gives the check, ``Field(description=…)`` the meaning."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), validate_default=True)
+    GROUPS: ClassVar[Mapping[str, str]] = {}  # {further group of conf/: its meaning}; ``+group``: one that is added
     SWEPT_TEXT: ClassVar[tuple[str, ...]] = ()  # texts that may have several values, in an array or a multirun
     INTERPOLATED: ClassVar[tuple[str, ...]] = ()  # texts in which Hydra resolves ${…}
 
@@ -134,11 +174,20 @@ class Settings(BaseModel):
         Raises:
             InputError: a value is of another type or out of range, a key is not known, or two exclude each other.
         """
+        further = list(cls.further_faults(values))
         try:
-            return cls.model_validate({key: None if value == "" and cls._optional(key) else value
-                                       for key, value in values.items()})
+            found = cls.model_validate({key: None if value == "" and cls._optional(key) else value
+                                        for key, value in values.items()})
         except ValidationError as error:
-            raise InputError("; ".join(cls._sentence(fault) for fault in error.errors())) from None
+            raise InputError("; ".join([*map(cls._sentence, error.errors()), *further])) from None
+        if further:
+            raise InputError("; ".join(further))
+        return found
+
+    @classmethod
+    def further_faults(cls, values: Mapping[str, Any]) -> Iterator[str]:
+        """Sentences about what no single field shows. They are said beside the fields' own."""
+        return iter(())
 
     @classmethod
     def _optional(cls, key: str) -> bool:
@@ -147,20 +196,39 @@ class Settings(BaseModel):
 
     @classmethod
     def _sentence(cls, fault: Any) -> str:
-        key, found, words = ".".join(map(str, fault["loc"])), fault.get("input"), str(fault["msg"])
-        words = words.removeprefix("Value error, ")
-        if fault["type"] == "extra_forbidden":
-            return unknown_key(key, cls.model_fields)
+        """A fault in words, with its key."""
+        words, key, found = cls.words_of(fault), ".".join(map(str, fault["loc"])), fault.get("input")
+        if fault["type"] in ("extra_forbidden", UNKNOWN):
+            return f"there is no setting {key}; {words}"
         if not key:
             return words
-        if fault["type"] != "value_error" or words in _NEEDS_RANGE:
-            words = _expected(cls.model_fields.get(key), words)
-        return f"{key}={found}: {words}"
+        if words.startswith("is missing"):
+            return f"{cls.given(key)} {words}"
+        return f"{key}: {words}" if isinstance(found, Mapping) else f"{cls.given(key, found)}: {words}"
+
+    @classmethod
+    def given(cls, key: str, value: Any = "") -> str:
+        """A setting as its user gives it."""
+        return f"{key}={value}"
+
+    @classmethod
+    def words_of(cls, fault: Any) -> str:
+        """What is wrong, without the key."""
+        words = str(fault["msg"]).removeprefix("Value error, ")
+        if fault["type"] == "extra_forbidden":
+            model = model_at(cls, fault["loc"][:-1])
+            return nearest(str(fault["loc"][-1]), names_of(model or cls))
+        if fault["type"] == "missing":
+            meaning = getattr(field_at(cls, fault["loc"]), "description", None)
+            return f"is missing: {meaning}" if meaning else "is missing"
+        if fault["type"] in (READY, UNKNOWN) or fault["type"] == "value_error" and words not in _NEEDS_RANGE:
+            return words
+        return _expected(field_at(cls, fault["loc"]), words)
 
     @classmethod
     def text_keys(cls) -> tuple[str, ...]:
         """Keys whose value is taken as typed."""
-        kinds = {name: _kind(field) for name, field in cls.model_fields.items()}
+        kinds = {name: kind_of(field) for name, field in cls.model_fields.items()}
         return tuple(name for name, kind in kinds.items() if kind is not None and kind.text)
 
     @classmethod
@@ -169,130 +237,152 @@ class Settings(BaseModel):
         return TypedText(cls.text_keys(), cls.SWEPT_TEXT if swept else (), cls.INTERPOLATED)
 
     @classmethod
-    def help_rows(cls) -> Iterator[tuple[str, str, str, str]]:
+    def help_sections(cls, conf: Path, config_name: str, topic: str) -> Iterator[Section]:
+        """Tables of ``--help``; topic: what ``--help=TOPIC`` names, or ""."""
+        yield Section("", list(cls.help_rows()))
+
+    @classmethod
+    def help_rows(cls) -> Iterator[Row]:
         """(key, type, default, meaning) of every setting, those that several programs share at the end."""
-        own = cls.__annotations__
-        for name, field in sorted(cls.model_fields.items(), key=lambda item: item[0] not in own):
-            default = "must be given" if field.is_required() else _shown(field.default)
-            yield name, _type_words(field), default, field.description or ""
+        for name, field in sorted(cls.model_fields.items(), key=lambda item: item[0] not in cls.__annotations__):
+            default = "must be given" if field.is_required() else shown(field.default)
+            yield field.alias or name, type_words(field), default, field.description or ""
 
 
-def _kind(field: FieldInfo) -> Kind | None:
-    """The kind of a field, also of one that may be None."""
-    found = [item for item in field.metadata if isinstance(item, Kind)]
-    for option in get_args(field.annotation):
-        found += [item for item in getattr(option, "__metadata__", ()) if isinstance(item, Kind)]
-    return found[0] if found else None
+class Block(BaseModel):
+    """Settings that belong together, under one key of a program's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), validate_default=True)
+
+    def plain(self) -> dict[str, Any]:
+        """The given values, as a config has them."""
+        return self.model_dump(mode="json", exclude_unset=True)
 
 
-def _bounds(field: FieldInfo) -> tuple[Any, Any]:
-    """(least, most); of an optional field those of its own type."""
-    items = list(field.metadata)
-    for option in get_args(field.annotation):
-        for item in getattr(option, "__metadata__", ()):
-            items += item.metadata if isinstance(item, FieldInfo) else [item]
-    least = next((item.ge for item in items if hasattr(item, "ge")), None)
-    return least, next((item.le for item in items if hasattr(item, "le")), None)
+def names_of(model: type[BaseModel]) -> list[str]:
+    """Keys of a class's fields."""
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
-def _range_words(field: FieldInfo) -> str:
-    least, most = _bounds(field)
-    return "" if least is None and most is None else f" of at least {least}" if most is None else \
-        f" of at most {most}" if least is None else f" from {least} to {most}"
+def field_at(model: type[BaseModel], place: Sequence[str | int]) -> Any:
+    """The field, or the type of an item, that a key leads to; None where it leads to none."""
+    kind: Any = model
+    for word in place:
+        owner = model_in(kind)
+        if owner is not None:
+            names = {field.alias or name: field for name, field in owner.model_fields.items()}
+            kind = names.get(str(word))
+        else:
+            items = (get_args(option)[-1] for option in options_of(kind) if get_origin(option) in (dict, list))
+            kind = next(items, None)
+        if kind is None:
+            return None
+    return kind
 
 
-def _choices(field: FieldInfo) -> list[Any]:
-    found = list(get_args(field.annotation))
-    found += [choice for option in get_args(field.annotation) for choice in get_args(option)]
-    return [choice for choice in found if isinstance(choice, (str, int)) and not isinstance(choice, type)]
+def model_at(model: type[BaseModel], place: Sequence[str | int]) -> type[BaseModel] | None:
+    """The class whose fields a key's next words name."""
+    return model_in(field_at(model, place)) if place else model
 
 
-def _type_words(field: FieldInfo) -> str:
-    kind = _kind(field)
-    if kind is not None:
-        return kind.name + _range_words(field)
-    choices = _choices(field)
-    return " | ".join(map(str, choices)) if choices else "mapping"
+def model_in(kind: Any) -> type[BaseModel] | None:
+    return next((option for option in options_of(kind) if isinstance(option, type) and issubclass(option, BaseModel)),
+                None)
 
 
-def _expected(field: FieldInfo | None, words: str) -> str:
-    if field is None:
+def items_model(kind: Any) -> type[BaseModel] | None:
+    """The class of the blocks that a field holds by name or in a list."""
+    items = [get_args(option)[-1] for option in options_of(kind) if get_origin(option) in (dict, list)]
+    return next((model for item in items if (model := model_in(item)) is not None), None)
+
+
+def options_of(kind: Any) -> list[Any]:
+    """The types that a field or a type may have, without their annotations; None is left out."""
+    kind = kind.annotation if isinstance(kind, FieldInfo) else kind
+    if get_origin(kind) is Annotated:
+        return options_of(get_args(kind)[0])
+    if get_origin(kind) in (Union, UnionType):
+        return [option for item in get_args(kind) for option in options_of(item)]
+    return [] if kind is type(None) else [kind]
+
+
+def _marks(kind: Any) -> list[Any]:
+    """What annotates a field or a type: its kind, its range; of an optional one those of its own type."""
+    marks = [] if not isinstance(kind, FieldInfo) else list(kind.metadata)
+    kind = kind.annotation if isinstance(kind, FieldInfo) else kind
+    if get_origin(kind) is Annotated:
+        for mark in kind.__metadata__:
+            marks += mark.metadata if isinstance(mark, FieldInfo) else [mark]
+        return marks + _marks(get_args(kind)[0])
+    if get_origin(kind) in (Union, UnionType):
+        marks += [mark for item in get_args(kind) for mark in _marks(item)]
+    return marks
+
+
+def kind_of(kind: Any) -> Kind | None:
+    """The :class:`Kind` of a field or a type, also of one that may be None."""
+    return next((mark for mark in _marks(kind) if isinstance(mark, Kind)), None)
+
+
+def _range_words(kind: Any) -> str:
+    found = {name: getattr(mark, name) for mark in reversed(_marks(kind)) for name in ("ge", "gt", "le", "lt")
+             if getattr(mark, name, None) is not None}
+    if set(found) == {"ge", "le"}:
+        return f" from {found['ge']} to {found['le']}"
+    words = {"ge": "of at least", "gt": "above", "le": "of at most", "lt": "below"}
+    told = [f"{words[name]} {found[name]}" for name in words if name in found]
+    return f" {' and '.join(told)}" if told else ""
+
+
+def choices_of(kind: Any) -> list[Any]:
+    """The values of a field that has a few."""
+    return [value for option in options_of(kind) if get_origin(option) is Literal for value in get_args(option)]
+
+
+def type_words(kind: Any) -> str:
+    """What a field or a type holds, in words."""
+    if (known := kind_of(kind)) is not None:
+        return known.name + _range_words(kind)
+    if choices := choices_of(kind):
+        return " | ".join(map(str, choices))
+    option = next(iter(options_of(kind)), Any)
+    if get_origin(option) is list:
+        return f"list of {plural(type_words(get_args(option)[0]))}"
+    if get_origin(option) is dict:
+        return f"{{name: {type_words(get_args(option)[1])}, …}}"
+    return "settings" if model_in(kind) is not None else "anything"
+
+
+def plural(words: str) -> str:
+    """Several of a kind: "whole numbers of at least 0"."""
+    return re.sub(r"^(whole number|number|text|path|name|list)\b", r"\1s", words)
+
+
+def _expected(kind: Any, words: str) -> str:
+    if kind is None or type_words(kind) == "anything":
         return words
-    if _choices(field) and _kind(field) is None:
-        return f"expected one of {', '.join(map(str, _choices(field)))}"
-    return f"expected a {_type_words(field)}"
+    if choices := choices_of(kind):
+        return f"expected one of {', '.join(map(str, choices))}"
+    if (model := model_in(kind)) is not None:
+        return f"expected {{KEY: value, …}} with the keys {', '.join(names_of(model))}"
+    return f"expected {'' if type_words(kind).startswith('{') else 'a '}{type_words(kind)}"
 
 
-def _shown(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else \
-        "[]" if value == () else str(value)
+def shown(value: Any) -> str:
+    """A value as a config has it."""
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(shown, value))}]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {shown(item)}" for key, item in value.items()) + "}"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def nearest(key: str, known: Iterable[str]) -> str:
+    """Words about a key that there is not: the nearest one that there is."""
+    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
+    return f"is {near[0]} meant?" if near else "--help lists them"
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
-    """A sentence about a key that there is not, with the nearest one that there is."""
-    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
-    return f"there is no setting {key}; " + (f"is {near[0]} meant?" if near else "--help lists them")
-
-
-class TypedText:
-    """Values of a command line that Hydra must not read: each is replaced by a word, and put back where it arrives.
-
-    Args:
-        keys: whose values are texts.
-        swept: of those, the keys whose values may be several, parted by commas (a sweep).
-        interpolated: of those, the keys in which Hydra resolves ``${…}``.
-    """
-
-    def __init__(self, keys: Iterable[str], swept: Iterable[str] = (), interpolated: Iterable[str] = ()):
-        self.keys, self.swept, self.interpolated = set(keys), set(swept), set(interpolated)
-        self._mark = f"text{secrets.token_hex(6)}x"
-        self._typed: list[str] = []
-
-    def taken(self, arguments: Sequence[str]) -> list[str]:
-        """The command line with words in place of texts; null and empty values stay."""
-        return [self._without_text(argument) for argument in arguments]
-
-    def _without_text(self, argument: str) -> str:
-        key, equals, value = argument.partition("=")
-        name = key.lstrip("+")
-        if not equals or name not in self.keys or value in ("", "null") or name in self.interpolated and "${" in value:
-            return argument
-        values = _parted(value) if name in self.swept else [value]
-        return f"{key}={','.join('null' if item == 'null' else self._word(item) for item in values)}"
-
-    def _word(self, value: str) -> str:
-        self._typed.append(value)
-        return f"{self._mark}{len(self._typed) - 1}x"
-
-    def put_back(self, value: Any) -> Any:
-        """A composed config, or a word of a command line, with the texts as they were typed."""
-        if isinstance(value, Mapping):
-            return {self.put_back(key): self.put_back(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [self.put_back(item) for item in value]
-        if isinstance(value, str):
-            return re.sub(rf"{self._mark}(\d+)x", lambda found: self._typed[int(found[1])], value)
-        return value
-
-
-def quoted(text: str) -> str:
-    """A text in quotes, as Hydra reads it: backslashes count only where a quote follows them."""
-    text = re.sub(r"(\\*)'", r"\1\1\\'", text)
-    text = re.sub(r"(\\+)$", r"\1\1", text)
-    return f"'{text}'"
-
-
-def _unquoted(text: str) -> str:
-    """The inverse of :func:`quoted`; a text that isn't wholly in quotes stays as it is."""
-    whole = re.fullmatch(r"""'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)\"""", text.strip(), re.DOTALL)
-    if whole is None:
-        return text
-    inside, quote = (whole[1], "'") if whole[1] is not None else (whole[2], '"')
-    inside = re.sub(rf"(\\+){quote}", lambda found: found[1][:len(found[1]) // 2] + quote, inside)
-    return re.sub(r"(\\+)$", lambda found: found[1][:len(found[1]) // 2], inside)
-
-
-def _parted(value: str) -> list[str]:
-    """A sweep's values: parted by commas outside quotes; one that is quoted as a whole is what stands inside."""
-    items = re.findall(r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^,])+""", value, re.DOTALL)
-    return [_unquoted(item) for item in items] or [value]
+    """A sentence about a key that there is not, with the nearest one."""
+    return f"there is no setting {key}; {nearest(key, known)}"

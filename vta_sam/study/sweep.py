@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -17,7 +18,8 @@ from matplotlib.figure import Figure
 from ..metrics.intervals import Interval
 from ..runtime.errors import InputError
 from ..runtime.files import atomic_path
-from ..runtime.typed_settings import quoted
+from ..runtime.typed_text import quoted
+from ..runtime.work_plan import Deed, Item, Plan
 
 SWEEPS = Path(__file__).resolve().parents[2] / "conf" / "sweep"
 FIGURES = ("envelope_correlation", "onset_f1", "sound_class")
@@ -124,6 +126,13 @@ def _settings(run: Path) -> dict[str, Any]:
         if path.exists():
             walk(yaml.safe_load(path.read_text()), "")
     return flat
+
+
+def plan_table(found: Sequence[Finished], out: Path) -> Plan:
+    """What ``sweep.py collect`` writes to a folder, of finished runs."""
+    items = [Item(name, Deed.REPLACE if (out / name).exists() else Deed.MAKE, f"{len(found)} finished runs")
+             for name in ("runs.csv", "runs.png")]
+    return Plan("table of a sweep", items, out)
 
 
 def write_table(path: Path, runs: list[Finished]) -> None:

@@ -21,6 +21,7 @@ from rich.text import Text
 from ...clip import MAX_OBJECTS
 from ...runtime.errors import InputError
 from ...runtime.files import write_text
+from ...runtime.work_plan import Deed, Item, Plan
 
 COLUMNS = ("id", "caption", "path", "start", "duration", "objects", "label", "split")
 _REQUIRED = ("id", "caption")
@@ -249,6 +250,10 @@ class SkippedClip:
     detail: str = ""
 
 
+def _left_out_path(out: Path) -> Path:
+    return out.with_name(f"{out.stem}.left_out.csv")
+
+
 @dataclass
 class ManifestDraft:
     """A manifest before it is written.
@@ -303,17 +308,29 @@ class ManifestDraft:
         for number in chosen:
             self.rows[number] = replace(self.rows[number], split=split)
 
+    def plan(self, out: Path) -> Plan:
+        """What :meth:`write` writes. Raises InputError as it does."""
+        self._require_rows(out)
+        clips = Counter(row.split for row in self.rows)
+        counts = {out: ", ".join(f"{count} {split}" for split, count in sorted(clips.items())) + " clips",
+                  _left_out_path(out): f"{len(self.left_out)} clips without a row"}
+        items = [Item(path.name, Deed.REPLACE if path.exists() else Deed.MAKE, words) for path, words in counts.items()]
+        return Plan("manifest", items, out.parent)
+
+    def _require_rows(self, out: Path) -> None:
+        if not self.rows:
+            first = self.left_out[0] if self.left_out else None
+            why = f" The first of {len(self.left_out)}: {first.id}, {first.reason} ({first.detail})" if first else ""
+            raise InputError(f"no clip is left for {out}.{why}")
+
     def write(self, out: Path) -> Path:
         """Write the manifest, and beside it ``<name>.left_out.csv`` with the skipped clips ⇒ the latter's path.
 
         Raises:
             InputError: there is no row.
         """
-        left_out = out.with_name(f"{out.stem}.left_out.csv")
-        if not self.rows:
-            first = self.left_out[0] if self.left_out else None
-            why = f" The first of {len(self.left_out)}: {first.id}, {first.reason} ({first.detail})" if first else ""
-            raise InputError(f"no clip is left for {out}.{why}")
+        left_out = _left_out_path(out)
+        self._require_rows(out)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(("id", "reason", "detail"))

@@ -1,7 +1,8 @@
 """Making a listening test: its stimuli, alike in all but sound; ``raters/``, a folder to hand out; and ``key.json``,
 which stays with its makers.
 
-Each rater's stimuli and their order are blind, random, balanced, and a function of the seed and the rater's number.
+Stimuli are every system's sound, the hidden reference and two anchors, alike in all but sound. Each rater's stimuli and
+their order are blind, random, balanced, and a function of the seed and the rater's number.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ... import __version__
 from ...media.audio import write_wav
 from ...media.muxing import mux
 from ...mel import SAMPLE_RATE_HZ
+from ...runtime import work_plan
 from ...runtime.cli import check_number
 from ...runtime.errors import InputError
 from ...runtime.files import atomic_path, printable, reason_of, temporary_beside, write_text, writing_to
@@ -262,11 +264,7 @@ def make_test(request: TestRequest, progress: Callable[[int, int], None] = lambd
         InputError: a folder that already holds a test, no clip that all systems have, a file that can't be used.
         EndOfRun: the disk is full, or the folder can't be written to.
     """
-    if request.out.exists() and any(request.out.iterdir()):
-        raise InputError(f"--out {request.out} is not empty; a test that was handed out must not change under its "
-                         "raters: name another folder")
-    references, systems = find_sounds(request.reference), {n: find_sounds(f) for n, f in request.systems.items()}
-    chosen = _chosen(references, systems, request.clips)
+    references, systems, chosen = _sounds(request)
     pictures = find_sounds(request.videos) if request.videos else references
     names = tokens(len(chosen) * len([*request.systems, *HIDDEN]) + 1, request.seed)
     items: list[Item] = []
@@ -336,6 +334,26 @@ def _write_test(request: TestRequest, folder: Path, items: Sequence[Item], files
     for path in media.iterdir():  # times of modification in the order of making would reveal the systems
         os.utime(path, (_LONG_AGO, _LONG_AGO))
     write_text(folder / KEY_NAME, printable(json.dumps(key, indent=1, ensure_ascii=False)) + "\n")
+
+
+def plan_test(request: TestRequest) -> work_plan.Plan:
+    """What :func:`make_test` writes. Raises InputError as it does, but for files that can't be decoded."""
+    _, systems, chosen = _sounds(request)
+    stimuli = len(chosen) * (len(systems) + len(HIDDEN))
+    details = {RATERS_NAME: f"the page, {stimuli} stimuli of {len(chosen)} clips, for {request.raters} raters",
+               KEY_NAME: f"what is what, of {len(systems)} systems: {', '.join(systems)}"}
+    items = [work_plan.Item(name, work_plan.Deed.MAKE, detail) for name, detail in details.items()]
+    return work_plan.Plan("listening test", items, request.out)
+
+
+def _sounds(request: TestRequest) -> tuple[dict[str, list[SoundFile]], dict[str, dict[str, list[SoundFile]]],
+                                           list[str]]:
+    """Sounds of the reference, of each system, and the clips that are judged."""
+    if request.out.exists() and any(request.out.iterdir()):
+        raise InputError(f"--out {request.out} is not empty; a test that was handed out must not change under its "
+                         "raters: name another folder")
+    references, systems = find_sounds(request.reference), {n: find_sounds(f) for n, f in request.systems.items()}
+    return references, systems, _chosen(references, systems, request.clips)
 
 
 def _chosen(references: dict[str, list[SoundFile]], systems: dict[str, dict[str, list[SoundFile]]],

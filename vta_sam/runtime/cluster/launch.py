@@ -6,9 +6,10 @@ Its tasks are composed and checked before anything is submitted. docs/cluster.md
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -22,11 +23,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, OverrideParseException
 from hydra.utils import instantiate
-from omegaconf import OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from ..errors import InputError
-from ..typed_settings import Settings, TypedText
+from ..typed_settings import Settings
+from ..typed_text import TypedText
 from .scheduler import Job, Scheduler
 
 GROUP = "launcher"
@@ -144,12 +146,68 @@ def _launcher(program: Program, overrides: Sequence[Override]) -> Scheduler:
     return made
 
 
-def _settings(program: Program, overrides: Sequence[str]) -> dict[str, Any] | None:
+_CHECKED = 64  # runs of a sweep that are checked before the first of them begins, 0.2 s each; the rest as they begin
+
+
+def check(program: Program, arguments: Sequence[str], typed: TypedText) -> None:
+    """Compose and check all that a command line asks for, before any of it is begun.
+
+    Args:
+        program: as for :func:`launch`.
+        arguments: the command line, as it was typed.
+        typed: of its texts.
+
+    Raises:
+        InputError: of all faults of the first of its runs that has some.
+    """
+    flags = [argument for argument in arguments if argument.startswith("-")]
+    if set(flags) - _SWEEPS:
+        return  # Hydra's own affair: it answers, or takes its configs from elsewhere
+    overrides = [argument for argument in typed.taken(arguments) if argument not in flags]
+    with _hydra(program):
+        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+        parsed = parser.parse_overrides(overrides)
+        countable = all(word.is_discrete_sweep() for word in parsed if word.is_sweep_override())
+        if flags:
+            runs = combinations(parsed)[:_CHECKED] if countable else []
+        else:
+            runs = [tuple(overrides)]
+        for words in runs:
+            _settings(program, words, typed)
+
+
+def _composed(program: Program, overrides: Sequence[str]) -> DictConfig:
     config = compose(program.config_name, list(overrides), return_hydra_config=True)
     HydraConfig.instance().set_config(config)  # for ${hydra:…} in a run's name
     with open_dict(config):
         del config["hydra"]
+    return config
+
+
+def _checked_instead(program: Program, overrides: Sequence[str], typed: TypedText) -> None:
+    """Where Hydra has refused a command line for one key that its configs lack: raise InputError with all its faults,
+    among them the nearest keys."""
+    forced = [f"++{word}" if re.match(r"[\w.]*\.[\w.]*=", word) else word for word in overrides]
+    if program.settings is not None and forced != list(overrides):
+        with suppress(HydraException, OmegaConfBaseException):
+            _resolved(program, _composed(program, forced), typed)
+
+
+def _settings(program: Program, overrides: Sequence[str], typed: TypedText | None = None) -> dict[str, Any] | None:
+    typed = typed or program.typed
     try:
+        config = _composed(program, overrides)
+    except HydraException:
+        _checked_instead(program, overrides, typed)
+        raise
+    return _resolved(program, config, typed)
+
+
+def _resolved(program: Program, config: DictConfig, typed: TypedText) -> dict[str, Any] | None:
+    try:
+        if missing := sorted(OmegaConf.missing_keys(config)):
+            raise InputError("; ".join(f"{key}= is missing" for key in missing)
+                             + f". --help={missing[0].partition('.')[0]} says what it is")
         settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except InterpolationResolutionError as error:
         if "Environment variable" in str(error):  # launcher.setup may set it
@@ -157,7 +215,7 @@ def _settings(program: Program, overrides: Sequence[str]) -> dict[str, Any] | No
         raise
     assert isinstance(settings, dict)
     refuse_launcher_of_a_file(settings)
-    found = program.typed.put_back({str(key): value for key, value in settings.items()})
+    found = typed.put_back({str(key): value for key, value in settings.items()})
     if program.settings is not None:
         checked = program.settings.of({key: value for key, value in found.items() if key != GROUP})
         if getattr(checked, "plan", False):

@@ -6,27 +6,26 @@ schemas follow from the fields (:mod:`vta_sam.runtime.typed_settings`). Nothing 
 
 from __future__ import annotations
 
-from pathlib import PurePath
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePath
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
-from .runtime.typed_settings import Folders, Keys, LocalPath, Name, Number, Place, Settings, Switch, Text, Whole, Words
+from ..runtime.typed_settings import (
+    Count, Folders, Keys, LocalPath, Name, Number, Place, Positive, Seconds, Section, Seed, Settings, Share, Switch,
+    Text, Whole, Words, setting,
+)
+from .blocks import (
+    AugmentBlock, ClipBlock, CodecPart, ConditionerPart, DenoiserPart, FiguresBlock, LoggerPart, NetworksBlock,
+    OverfitBlock, Part, StageBlock, StudyBlock, ValidationBlock, as_given, train_faults,
+)
 
-Positive = Annotated[Whole, Field(ge=1)]
-Count = Annotated[Whole, Field(ge=0)]
-Seed = Annotated[Whole, Field(ge=0, le=2**63 - 1)]
-Seconds = Annotated[Number, Field(ge=1e-3)]
 MAX_WORDS = 8
 RUN_FOLDER = ("runs", "exp", "seed", "name")  # the settings that name a training run's folder
 
 _DEVICE = "cpu, cuda, cuda:1, …; auto: cuda where there is one"
 _THREADS = "processor threads of torch; null: torch's choice"
-
-
-def setting(meaning: str, default: Any = None) -> Any:
-    """A field with its default and its meaning."""
-    return Field(default=default, description=meaning)
 
 
 PLAN = setting("say what would be written, and stop", False)
@@ -40,7 +39,17 @@ def require(settings: Settings, **meanings: str) -> None:
         raise ValueError("; ".join(missing) + ". --help shows all keys")
 
 
-class SharedWork(Settings):
+class GroupSettings(Settings):
+    """Programs whose config has groups, such as grounder=NAME."""
+
+    @classmethod
+    def help_sections(cls, conf: Path, config_name: str, topic: str) -> Iterator[Section]:
+        from .pages import Configs, help_sections
+
+        return help_sections(cls, Configs(conf, config_name), topic)
+
+
+class SharedWork(GroupSettings):
     """Programs that part their work among processes."""
 
     rank: Count | None = setting("this process's share, from 0; null: as torchrun or srun started it")
@@ -111,12 +120,12 @@ class ExtractSettings(SharedWork):
     """data_prep/extract.py"""
 
     plan: Switch = PLAN
-    grounder: Any = setting("finds objects in frames: tiny, oracle, grounded_sam, none; its settings: grounder.KEY=")
-    encoder: Any = setting("embeds frames, words and captions: tiny, oracle, clip; its settings: encoder.KEY=")
+    grounder: Part = setting("finds objects in frames: tiny, oracle, grounded_sam, none; its settings: grounder.KEY=")
+    encoder: Part = setting("embeds frames, words and captions: tiny, oracle, clip; its settings: encoder.KEY=")
     videos: LocalPath | None = setting("folder of the videos")
     manifest: LocalPath | None = setting("csv of the clips; by default manifest.csv in videos=")
     out: LocalPath | None = setting("folder of the shards")
-    features: dict[str, Any] = setting("further features per frame, by name: recipes of their extractors", {})
+    features: Part = setting("further features per frame, by name: recipes of their extractors", {})
     fps: Annotated[Number, Field(ge=0.01, le=1000)] = setting("frames a second that are extracted", 12.5)
     sample_rate_hz: Annotated[Whole, Field(ge=1000, le=384_000)] = setting("of the sound", 16_000)
     shard_size: Positive = setting("clips a shard: at most so many are lost by a kill", 64)
@@ -149,7 +158,7 @@ class EncodeSettings(SharedWork):
         return self
 
 
-class CheckSettings(Settings):
+class CheckSettings(GroupSettings):
     """data_prep/check.py"""
 
     plan: Switch = PLAN
@@ -159,7 +168,7 @@ class CheckSettings(Settings):
     overlay: Count = setting("films of the first so many clips with their grounding drawn over them", 0)
     keys: Keys | None = setting("ids of the clips to make films of, in place of the first")
     shown: Annotated[Number, Field(ge=0, le=1)] = setting("probability from which on boxes and masks are drawn", 0.3)
-    grounder: Any = setting("for masks=true: the one that the shards were made with")
+    grounder: Part = setting("for masks=true: the one that the shards were made with")
     masks: Switch = setting("ask the grounder for the masks again, since shards hold their areas alone", False)
 
     @model_validator(mode="after")
@@ -247,11 +256,11 @@ class CompareSettings(MeasureSettings):
         return self
 
 
-class StudySettings(Settings):
+class StudySettings(GroupSettings):
     """experiments/study.py"""
 
     plan: Switch = PLAN
-    study: Any = setting("rows and tables: conf/study/<name>.yaml")
+    study: StudyBlock | None = setting("rows and tables: conf/study/<name>.yaml")
     only: Keys = setting("rows (row or table/row) to run; []: all", ())
     seeds: list[Seed] | None = setting("in place of the study's own")
     records: LocalPath = setting("folder of one json per row and seed", "docs/results")
@@ -260,8 +269,9 @@ class StudySettings(Settings):
     beside: Count = setting("for the record: other rows that run at the same time", 0)
 
 
-class TrainSettings(Settings):
-    """experiments/train.py and overfit.py: settings outside the groups, which have checks of their own."""
+class TrainSettings(GroupSettings):
+    """experiments/train.py and overfit.py. Further keys of a file of one's own are for its ``${…}`` to refer to, or
+    stand in place of a stage of one's own."""
 
     model_config = {**Settings.model_config, "extra": "allow"}
 
@@ -282,8 +292,35 @@ class TrainSettings(Settings):
     init: Place | None = setting("denoiser and conditioner to start stage diffusion from; vta_ldm, tango")
     vocoder_from: Place | None = setting("a vocoder with weights; null: that of vae=")
     model: Place | None = setting("a finished model to measure (with stages=[figures])")
-    dropout: Annotated[Number, Field(ge=0, le=1)] = setting("share of samples that train the null", 0.1)
+    dropout: Share = setting("share of samples that train the null", 0.1)
 
+    data: Part = setting("where clips come from: embedded, shards; its settings: data.KEY=")
+    denoiser: DenoiserPart = setting("another network than the size's UNet, networks.unet")
+    conditioner: ConditionerPart = setting("the denoiser's condition")
+    objective: Part = setting("the denoiser's target: v_prediction, epsilon_prediction, x0_prediction")
+    sampler: Part = setting("how validation and the model folder sample: dpm")
+    vocoder: CodecPart = setting("another than the size's: griffin_lim, hifigan")
+    grounder: Part = setting("finds objects in frames: tiny, oracle, grounded_sam, none; null: data= chooses")
+    encoder: Part = setting("embeds frames, words and captions: tiny, oracle, clip; null: data= chooses")
+    logger: LoggerPart = setting("where the curves of training are kept; always as csv too")
+    clip: ClipBlock | None = setting("rates and durations of a clip")
+    networks: NetworksBlock | None = setting("sizes of the networks")
+    fit: dict[str, StageBlock] = setting("numbers of each stage", {})
+    augment: AugmentBlock | None = setting("what training hides from the condition")
+    validation: ValidationBlock | None = setting("what is sampled while stage diffusion trains")
+    figures: FiguresBlock | None = setting("what stage figures measures")
+    embedded_clips: dict[Literal["train", "val", "test"], Count] | None = setting("clips of data=embedded, by split")
+    embedded_expected_s: Annotated[Number, Field(ge=0)] | None = setting("seconds that making them took where it was "
+                                                                         "measured, for the plan")
+    overfit: OverfitBlock | None = setting("clips of overfit.py; +exp=overfit has it")
+    _given: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    GROUPS: ClassVar[Mapping[str, str]] = {
+        "+exp": "the experiment: what is trained, with which condition",
+        "size": "numbers of every stage",
+        "+ablation": "one thing changed: +ablation/GROUP=NAME",
+        "+strategy": "how several processes share stage diffusion",
+    }
     INTERPOLATED: ClassVar[tuple[str, ...]] = ("name",)  # such as ${hydra:job.override_dirname}
     # paths inside groups, which leave the command line as typed too
     NESTED_TEXT: ClassVar[tuple[str, ...]] = (
@@ -297,18 +334,33 @@ class TrainSettings(Settings):
     def text_keys(cls) -> tuple[str, ...]:
         return *super().text_keys(), *cls.NESTED_TEXT
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """See :meth:`Settings.of`; :meth:`plain` has nested values as ``values`` has them."""
+        found = super().of(values)
+        found._given.update(values)
+        return found
+
+    @classmethod
+    def further_faults(cls, values: Mapping[str, Any]) -> Iterator[str]:
+        return train_faults(values, cls.model_fields)
+
     def plain(self) -> dict[str, Any]:
-        """All values as a config has them: paths are texts, names are lists."""
+        """All values as a config has them: paths are texts, names are lists, and blocks have no keys but the given
+        ones, since a run's folder keeps them and refuses others."""
+        right = self.model_dump(exclude_unset=True)
+        values = {key: value for key, value in self.model_dump().items() if value is not None or key in right}
+        values |= {key: as_given(value, right[key]) for key, value in self._given.items() if key in right}
         return {key: str(value) if isinstance(value, PurePath) else list(value) if isinstance(value, tuple) else value
-                for key, value in self.model_dump().items()}
+                for key, value in values.items()}
 
 
-class TrainTinySettings(Settings):
+class TrainTinySettings(GroupSettings):
     """experiments/train_tiny.py"""
 
     plan: Switch = PLAN
     model: Literal["trunk", "tagger"] = setting("trunk: image trunk with words; tagger: sound classes", "trunk")
     figures: Switch = setting("measure the weights that are there, train nothing", False)
     threads: Positive = setting("processor threads of torch", 2)
-    trunk: Any = setting("the trunk's recipe: trunk.KEY=")
-    tagger: Any = setting("the tagger's recipe: tagger.KEY=")
+    trunk: Part = setting("the trunk's recipe: trunk.KEY=")
+    tagger: Part = setting("the tagger's recipe: tagger.KEY=")

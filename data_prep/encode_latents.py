@@ -5,12 +5,19 @@
     torchrun --nproc-per-node 8 data_prep/encode_latents.py vae=FOLDER shards=DIR     # or srun: each takes its share
 """
 
-from vta_sam.dataset.partition import shards_to_encode
 from vta_sam.runtime.cli import program
 from vta_sam.settings import EncodeSettings
 
 
-@program("encode_latents", EncodeSettings, shards=shards_to_encode)
+def count_shards(settings) -> int:
+    """Of all splits, which an array of jobs divides among its tasks."""
+    from vta_sam.dataset.shards.schema import read_dataset
+
+    info = read_dataset(settings["shards"])
+    return sum(len(info.shards(split)) for split in info.splits)
+
+
+@program("encode_latents", EncodeSettings, shards=count_shards)
 def main(settings):
     from vta_sam.checkpoints.model_folder import read_recipe
     from vta_sam.dataset.extraction.progress import terminal_progress

@@ -5,12 +5,18 @@
     torchrun --nproc-per-node 4 data_prep/extract.py videos=DIR out=DIR        # or srun: each takes its share
 """
 
-from vta_sam.dataset.partition import shards_to_extract
 from vta_sam.runtime.cli import program
 from vta_sam.settings import ExtractSettings
 
 
-@program("extract", ExtractSettings, shards=shards_to_extract)
+def count_shards(settings) -> int:
+    """Of the manifest's slices, which an array of jobs divides among its tasks."""
+    from vta_sam.dataset.manifests.manifest import read_manifest, slices
+
+    return len(slices(read_manifest(settings["manifest"]), settings["shard_size"]))
+
+
+@program("extract", ExtractSettings, shards=count_shards)
 def main(settings):
     from rich import print as show
 

@@ -3,12 +3,21 @@
 import sys
 import warnings
 
-from vta_sam.dataset.partition import shards_to_generate
 from vta_sam.runtime.cli import program
 from vta_sam.settings import GenerateSettings
 
 
-@program("generate", GenerateSettings, shards=shards_to_generate)
+def count_shards(settings) -> int:
+    """Of the split, which an array of jobs divides among its tasks; the clips are dealt one by one."""
+    from vta_sam.dataset.shards.schema import read_dataset
+    from vta_sam.runtime.errors import InputError
+
+    if settings["shards"] is None:
+        raise InputError("launcher.shards_per_job goes with shards=FOLDER; leave it out with video=")
+    return len(read_dataset(settings["shards"]).shards(settings["split"]))
+
+
+@program("generate", GenerateSettings, shards=count_shards)
 def main(settings):
     from vta_sam.generation.build import identify, newest_model
     from vta_sam.generation.inputs import Sampling, videos_in

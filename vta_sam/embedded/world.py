@@ -71,7 +71,7 @@ def plan_world(out: Path, counts: dict[str, int], seed: int) -> WorldPlan:
 
 
 def make_world(planned: WorldPlan, workers: int = 1, progress: Progress | None = None) -> dict[str, str]:
-    """Make what was planned ⇒ {clip that could not be written: reason}. The manifest is written where there is none.
+    """Make what was planned ⇒ {clip that could not be written: reason}. The manifest is written last, if there is none.
 
     Processes that make one world part its clips between them.
 
@@ -88,6 +88,8 @@ def make_world(planned: WorldPlan, workers: int = 1, progress: Progress | None =
     done = len(planned.clips) - len(planned.missing)
     with writing_to(out):
         _claim(out, seed)
+        for split in {split for split, _ in planned.clips}:
+            sweep_claims(out / split)
         left = [(out, seed, *clip) for clip in planned.missing]
         for wait_s in (0.0, _LONGEST_WAIT_S):
             if left and wait_s:

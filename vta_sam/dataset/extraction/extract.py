@@ -157,9 +157,10 @@ class Extraction:
         planned = planned or self.planned()
         folder, work = planned.folder, _Work(self, planned, progress)
         with folder.begun(), DecodePool(self.workers, self.limit_s, self.memory_mb, hwaccel=self.hwaccel) as pool:
-            left = []
             for task in planned.tasks:
-                folder.keep(task) if task.item.deed is Deed.KEEP else left.append(task)
+                if task.item.deed is Deed.KEEP:
+                    folder.keep(task)
+            left = [task for task in planned.tasks if task.item.deed is not Deed.KEEP]
             for _ in range(2):  # the second time for shards of a process that has been killed meanwhile
                 left = work.make(pool, left)
             if left:

@@ -281,7 +281,7 @@ class TrainSettings(GroupSettings):
     seed: Seed = setting("of weights, order and every draw", 0)
     runs: Place = setting("a run is written to <runs>/<exp>-<seed>[-<name>]", "runs")
     name: Text | None = setting("tells runs of one experiment and seed apart")
-    overwrite: Switch = setting("throw away what the run has made before", False)
+    overwrite: Switch = setting("make again what changed, and what was built on it", False)
     threads: Positive | None = setting(_THREADS)
     freeze: Switch = setting("keep the pretrained parts of the conditioner as they are in stage diffusion", False)
     vae: Place | None = setting("a trained VAE in place of stage vae; audioldm: the released one")

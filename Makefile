@@ -7,8 +7,8 @@ PIP_ARGS ?=
 # For the training command: make train ARGS="seed=1 logger=tensorboard"
 ARGS ?=
 TEST_ARGS ?=
-# A process of pytest for each core, up to four; make test TEST_PROCESSES= has it all in one. The tests of a file stay
-# together, because they share what they make.
+# A process of pytest for each core and one more, up to four; make test TEST_PROCESSES= has it all in one. The tests of
+# a file stay together, because they share what they make.
 TEST_PROCESSES ?= -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help

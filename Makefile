@@ -7,12 +7,12 @@ PIP_ARGS ?=
 # For the training command: make train ARGS="seed=1 logger=tensorboard"
 ARGS ?=
 TEST_ARGS ?=
-# A process of pytest for each core, up to four; make test TEST_PROCESSES= has it all in one. The tests of a file stay
-# together, because they share what they make.
+# A process of pytest for each core and one more, up to four; make test TEST_PROCESSES= has it all in one. The tests of
+# a file stay together, because they share what they make.
 TEST_PROCESSES ?= -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install train smoke test test-slow test-all test-slurm golden lint structure clean
+.PHONY: help install train smoke test test-slow test-all slurm test-slurm golden lint structure clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,10 +45,12 @@ test-all: install ## both, which share what they make
 	$(BIN)/python -m pytest -m "not slurm" $(TEST_PROCESSES) $(TEST_ARGS)
 
 # Daemons that only root may start; SLURM itself comes from the system's packages
-test-slurm: install ## start SLURM on this machine and run its tests (root, Debian's apt; skipped elsewhere)
+slurm: ## install SLURM for its tests (root, Debian's apt; nothing elsewhere)
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && ! command -v slurmctld > /dev/null; then \
-		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq slurm-wlm munge > /dev/null; } || \
-		echo "SLURM could not be installed" >&2; fi
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+			slurm-wlm munge > /dev/null; } || echo "SLURM could not be installed" >&2; fi
+
+test-slurm: install slurm ## start SLURM on this machine and run its tests (skipped where it is not installed)
 	$(BIN)/python -m pytest -m slurm -rs $(TEST_ARGS)
 
 golden: install ## record anew what configs, shards, losses and sounds are (tests/golden); git diff shows what changed

@@ -20,13 +20,22 @@ from played_slurm import cluster, dataset, dry_run, manifest, refused  # noqa: F
 from weights_server import shelf, small  # noqa: F401  fixtures of the tests of released weights
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-# begun first: else one of pytest's processes would be left alone with one of them in the end
-LONGEST = ("test_train_smoke.py", "test_extract_killed.py", "test_study.py", "test_golden.py", "test_grounded_sam.py",
-           "test_training_resume.py", "test_house.py", "test_processes.py")
+# Files begun first, those of most processor time first: else one of pytest's processes would be left alone with one of
+# them in the end
+LONGEST = ("test_golden.py", "test_extract_killed.py", "test_metrics_alignment.py", "test_grounded_sam.py",
+           "test_train_smoke.py", "test_study.py", "test_decoding.py", "test_extract_damaged.py", "test_evaluation.py",
+           "test_training_resume.py", "test_processes.py", "test_sharding.py", "test_configs.py", "test_front_door.py",
+           "test_house.py", "test_generate_cli.py", "test_evaluation_parts.py", "test_compiled.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Of ``-n auto``: one more than there are cores, since many tests wait for processes that they have started."""
+    return (os.cpu_count() or 1) + 1
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Networks for tests of grounding: wider weights, and a small SAM."""
+"""Networks for tests of grounding: wider weights, fewer layers, and a small SAM."""
 
 from __future__ import annotations
 
@@ -18,6 +18,16 @@ def enliven(module: nn.Module, seed: int) -> None:
             for name, parameter in part.named_parameters(recurse=False):
                 mean, std = (1.0, 0.02) if norm and name == "weight" else (0.0, 0.05)
                 parameter.normal_(mean, std, generator=generator)
+
+
+def make_shallow(detector: nn.Module, layers: int = 2) -> nn.Module:
+    """Keep ``layers`` of each stack of equal layers of Grounding DINO: of Swin's long stage, of the encoder and of the
+    decoder. More of them compute the same again."""
+    encoder, decoder = detector.transformer.encoder, detector.transformer.decoder
+    for part, stack in ((detector.backbone[0].layers[2], "blocks"), (encoder, "layers"), (encoder, "text_layers"),
+                        (encoder, "fusion_layers"), (decoder, "layers")):
+        setattr(part, stack, getattr(part, stack)[:layers])
+    return detector
 
 
 def narrow_sam(side: int = 256, seed: int = 4) -> nn.Module:

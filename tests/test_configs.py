@@ -36,6 +36,11 @@ FRAME_DIM, OBJECT_DIM, CAPTION_DIM = 768, 768, 1024  # CLIP ViT-L/14 and FLAN-T5
 
 def composed(*overrides: str) -> dict[str, Any]:
     """The config as the command line makes it; what a user has to name (folders, all of them) is named `somewhere`."""
+    return copy.deepcopy(composed_once(*overrides))
+
+
+@cache
+def composed_once(*overrides: str) -> dict[str, Any]:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", overrides=list(overrides))
     for key in OmegaConf.missing_keys(config):
@@ -222,18 +227,7 @@ def test_the_trap_for_torch_works(command):
     assert result.returncode != 0 and "torch was imported" in result.stderr
 
 
-@pytest.mark.parametrize("script", ["experiments/train.py", "experiments/generate.py"])
-def test_help_is_answered_without_torch(command, script):
-    result = command(script, "--help")
+def test_help_is_answered_without_torch(command):
+    result = command("experiments/train.py", "--help")
     assert result.returncode == 0, result.stderr
     assert "seed" in result.stdout, "the settings are part of the help"
-
-
-@pytest.mark.parametrize(("argument", "named"), [("sizee=base", "sizee"), ("size=huge", "huge"),
-                                                 ("+exp=vta_samm", "vta_samm"), ("fit.vae.batch=4", "batch")])
-def test_a_mistake_is_named_without_torch(command, argument, named, tmp_path):
-    result = command("experiments/train.py", argument)
-    assert result.returncode != 0
-    assert named in result.stderr and "Traceback" not in result.stderr
-    assert "torch was imported" not in result.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["torch.py"], "a refused command leaves nothing behind"

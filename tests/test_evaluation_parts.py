@@ -203,7 +203,7 @@ def test_probabilities_come_from_a_dataset(tmp_path):
 @pytest.mark.slow
 def test_a_folder_of_systems_becomes_a_page(films, tmp_path):
     told_what = (f"systems={films}", "reference=true", f"out={tmp_path / 'out'}", "backbones=[tiny]",
-                 f"cache={tmp_path / 'cache'}", "title=Three systems")
+                 f"cache={tmp_path / 'cache'}", "title=Three systems", "workers=0")
     told = call("experiments/compare.py", *told_what, cwd=tmp_path)
     assert told.returncode == 0, told.stderr
     page = (tmp_path / "out" / "page" / "index.html").read_text(encoding="utf-8")

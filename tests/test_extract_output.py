@@ -7,14 +7,13 @@ import fcntl
 import os
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rich.console
-from conftest import REPOSITORY
+from programs import call
 from test_extract import BrightnessGrounder, contents, extract, write_manifest
 
 import vta_sam.dataset.extraction.progress as report
@@ -161,19 +160,19 @@ def test_a_disk_that_is_really_full(world, tmp_path):
     mount = ["mount", "-t", "tmpfs", "-o", "size=88k", "tmpfs", str(disk)]
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting a small file system needs to be root, outside of most containers")
-    command = [sys.executable, str(REPOSITORY / "data_prep" / "extract.py"), f"videos={videos}", f"manifest={manifest}",
-               f"out={disk / 'shards'}", "grounder=tiny", "encoder=tiny", "fps=4", "shard_size=3"]
+    command = ["data_prep/extract.py", f"videos={videos}", f"manifest={manifest}", f"out={disk / 'shards'}",
+               "grounder=tiny", "encoder=tiny", "fps=4", "shard_size=3"]
     try:
-        stopped = subprocess.run(command, capture_output=True, text=True)
+        stopped = call(*command, cwd=tmp_path)
         assert stopped.returncode == 2 and "no space left" in stopped.stderr and "Traceback" not in stopped.stderr
         for shard in (disk / "shards").glob("*.tar"):
             assert len(list(read_shard(shard))) == 3
         assert not list((disk / "shards").glob(".*partial*"))
         subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
-        assert subprocess.run(command, capture_output=True).returncode == 0
+        assert call(*command, cwd=tmp_path).returncode == 0
         assert read_dataset(disk / "shards").records("train") == 6
     finally:
-        subprocess.run(["umount", str(disk)])
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def leave_partial(out: Path, age_s: float) -> Path:

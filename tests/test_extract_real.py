@@ -46,6 +46,7 @@ def clips(make_video, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def extractors(weights) -> Extractors:
     grounder = GroundedSAM(weights=weights["grounder"], short_side=SIDE, device="cpu")
+    released.make_shallow(grounder.detector.model)
     grounder.segmenter = Segmenter(released.narrow_sam(), 1, grounder.device, grounder.detector.autocast)
     return Extractors(grounder, CLIPEncoder(weights=weights["encoder"], device="cpu"))
 

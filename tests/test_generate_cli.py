@@ -186,11 +186,11 @@ def test_words_that_can_not_be_used_are_told_about(generate, make_video, tmp_pat
 
 
 @pytest.mark.slow
-def test_three_minutes(generate, make_video, tmp_path):
-    source = make_video(tmp_path / "in.mp4", fps=5, duration_s=180, size=(32, 32))
+def test_many_windows(generate, make_video, tmp_path):
+    source = make_video(tmp_path / "in.mp4", fps=5, duration_s=60, size=(32, 32))
     status, _, err = generate(f"video={source}", "objects=dog", "guidance=1", "steps=1", "out=out")
     assert (status, err) == (0, "")
-    assert check_result(source, tmp_path / "out/in.mp4")["samples"] == 180 * 16_000
+    assert check_result(source, tmp_path / "out/in.mp4")["samples"] == 60 * 16_000
 
 
 def test_a_folder_lists_what_failed_and_does_the_rest(generate, make_video, tmp_path):
@@ -353,25 +353,12 @@ def test_videos_of_a_folder_have_names_of_their_own(tmp_path):
 
 @pytest.mark.slow
 def test_as_a_program(model, make_video, tmp_path):
-    def call(*arguments):
-        return subprocess.run([sys.executable, str(SCRIPT), *arguments], cwd=tmp_path, capture_output=True, text=True)
-
-    helped = call("--help")
-    assert helped.returncode == 0 and "negative_caption" in helped.stdout
-    wrong = call("vidoe=in.mp4")
-    assert wrong.returncode != 0 and "vidoe" in wrong.stderr
     source = make_video(tmp_path / "in.mp4")
-    result = call(f"video={source}", f"model={model}", "caption=a dog barks", "out=out")
+    told = [sys.executable, str(SCRIPT), f"video={source}", f"model={model}", "caption=a dog barks", "out=out"]
+    result = subprocess.run(told, cwd=tmp_path, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
     check_result(source, tmp_path / "out/in.mp4")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.mp4", "out"]  # Hydra leaves nothing behind
-
-
-def test_help_needs_no_torch():
-    code = (f"import sys, runpy; sys.argv = [{str(SCRIPT)!r}, '--help']\n"
-            f"try: runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\nfinally: print('torch' in sys.modules)")
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.stdout.strip().endswith("False"), result.stderr
 
 
 @pytest.mark.slow

@@ -5,15 +5,18 @@ from __future__ import annotations
 import ast
 import configparser
 import json
+import multiprocessing
 import re
 import subprocess
 import sys
 from fnmatch import fnmatch
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 import yaml
+from forks import PRELOAD
 from programs import call
 
 import vta_sam
@@ -205,7 +208,12 @@ def test_a_step_of_every_stage_is_timed():
 
 
 @pytest.mark.slow
-def test_processes_that_train_together_are_timed():
+def test_processes_that_train_together_are_timed(monkeypatch):
+    import torch.multiprocessing
+
+    multiprocessing.set_forkserver_preload(PRELOAD)  # two interpreters less import torch
+    monkeypatch.setattr(torch.multiprocessing, "spawn",
+                        partial(torch.multiprocessing.start_processes, start_method="forkserver"))
     told = benchmark("processes", "--size", "smoke", "--worlds", "2", "--repeat", "1", "--json")
     assert told.returncode == 0, told.stderr
     [two] = json.loads(told.stdout)["rows"]
@@ -258,7 +266,9 @@ def test_faster_flow_is_compared_with_the_published_score(tmp_path, make_video):
 
 
 @pytest.mark.slow
-def test_evaluation_is_timed():
+def test_evaluation_is_timed(monkeypatch):
+    """Each run in this process, which has its imports."""
+    monkeypatch.setattr(subprocess, "run", lambda command, **how: benchmark("evaluate", *command[2:]))
     told = benchmark("evaluate", "--clips", "4", "--seconds", "2", "--workers", "0", "--json")
     assert told.returncode == 0, told.stderr
     rows = json.loads(told.stdout)["rows"]

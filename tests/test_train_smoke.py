@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def train(folder: Path, *more: str) -> list[str]:
     return ["experiments/train.py", "+exp=vta_sam", "size=smoke", f"runs={folder}/runs", f"data.root={folder}/world",
-            "embedded_clips.train=16", "embedded_clips.val=4", "embedded_clips.test=6",
+            "embedded_clips={train: 8, val: 2, test: 4}", "validation.clips=2", "figures.clips=4",
             "++vocoder.iterations=4", *more]
 
 
@@ -54,10 +54,10 @@ def finished(tmp_path_factory) -> Path:
 def test_a_killed_run_goes_on_and_ends_with_figures(finished):
     run = finished / "runs" / "vta_sam-0"
     figures = json.loads((run / "figures.json").read_text())
-    assert figures["clips"] == 6
+    assert figures["clips"] == 4
     for name in ("envelope_correlation", "onset_f1"):
         assert set(figures["timing"][name]) == {"score", "control", "score_minus_control"}
-        assert figures["ceiling"][name]["score"]["n"] == 6
+        assert figures["ceiling"][name]["score"]["n"] == 4
     assert 0 < figures["vae"]["mel_error_share"]
     assert figures["parameters"]["denoiser"] > 100_000
     videos = sorted((run / "figures" / "samples").glob("*.mp4"))

@@ -2,25 +2,26 @@
 
 In one process, because importing torch and its friends takes longer than what is done here. What is played is the
 checkout that Python's path leads to, so that a record can be made of another one: PYTHONPATH=THERE python record.py.
-As a program, ``python played.py JOBS``, it plays the jobs of a json file one after the other.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import platform
 import runpy
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from unittest import mock
+
+import one_thread  # noqa: F401  isort: skip  before numpy
+
+from forks import Fork
 
 import vta_sam
 
@@ -95,42 +96,31 @@ def play(job: Job) -> str:
     return said.getvalue()
 
 
-def play_beside(parts: Sequence[Sequence[Job]], folder: Path) -> None:
+def play_beside(parts: Sequence[Sequence[Job]]) -> None:
     """Several lists of jobs at once, each by a process of its own. Raises RuntimeError where one fails."""
     environ = {**os.environ, **ONE_THREAD, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(CHECKOUT)}
-    processes, said = [], []
-    for number, jobs in enumerate(parts):
-        told = folder / f"jobs-{number}.json"
-        told.write_text(json.dumps([asdict(job) for job in jobs]))
-        said.append((folder / f"jobs-{number}.txt"))
-        with said[-1].open("w") as output:
-            processes.append(subprocess.Popen([sys.executable, str(Path(__file__)), str(told)], env=environ,
-                                              stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT))
+    processes = [Fork(play_in_turn, jobs, environ=environ) for jobs in parts]
     end = time.monotonic() + _LIMIT_S
     try:
         while any(process.poll() is None for process in processes):
-            failed = [number for number, process in enumerate(processes) if process.poll()]
+            failed = [process for process in processes if process.poll()]
             if failed or time.monotonic() > end:
-                words = "\n".join(said[number].read_text()[-4000:] for number in failed or range(len(processes)))
+                words = "\n".join(process.read()[-4000:] for process in failed or processes)
                 raise RuntimeError(f"jobs failed, or took more than {_LIMIT_S:g} s:\n{words}")
             time.sleep(0.1)
-        if any(process.returncode for process in processes):
-            raise RuntimeError("jobs failed:\n" + "\n".join(path.read_text()[-4000:] for path in said))
+        if any(process.poll() for process in processes):
+            raise RuntimeError("jobs failed:\n" + "\n".join(process.read()[-4000:] for process in processes))
     finally:
         for process in processes:
-            process.kill()
-            process.wait()
+            process.close()
 
 
-def main(jobs: Path) -> None:
-    for job in (Job(**told) for told in json.loads(jobs.read_text())):
+def play_in_turn(jobs: Sequence[Job]) -> None:
+    """One after the other, each once the file is there that it waits for."""
+    for job in jobs:
         end = time.monotonic() + _LIMIT_S
         while job.after and not (Path(job.folder) / job.after).exists():
             if time.monotonic() > end:
                 sys.exit(f"{job.after} never came")
             time.sleep(0.1)
         print(play(job), flush=True)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

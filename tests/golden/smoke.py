@@ -48,7 +48,7 @@ def play_all(folder: Path) -> None:
         [train("vta_sam"), train("vta_sam_aligned", "stages=[diffusion]", _CONDITION, *losses), two[0]],
         [train("foleycrafter", "stages=[onsets,diffusion]", *losses, after="runs/vta_sam-0/vae/done"),
          train("diff_foley", "stages=[contrastive,classifier,diffusion]", *losses), two[1]],
-    ], folder)
+    ])
 
 
 def record(folder: Path) -> str:

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -265,6 +266,18 @@ def test_texts_and_paths_arrive_as_typed(script):
         values = composed(config_name, [*first, *more, *(f"{k}={v}" for k, v in told.items())],
                           TypedText(settings.text_keys(), interpolated=()))
         assert {key: nested(values, key) for key in told} == told
+
+
+@pytest.mark.parametrize("script", PROGRAMS)
+def test_of_a_thousand_texts_hydras_grammar_reads_none(script):
+    """Each stands as one plain word in what Hydra reads, and is itself again behind it."""
+    settings, _, _ = PROGRAMS[script]
+    for text in random_texts(1000, 3):
+        typed = settings.typed_text()
+        for key in set(settings.text_keys()) - set(settings.INTERPOLATED):
+            [taken] = typed.taken([f"{key}={text}"])
+            assert re.fullmatch(rf"{re.escape(key)}=[a-z0-9]+", taken), taken
+            assert typed.put_back(taken) == f"{key}={text}"
 
 
 def nested(values: dict, key: str):

@@ -301,8 +301,8 @@ def test_sounds_score_as_published(golden, shared_dir, clip):
         assert published.average_precision == pytest.approx(expected.get("on_ap"), abs=1e-5), system
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("clip", ["6", "9", "11"])  # the smallest pictures; flow of the largest takes ten times as long
+# the clips of the smallest pictures; flow of the largest takes ten times as long
+@pytest.mark.parametrize("clip", ["11", *(pytest.param(clip, marks=pytest.mark.slow) for clip in ("6", "9"))])
 def test_motion_scores_as_published(golden, shared_dir, clip):
     flow = measure_flow(shared_dir / "clips" / "gt" / f"{clip}.mp4")
     for system, scores in golden.items():

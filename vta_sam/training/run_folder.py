@@ -230,12 +230,13 @@ def _same_as(folder: StageFolder, stored: Path) -> bool:
 
 
 def _changes(folder: StageFolder, stored: Path) -> list[str]:
-    """Settings and inputs that differ, as "fit.steps 10 → 20"."""
+    """Settings and inputs that differ, as "fit.steps 10 → 20" and "another vae"."""
     try:
         before, now = (leaves(yaml.safe_load(text)) for text in _texts(folder, stored))
     except yaml.YAMLError:
         return [f"{stored / 'config.yaml'} can't be read"]
-    return [f"{key.removeprefix('inputs.')} {before.get(key, 'none')} → {now.get(key, 'none')}"
+    return [f"another {key.removeprefix('inputs.')}" if key.startswith("inputs.") else
+            f"{key} {before.get(key, 'none')} → {now.get(key, 'none')}"
             for key in {**now, **before} if before.get(key) != now.get(key)]
 
 

@@ -105,10 +105,17 @@ def plan(program: Program, overrides: Sequence[str]) -> tuple[Scheduler, list[Ta
         scheduler = _launcher(program, [word for word in parsed if _of_launcher(word) or word.is_hydra_override()])
         own = [override for override in parsed if not _of_launcher(override)]
         tasks = [Task(words, _settings(program, words)) for words in combinations(own)]
+    if any(_is_on(task.settings.get("plan")) for task in tasks if task.settings):
+        raise InputError("plan=true is answered here, not by a job: leave out launcher=, or give launcher.dry_run=true "
+                         "in place of plan=, which shows the job")
     if scheduler.shards_per_job is not None:
         return scheduler, _parted(program, scheduler, tasks, own)
     _refuse_one_place_for_two(program, tasks)
     return scheduler, tasks
+
+
+def _is_on(value: Any) -> bool:
+    return str(value).lower() in ("true", "yes", "on", "1")
 
 
 def combinations(overrides: Sequence[Override]) -> list[tuple[str, ...]]:
@@ -217,10 +224,7 @@ def _resolved(program: Program, config: DictConfig, typed: TypedText) -> dict[st
     refuse_launcher_of_a_file(settings)
     found = typed.put_back({str(key): value for key, value in settings.items()})
     if program.settings is not None:
-        checked = program.settings.of({key: value for key, value in found.items() if key != GROUP})
-        if getattr(checked, "plan", False):
-            raise InputError("plan=true is answered here, not by a job: leave out launcher=, or give "
-                             "launcher.dry_run=true in place of plan=, which shows the job")
+        program.settings.of({key: value for key, value in found.items() if key != GROUP})
     return found
 
 

@@ -164,6 +164,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), validate_default=True)
     GROUPS: ClassVar[Mapping[str, str]] = {}  # {further group of conf/: its meaning}; ``+group``: one that is added
+    NESTED_TEXT: ClassVar[tuple[str, ...]] = ()  # paths inside groups, which are taken as typed too
     SWEPT_TEXT: ClassVar[tuple[str, ...]] = ()  # texts that may have several values, in an array or a multirun
     INTERPOLATED: ClassVar[tuple[str, ...]] = ()  # texts in which Hydra resolves ${…}
 
@@ -229,7 +230,7 @@ class Settings(BaseModel):
     def text_keys(cls) -> tuple[str, ...]:
         """Keys whose value is taken as typed."""
         kinds = {name: kind_of(field) for name, field in cls.model_fields.items()}
-        return tuple(name for name, kind in kinds.items() if kind is not None and kind.text)
+        return *(name for name, kind in kinds.items() if kind is not None and kind.text), *cls.NESTED_TEXT
 
     @classmethod
     def typed_text(cls, swept: bool = False) -> TypedText:

@@ -119,6 +119,8 @@ class GenerateSettings(SharedWork):
 class ExtractSettings(SharedWork):
     """data_prep/extract.py"""
 
+    NESTED_TEXT: ClassVar[tuple[str, ...]] = ("grounder.weights", "encoder.weights", "encoder.folder")
+
     plan: Switch = PLAN
     grounder: Part = setting("finds objects in frames: tiny, oracle, grounded_sam, none; its settings: grounder.KEY=")
     encoder: Part = setting("embeds frames, words and captions: tiny, oracle, clip; its settings: encoder.KEY=")
@@ -329,10 +331,6 @@ class TrainSettings(GroupSettings):
     SWEPT_TEXT: ClassVar[tuple[str, ...]] = (
         "runs", "name", "vae", "condition", "contrastive", "classifier", "onsets", "init", "vocoder_from", "model",
         *NESTED_TEXT)
-
-    @classmethod
-    def text_keys(cls) -> tuple[str, ...]:
-        return *super().text_keys(), *cls.NESTED_TEXT
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:

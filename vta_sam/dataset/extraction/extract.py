@@ -17,7 +17,7 @@ from statistics import mean
 from typing import Any
 
 from ... import __version__
-from ...clip import ClipFeatures, MelSpec
+from ...clip import ClipFeatures, FrameClock, MelSpec
 from ...media.container import check_hwaccel
 from ...media.decode_pool import DecodePool
 from ...media.decoding import ClipRequest
@@ -136,8 +136,8 @@ class Extraction:
     def _bytes_of(self, row: Row) -> float:
         """About as many bytes as a record has: fp16 arrays, and sound at half of its PCM's size."""
         duration_s, objects = row.duration_s or _USUAL_S, len(row.objects) or 1
-        frame = self.encoder.frame_dim + objects * _OF_OBJECT
-        return 2 * duration_s * self.fps * frame + duration_s * self.sample_rate_hz + _OF_RECORD
+        frames, values = FrameClock(self.fps).frames_of(duration_s), self.encoder.frame_dim + objects * _OF_OBJECT
+        return 2 * frames * values + duration_s * self.sample_rate_hz + _OF_RECORD
 
     def run(self, planned: ExtractionPlan | None = None, progress: Progress | None = None) -> DatasetInfo:
         """Do what was planned ⇒ the dataset as it is then in ``out``.

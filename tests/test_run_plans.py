@@ -202,6 +202,23 @@ def test_a_stage_that_was_put_aside_is_taken_back(history):
     both(history.run(), K, K, K, K)
 
 
+def test_what_a_kill_left_of_a_replaced_stage_is_never_taken_back(history):
+    """finish() has marked the new one as done, and was killed while it removed the old one."""
+    history.run()
+    before = history.settings["fit"]["vae"]["learning_rate"]
+    run = history.folder / "runs/vta_sam-0"
+    shutil.copytree(run / "vae", run / ".replaced-vae")
+    shutil.rmtree(run / ".replaced-vae" / "model")
+    history.change(fit__vae__learning_rate=0.5)
+    shutil.copytree(run / ".replaced-vae", history.folder / "half")
+    history.run(overwrite=True)
+    shutil.copytree(history.folder / "half", run / ".replaced-vae")
+    history.change(fit__vae__learning_rate=before)
+    said, done = history.run(overwrite=True)
+    assert said == all_of(A, K, A, A) and (run / "vae/model/model.yaml").is_file()
+    assert not (run / ".replaced-vae").exists()
+
+
 @pytest.mark.parametrize("ends", ORDER)
 def test_a_killed_run_goes_on_where_it_was(history, ends):
     history.run(ends=ends)

@@ -130,7 +130,7 @@ class StageFolder:
             InputError: the folder was made with another config, and may not be replaced; the message shows the
                 difference.
         """
-        kept = _same_as(self, self.aside)
+        kept = not self.done and _same_as(self, self.aside)  # beside a finished stage it is only left to be removed
         if not (self.path / "config.yaml").exists():
             return (Deed.TAKE_BACK, "it was put aside") if kept else (Deed.MAKE, "")
         if _same_as(self, self.path):

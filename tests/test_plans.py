@@ -336,6 +336,9 @@ def inputs(tmp_path_factory, clip):
     ("experiments/evaluate.py", "generated=systems/alpha reference=systems/gt out=o", "measures 1 clip"),
     ("experiments/compare.py", "systems=systems out=o", "page/ make: a page"),
     ("experiments/study.py", "study=smoke records=o", "the VAE that all rows share"),
+    ("experiments/train.py", "+exp=vta_sam size=smoke runs=o data.root=d", "diffusion make: 12 steps"),
+    ("experiments/overfit.py", "+exp=overfit size=smoke runs=o overfit.videos=clips overfit.captions=c.csv",
+     "shards/ make"),
     ("experiments/train_tiny.py", "trunk.scenes=o trunk.out=o/x.safetensors", "o/train-1 make: 800 of 800 clips"),
 ])
 def test_plan_true_says_what_would_be_done_and_writes_nothing(script, arguments, said, inputs, monkeypatch):

@@ -76,6 +76,7 @@ def test_networks_have_the_published_sizes():
     assert "embeddings.4.weight" in VGGish().state_dict() and "features.13.weight" in VGGish().state_dict()
 
 
+@pytest.mark.slow
 def test_cnn14_is_its_layers_one_by_one(weights):
     """The same numbers by plain functions, from the checkpoint's own tensors."""
     import torch.nn.functional as F
@@ -107,6 +108,7 @@ def test_cnn14_is_its_layers_one_by_one(weights):
 
 # ---------------------------------------------------------------- what holds for each
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny", "vggish", "panns_16k", "clap"])
 def test_an_answer_depends_on_its_own_sound_alone(name, weights):
     backbone = load_backbone(name, weights)
@@ -125,12 +127,14 @@ def test_an_answer_depends_on_its_own_sound_alone(name, weights):
     assert different > 1e-3 * np.abs(together[0].embeddings).max(), "hears no difference between noise and a tone"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny", "vggish", "panns_16k"])
 def test_sounds_too_short_have_no_rows(name, weights):
     [heard] = load_backbone(name, weights).embed([noise(0, 300)])
     assert len(heard.embeddings) == 0 and heard.logits is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [np.zeros(0), np.full(20_000, np.nan), np.zeros((2, 16_000))])
 @pytest.mark.parametrize("name", ["tiny", "vggish"])
 def test_what_is_no_sound_is_refused(name, weights, bad):

@@ -178,6 +178,7 @@ def check(monkeypatch, capsys):
     return call
 
 
+@pytest.mark.slow
 def test_the_script_reports_and_ends_with_its_verdict(dataset, check):
     status, printed = check(f"shards={dataset}")
     assert status == 0 and "8 clips (5 train, 3 val)" in printed and "5.12 to 5.12 s" in printed, printed

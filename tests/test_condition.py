@@ -212,6 +212,7 @@ def pretraining(object_dropout=0.0):
     return module.train()
 
 
+@pytest.mark.slow
 def test_losses_fall_and_what_is_learned_holds_for_unseen_clips():
     train = batch_of(*(f"train-{i}" for i in range(8)))
     unseen = batch_of(*(f"unseen-{i}" for i in range(8)))

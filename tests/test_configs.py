@@ -104,6 +104,7 @@ def meta_batch(spec: ClipSpec, size: int = 2):
     return collate([window_of(clip(f"clip{i}"), spec, i) for i in range(size)], spec).to("meta")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("exp", EXPERIMENTS)
 def test_experiment_builds_at_size(exp, size):

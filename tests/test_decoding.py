@@ -98,6 +98,7 @@ def test_a_child_reads_what_this_process_reads(video, settings):
             list(reader.stream(request("none.mp4")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, words", [
     ("crash", "crashed on it .exit status -11"), ("big", "needs more than 3000 MB"), ("nonsense", "broke on it"),
     ("half", "crashed on it .exit status 3"), ("huge", "broke on it .it answers pictures of ..1099511627776"),

@@ -112,6 +112,7 @@ def configs():
     HydraConfig.instance().cfg = before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "command"), ALL, ids=[f"{page}: {command[:70]}" for page, command in ALL])
 def test_a_command_of_the_documentation_is_taken(page, command, monkeypatch, parse_only):
     words = words_of(command)

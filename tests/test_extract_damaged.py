@@ -112,6 +112,7 @@ def check_reason(reason, path):
         assert word not in rest, reason
 
 
+@pytest.mark.slow
 def test_a_few_damaged_videos_cost_only_themselves(corpus, tmp_path):
     from vta_sam.embedded.extractors import TinyEncoder, TinyGrounder
 

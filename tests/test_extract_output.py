@@ -94,6 +94,7 @@ def test_clips_that_fail_again_stay_listed(world, tmp_path):
     assert contents(tmp_path / "out") == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damaged", [False, True])
 def test_a_retry_that_is_cut_short_loses_nothing(world, mended, tmp_path, monkeypatch, damaged):
     """Stopped between setting a shard aside and committing it, and the next run doesn't even ask for a retry."""

@@ -59,6 +59,7 @@ def test_squeezing_knows_no_shape():
     assert {Squeeze(30, 40).scaled(*shape) for shape in SHAPES} == {(30, 40)} == {Squeeze(30, 40).kept(30, 40)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(1152, 640), (480, 640), (626, 360)])  # width, height; untagged, of BT.601's lines
 def test_a_centre_crop_is_what_clips_processor_makes(make_video, tmp_path, size):
     from transformers import CLIPImageProcessor

@@ -139,6 +139,7 @@ def test_each_system_listens_to_its_own_senses_alone(system):
     assert hears(lambda b: b.probs.mul_(0.1)) == (name in ("vta_sam", "vta_sam_aligned"))
 
 
+@pytest.mark.slow
 def test_gradients_reach_what_trains_and_spare_what_is_frozen():
     for name in RECIPES:
         unet, conditioner = parts_of(name)
@@ -169,6 +170,7 @@ def test_gradients_reach_what_trains_and_spare_what_is_frozen():
         assert own <= moved, f"{name}: {sorted(own - moved)[:3]} never moved"
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_model_folder_comes_back_as_it_was(system, tmp_path):
     name, _, _ = system

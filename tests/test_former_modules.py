@@ -24,6 +24,7 @@ def test_modules_of_a_former_package_are_found_though_they_stand_in_no_table():
     assert today("shards.storage") == "dataset.shards.storage" and today("media.audio") is None
 
 
+@pytest.mark.slow
 def test_an_import_by_a_former_name_warns_and_gives_the_same_classes():
     code = ("from vta_sam.conditioners.base import Conditioner; from vta_sam.shards.schema import read_dataset; "
             "import vta_sam.diffusion.condition, vta_sam.dataset.shards.schema as schema; "

@@ -190,6 +190,7 @@ def test_a_wrong_command_line_is_a_sentence_before_torch_and_before_anything_is_
         assert words in said, f"{script} {arguments}: {said}"
 
 
+@pytest.mark.slow
 def test_all_wrong_settings_of_a_command_line_are_said_at_once(tmp_path):
     rows = wrong_values()
     assert sum(len(words) for _, _, words in rows) >= 250
@@ -248,6 +249,7 @@ def random_texts(count: int, seed: int) -> list[str]:
     return awkward + ["".join(draw.choices(LETTERS, k=draw.randint(1, 30))) for _ in range(count - len(awkward))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", PROGRAMS)
 def test_texts_and_paths_arrive_as_typed(script):
     """Hundreds of them, as many to a command line as a program has texts, on a dozen command lines at most."""
@@ -283,6 +285,7 @@ def nested(values: dict, key: str):
     return values
 
 
+@pytest.mark.slow
 def test_a_script_for_slurm_carries_them_byte_for_byte(tmp_path, monkeypatch, capsys):
     """The script is run by bash, where srun prints its words."""
     monkeypatch.chdir(tmp_path)
@@ -350,6 +353,7 @@ def test_help_of_a_block_and_of_a_group(capsys):
 TOOLS = ["data_prep/manifest.py", "data_prep/weights.py", "experiments/listening_test.py", "experiments/sweep.py"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", TOOLS)
 def test_help_of_a_verb_has_every_option(script):
     verbs = {"manifest": tools.MANIFEST, "weights": tools.WEIGHTS, "listening_test": tools.LISTENING_TEST,

@@ -192,6 +192,7 @@ def disk(folder: Path, **settings):
         yield Disk(folder, patch, **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_disk_that_fills(name, programs, tmp_path):
     run: Callable[[Path], None] = getattr(programs, name)

@@ -91,6 +91,7 @@ def test_a_video_gets_a_sound(generate, make_video, tmp_path):
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["in.json", "in.mp4", "in.png", "in.wav"]
 
 
+@pytest.mark.slow
 def test_same_seed_same_sound_and_finished_work_is_kept(generate, make_video, tmp_path):
     source = make_video(tmp_path / "in.mp4")
     command = [f"video={source}", "objects=[dog,racing car]", "wav=true", "picture=false"]
@@ -111,6 +112,7 @@ def test_same_seed_same_sound_and_finished_work_is_kept(generate, make_video, tm
     assert "was there" not in generate(*command, "out=a")[1] and (tmp_path / "a/in.json").exists()
 
 
+@pytest.mark.slow
 def test_negative_words_and_guidance_change_the_sound(generate, make_video, tmp_path):
     source = make_video(tmp_path / "in.mp4")
     command = [f"video={source}", "objects=dog", "wav=true", "picture=false"]
@@ -295,6 +297,7 @@ def sounds_in(folder: Path) -> dict[str, np.ndarray]:
     return {path.name: read_wav(path)[0] for path in sorted(folder.glob("*.wav"))}
 
 
+@pytest.mark.slow
 def test_a_split_does_not_depend_on_workers_batches_or_interruptions(generate, shards, tmp_path, monkeypatch):
     command = [f"shards={shards}", "samples=2", "rank=0", "world=1"]
     assert generate(*command, "out=whole", "batch_size=16")[0] == 0

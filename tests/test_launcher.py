@@ -68,6 +68,7 @@ def test_the_script_runs_where_it_was_made_and_srun_takes_its_place(cluster):
     assert array_of(script) == 0 and "--output='" in script, "a folder with a space in its name is quoted"
 
 
+@pytest.mark.slow
 def test_the_script_starts_the_program(cluster, dry_run):
     script = dry_run("data_prep/check.py", "shards=nowhere")
     cluster.program("srun", "while [[ $1 == --* ]]; do shift; done\nexec \"$@\"")

@@ -67,6 +67,7 @@ def test_the_documentation_has_commands():
     assert (REPOSITORY / recipe).is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", documented())
 def test_a_documented_command_composes(command, manifest, dry_run, dataset, monkeypatch):
     monkeypatch.setattr("vta_sam.study.sweep.read_sweep", lambda name: shortened(name, 1))

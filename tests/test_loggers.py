@@ -25,6 +25,7 @@ def home(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.mark.slow
 def test_each_stage_is_a_run_of_its_own_kept_on_disk(home, tmp_path):
     ids = []
     with warnings.catch_warnings(record=True) as said:

@@ -323,6 +323,7 @@ def inputs(tmp_path_factory, clip):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script, arguments, said", [
     ("experiments/generate.py", "model=seeing/model video=clips out=o", "v0.mp4 make"),
     ("experiments/generate.py", "model=model/model shards=split/shards out=o rank=0 world=2",

@@ -213,6 +213,7 @@ def hold(path: Path) -> None:
         time.sleep(600)
 
 
+@pytest.mark.slow
 def test_a_claim_goes_with_a_killed_process(tmp_path):
     process = Fork(hold, tmp_path / "a")
     try:

@@ -82,6 +82,7 @@ def steps_of(folder):
     return torch.load(folder.last_checkpoint, weights_only=True)["global_step"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number, asked, step, accumulate", [
     (signal.SIGTERM, False, 3, 1), (signal.SIGUSR1, True, 4, 1), (signal.SIGUSR1, True, 3, 2),
 ])
@@ -261,6 +262,7 @@ def vae(root, tmp_path_factory):
     return folder / "model"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", PARTS)
 def test_every_stage_before_the_diffusion_goes_on_exactly(stage, root, vae, tmp_path):
     """Model, average, optimiser, schedule and place in the data come back; noise belongs to its clip."""

@@ -155,6 +155,7 @@ def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[s
                           timeout=60, env={**os.environ, **environment})
 
 
+@pytest.mark.slow
 def test_the_script_by_itself(tmp_path, shelf):
     (tmp_path / "sam_vit_b_01ec64.pth").write_bytes(b"not weights")
     listed = run("list", VTA_SAM_WEIGHTS=str(tmp_path), COLUMNS="80")

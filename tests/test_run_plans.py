@@ -175,6 +175,7 @@ def test_overwrite_makes_again_what_changed_and_what_was_built_on_it(history, ch
     assert not list(history.folder.glob("**/.replaced-*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ends", ORDER)
 def test_a_kill_while_a_stage_is_made_again_loses_nothing(history, ends):
     both(history.run(), M, M, M, M)

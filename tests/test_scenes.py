@@ -37,6 +37,7 @@ def world(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_timelines_keep_every_promise(scenes):
     assert broken_promises(measure(map(facts_of_scene, scenes))) == []
 

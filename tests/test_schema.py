@@ -120,6 +120,7 @@ def test_every_config_passes_and_reaches_the_job_as_it_was(command):
     assert all(plain[key] is None for key in set(plain) - set(values))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("study", [path.stem for path in (CONF / "study").glob("*.yaml")])
 def test_every_row_of_a_study_passes(study):
     found = schemas.StudySettings.of(values_of(f"study={study}", name="study", schema=schemas.StudySettings))

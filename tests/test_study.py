@@ -50,6 +50,7 @@ def job_of(overrides: list[str], monkeypatch) -> TrainingJob:
     return job
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
 def test_every_row_is_a_valid_job_in_a_folder_of_its_own(study, monkeypatch):
     folders = {job_of(study.shared_command()[2:], monkeypatch).folder}

@@ -118,6 +118,7 @@ def assert_same_weights(left, right):
             assert torch.equal(left[part][name], right[part][name]), f"{part}: {name}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage, stop_at, validating, checkpoint", [
     ("vae", 3, False, 2), ("condition", 4, True, 2), ("diffusion", 8, True, 6),
 ])
@@ -296,6 +297,7 @@ def test_going_on_from_another_models_checkpoint_is_refused(root, whole, tmp_pat
         run_stage("vae", root, tmp_path / "vae")
 
 
+@pytest.mark.slow
 def test_pretraining_starts_stage_3_and_goes_slower(root, whole, tmp_path):
     context, settings = stage_context(root, read_dataset(root)), stage_settings(2)
     vae, condition = whole["vae"][0] / "model", whole["condition"][0] / "model"

@@ -64,6 +64,7 @@ def test_both_sides_get_the_gradients_of_two_separate_passes(batch):
         torch.testing.assert_close(p.grad, joint[f"vocoder.{name}"], atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_it_learns_two_sounds(batch):
     module = training()
     optimiser = torch.optim.AdamW(module.parameters(), lr=2e-3)

@@ -76,7 +76,6 @@ def test_networks_have_the_published_sizes():
     assert "embeddings.4.weight" in VGGish().state_dict() and "features.13.weight" in VGGish().state_dict()
 
 
-@pytest.mark.slow
 def test_cnn14_is_its_layers_one_by_one(weights):
     """The same numbers by plain functions, from the checkpoint's own tensors."""
     import torch.nn.functional as F

@@ -54,7 +54,6 @@ def label(page) -> str:
     return page.evaluate("document.activeElement.getAttribute('aria-label')")
 
 
-@pytest.mark.slow
 def test_every_player_plays_and_one_at_a_time(browser, index):
     with opened(browser, index, width=660) as page:
         cells = page.locator(".cell")

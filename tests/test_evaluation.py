@@ -89,7 +89,6 @@ HIGH = ("envelope_correlation", "onset_f1", "onset_accuracy_published", "onset_f
         "aa_align_published", "aa_align_matched")
 
 
-@pytest.mark.slow
 def test_equal_sets_are_perfect(evaluation):
     for key in HIGH:
         assert score(evaluation, "same", key) == pytest.approx(1), key
@@ -134,7 +133,6 @@ def again(world):
     return evaluate(request(world, "noisier", "late", "same", batch_size=3))[0]
 
 
-@pytest.mark.slow
 def test_the_best_is_ahead_of_every_other_by_its_interval(again, few):
     found = again
     assert found.best["envelope_correlation"] == "same" == found.best["aa_align_matched"]

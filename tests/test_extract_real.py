@@ -63,7 +63,6 @@ def extracted(extractors, clips, tmp_path_factory):
     return out, extract(extractors, clips, out)
 
 
-@pytest.mark.slow
 def test_a_record_holds_what_the_networks_say(extractors, clips, extracted):
     """The shard and generation's own look at the same video agree, but for fp16."""
     out, info = extracted

@@ -98,13 +98,11 @@ def sounds(small) -> str:
     return world.sounds_record(small[0])
 
 
-@pytest.mark.slow
 @each_section(world.SHARDS)
 def test_the_embedded_world_and_its_shards_are_the_same(small, part, how):
     assert_as_recorded(world.SHARDS, small[1], part, how, world.tolerance_of_shards)
 
 
-@pytest.mark.slow
 @each_section(world.SOUNDS)
 def test_a_model_of_the_first_format_sounds_as_it_did(sounds, part, how):
     assert_as_recorded(world.SOUNDS, sounds, part, how, world.tolerance_of_sounds)

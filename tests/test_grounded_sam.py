@@ -107,7 +107,6 @@ def own_pieces(prompt, tokenizer) -> list[list[str]]:
     return [[tokens[i] for i in span] for span in prompt.spans]
 
 
-@pytest.mark.slow
 def test_each_word_owns_its_tokens_and_no_others(tokenizer):
     words = ["car", "cart", "racing car", "cars", "race car", "man", "guinea pig", "a"]
     prompt = build_prompt(words, tokenizer)

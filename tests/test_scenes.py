@@ -37,7 +37,6 @@ def world(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
 def test_timelines_keep_every_promise(scenes):
     assert broken_promises(measure(map(facts_of_scene, scenes))) == []
 

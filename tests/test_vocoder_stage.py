@@ -66,7 +66,6 @@ def train(context, out, vae, unet=UNET, conditioner=CONDITIONER, **more):
     return folder.model
 
 
-@pytest.mark.slow
 def test_a_trained_vocoder_is_heard_by_another_run(context, vocoder, vae, tmp_path):
     trained = load_file(vocoder / "vocoder.safetensors")
     assert read_recipe(vocoder).vocoder == HIFIGAN and not any("adversary" in key for key in trained)

@@ -67,6 +67,7 @@ def generate_for_caption(settings, sampler, recipe, model, pipeline) -> None:
 def generate_for_videos(settings, sampler, model, pipeline, videos) -> int:
     """⇒ exit status."""
     from vta_sam.generation.videos import exit_status, generate_videos, Outputs, plan_videos, Prompt
+    from vta_sam.media.guarded import GuardedMedia
     from vta_sam.runtime.errors import InputError
 
     prompt = Prompt(
@@ -74,15 +75,16 @@ def generate_for_videos(settings, sampler, model, pipeline, videos) -> int:
         negative_objects=settings.negative_objects, seed=settings.seed,
     )
     outputs = Outputs(settings.out, settings.mix, settings.wav, settings.picture, settings.overwrite)
-    planned = plan_videos(videos, prompt, outputs, model, sampler)
-    planned.plan.say()
-    if settings.plan:
-        return 0
 
     def tell(outcome):
         print(*outcome.lines, sep="\n")
 
-    outcomes = generate_videos(pipeline(), videos, prompt, outputs, model, tell, planned)
+    with GuardedMedia(settings.limit_s, settings.memory_mb) as media:
+        planned = plan_videos(videos, prompt, outputs, model, sampler, media)
+        planned.plan.say()
+        if settings.plan:
+            return 0
+        outcomes = generate_videos(pipeline(), videos, prompt, outputs, model, tell, planned, media)
     failures = [outcome.failure for outcome in outcomes if outcome.failure]
     if failures and len(outcomes) == 1:
         raise InputError(failures[0])

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, decode_grey
 
-from vta_sam.media.decoding import AnswerReader, ClipRequest, ExpectedAnswers, GuardedReader, ProtocolError, send_answer
+from vta_sam.media.decoding import AnswerReader, ClipRequest, ExpectedAnswers, ProtocolError, send_answer
+from vta_sam.media.guarded import GuardedReader
 from vta_sam.media.picture_reader import CentreCrop, Squeeze, Within
 from vta_sam.media.video import read_clip, stream_clip
 from vta_sam.runtime.errors import InputError

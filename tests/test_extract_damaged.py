@@ -15,7 +15,7 @@ from vta_sam.dataset.extraction.extract import extract_dataset
 from vta_sam.dataset.manifests.manifest import Row, read_manifest, slices, write_manifest
 from vta_sam.dataset.shards.records import read_shard
 from vta_sam.dataset.shards.schema import read_dataset
-from vta_sam.media.decoding import GuardedReader
+from vta_sam.media.guarded import GuardedReader
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at processes by /proc")
 FPS = 4.0

@@ -38,6 +38,7 @@ from vta_sam.generation.inputs import read_record, videos_in
 from vta_sam.generation.planning import Outputs, Prompt, SplitRequest
 from vta_sam.generation.split import generate_split
 from vta_sam.generation.videos import generate_caption, generate_videos
+from vta_sam.media.guarded import Media
 from vta_sam.runtime.errors import EndOfRun, InputError
 from vta_sam.runtime.files import alone_in, write_bytes
 
@@ -93,10 +94,12 @@ class Disk:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS), os.fspath(path))
 
 
-def played_mux(video, waveform, rate_hz, path, mix) -> Path:
+class PlayedMedia(Media):
     """FFmpeg writes without Python's files."""
-    write_bytes(path, waveform.tobytes())
-    return path
+
+    def mux(self, video: Path, waveform: np.ndarray, sample_rate_hz: int, out: Path, mix: float = 0.0) -> Path:
+        write_bytes(out, waveform.tobytes())
+        return out
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +131,8 @@ class Programs:
     def videos(self, out: Path) -> None:
         videos = videos_in(self.given / "videos", out)
         outputs = Outputs(out, wav=True, picture=False)
-        assert not any(o.failure for o in generate_videos(Played(), videos, Prompt(), outputs, MODEL))
+        made = generate_videos(Played(), videos, Prompt(), outputs, MODEL, media=PlayedMedia())
+        assert not any(outcome.failure for outcome in made)
 
     def caption(self, out: Path) -> None:
         generate_caption(Played(), Prompt("a dog"), out, MODEL, overwrite=False)
@@ -169,11 +173,6 @@ NAMES = ("videos", "caption", "split", "extraction", "latents", "check", "world"
 @pytest.fixture(scope="module")
 def programs(given):
     return Programs(given)
-
-
-@pytest.fixture(autouse=True)
-def muxed_by_python(monkeypatch):
-    monkeypatch.setattr("vta_sam.generation.videos.mux", played_mux)
 
 
 def contents(out: Path) -> dict[str, str]:
@@ -252,7 +251,7 @@ def test_a_kill_while_a_result_is_replaced_leaves_the_old_or_the_new(programs, t
 
         def again() -> list:
             return generate_videos(quiet, videos, Prompt(), Outputs(out, wav=True, picture=False, overwrite=overwrite),
-                                   MODEL)
+                                   MODEL, media=PlayedMedia())
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(os, "replace", killed)

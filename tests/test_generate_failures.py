@@ -19,6 +19,7 @@ from vta_sam.generation.pipeline import Generated
 from vta_sam.generation.split import SplitRequest, generate_split
 from vta_sam.generation.videos import Outputs, Prompt, exit_status, generate_caption, generate_videos
 from vta_sam.media.audio import read_wav
+from vta_sam.media.guarded import Media
 from vta_sam.runtime.errors import EndOfRun, InputError
 from vta_sam.runtime.files import write_text
 
@@ -85,9 +86,9 @@ def quick_pictures(monkeypatch):
                         lambda path, strip, objects, probs, waveform, **_: write_text(path, str(waveform.max())))
 
 
-def run(pipeline, videos, out, **options):
+def run(pipeline, videos, out, media=None, **options):
     outputs = Outputs(out, **{"picture": False, **options})
-    return generate_videos(pipeline, videos_in(videos, out), Prompt(), outputs, MODEL)
+    return generate_videos(pipeline, videos_in(videos, out), Prompt(), outputs, MODEL, media=media or Media())
 
 
 def failures(outcomes):
@@ -190,7 +191,7 @@ def test_a_changed_video_is_made_anew_and_its_result_kept_until_then(folder, tmp
     pipeline = Played()
     pipeline.level = 0.25
     with monkeypatch.context() as patch:
-        patch.setattr("vta_sam.generation.videos.mux", lambda *_: (_ for _ in ()).throw(InputError("can't be copied")))
+        patch.setattr("vta_sam.media.guarded.mux", lambda *_: (_ for _ in ()).throw(InputError("can't be copied")))
         assert failures(run(pipeline, videos, out)) == {"in": "can't be copied"}
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     outcome, = run(pipeline, videos, out)

@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from vta_sam.checkpoints.model_folder import load_weights, read_recipe
 from vta_sam.clip import ClipSpec
 from vta_sam.generation.build import build_part, load_vocoder
-from vta_sam.importers.audioldm import import_audioldm
 from vta_sam.importers.components import vae_name, vocoder_name
 from vta_sam.importers.named_models import import_checkpoint
+from vta_sam.importers.systems import import_audioldm
 from vta_sam.runtime.errors import InputError
 from vta_sam.training.codec_stages import load_codec
 from vta_sam.vocoder import HiFiGAN

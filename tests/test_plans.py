@@ -26,6 +26,7 @@ from vta_sam.generation.inputs import videos_in
 from vta_sam.generation.planning import Outputs, Prompt, SplitRequest, plan_caption, plan_videos
 from vta_sam.generation.split import generate_split, plan_split
 from vta_sam.generation.videos import generate_caption, generate_videos
+from vta_sam.media.guarded import Media
 from vta_sam.runtime.errors import InputError
 from vta_sam.runtime.files import claimed
 from vta_sam.runtime.work_plan import Deed, Item, Plan
@@ -101,11 +102,13 @@ class Videos:
         found = {name: path for name, path in videos_in(videos or self.videos, self.out).items()
                  if only is None or name in only}
         outputs = Outputs(self.out, **{"picture": False, "wav": True, **options})
-        planned = quietly(self.out, lambda: plan_videos(found, Prompt(seed=seed), outputs, MODEL, pipeline.sampler))
+        planned = quietly(self.out, lambda: plan_videos(found, Prompt(seed=seed), outputs, MODEL, pipeline.sampler,
+                                                        Media()))
         kept = {item.name for item in planned.plan.of(Deed.KEEP)}
 
         def act():
-            outcomes = generate_videos(pipeline, found, Prompt(seed=seed), outputs, MODEL, planned=planned)
+            outcomes = generate_videos(pipeline, found, Prompt(seed=seed), outputs, MODEL, planned=planned,
+                                       media=Media())
             assert {outcome.written.name for outcome in outcomes if outcome.skipped} == kept
             assert sum(bool(outcome.failure) for outcome in outcomes) == len(planned.plan.of(Deed.LEAVE_OUT))
 
@@ -179,13 +182,13 @@ def test_another_process_is_at_a_video_or_has_finished_it(tmp_path, clip, monkey
     """One is held by another process while the plan is done, and one that was planned is there by its turn."""
     of = Videos(tmp_path, clip)
     videos, outputs = videos_in(of.videos, of.out), Outputs(of.out, picture=False)
-    planned = plan_videos(videos, Prompt(), outputs, MODEL, Played.sampler)
+    planned = plan_videos(videos, Prompt(), outputs, MODEL, Played.sampler, Media())
     of.run(only="b", wav=False)
     before = state(of.out)
     monkeypatch.setattr("vta_sam.generation.videos.LONGEST_WAIT_S", 0.1)
     pipeline = Played()
     with claimed(of.out / "a.json"), pytest.warns(UserWarning, match="another process is at a.mp4; waiting for it"):
-        outcomes = generate_videos(pipeline, videos, Prompt(), outputs, MODEL, planned=planned)
+        outcomes = generate_videos(pipeline, videos, Prompt(), outputs, MODEL, planned=planned, media=Media())
     assert pipeline.asked == ["c"] and [bool(outcome.failure) for outcome in outcomes] == [True, False, False]
     assert "another process has been at it" in outcomes[0].failure and outcomes[1].skipped
     assert "another process has written b.json" in outcomes[1].notes[0]

@@ -23,6 +23,7 @@ from ..diffusion.objective import Objective, VPrediction
 from ..diffusion.sampler import BaseSampler, Predictor, classifier_guided, guided
 from ..diffusion.windows import Windows, decode_windowed, noise_of, vocode, windowed
 from ..importers.named_models import named_folder
+from ..media.guarded import Media, guarding
 from ..perception.features import Extractors, Words, caption_features, features_of, words_of
 from ..runtime.distributed import choose_device
 from ..runtime.errors import InputError
@@ -188,7 +189,7 @@ class Pipeline:
     def generate(self, video: str | os.PathLike, caption: str | None = None, objects: Sequence[str] | None = None,
                  negative_caption: str | None = None, negative_objects: Sequence[str] | None = None, seed: int = 0,
                  guidance: float | None = None, steps: int | None = None,
-                 generator: torch.Generator | None = None) -> Generated:
+                 generator: torch.Generator | None = None, media: Media | None = None) -> Generated:
         """A sound for any video, as long as its pictures.
 
         Memory: see :meth:`generate_features`; pictures are read in chunks and not kept.
@@ -203,6 +204,7 @@ class Pipeline:
             guidance: scale, in place of the sampler's.
             steps: in place of the sampler's.
             generator: draws the seed, in place of ``seed``.
+            media: reads the video; None: a child process with the usual limits, since a file may crash a decoder.
 
         Raises:
             InputError: the file or a list of words can't be used, or a number is out of range.
@@ -216,7 +218,8 @@ class Pipeline:
             words.append(words_of(negative_caption, negative_objects if finds_objects else (), vocabulary))
         elif words[0].negated:  # what is not there is what it should not sound like
             words.append(words_of(None, words[0].negated, vocabulary))
-        (features, *negative), strip = features_of(video, words, self.extractors, self.spec)
+        with guarding(media) as reading:
+            (features, *negative), strip = features_of(video, words, self.extractors, self.spec, reading)
         waveform = self.generate_features(features, seed, guidance, steps, negative[0] if negative else None)
         notes = notes_on(words[0], features, self.spec, finds_objects)
         if not finds_objects and (objects or negative_objects):

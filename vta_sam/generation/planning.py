@@ -12,7 +12,7 @@ from typing import Any
 
 from ..dataset.shards.storage import Root
 from ..diffusion.sampler import BaseSampler
-from ..media.muxing import plan_mux
+from ..media.guarded import Media, guarding
 from ..runtime.cli import check_number
 from ..runtime.errors import InputError
 from ..runtime.files import reason_of, require_name
@@ -135,7 +135,7 @@ class VideosPlan:
 
 
 def plan_videos(videos: dict[str, Path], prompt: Prompt, outputs: Outputs, model: dict[str, str],
-                sampler: BaseSampler) -> VideosPlan:
+                sampler: BaseSampler, media: Media | None = None) -> VideosPlan:
     """Work out what :func:`generate_videos` does, without writing anything; arguments as there.
 
     Raises:
@@ -143,13 +143,14 @@ def plan_videos(videos: dict[str, Path], prompt: Prompt, outputs: Outputs, model
     """
     check_folder(outputs.folder)
     settings = {**_settings(sampler, prompt), "mix": outputs.mix, "model_hash": model["hash"]}
-    tasks = tuple(judge(name, video, settings, outputs) for name, video in videos.items())
+    with guarding(media) as reading:
+        tasks = tuple(judge(name, video, settings, outputs, reading) for name, video in videos.items())
     title = f"sound for {counted(len(tasks), 'video')}"
     return VideosPlan(tasks, Plan(title, [task.item for task in tasks], outputs.folder), settings)
 
 
-def judge(name: str, video: Path, settings: dict[str, Any], outputs: Outputs) -> VideoTask:
-    """What is to be done for one video; settings: of :class:`VideosPlan`."""
+def judge(name: str, video: Path, settings: dict[str, Any], outputs: Outputs, media: Media) -> VideoTask:
+    """What is to be done for one video; settings: of :class:`VideosPlan`; media: reads the video's head."""
     files = ResultFiles(outputs.folder, name)
     target, former, size = f"{name}.mp4", read_record(files.record), None
     try:
@@ -169,7 +170,7 @@ def judge(name: str, video: Path, settings: dict[str, Any], outputs: Outputs) ->
             detail = note = f"the video is another than the one that {finished} was made of, so it is made anew"
         elif there := files.there:
             deed, detail = Deed.MAKE_AGAIN, f"{', '.join(there)} {'is' if len(there) == 1 else 'are'} replaced"
-        written = plan_mux(video, files.path(".mp4"))
+        written = media.plan_mux(video, files.path(".mp4"))
         detail = "; ".join(filter(None, (detail, *written.notes)))
     except Exception as error:
         return VideoTask(name, video, Item(target, Deed.LEAVE_OUT, reason_of(error, video)), former)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,8 +14,7 @@ import torch
 
 from .. import __version__
 from ..media.audio import write_wav
-from ..media.muxing import mux
-from ..media.video import probe
+from ..media.guarded import Media, guarding
 from ..metrics.signal import measure_level
 from ..plots.clip_pictures import clip_picture
 from ..runtime.errors import EndOfRun, InputError
@@ -57,7 +56,7 @@ class Outcome:
 
 def generate_videos(pipeline: Pipeline, videos: dict[str, Path], prompt: Prompt, outputs: Outputs,
                     model: dict[str, str], progress: Callable[[Outcome], None] = lambda outcome: None,
-                    planned: VideosPlan | None = None) -> list[Outcome]:
+                    planned: VideosPlan | None = None, media: Media | None = None) -> list[Outcome]:
     """Generate for each video in turn ⇒ the outcome of each. A video that can't be used doesn't stop the others.
 
     Processes that write to one folder share the work: a video that another one is at comes last here, and is kept
@@ -71,21 +70,29 @@ def generate_videos(pipeline: Pipeline, videos: dict[str, Path], prompt: Prompt,
         model: name and hash, for the records.
         progress: called after each video.
         planned: by :func:`plan_videos`, with the same arguments; None: it is planned here.
+        media: reads and writes the videos; None: a child process with the usual limits.
 
     Raises:
         EndOfRun: nothing more can be written to the folder, or the model's weights hold NaN.
     """
-    planned = planned or plan_videos(videos, prompt, outputs, model, pipeline.sampler)
-    sweep_claims(outputs.folder)
+    with guarding(media) as reading:
+        planned = planned or plan_videos(videos, prompt, outputs, model, pipeline.sampler, reading)
+        sweep_claims(outputs.folder)
+        work = _Work(pipeline, prompt, outputs, model, planned.settings, reading)
+        return list(_outcomes(work, planned.tasks, progress))
+
+
+def _outcomes(work: _Work, tasks: Sequence[VideoTask], progress: Callable[[Outcome], None]) -> Iterator[Outcome]:
+    """The outcome of each task, in order."""
     outcomes: dict[str, Outcome] = {}
-    left = list(planned.tasks)
+    left = list(tasks)
     for wait_s in (0.0, LONGEST_WAIT_S):
         if left and wait_s:
             warnings.warn(f"another process is at {', '.join(task.item.name for task in left)}; waiting for it")
         elsewhere = []
         for task in left:
             try:
-                outcome = _do(pipeline, task, planned.settings, prompt, outputs, model, wait_s)
+                outcome = work.do(task, wait_s)
             except Exception as error:
                 outcome = Outcome(task.video, failure=reason_of(error, task.video))
             if outcome is None:
@@ -99,7 +106,7 @@ def generate_videos(pipeline: Pipeline, videos: dict[str, Path], prompt: Prompt,
             f"{task.item.name}: another process has been at it for {LONGEST_WAIT_S / 60:.0f} minutes; see whether "
             "that one goes on, and give the same command again"))
         progress(outcomes[task.name])
-    return [outcomes[task.name] for task in planned.tasks]
+    return (outcomes[task.name] for task in tasks)
 
 
 def exit_status(outcomes: Sequence[Outcome]) -> int:
@@ -108,75 +115,82 @@ def exit_status(outcomes: Sequence[Outcome]) -> int:
     return 0 if not failed else 2 if failed == len(outcomes) else 1
 
 
-def _do(pipeline: Pipeline, task: VideoTask, settings: dict[str, Any], prompt: Prompt, outputs: Outputs,
-        model: dict[str, str], wait_s: float) -> Outcome | None:
-    """Do what was planned ⇒ None where another process is at it for longer than ``wait_s``."""
-    files, notes = ResultFiles(outputs.folder, task.name), []
-    if task.item.deed is Deed.LEAVE_OUT:
-        raise InputError(task.item.detail)
-    if task.item.deed is Deed.KEEP and not files.new(".json").exists():
-        return _kept(task, outputs)
-    with ExitStack() as until_done:
-        with writing_to(outputs.folder):
-            if not until_done.enter_context(claimed(files.record, wait_s)):
-                return None
-            files.settle()
-        if (read_record(files.record) or {}) != (task.former or {}):
-            task = judge(task.name, task.video, settings, replace(outputs, overwrite=False))
-            if task.item.deed is Deed.LEAVE_OUT:
-                raise InputError(task.item.detail)
-            notes.append(f"another process has written {files.name}.json since the plan was made")
-        if task.item.deed is Deed.KEEP:
-            return _kept(task, outputs, notes)
-        notes += task.notes
-        return _generate_one(pipeline, task.video, files, {**settings, "video": task.video.name}, prompt, outputs,
-                             model, notes)
+@dataclass
+class _Work:
+    """What all videos of a run share: arguments of :func:`generate_videos`, and the settings in their records."""
 
+    pipeline: Pipeline
+    prompt: Prompt
+    outputs: Outputs
+    model: dict[str, str]
+    settings: dict[str, Any]
+    media: Media
 
-def _kept(task: VideoTask, outputs: Outputs, notes: Sequence[str] = ()) -> Outcome:
-    failure = str((task.former or {}).get("failed", "")) if outputs.picture else ""
-    return Outcome(task.video, outputs.folder / task.finished, skipped=True, failure=failure, notes=tuple(notes))
+    def do(self, task: VideoTask, wait_s: float) -> Outcome | None:
+        """Do what was planned ⇒ None where another process is at it for longer than ``wait_s``."""
+        folder = self.outputs.folder
+        files, notes = ResultFiles(folder, task.name), []
+        if task.item.deed is Deed.LEAVE_OUT:
+            raise InputError(task.item.detail)
+        if task.item.deed is Deed.KEEP and not files.new(".json").exists():
+            return self._kept(task)
+        with ExitStack() as until_done:
+            with writing_to(folder):
+                if not until_done.enter_context(claimed(files.record, wait_s)):
+                    return None
+                files.settle()
+            if (read_record(files.record) or {}) != (task.former or {}):
+                task = judge(task.name, task.video, self.settings, replace(self.outputs, overwrite=False), self.media)
+                if task.item.deed is Deed.LEAVE_OUT:
+                    raise InputError(task.item.detail)
+                notes.append(f"another process has written {files.name}.json since the plan was made")
+            if task.item.deed is Deed.KEEP:
+                return self._kept(task, notes)
+            return self._generate(task.video, files, [*notes, *task.notes])
 
+    def _kept(self, task: VideoTask, notes: Sequence[str] = ()) -> Outcome:
+        failure = str((task.former or {}).get("failed", "")) if self.outputs.picture else ""
+        return Outcome(task.video, self.outputs.folder / task.finished, skipped=True, failure=failure,
+                       notes=tuple(notes))
 
-def _generate_one(pipeline: Pipeline, video: Path, files: ResultFiles, settings: dict[str, Any], prompt: Prompt,
-                  outputs: Outputs, model: dict[str, str], notes: list[str]) -> Outcome:
-    source = source_of(video)
-    generated = pipeline.generate(video, **asdict(prompt))
-    require_finite(pipeline, generated.waveform)
-    generated.notes += notes
-    mix = outputs.mix
-    if mix and probe(video).audio_codec is None:
-        mix = 0.0
-        generated.notes.append("the video has no sound of its own to mix in")
-    with writing_to(outputs.folder), files.replaced():
-        written, failure = _write_result(generated, pipeline, video, files, mix, outputs)
-        failed = {"failed": failure} if failure else {}
-        files.commit({"asked": settings, "written": written.name, **failed, "source": source,
-                      **describe(generated, pipeline), "model": model})
-    return Outcome(video, written, failure=failure, notes=tuple(generated.notes))
+    def _generate(self, video: Path, files: ResultFiles, notes: list[str]) -> Outcome:
+        source = source_of(video)
+        generated = self.pipeline.generate(video, **asdict(self.prompt), media=self.media)
+        require_finite(self.pipeline, generated.waveform)
+        generated.notes += notes
+        mix = self.outputs.mix
+        if mix and self.media.probe(video).audio_codec is None:
+            mix = 0.0
+            generated.notes.append("the video has no sound of its own to mix in")
+        with writing_to(self.outputs.folder), files.replaced():
+            written, failure = self._write(generated, video, files, mix)
+            failed = {"failed": failure} if failure else {}
+            files.commit({"asked": {**self.settings, "video": video.name}, "written": written.name, **failed,
+                          "source": source, **describe(generated, self.pipeline), "model": self.model})
+        return Outcome(video, written, failure=failure, notes=tuple(generated.notes))
 
-
-def _write_result(generated: Generated, pipeline: Pipeline, video: Path, files: ResultFiles, mix: float,
-                  outputs: Outputs) -> tuple[Path, str]:
-    """Write the new video and what stands beside it, to their hidden places ⇒ the video's own place, and why there is
-    no picture. What stood beside a former result is made anew too."""
-    rate_hz, failure = pipeline.spec.sample_rate_hz, ""
-    had = {suffix: read_record(files.record) is not None and files.path(suffix).exists() for suffix in (".wav", ".png")}
-    if outputs.wav or had[".wav"]:
-        write_wav(files.new(".wav"), generated.waveform, rate_hz)
-    if outputs.picture or had[".png"]:
+    def _write(self, generated: Generated, video: Path, files: ResultFiles, mix: float) -> tuple[Path, str]:
+        """Write the new video and what stands beside it, to their hidden places ⇒ the video's own place, and why there
+        is no picture. What stood beside a former result is made anew too."""
+        rate_hz, failure = self.pipeline.spec.sample_rate_hz, ""
+        former = read_record(files.record) is not None
+        had = {suffix: former and files.path(suffix).exists() for suffix in (".wav", ".png")}
+        if self.outputs.wav or had[".wav"]:
+            write_wav(files.new(".wav"), generated.waveform, rate_hz)
+        if self.outputs.picture or had[".png"]:
+            try:
+                with atomic_path(files.new(".png")) as temporary:
+                    _draw(generated, temporary)
+            except Exception as error:  # of any kind that a drawing library may raise
+                if write_fault(error, self.outputs.folder):
+                    raise
+                failure = printable(f"{video}: its sound is there, but no picture could be drawn ({error})")
+        new = files.new(".mp4")
         try:
-            with atomic_path(files.new(".png")) as temporary:
-                _draw(generated, temporary)
-        except Exception as error:  # of any kind that a drawing library may raise
-            if write_fault(error, outputs.folder):
-                raise
-            failure = printable(f"{video}: its sound is there, but no picture could be drawn ({error})")
-    try:
-        written = mux(video, generated.waveform, rate_hz, files.new(".mp4"), mix)
-    except InputError as error:
-        raise InputError(str(error).replace(str(files.new(".mp4")), str(files.path(".mp4")))) from error
-    return files.path(written.suffix), failure
+            written = self.media.mux(video, generated.waveform, rate_hz, new, mix)
+        except InputError as error:
+            raise InputError(str(error).replace(str(new), str(files.path(".mp4")))) from error
+        return files.path(written.suffix), failure
 
 
 def require_finite(pipeline: Pipeline, waveform: np.ndarray) -> None:

@@ -29,8 +29,6 @@ def import_checkpoint(checkpoint: Path, out: Path, folders: Sequence[Path] = (),
     folders: where parts that it names may lie, beside its own. instead: {key: name} in place of its own. Raises
     InputError where it is of no known kind, or can't be imported; then ``out`` is not written.
     """
-    from . import audioldm
-    from . import audioldm as audioldm_diffusers
     from . import systems
 
     if (checkpoint / systems.SUMMARY).is_file():
@@ -38,10 +36,10 @@ def import_checkpoint(checkpoint: Path, out: Path, folders: Sequence[Path] = (),
     if (checkpoint / systems.MAIN_CONFIG).is_file():
         return systems.import_tango(checkpoint, out, folders, instead)
     if (checkpoint / "vae" / "config.json").is_file():
-        return audioldm_diffusers.import_audioldm_diffusers(checkpoint, out)
+        return systems.import_audioldm_diffusers(checkpoint, out)
     if checkpoint.is_dir():
         raise InputError(f"{checkpoint} is no checkpoint that is known here: {KINDS}")
-    return audioldm.import_audioldm(checkpoint, out)
+    return systems.import_audioldm(checkpoint, out)
 
 
 def import_plan(checkpoint: Path, out: Path) -> Plan:

@@ -11,7 +11,8 @@ from typing import Iterable, Iterator
 import numpy as np
 
 from ..runtime.errors import InputError
-from .decoding import ClipRequest, GuardedReader
+from .decoding import ClipRequest
+from .guarded import GuardedReader
 from .video import Chunks, ClipStream
 
 BUFFER_CHUNKS = 2

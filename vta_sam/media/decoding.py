@@ -1,10 +1,11 @@
-"""Reading clips in a child process with a limit on time and memory, so that a damaged file costs one clip.
+"""Media files opened in a child process with a limit on time and memory, so that a damaged file costs itself alone.
 
-The child is this module run as a program. The parent asks for one chunk at a time, pickled over a pipe. The child
-answers over a socket, without pickle, because it has opened an untrusted file: a JSON header after its length in four
-bytes, then the plain bytes of each array that the header announces. Kinds of answer: ``chunk`` (shapes and arrays);
-``end`` (duration and sound), after the last chunk; ``refused``, ``memory`` or ``fault`` in place of either. The parent
-receives answers in bounded memory and compares each header with the request before it allocates.
+The child is this module run as a program. The parent asks for one chunk of a clip at a time, or for one of OPERATIONS,
+pickled over a pipe. The child answers over a socket, without pickle, because it has opened an untrusted file: a JSON
+header after its length in four bytes, then the plain bytes of each array that the header announces. Kinds of answer:
+``chunk`` (shapes and arrays); ``end`` (duration and sound), after the last chunk; ``value``, an operation's result;
+``refused``, ``system`` (an OSError), ``memory`` or ``fault`` in place of any. The parent receives answers in bounded
+memory and compares each header with the request before it allocates.
 """
 
 from __future__ import annotations
@@ -14,21 +15,21 @@ import os
 import resource
 import signal
 import socket
-import subprocess
 import sys
 import time
 import traceback
-from dataclasses import dataclass
-from multiprocessing.connection import Connection, Pipe
-from pathlib import Path
+import warnings
+from dataclasses import dataclass, is_dataclass
+from multiprocessing.connection import Connection
 from typing import Any, Iterator, Sequence
 
 import numpy as np
 
 from ..clip import FrameClock
 from ..runtime.errors import InputError
+from .muxing import picture_duration_s, plan_mux, write_mux
 from .picture_reader import MAX_SIDE_PIXELS, Fit
-from .video import CHUNK_FRAMES, Chunks, ClipStream, stream_clip
+from .video import CHUNK_FRAMES, ClipStream, probe, stream_clip
 
 _LENGTH_BYTES = 4  # of a header's length, most significant byte first
 _MAX_HEADER_BYTES = 1 << 16
@@ -177,160 +178,30 @@ class ClipRequest:
     chunk_frames: int | None = CHUNK_FRAMES
 
 
-class GuardedReader:
-    """One child process that reads clips. It is started when first needed, and again after it was killed. Close it, or
-    use it as a context. Not for use by two threads at once.
-
-    Args:
-        limit_s: how long the child may work on a clip; time between a chunk and the request for the next isn't counted.
-        memory_mb: address space that the child may use, in MiB.
-        hwaccel: kind of device that decodes, as in conf/extract.yaml.
-    """
-
-    command: tuple[str, ...] = (sys.executable, "-m", "vta_sam.media.decoding")
-
-    def __init__(self, limit_s: float = 60.0, memory_mb: int = 4096, hwaccel: str | None = None):
-        self.limit_s, self.memory_mb, self.hwaccel = limit_s, memory_mb, hwaccel
-        self.process: subprocess.Popen | None = None
-        self.requests: Connection | None = None
-        self.answers: socket.socket | None = None
-        self.current: ExpectedAnswers | None = None  # of the clip under work
-        self.killed = False
-
-    def stream(self, request: ClipRequest) -> ClipStream:
-        """The clip of a request, read while it is iterated. The next request ends it.
-
-        Raises:
-            InputError: while it is iterated; names the file and says that it can't be read, takes too long, needs too
-                much memory, or crashes the decoder.
-        """
-        return ClipStream(self._chunks(request))
-
-    def _chunks(self, request: ClipRequest) -> Chunks:
-        fits = list(dict.fromkeys(request.fits))  # equal ones travel once
-        arguments: dict[str, Any] | None = {**vars(request), "fits": fits}
-        expected = self.current = ExpectedAnswers(
-            fits, request.fps, request.duration_s, request.sample_rate_hz if request.want_audio else None,
-            request.chunk_frames, self.memory_mb)
-        left_s = self.limit_s
-        while True:
-            if self.current is not expected:
-                raise RuntimeError(f"{request.path}: the process that decoded it was given another clip")
-            began = time.monotonic()
-            arrays, end = self._request(request.path, arguments, expected, left_s)
-            left_s, arguments = left_s - (time.monotonic() - began), None
-            if end is not None:
-                return end
-            fitted = dict(zip(fits, arrays))
-            yield [fitted[fit] for fit in request.fits]
-
-    def _request(self, path: str, arguments: dict[str, Any] | None, expected: ExpectedAnswers, left_s: float,
-                 ) -> tuple[list[np.ndarray], tuple[np.ndarray | None, float] | None]:
-        """Request the first chunk of a clip (by arguments of stream_clip) or the next one (None) ⇒ its arrays and None;
-        after the last chunk, no arrays and (waveform, duration_s)."""
-        try:
-            requests, answers = self._connect()
-            requests.send((arguments, left_s))
-            reader = AnswerReader(answers, time.monotonic() + left_s)
-            header = reader.header()
-            kind = header.get("kind")
-            if kind == "chunk":
-                arrays = [np.empty(shape, np.uint8) for shape in expected.shapes(header)]
-                for array in arrays:
-                    reader.fill(array)
-                return arrays, None
-            if kind == "end":
-                duration_s, samples = expected.end(header)
-                waveform = None if samples is None else np.empty(samples, np.float32)
-                if waveform is not None:
-                    reader.fill(waveform)
-                return [], (waveform, duration_s)
-            message = str(header.get("message"))
-        except TimeoutError:
-            self.close()
-            raise InputError(f"{path}: decoding took longer than {self.limit_s:g} s") from None
-        except (EOFError, ConnectionError):
-            status = self.close()
-            raise InputError(f"{path}: the decoder crashed on it (exit status {status})") from None
-        except ProtocolError as error:
-            self.close()
-            raise InputError(f"{path}: the decoder's process broke on it (it answers {error})") from None
-        except BaseException:  # Ctrl-C, say: the answer may still come, and would be taken for that to the next request
-            self.close()
-            raise
-        if kind == "refused":
-            raise InputError(message)
-        self.close()  # after a failed allocation the state of the decoder's libraries is undefined
-        if kind == "memory":
-            raise InputError(f"{path}: decoding needs more than {self.memory_mb} MB of memory")
-        if kind == "fault":
-            raise RuntimeError(f"reading {path} failed in the decoding process:\n{message}")
-        raise InputError(f"{path}: the decoder's process broke on it (it answers {kind!r:.80})")
-
-    def _connect(self) -> tuple[Connection, socket.socket]:
-        if self.requests is not None and self.answers is not None:
-            return self.requests, self.answers
-        their_requests, self.requests = Pipe(duplex=False)
-        self.answers, their_answers = socket.socketpair()
-        package_parent = str(Path(__file__).resolve().parents[2])
-        paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
-        # threads of numerical libraries would take address space and the cores of the other workers
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
-                       "PYTHONPATH": os.pathsep.join(paths)}
-        passed = their_requests.fileno(), their_answers.fileno()
-        try:
-            self.process = subprocess.Popen(
-                [*self.command, *map(str, passed), str(self.memory_mb), self.hwaccel or ""], pass_fds=passed,
-                stdin=subprocess.DEVNULL, env=environment)
-        finally:
-            their_requests.close()
-            their_answers.close()
-        if self.killed:  # while it was being started
-            self.process.kill()
-        return self.requests, self.answers
-
-    def kill(self) -> None:
-        """End the child at once and for good, from whichever thread; a read under way fails with InputError."""
-        self.killed = True
-        process = self.process
-        if process is not None:
-            process.kill()
-
-    def close(self) -> int | None:
-        """Kill the child, if there is one ⇒ its exit status."""
-        for channel in (self.requests, self.answers):
-            if channel is not None:
-                channel.close()
-        status = None
-        if self.process is not None:
-            try:  # a crashed child has an exit status to report; an idle one ends when its pipe closes
-                status = self.process.wait(timeout=0.2)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                status = self.process.wait()
-        self.process = self.requests = self.answers = None
-        return status
-
-    def __enter__(self) -> "GuardedReader":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
+OPERATIONS = {operation.__name__: operation for operation in (probe, plan_mux, picture_duration_s, write_mux)}
+_NOTES = 8  # warnings that travel with an answer
 
 
 def serve(requests: Connection, answers: socket.socket, memory_mb: int, hwaccel: str | None = None) -> None:
-    """The child's side: answer requests until the parent is gone."""
+    """The child's side: answer requests until the parent is gone.
+
+    A request is (arguments of :func:`stream_clip`, seconds) for the first chunk of a clip, (None, seconds) for the
+    next one, or ((name of an operation, its arguments), seconds).
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     limit_bytes = memory_mb << 20
     # drivers reserve far more addresses than they use
     memory = resource.RLIMIT_AS if hwaccel is None else resource.RLIMIT_DATA
     resource.setrlimit(memory, (limit_bytes, limit_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    notes: list[str] = []
+    warnings.simplefilter("always", UserWarning)
+    warnings.showwarning = lambda message, *_, **__: notes.append(str(message)[:500])
     stream: ClipStream | None = None
     chunks: Iterator[list[np.ndarray]] = iter(())
     while True:
         try:
-            arguments, left_s = requests.recv()
+            wanted, left_s = requests.recv()
         except (EOFError, ConnectionError):
             return
         # the alarm's default action ends the process, in library code too, should the parent have died meanwhile
@@ -338,22 +209,45 @@ def serve(requests: Connection, answers: socket.socket, memory_mb: int, hwaccel:
         arrays: list[np.ndarray] = []
         answer: dict[str, Any]
         try:
-            if arguments is not None:
+            if wanted is not None:
                 chunks = iter(())  # closes the stream of an unfinished clip
-                stream = stream_clip(**arguments, hwaccel=hwaccel)
-                chunks = iter(stream)
-            arrays, answer = _next_answer(stream, chunks)
+            if isinstance(wanted, tuple):
+                name, arguments = wanted
+                answer = {"kind": "value", "value": json_of(OPERATIONS[name](*arguments))}
+            else:
+                if wanted is not None:
+                    stream = stream_clip(**wanted, hwaccel=hwaccel)
+                    chunks = iter(stream)
+                arrays, answer = _next_answer(stream, chunks)
         except InputError as error:
-            answer = {"kind": "refused", "message": str(error)}
+            answer = {"kind": "refused", "message": str(error), "errno": _errno_of(error)}
         except MemoryError:
             answer = {"kind": "memory"}
+        except OSError as error:
+            answer = {"kind": "system", "message": error.strerror or str(error), "errno": error.errno}
         except Exception:  # the parent raises it
             answer = {"kind": "fault", "message": traceback.format_exc()}
         signal.setitimer(signal.ITIMER_REAL, 0)
         try:
-            send_answer(answers, arrays=arrays, **answer)
+            send_answer(answers, arrays=arrays, notes=notes[:_NOTES], **answer)
         except ConnectionError:
             return
+        notes.clear()
+
+
+def json_of(value: Any) -> Any:
+    """An operation's result in JSON's types: of a dataclass its fields, of a path its text."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {name: json_of(part) for name, part in vars(value).items()}
+    if isinstance(value, (tuple, list)):
+        return [json_of(part) for part in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _errno_of(error: BaseException) -> int | None:
+    """Of the system's error that caused it, such as a full disk; None: it has another cause."""
+    cause = error.__cause__
+    return getattr(cause, "errno", None) if isinstance(cause, OSError) else None
 
 
 def _next_answer(stream: ClipStream | None, chunks: Iterator[list[np.ndarray]],

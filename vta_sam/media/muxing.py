@@ -150,13 +150,22 @@ def mux(video_path: str | os.PathLike, waveform: np.ndarray, sample_rate_hz: int
     Raises:
         InputError: names the file that can't be used, or written whole.
     """
+    plan = plan_mux(video_path, out_path)
+    with atomic_path(plan.target) as temporary:
+        write_mux(video_path, plan, waveform, sample_rate_hz, temporary, mix)
+    return plan.target
+
+
+def write_mux(video_path: str | os.PathLike, plan: MuxPlan, waveform: np.ndarray, sample_rate_hz: int, path: Path,
+              mix: float = 0.0) -> None:
+    """Write what was planned to ``path``, which belongs to nobody else, and read it back; arguments as of :func:`mux`.
+    """
     waveform = np.asarray(waveform, np.float32)
     if waveform.ndim != 1 or not np.isfinite(waveform).all():
-        raise InputError(f"{out_path}: expected a finite waveform of shape (samples,), got shape {waveform.shape}")
+        raise InputError(f"{plan.target}: expected a finite waveform of shape (samples,), got shape {waveform.shape}")
     if not 0 <= mix <= 1:
         raise InputError(f"mix={mix:g} is a gain between 0 (without the original sound) and 1")
     with open_media(video_path) as source:
-        plan = _plan(video_path, source, Path(out_path))
         times = _picture_times(video_path, source)
     duration_s = round(times.end_s, 6)
     sound = fit_length(waveform, round(duration_s * sample_rate_hz))
@@ -165,11 +174,9 @@ def mux(video_path: str | os.PathLike, waveform: np.ndarray, sample_rate_hz: int
     peak = float(np.abs(sound).max(initial=0.0))
     if peak > 1.0:
         sound = sound / np.float32(peak)
-    with atomic_path(plan.target) as temporary:
-        with open_media(video_path) as source:
-            _Writer(source, plan, times, sound, sample_rate_hz).write(temporary)
-        _read_back(video_path, plan, times, len(sound) / sample_rate_hz, temporary)
-    return plan.target
+    with open_media(video_path) as source:
+        _Writer(source, plan, times, sound, sample_rate_hz).write(path)
+    _read_back(video_path, plan, times, len(sound) / sample_rate_hz, path)
 
 
 def picture_duration_s(path: str | os.PathLike) -> float:

@@ -12,9 +12,9 @@ import numpy as np
 
 from ..checkpoints.parts import build
 from ..clip import FEATURES, MAX_OBJECTS, ClipFeatures, ClipSpec
-from ..media.muxing import picture_duration_s
+from ..media.guarded import Media
 from ..media.picture_reader import Fit, Squeeze
-from ..media.video import CHUNK_FRAMES, probe, stream_clip
+from ..media.video import CHUNK_FRAMES
 from ..runtime.errors import InputError
 from .base import Encoder, Extractor, FrameExtractor, Grounder, Grounding
 
@@ -259,7 +259,7 @@ def caption_features(caption: str, extractors: Extractors, spec: ClipSpec) -> Cl
 
 
 def features_of(video: str | os.PathLike, words: Sequence[Words], extractors: Extractors, spec: ClipSpec,
-                ) -> tuple[list[ClipFeatures], np.ndarray]:
+                media: Media | None = None) -> tuple[list[ClipFeatures], np.ndarray]:
     """The features of a whole video for each of ``words``, and a strip of up to 12 of its pictures (n, h, w, 3).
 
     The video is read once, in chunks. Only their features stay in memory. The waveform of a record is silence of the
@@ -270,24 +270,25 @@ def features_of(video: str | os.PathLike, words: Sequence[Words], extractors: Ex
         words: of a prompt, or of a prompt and a negative prompt, which share the pictures.
         extractors: those that the model was trained with.
         spec: frame rate and sample rate.
+        media: reads the video; None: this process, without limits.
 
     Raises:
         InputError: the video can't be read, or has no pictures.
     """
-    duration_s = picture_duration_s(video)
+    video, media = Path(video), media or Media()
+    duration_s = media.picture_duration_s(video)
     samples = spec.samples_of(duration_s)
     if samples < 1:
         raise InputError(f"{video}: its pictures last {duration_s:g} s; there is nothing to put sound under")
-    info = probe(video)
+    info = media.probe(video)
     strip_fit = Squeeze(_STRIP_HEIGHT, max(8, round(_STRIP_HEIGHT * info.width / info.height)))
-    stream = stream_clip(video, duration_s=duration_s, fps=spec.fps, fits=(*extractors.fits, strip_fit),
-                         want_audio=False, chunk_frames=extractors.chunk_frames)
+    stream = media.stream(video, duration_s, spec.fps, (*extractors.fits, strip_fit), extractors.chunk_frames)
     strip = _Strip(stream, spec.frames_of(duration_s))
     extractors = extractors.for_clip(video, spec.fps)
     extracted = extract_features(strip, extractors, [prompt.objects for prompt in words])
     records = [extracted.record(
-        prompt, grounding, extractors.encoder, key=Path(video).stem, fps=spec.fps,
-        waveform=np.zeros(samples, np.float32), sample_rate_hz=spec.sample_rate_hz, source=Path(video).name,
+        prompt, grounding, extractors.encoder, key=video.stem, fps=spec.fps,
+        waveform=np.zeros(samples, np.float32), sample_rate_hz=spec.sample_rate_hz, source=video.name,
         duration_s=duration_s,
     ).validate() for prompt, grounding in zip(words, extracted.groundings)]
     return records, np.stack(strip.pictures)

@@ -36,6 +36,7 @@ FORMER = {
     "conditioners.base": "diffusion.condition",
     "diffusion.lit": "diffusion.latent_diffusion", "vae.lit": "vae.mel_vae",
     "pipeline": "generation.pipeline", "importers.tango": "importers.systems", "importers.vta_ldm": "importers.systems",
+    "importers.audioldm": "importers.systems",
     "evaluation.metric_docs": "evaluation.metric_table",
     "evaluation.listening.report": "evaluation.listening.analysis",
     "evaluation.listening.stimuli": "evaluation.listening.study_files",

@@ -83,6 +83,10 @@ class GenerateSettings(SharedWork):
     wav: Switch = setting("also write the generated sound alone", False)
     picture: Switch = setting("also draw frames, object probabilities and spectrogram", True)
     overwrite: Switch = setting("make again what is there", False)
+    limit_s: Annotated[Number, Field(ge=0.1)] = setting(
+        "seconds after which reading or writing a video is given up; a video gets as many again for each 10 s of it",
+        60)
+    memory_mb: Annotated[Whole, Field(ge=256)] = setting("MB of memory that reading or writing a video may take", 4096)
     shards: Place | None = setting("folder or address of a dataset that data_prep/extract.py made")
     split: Text = setting("of that dataset", "test")
     samples: Positive = setting("sounds a clip of the dataset", 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import importlib
 import json
 import multiprocessing
 import re
@@ -194,6 +195,30 @@ def test_the_main_job_is_held_to_its_limits(tmp_path, minutes, peak_gb, status):
 def test_an_unfinished_main_job_is_said_so(tmp_path):
     told = benchmark("main_job", "--run", str(tmp_path))
     assert told.returncode == 2 and "seconds.json doesn't exist" in told.stderr and "Traceback" not in told.stderr
+
+
+@pytest.fixture
+def gpu_page(monkeypatch):
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+    return importlib.import_module("gpu_page")
+
+
+def test_the_page_about_speed_is_made_of_its_records(gpu_page):
+    text = gpu_page.PAGE.read_text(encoding="utf-8")
+    assert gpu_page.page(text) == text and len(gpu_page.records()) >= 1
+
+
+@pytest.mark.slow
+def test_the_measurement_of_a_gpu_runs_on_a_processor(tmp_path, gpu_page):
+    """Narrow, so that it can't rot where there is no GPU; but for the compiler."""
+    told = benchmark("gpu", "--narrow", "--sizes", "base", "--seconds", "600", "--record", str(tmp_path))
+    assert told.returncode == 0, told.stderr
+    record, = gpu_page.records(tmp_path)
+    assert {row["form"] for row in record["training"]} == {"bf16", "fp32", "VTA-LDM's loop as published"}
+    assert {row["stage"] for row in record["training"]} == {"vae", "condition", "diffusion"}
+    assert all(record[table] for table in ("evaluation", "sampling", "loading"))
+    assert record["left_out"] == []
+    assert any(line.startswith("| base | diffusion | 2 |") for line in gpu_page.page_of(record))
 
 
 @pytest.mark.slow

@@ -200,7 +200,7 @@ def published_row(lease: Lease, job: Any, size: str, clips: int, peak: float) ->
             with torch.no_grad():
                 for video in pictures:
                     eyes(video.to(lease.device))
-                codec.encode_moments(waves.to(lease.device))
+                codec.moments(codec.mel_of(waves.to(lease.device)))
             step()
 
         with peak_gb(lease.device) as held:

@@ -8,7 +8,7 @@ import yaml
 from models import make_model_folder, make_recipe
 from safetensors.torch import load_file, save_file
 
-from vta_sam.checkpoints.model_folder import load_weights, read_recipe, refuse_foreign, save_model
+from vta_sam.checkpoints.model_folder import load_weights, read_recipe, refuse_foreign, save_model, uninitialised
 from vta_sam.generation.build import build_part
 from vta_sam.runtime.errors import InputError
 
@@ -37,6 +37,29 @@ def test_round_trip(folder, tmp_path):
     save_model(tmp_path / "again", recipe, parts)
     for path in folder.iterdir():
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_weights_that_are_about_to_be_loaded_are_not_drawn(folder):
+    recipe, drawn = read_recipe(folder), torch.get_rng_state()
+    with uninitialised():
+        network = build_part(recipe, "denoiser", folder)
+    assert torch.equal(torch.get_rng_state(), drawn), "no number was drawn"
+    torch.nn.init.ones_(weights := torch.zeros(3))
+    assert weights.sum() == 3, "afterwards layers draw again"
+    copied = load_weights(build_part(recipe, "denoiser", folder), folder, "denoiser").state_dict()
+    assigned = load_weights(network, folder, "denoiser", torch.device("cpu")).state_dict()
+    assert all(torch.equal(assigned[key], copied[key]) and assigned[key].dtype == copied[key].dtype for key in copied)
+    assert all(tensor.data_ptr() % 64 == 0 for tensor in assigned.values()), "kernels get what they get elsewhere"
+    path = folder / "denoiser.safetensors"
+    path.write_bytes(bytes(path.stat().st_size))
+    assert all(torch.equal(assigned[key], copied[key]) for key in copied), "the file may change"
+
+
+def test_half_precision_on_disk_is_not_kept_in_memory(folder):
+    recipe, path = read_recipe(folder), folder / "codec.safetensors"
+    save_file({key: tensor.half() for key, tensor in load_file(path).items()}, path)
+    codec = load_weights(build_part(recipe, "codec", folder), folder, "codec", torch.device("cpu"))
+    assert {parameter.dtype for parameter in codec.parameters()} == {torch.float32}
 
 
 def test_a_folder_that_is_not_whole_has_no_yaml(tmp_path):

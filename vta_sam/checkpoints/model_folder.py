@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 import yaml
 from torch import nn
 
@@ -171,11 +173,36 @@ def weights_file(folder: str | Path, part: str) -> Path:
     return former if former.exists() and not path.exists() else path
 
 
-def load_weights(module: nn.Module, folder: str | Path, part: str) -> nn.Module:
-    """Fill a built part from its file; every key must match. Raises InputError naming the file and what differs."""
+@contextmanager
+def uninitialised() -> Iterator[None]:
+    """A context in which new layers draw no weights, since :func:`load_weights` is about to assign them."""
+    functions = {name: function for name, function in vars(torch.nn.init).items()
+                 if name.endswith("_") and not name.startswith("_") and callable(function)}
+    for name in functions:
+        setattr(torch.nn.init, name, lambda tensor, *_, **__: tensor)
+    try:
+        yield
+    finally:
+        for name, function in functions.items():
+            setattr(torch.nn.init, name, function)
+
+
+def load_weights(module: nn.Module, folder: str | Path, part: str, device: torch.device | None = None) -> nn.Module:
+    """Fill a built part from its file; every key must match.
+
+    Args:
+        module: the part.
+        folder: the model folder.
+        part: its name.
+        device: the file's tensors become the module's own, on this device, so that weights are in memory once. Nothing
+            else may hold the module's former parameters. None: they are copied into the module's.
+
+    Raises:
+        InputError: names the file and what differs.
+    """
     path = weights_file(folder, part)
     try:
-        state = safetensors.torch.load_file(path)
+        state = safetensors.torch.load_file(path, device=str(device or "cpu"))
     except FileNotFoundError:
         raise InputError(f"{path} is missing; the model folder is not whole") from None
     except (OSError, safetensors.SafetensorError) as error:
@@ -185,7 +212,12 @@ def load_weights(module: nn.Module, folder: str | Path, part: str) -> nn.Module:
     if wrong:
         raise InputError(f"{path} doesn't fit the {part} that {YAML_NAME} describes: {len(wrong)} keys differ, "
                          f"the first is {wrong[0]!r}")
-    module.load_state_dict(state)
+    if device is None:
+        module.load_state_dict(state)
+        return module
+    # on a processor the tensors lie in the file, which may change, and as the file has them, not aligned
+    module.load_state_dict({key: tensor.to(own[key].dtype, copy=device.type == "cpu") for key, tensor in state.items()},
+                           assign=True)
     return module
 
 

@@ -7,15 +7,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from ..checkpoints.model_folder import YAML_NAME, ModelRecipe, load_weights, weights_file
+from ..checkpoints.model_folder import YAML_NAME, ModelRecipe, load_weights, uninitialised, weights_file
 from ..diffusion.condition import Conditioner, Denoiser, connect
 from ..diffusion.objective import Objective, VPrediction
 from ..diffusion.sampler import BaseSampler, Sampler
 from ..perception.base import differing_settings, settings_of
 from ..perception.features import Extractors, build_features
 from ..runtime.errors import InputError
+from ..vae.codec import Codec
 from ..vocoder import GriffinLim
 
 
@@ -103,12 +105,23 @@ def build_part(recipe: ModelRecipe, part: str, folder: Path) -> Any:
         raise InputError(f"{folder / YAML_NAME} describes a {part} that can't be built: {reason}") from error
 
 
+def load_networks(recipe: ModelRecipe, folder: Path, device: torch.device) -> tuple[Codec, Denoiser, Conditioner]:
+    """The recipe's codec, denoiser and conditioner with their weights, which need no gradient."""
+    with uninitialised():
+        codec = build_part(recipe, "codec", folder)
+        denoiser, conditioner = build_denoiser(recipe, folder)
+    for part, module in (("codec", codec), ("denoiser", denoiser), ("conditioner", conditioner)):
+        load_weights(module, folder, part, device).requires_grad_(False)
+    return codec, denoiser, conditioner
+
+
 def load_vocoder(recipe: ModelRecipe, folder: Path) -> Any:
     """The recipe's vocoder with its weights, where it has any; Griffin-Lim where the recipe names none."""
-    vocoder = build_part(recipe, "vocoder", folder) if recipe.vocoder else GriffinLim(mel=recipe.spec.mel)
+    with uninitialised():
+        vocoder = build_part(recipe, "vocoder", folder) if recipe.vocoder else GriffinLim(mel=recipe.spec.mel)
     if isinstance(vocoder, nn.Module):
         if vocoder.state_dict():
-            load_weights(vocoder, folder, "vocoder")
+            load_weights(vocoder, folder, "vocoder", torch.device("cpu"))
         vocoder.requires_grad_(False).eval()
     return vocoder
 

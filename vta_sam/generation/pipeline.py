@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints.model_folder import ModelRecipe, load_weights, read_recipe, write_model
+from ..checkpoints.model_folder import ModelRecipe, read_recipe, write_model
 from ..clip import ClipFeatures, ClipSpec
 from ..dataset.shards.batch import ClipBatch, collate, window_of
 from ..diffusion.condition import Conditioner, Denoiser, require_latent
@@ -29,9 +29,7 @@ from ..runtime.distributed import choose_device
 from ..runtime.errors import InputError
 from ..vae.codec import Codec
 from ..vocoder import Vocoder
-from .build import (
-    build_denoiser, build_objective, build_part, build_sampler, copy_inside, load_extractors, load_vocoder
-)
+from .build import build_objective, build_sampler, copy_inside, load_extractors, load_networks, load_vocoder
 from .inputs import check_sampling
 
 PEAK_LIMIT = 0.99
@@ -342,14 +340,9 @@ def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> Pipelin
     folder = named_folder(path)
     recipe = read_recipe(folder)
 
-    def loaded(part: str) -> Any:
-        return load_weights(build_part(recipe, part, folder), folder, part).requires_grad_(False)
-
-    denoiser, conditioner = build_denoiser(recipe, folder)
-    for part, module in (("denoiser", denoiser), ("conditioner", conditioner)):
-        load_weights(module, folder, part).requires_grad_(False)
+    codec, denoiser, conditioner = load_networks(recipe, folder, device)
     return Pipeline(
-        spec=recipe.spec, codec=loaded("codec"), denoiser=denoiser, conditioner=conditioner,
+        spec=recipe.spec, codec=codec, denoiser=denoiser, conditioner=conditioner,
         objective=build_objective(recipe, folder), latent_scale=recipe.latent_scale, trained_on=recipe.features,
         sampler=build_sampler(recipe, folder),
         vocoder=load_vocoder(recipe, folder), extractors=lambda: load_extractors(recipe, folder),

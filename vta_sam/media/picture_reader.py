@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
+from itertools import chain, islice
 from typing import Any, ClassVar, Iterator, Protocol
 
 import av
@@ -18,8 +20,8 @@ from av.video.reformatter import Colorspace, ColorTrc, VideoReformatter
 from ..runtime.errors import InputError
 from .audio import SoundCollector
 from .container import (
-    LONGEST_GAP_S, Decoder, end_of_stream_s, origin_s, packets, picture_length_s, picture_stream, seek_before,
-    sound_stream,
+    LONGEST_GAP_S, Decoder, PictureTimes, end_of_stream_s, open_media, origin_s, packets, picture_length_s,
+    picture_stream, seek_before, sound_stream,
 )
 
 
@@ -313,3 +315,39 @@ def _check_size(path: str | os.PathLike, width: int, height: int) -> None:
     if max(width, height) > MAX_SIDE_PIXELS:
         raise InputError(f"{path}: pictures of {width}x{height} pixels; at most {MAX_SIDE_PIXELS} a side are read, "
                          "so scale it down first")
+
+
+def without_undecodable(path: str | os.PathLike, times: PictureTimes) -> PictureTimes:
+    """Times without the pictures before the first one that needs no other, in order of storage or of showing, where
+    they can't be decoded, as in a piece of a stream: players want such a picture first."""
+    place, first = np.arange(len(times.keys)), int(times.keys.argmax())
+    later = np.flatnonzero(times.keys & (place > first))
+    early = (place < first) | (place < later.min(initial=len(place))) & (times.pts < times.pts[first])
+    if not times.keys.any() or not early.any() or not (times.shown & ~early).any():
+        return times
+    with open_media(path) as container, suppress(av.error.FFmpegError):
+        stream: Any = picture_stream(container)
+        shift = round(origin_s(container) / stream.time_base)
+        stored = islice(packets(container, stream), int(np.flatnonzero(early)[-1]) + 1)
+        if any(frame.pts is None or frame.pts - shift < times.pts[first]
+               for packet in chain(stored, [None]) for frame in stream.codec_context.decode(packet)):
+            return times
+    return replace(times, shown=times.shown & ~early, useless=early)
+
+
+def shown_at_first(path: str | os.PathLike, times: PictureTimes, count: int) -> int:
+    """How many pictures of a file are shown of the first ``count`` packets that it needs; of more where none is shown
+    of those."""
+    fed = shown = 0
+    with open_media(path) as container:
+        decoder, zero_s, needed = Decoder(path), origin_s(container), iter(times.needed.tolist())
+        for packet in packets(container, picture_stream(container)):
+            if fed >= count and shown:
+                break
+            has_time = packet.pts is not None or packet.dts is not None
+            if packet.size and not (has_time and next(needed)):
+                continue
+            fed += 1
+            frames = decoder.decode(packet)
+            shown += sum(frame.time is None or frame.time >= zero_s - 1e-6 for frame in frames)
+    return shown

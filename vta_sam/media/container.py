@@ -295,9 +295,10 @@ class PictureTimes:
 
     @property
     def edited(self) -> frozenset[str]:
-        """Where pictures are cut away that have to be stored: "before" those that are shown, "after", or "between"."""
-        cut, shown = self.pts[self.needed & ~self.shown], self.pts[self.shown]
-        before, after = cut < shown.min(), cut > shown.max()
+        """Where pictures are cut away that have to be stored: "before" time zero, "after" those that are shown, or
+        "between"."""
+        cut = self.pts[self.needed & ~self.shown]
+        before, after = cut < 0, cut > self.last_pts
         places = {"before": before, "after": after, "between": ~before & ~after}
         return frozenset(place for place, those in places.items() if those.any())
 
@@ -315,7 +316,8 @@ def picture_times(path: str | os.PathLike, container: InputContainer) -> Picture
     if stream is None:
         raise InputError(f"{path} has no pictures; name a video file")
     shift, tick_s = round(origin_s(container) / stream.time_base), float(stream.time_base)
-    pts, given, flags, lengths_s = [], [], [], []
+    pts, flags, lengths_s = [], [], []
+    given: list[int | None] = []
     for packet in packets(container, stream):
         if packet.size and not (packet.pts is None and packet.dts is None):
             pts.append((packet.dts if packet.pts is None else packet.pts) - shift)
@@ -324,7 +326,8 @@ def picture_times(path: str | os.PathLike, container: InputContainer) -> Picture
             lengths_s.append((packet.duration or 0) * tick_s)
     shown, keys = np.array(flags, bool).reshape(-1, 2).T
     if not shown.any():
-        raise InputError(f"{path}: its {'edit list shows none of its pictures' if pts else 'pictures have no timestamps'}")
+        why = "edit list shows none of its pictures" if pts else "pictures have no timestamps"
+        raise InputError(f"{path}: its {why}; convert the video first")
     in_order = sorted(time for time, seen in zip(pts, shown) if seen)
     last = in_order[-1]
     claimed_s = next(length_s for length_s, time, seen in zip(lengths_s, pts, shown) if seen and time == last)

@@ -92,7 +92,7 @@ def _plan(video_path: str | os.PathLike, source: InputContainer, target: Path, t
         notes.append(f"{why}, so they are encoded anew, as H.264")
     elif suffix != target.suffix.lower():
         target = target.with_suffix(suffix)
-    left_out = [*_left_out(source, stream, target.suffix.lower())]
+    left_out = [*_left_out(source, stream, target.suffix.lower(), bool(why))]
     if left_out:
         notes.append(f"left out: {', '.join(left_out)}")
     return MuxPlan(target, codec, bool(why), tuple(notes))
@@ -118,7 +118,7 @@ def _require_encoder(path: str | os.PathLike, codec: str) -> None:
                          f"{_NEW_CODEC} to encode them anew; convert the video first") from None
 
 
-def _left_out(source: InputContainer, pictures: Any, suffix: str) -> Iterator[str]:
+def _left_out(source: InputContainer, pictures: Any, suffix: str, encoded: bool) -> Iterator[str]:
     """What the source holds that the new file won't."""
     for stream in source.streams:
         kind = stream.type
@@ -128,8 +128,9 @@ def _left_out(source: InputContainer, pictures: Any, suffix: str) -> Iterator[st
         elif kind == "subtitle" and not _held_subtitles(stream, suffix):
             name = stream.language or f"stream {stream.index}"
             yield f"its {name} subtitles ({stream.codec_context.codec.canonical_name if stream.codec_context else '?'})"
-        elif kind == "data" and "timecode" in stream.metadata and "timecode" in pictures.metadata:
-            continue  # written anew from the pictures' tag
+        elif kind == "data" and "timecode" in stream.metadata:
+            if encoded or "timecode" not in pictures.metadata:  # from which it is written anew
+                yield "its timecode"
         elif kind in ("data", "attachment"):
             yield {"data": "a data stream", "attachment": "an attachment"}[kind] + f" ({stream.index})"
     if any(key.lower() in _LOCATION for key in source.metadata):
@@ -311,8 +312,6 @@ class _Writer:
         if (context.pix_fmt or "").startswith("yuv"):
             for name in ("color_primaries", "color_trc", "colorspace"):
                 setattr(video.codec_context, name, getattr(context, name))
-        if "timecode" in self.pictures.metadata:
-            video.metadata["timecode"] = self.pictures.metadata["timecode"]
         return video
 
     def _encode(self, video: Any, wanted: list[Any], subtitles: dict[int, Any]) -> np.ndarray:

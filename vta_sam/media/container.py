@@ -144,18 +144,20 @@ def seek_before(container: InputContainer, start_s: float) -> None:
             container.seek(0, backward=True, any_frame=True)
 
 
-def picture_length_s(claimed_s: float, interval_s: float, left_s: float | None = None) -> float:
+def picture_length_s(claimed_s: float, interval_s: float, left_s: float | None, longest_s: float | None) -> float:
     """How long the last picture stays: as its container claims, or as long as the one before (``interval_s``) where
     that claim is missing or no longer than a tick of its clock, as some writers leave it; never beyond the stream's
-    end.
+    end, nor longer than any picture before, since some containers state hours.
 
     Args:
         claimed_s: of the picture. With B-frames mp4 claims a difference of decoding times, which may be far longer.
         interval_s: between it and the one before.
         left_s: until the stream's end, where the container states one.
+        longest_s: interval between pictures before; a second is always possible. None: this is the only picture.
     """
     length_s = claimed_s if claimed_s > 1e-3 else interval_s
-    return min(length_s, left_s) if left_s is not None and left_s > 1e-3 else length_s
+    length_s = min(length_s, left_s) if left_s is not None and left_s > 1e-3 else length_s
+    return min(length_s, LONGEST_GAP_S if longest_s is None else max(longest_s, 1.0))
 
 
 def end_of_stream_s(stream: Any) -> float | None:
@@ -166,8 +168,10 @@ def end_of_stream_s(stream: Any) -> float | None:
 
 
 def end_of_sound_s(path: str | os.PathLike) -> float:
-    """When a file's first sound ends, after time zero."""
+    """When a file's first sound ends, after time zero; 0: it has none."""
     with open_media(path) as container:
+        if not container.streams.audio:
+            return 0.0
         stream: Any = container.streams.audio[0]
         ends = [(packet.pts + (packet.duration or 0)) * stream.time_base for packet in packets(container, stream)
                 if packet.pts is not None]
@@ -331,16 +335,19 @@ def picture_times(path: str | os.PathLike, container: InputContainer) -> Picture
     in_order = sorted(time for time, seen in zip(pts, shown) if seen)
     last = in_order[-1]
     claimed_s = next(length_s for length_s, time, seen in zip(lengths_s, pts, shown) if seen and time == last)
-    before = next((time for time in reversed(in_order) if time < last), None)
-    interval_s = (last - before) * tick_s if before is not None else 0.04
+    gaps_s = np.diff(np.array([0, *in_order], np.float64)) * tick_s
+    if gaps_s.max() > LONGEST_GAP_S:
+        raise InputError(f"{path}: its pictures have a gap of {gaps_s.max():.0f} s; its timestamps look damaged")
+    intervals_s = gaps_s[1:][gaps_s[1:] > 0]
+    longest_s, interval_s = (intervals_s.max(), intervals_s[-1]) if len(intervals_s) else (None, 0.04)
     end_s = end_of_stream_s(stream)
     left_s = None if end_s is None else end_s - (shift + last) * tick_s
+    last_s = float(picture_length_s(claimed_s, interval_s, left_s, longest_s))
     _make_unique(pts)
     dts = _decoding_times(pts, given)
-    if max(map(abs, (pts[0], *in_order[-1:], *dts[:1]))) >= 1 << 62:
+    if max(map(abs, (*pts, *dts))) >= 1 << 62:
         raise InputError(f"{path}: its timestamps look damaged")
-    return PictureTimes(np.array(pts), np.array(dts), shown, keys, tick_s,
-                        picture_length_s(claimed_s, interval_s, left_s), np.zeros(len(pts), bool))
+    return PictureTimes(np.array(pts), np.array(dts), shown, keys, tick_s, last_s, np.zeros(len(pts), bool))
 
 
 def _make_unique(pts: list[int]) -> None:

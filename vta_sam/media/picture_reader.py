@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
 from itertools import chain, islice
-from typing import Any, ClassVar, Iterator, Protocol
+from typing import Any, ClassVar, Iterable, Iterator, Protocol
 
 import av
 import numpy as np
@@ -126,7 +126,8 @@ class PictureReader:
         nominal_s = float(1 / self.video.average_rate) if self.video.average_rate else 0.04
         tolerance_s = 0.5 * float(self.video.time_base)  # timestamps are rounded to the container's clock
         ends_s = end_of_stream_s(self.video)
-        previous_s, longest_s = None, 1.0
+        previous_s: float | None = None
+        longest_s: float | None = None
         for frame in self._frames():
             _check_size(self.path, frame.width, frame.height)
             time_s = frame.time - zero_s if frame.time is not None else (previous_s or 0.0) + nominal_s
@@ -135,13 +136,12 @@ class PictureReader:
                 raise InputError(f"{self.path}: its pictures have a gap of {gap_s:.0f} s; its timestamps look damaged")
             if previous_s is not None and gap_s > 0:
                 nominal_s = gap_s
-                longest_s = max(longest_s, nominal_s)
+                longest_s = max(longest_s or 0.0, nominal_s)
             previous_s = time_s
             claimed_s = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 0.0
             left_s = None if ends_s is None else ends_s - zero_s - time_s
-            length_s = picture_length_s(claimed_s, nominal_s, left_s)
-            # lengths are limited to the longest gap so far: some containers state hours for the last picture
-            yield time_s - tolerance_s, min(length_s, longest_s) + tolerance_s, frame
+            length_s = picture_length_s(claimed_s, nominal_s, left_s, longest_s)
+            yield time_s - tolerance_s, length_s + tolerance_s, frame
 
     def _frames(self) -> Iterator[Any]:
         for packet in self.packets:
@@ -340,14 +340,20 @@ def shown_at_first(path: str | os.PathLike, times: PictureTimes, count: int) -> 
     of those."""
     fed = shown = 0
     with open_media(path) as container:
-        decoder, zero_s, needed = Decoder(path), origin_s(container), iter(times.needed.tolist())
-        for packet in packets(container, picture_stream(container)):
+        stream: Any = picture_stream(container)
+        decoder, needed = Decoder(path), iter(times.needed.tolist())
+        zero = round(origin_s(container) / stream.time_base)
+
+        def seen(frames: Iterable[Any]) -> int:
+            return sum(frame.pts is None or frame.pts >= zero for frame in frames)
+
+        for packet in packets(container, stream):
             if fed >= count and shown:
+                with suppress(av.error.FFmpegError):
+                    shown += seen(stream.codec_context.decode(None))  # those that the decoder holds back
                 break
             has_time = packet.pts is not None or packet.dts is not None
-            if packet.size and not (has_time and next(needed)):
-                continue
-            fed += 1
-            frames = decoder.decode(packet)
-            shown += sum(frame.time is None or frame.time >= zero_s - 1e-6 for frame in frames)
+            if not packet.size or has_time and next(needed):
+                fed += 1
+                shown += seen(decoder.decode(packet))
     return shown

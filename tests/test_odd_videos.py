@@ -135,8 +135,10 @@ def test_pictures_that_change_their_size_are_kept(tmp_path):
 
 def test_sizes_beyond_the_limit_are_refused_by_a_sentence(tmp_path):
     path = write_video(tmp_path / "a.mp4", size=(8200, 16), times_s=[0.0])
-    with pytest.raises(InputError, match="8200x16 pixels; at most 8192"):
-        read_clip(path, fps=5, fits=[Squeeze(4, 4)], want_audio=False)
+    for tried in (lambda: read_clip(path, fps=5, fits=[Squeeze(4, 4)], want_audio=False),
+                  lambda: plan_mux(path, tmp_path / "b.mp4"), lambda: mux(path, SOUND, 16_000, tmp_path / "b.mp4")):
+        with pytest.raises(InputError, match="8200x16 pixels; at most 8192"):
+            tried()
 
 
 def test_dolby_vision_keeps_its_settings(tmp_path):
@@ -158,8 +160,9 @@ def test_what_an_hdr_screen_was_mastered_for_is_kept(tmp_path):
     mastering = np.array([13250, 34500, 7500, 3000, 34000, 16000, 15635, 16450], ">u2").tobytes()
     in_stream = write_video(
         tmp_path / "a.mov", codec="libx265", times_s=STEPS[:3], pixel_format="yuv420p10le", options={
-            "preset": "ultrafast", "x265-params": "log-level=none:pools=1:hdr10=1:max-cll=1000,400:colorprim=9:"
-            "transfer=16:colormatrix=9:master-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,50)"})
+            "preset": "ultrafast",
+            "x265-params": "log-level=none:pools=1:hdr10=1:max-cll=1000,400:colorprim=9:transfer=16:colormatrix=9:"
+                           "master-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,50)"})
     in_file = write_video(tmp_path / "b.mp4", codec="libvpx-vp9", times_s=STEPS[:3], options={"cpu-used": "8"})
     add_to_sample_description(in_file, "vp09", "mdcv", mastering + np.array([10**7, 50], ">u4").tobytes())
     add_to_sample_description(in_file, "vp09", "clli", np.array([1000, 400], ">u2").tobytes())

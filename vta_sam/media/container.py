@@ -167,17 +167,6 @@ def end_of_stream_s(stream: Any) -> float | None:
     return float((stream.start_time + stream.duration) * stream.time_base)
 
 
-def end_of_sound_s(path: str | os.PathLike) -> float:
-    """When a file's first sound ends, after time zero; 0: it has none."""
-    with open_media(path) as container:
-        if not container.streams.audio:
-            return 0.0
-        stream: Any = container.streams.audio[0]
-        ends = [(packet.pts + (packet.duration or 0)) * stream.time_base for packet in packets(container, stream)
-                if packet.pts is not None]
-        return float(max(ends, default=0)) - origin_s(container)
-
-
 def packets(container: InputContainer, streams: Any) -> Iterator[av.Packet]:
     """The packets of some streams, then the empty packets that flush their decoders.
 
@@ -347,6 +336,7 @@ def picture_times(path: str | os.PathLike, container: InputContainer) -> Picture
     dts = _decoding_times(pts, given)
     if max(map(abs, (*pts, *dts))) >= 1 << 62:
         raise InputError(f"{path}: its timestamps look damaged")
+    require_length(path, last * tick_s + last_s)
     return PictureTimes(np.array(pts), np.array(dts), shown, keys, tick_s, last_s, np.zeros(len(pts), bool))
 
 
@@ -367,6 +357,12 @@ def _decoding_times(pts: Sequence[int], given: Sequence[int | None]) -> list[int
     in_order = sorted(pts)
     delay = max(time - shown for time, shown in zip(in_order, pts))
     return [time - delay for time in in_order]
+
+
+def require_length(path: str | os.PathLike, pictures_s: float) -> None:
+    """Raise InputError where pictures end in less than a thousandth of a second, in which there is no sound."""
+    if pictures_s < 1e-3:
+        raise InputError(f"{path}: its pictures last {pictures_s:g} s; its timestamps look damaged")
 
 
 class Decoder:

@@ -18,11 +18,9 @@ from av.container import InputContainer, OutputContainer
 
 from ..runtime.errors import InputError
 from ..runtime.files import atomic_path
-from .audio import fit_length, read_audio
-from .container import (
-    Decoder, PictureTimes, end_of_sound_s, open_media, origin_s, packets, picture_stream, picture_times
-)
-from .picture_reader import shown_at_first, without_undecodable
+from .audio import end_of_sound_s, fit_length, read_audio
+from .container import Decoder, PictureTimes, open_media, origin_s, packets, picture_stream, picture_times
+from .picture_reader import require_pictures, shown_at_first, without_undecodable
 
 _BLOCK_SAMPLES = 1024  # an AAC frame
 _BIT_RATE = 128_000  # bit/s, mono: transparent for a 16 kHz sound
@@ -75,9 +73,7 @@ def plan_mux(video_path: str | os.PathLike, out_path: str | os.PathLike) -> MuxP
 
 def _plan(video_path: str | os.PathLike, source: InputContainer, target: Path, times: PictureTimes | None) -> MuxPlan:
     """times: None where no picture is cut away."""
-    suffix, stream = target.suffix.lower(), picture_stream(source)
-    if stream is None:
-        raise InputError(f"{video_path} has no pictures; name a video file")
+    suffix, stream = target.suffix.lower(), require_pictures(video_path, source)
     codec, notes, why = stream.codec_context.codec.canonical_name, [], ""
     if codec not in _PLAYED.get(suffix, ()) or codec not in _held(suffix):
         if codec in _held(".mkv") and codec != "rawvideo":
@@ -234,8 +230,12 @@ class _Writer:
         except InputError:
             raise
         except (av.error.FFmpegError, ValueError) as error:
+            if isinstance(error, MemoryError):
+                raise MemoryError(str(error)) from error
+            # without the name of the file beside the target, which is gone
+            words = [getattr(error, "strerror", None) or str(error), (getattr(error, "log", None) or ("",))[-1].strip()]
             raise InputError(f"the pictures of {self.source.name.removeprefix('file:')} can't be written to "
-                             f"{self.plan.target} ({error})") from error
+                             f"{self.plan.target} ({'; '.join(filter(None, words))})") from error
 
     def _write(self, sink: OutputContainer) -> np.ndarray:
         self._keep_tags(sink)

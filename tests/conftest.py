@@ -123,6 +123,9 @@ def write_video(
     gray: bool = False,
     codec: str = "libx264",
     sound_codec: str = "aac",
+    options: dict[str, str] | None = None,  # of the encoder, beside the usual ones
+    pixel_format: str | None = None,
+    container_options: dict[str, str] | None = None,
 ) -> Path:
     """Write ``path`` with PyAV; the container follows from its suffix."""
     import av
@@ -130,13 +133,14 @@ def write_video(
     width, height = size
     rate = Fraction(fps).limit_denominator(1001)
     times = list(times_s) if times_s is not None else [float(i / rate) for i in range(round(duration_s * rate))]
-    pixel_format = "gray" if gray else "yuv420p" if width % 2 == height % 2 == 0 else "yuv444p"
-    with av.open(str(path), "w") as container:
+    pixel_format = pixel_format or ("gray" if gray else "yuv420p" if width % 2 == height % 2 == 0 else "yuv444p")
+    with av.open(str(path), "w", options=container_options or {}) as container:
         video = container.add_stream(codec, rate=rate)
         video.width, video.height, video.pix_fmt = width, height, pixel_format
-        clock = Fraction(1, 90_000) if codec == "libx264" else 1 / rate  # mpeg4 knows no finer one
+        clock = Fraction(1, 90_000) if codec in ("libx264", "libx265") else 1 / rate  # mpeg4 knows no finer one
         video.codec_context.time_base = clock
-        video.options = {"crf": "12", "preset": "ultrafast", "threads": "1"} if codec == "libx264" else {}
+        usual = {"crf": "12", "preset": "ultrafast", "threads": "1"} if codec == "libx264" else {}
+        video.options = usual | (options or {})
         if gray:
             video.codec_context.color_range = 2  # full, as FFmpeg converts to gray
         if rotation:

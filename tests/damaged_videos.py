@@ -24,15 +24,33 @@ _SUFFIXES = ("mp4", "front.mp4", "parts.mp4", "mov", "mkv", "webm", "avi", "ts")
 
 @dataclass(frozen=True)
 class Case:
-    """One file: its path in the folder, whether a clip of it must come out, and for good ones how long it is."""
+    """One file.
+
+    Args:
+        path: in the folder.
+        known: whether a clip of it, pictures with sound, must come out.
+        seconds: of good ones, how long it is.
+        alone: whether its pictures must come out where its sound isn't wanted; None: as ``known``.
+    """
 
     path: str
     known: str
     seconds: float | None = None
+    alone: str | None = None
+
+    @property
+    def pictures(self) -> str:
+        return self.alone or self.known
 
 
-def write_corpus(folder: Path, seed: int = 0) -> list[Case]:
-    """Fill ``folder`` with all of them, good ones and damaged ones in turn ⇒ what is there."""
+def write_corpus(folder: Path, seed: int = 0, everything: bool = False) -> list[Case]:
+    """Fill ``folder`` with some three hundred of them, good ones and damaged ones in turn ⇒ what is there.
+
+    Args:
+        folder: made where it is missing.
+        seed: of the damage.
+        everything: with those of more_damaged_videos.py, more than a thousand in all.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     whole = {suffix: _whole(folder, suffix, rng) for suffix in _SUFFIXES}
@@ -42,6 +60,10 @@ def write_corpus(folder: Path, seed: int = 0) -> list[Case]:
     for write in writers:
         cases += write(folder, whole, rng)
     cases += _special(folder, whole)
+    if everything:
+        from more_damaged_videos import write_more
+
+        cases += write_more(folder, whole, rng)
     paths = [case.path for case in cases]
     assert len(set(paths)) == len(paths)
     return cases
@@ -184,11 +206,11 @@ def _named(folder: Path, whole: dict[str, bytes], rng: np.random.Generator) -> I
 def _half_videos(folder: Path, whole: dict[str, bytes], rng: np.random.Generator) -> Iterator[Case]:
     for suffix in ("mp4", "mkv", "ts"):
         write_video(folder / f"no sound track.{suffix}", size=SIZE)
-        yield Case(f"no sound track.{suffix}", FAILS)
+        yield Case(f"no sound track.{suffix}", FAILS, alone=GOOD)
         for what, kind in (("pictures", "video"), ("sound", "audio")):
             _remux(folder / f"whole.{suffix}", folder / f"no packet of {what}.{suffix}",
                    lambda packet: packet.stream.type != kind)
-            yield Case(f"no packet of {what}.{suffix}", FAILS)
+            yield Case(f"no packet of {what}.{suffix}", FAILS, alone=GOOD if what == "sound" else FAILS)
         for what, seconds, start_s in (("short", 0.4, 0.0), ("long", 3.0, 0.0), ("late", 0.5, 0.5)):
             write_video(folder / f"{what} sound.{suffix}", size=SIZE, sound=noise(seconds, rng), sound_start_s=start_s)
             yield Case(f"{what} sound.{suffix}", GOOD, 1.0)
@@ -270,7 +292,7 @@ def _odd_pictures(folder: Path, whole: dict[str, bytes], rng: np.random.Generato
         write_video(second, size=size, times_s=1.0 + np.arange(10) / 25)
         (folder / f"{what} halfway.ts").write_bytes(whole["ts"] + second.read_bytes())
         second.unlink()
-        yield Case(f"{what} halfway.ts", FAILS if what == "absurd" else GOOD, None if what == "absurd" else 1.4)
+        yield Case(f"{what} halfway.ts", *((FAILS, None, EITHER) if what == "absurd" else (GOOD, 1.4)))
 
 
 def _odd_times(folder: Path, whole: dict[str, bytes], rng: np.random.Generator) -> Iterator[Case]:

@@ -270,3 +270,14 @@ def read_wav(path: str | os.PathLike) -> tuple[np.ndarray, int]:
     except (soundfile.SoundFileError, OSError) as error:
         raise InputError(f"{path} can't be read as a sound file ({error})") from error
     return samples.mean(axis=1), int(rate_hz)
+
+
+def end_of_sound_s(path: str | os.PathLike) -> float:
+    """When a file's first sound ends, after time zero; 0: it has none."""
+    with open_media(path) as container:
+        if not container.streams.audio:
+            return 0.0
+        stream: Any = container.streams.audio[0]
+        ends = [(packet.pts + (packet.duration or 0)) * stream.time_base for packet in packets(container, stream)
+                if packet.pts is not None]
+        return float(max(ends, default=0)) - origin_s(container)

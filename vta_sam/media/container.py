@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Iterator, TypeVar
+from typing import Any, TypeVar
 
 import av
+import numpy as np
 from av.codec.hwaccel import HWAccel, hwdevices_available
 from av.container import InputContainer
 
@@ -74,16 +78,29 @@ def open_media(path: str | os.PathLike, hwaccel: str | None = None) -> Iterator[
         raise InputError(f"{path} is not a regular file; name a video file")
     if status.st_size == 0:
         raise InputError(f"{path} is empty; fetch it again")
-    options = {"format_whitelist": _DEMUXERS, "protocol_whitelist": "file", "fflags": "+genpts"}
     try:
-        with av.open(f"file:{path.absolute()}", options=options, metadata_errors="replace",
-                     hwaccel=None if hwaccel is None else accelerator(hwaccel)) as container:
+        with _opened(path, hwaccel) as container:
             yield container
     except av.error.FFmpegError as error:
         if isinstance(error, MemoryError):
             raise MemoryError(str(error)) from error
         raise InputError(f"{path} can't be read as a video or sound file ({error.strerror}); is it damaged or of "
                          "another kind?") from error
+
+
+def _opened(path: Path, hwaccel: str | None) -> InputContainer:
+    options = {"format_whitelist": _DEMUXERS, "protocol_whitelist": "file", "fflags": "+genpts"}
+
+    def container(**more: str) -> InputContainer:
+        return av.open(f"file:{path.absolute()}", options={**options, **more}, metadata_errors="replace",
+                       hwaccel=None if hwaccel is None else accelerator(hwaccel))
+
+    opened = container()
+    pictures = picture_stream(opened)
+    if pictures is not None and not pictures.codec_context.width and opened.format.name in _JOINED:
+        opened.close()  # a broadcast's pictures begin later than FFmpeg looks by itself: 5 s, 5 MB
+        opened = container(analyzeduration="60000000", probesize="50000000")
+    return opened
 
 
 _ASIDE = (av.stream.Disposition.comment | av.stream.Disposition.hearing_impaired |
@@ -109,10 +126,12 @@ def sound_stream(container: InputContainer) -> Any | None:
 
 def origin_s(container: InputContainer) -> float:
     """Time zero of the file in seconds of its own clock: where its earliest stream starts (broadcast streams start
-    anywhere), but never below zero, where only an encoder's run-in lies."""
+    anywhere), but never below zero, where only an encoder's run-in lies. In broadcast streams times below zero are
+    those before their clock turned over."""
     starts = [float(s.start_time * s.time_base) for s in (picture_stream(container), sound_stream(container))
               if s is not None and s.start_time is not None and s.time_base is not None]
-    return max(0.0, min(starts, default=0.0))
+    earliest_s = min(starts, default=0.0)
+    return earliest_s if container.format.name in _JOINED else max(0.0, earliest_s)
 
 
 def seek_before(container: InputContainer, start_s: float) -> None:
@@ -125,18 +144,20 @@ def seek_before(container: InputContainer, start_s: float) -> None:
             container.seek(0, backward=True, any_frame=True)
 
 
-def picture_length_s(claimed_s: float, interval_s: float, left_s: float | None = None) -> float:
+def picture_length_s(claimed_s: float, interval_s: float, left_s: float | None, longest_s: float | None) -> float:
     """How long the last picture stays: as its container claims, or as long as the one before (``interval_s``) where
     that claim is missing or no longer than a tick of its clock, as some writers leave it; never beyond the stream's
-    end.
+    end, nor longer than any picture before, since some containers state hours.
 
     Args:
         claimed_s: of the picture. With B-frames mp4 claims a difference of decoding times, which may be far longer.
         interval_s: between it and the one before.
         left_s: until the stream's end, where the container states one.
+        longest_s: interval between pictures before; a second is always possible. None: this is the only picture.
     """
     length_s = claimed_s if claimed_s > 1e-3 else interval_s
-    return min(length_s, left_s) if left_s is not None and left_s > 1e-3 else length_s
+    length_s = min(length_s, left_s) if left_s is not None and left_s > 1e-3 else length_s
+    return min(length_s, LONGEST_GAP_S if longest_s is None else max(longest_s, 1.0))
 
 
 def end_of_stream_s(stream: Any) -> float | None:
@@ -155,7 +176,7 @@ def packets(container: InputContainer, streams: Any) -> Iterator[av.Packet]:
     """
     if container.format.name not in _JOINED:
         with suppress(IndexError):
-            yield from container.demux(streams)
+            yield from _with_first_times(container.demux(streams))
         return
     listed = streams if isinstance(streams, (list, tuple)) else [streams]
     wanted, carried = {stream.index for stream in listed}, _CarriedTimes()
@@ -166,6 +187,31 @@ def packets(container: InputContainer, streams: Any) -> Iterator[av.Packet]:
             carried.shift(packet)
             if packet.stream.index in wanted:
                 yield packet
+
+
+_UNTIMED = 64  # packets that wait for the first picture with a time
+
+
+def _with_first_times(stored: Iterable[av.Packet]) -> Iterator[av.Packet]:
+    """Packets, the first pictures of which have times too: FFmpeg gives none to Matroska's before zero, which lie
+    before the others."""
+    waiting: list[av.Packet] | None = []  # None: the first picture with a time has come
+    for packet in stored:
+        picture = waiting is not None and packet.stream.type == "video" and packet.size > 0
+        timed = picture and packet.dts is not None
+        if waiting is None or not waiting and (timed or not picture or packet.pts is not None):
+            yield packet
+            waiting = None if timed else waiting
+            continue
+        waiting.append(packet)
+        if packet.dts is not None and timed:
+            untimed = [each for each in waiting if each.stream.type == "video" and each.pts is None]
+            for place, each in enumerate(reversed(untimed), 1):
+                each.pts = each.dts = packet.dts - place * max(1, each.duration or 1)
+        if timed or len(waiting) == _UNTIMED:
+            yield from waiting
+            waiting = None
+    yield from waiting or ()
 
 
 _JOINED = ("mpegts", "mpeg")  # formats whose files are joined by writing one after the other
@@ -197,6 +243,126 @@ class _CarriedTimes:
             packet.pts += shift
         length_s = (packet.duration or 0) * tick_s
         self.end_s = max(self.end_s, packet.dts * tick_s + length_s)
+
+
+@dataclass(frozen=True)
+class PictureTimes:
+    """Times of a stream's pictures, in the order in which they are stored, in seconds after the file's time zero.
+
+    Args:
+        pts, dts: (packets,) int64 ticks after time zero, of the packets that hold data, each rising in its own order.
+        shown: (packets,) bool; False: an edit list cuts the picture away, it lies before time zero, or can't be
+            decoded.
+        keys: (packets,) bool; the picture needs no other one.
+        tick_s: seconds a tick.
+        last_s: length of the last picture that is shown.
+        useless: (packets,) bool; no picture that is shown can be decoded by the packet.
+    """
+
+    pts: np.ndarray
+    dts: np.ndarray
+    shown: np.ndarray
+    keys: np.ndarray
+    tick_s: float
+    last_s: float
+    useless: np.ndarray
+
+    @property
+    def shown_s(self) -> np.ndarray:
+        """When the pictures come on screen, in order."""
+        return np.sort(self.pts[self.shown]) * self.tick_s
+
+    @property
+    def last_pts(self) -> int:
+        return int(self.pts[self.shown].max())
+
+    @property
+    def end_s(self) -> float:
+        """When the last picture ends."""
+        return self.last_pts * self.tick_s + self.last_s
+
+    @property
+    def needed(self) -> np.ndarray:
+        """(packets,) bool, up to the last one that is shown: none after it helps to decode it."""
+        return ~self.useless & (np.arange(len(self.shown)) <= np.flatnonzero(self.shown)[-1])
+
+    @property
+    def edited(self) -> frozenset[str]:
+        """Where pictures are cut away that have to be stored: "before" time zero, "after" those that are shown, or
+        "between"."""
+        cut = self.pts[self.needed & ~self.shown]
+        before, after = cut < 0, cut > self.last_pts
+        places = {"before": before, "after": after, "between": ~before & ~after}
+        return frozenset(place for place, those in places.items() if those.any())
+
+
+def picture_times(path: str | os.PathLike, container: InputContainer) -> PictureTimes:
+    """Times of a container's pictures, all packets of which are read.
+
+    Decoding times that are missing, as in Matroska, or don't rise are rebuilt from the order of display and the
+    longest delay. Of two pictures at one time the second comes a tick later.
+
+    Raises:
+        InputError: there are no pictures, or all are without times.
+    """
+    stream: Any = picture_stream(container)
+    if stream is None:
+        raise InputError(f"{path} has no pictures; name a video file")
+    shift, tick_s = round(origin_s(container) / stream.time_base), float(stream.time_base)
+    pts, flags, lengths_s = [], [], []
+    given: list[int | None] = []
+    for packet in packets(container, stream):
+        if packet.size and not (packet.pts is None and packet.dts is None):
+            pts.append((packet.dts if packet.pts is None else packet.pts) - shift)
+            given.append(None if packet.dts is None else packet.dts - shift)
+            flags.append((not packet.is_discard and pts[-1] >= 0, packet.is_keyframe))
+            lengths_s.append((packet.duration or 0) * tick_s)
+    shown, keys = np.array(flags, bool).reshape(-1, 2).T
+    if not shown.any():
+        why = "edit list shows none of its pictures" if pts else "pictures have no timestamps"
+        raise InputError(f"{path}: its {why}; convert the video first")
+    in_order = sorted(time for time, seen in zip(pts, shown) if seen)
+    last = in_order[-1]
+    claimed_s = next(length_s for length_s, time, seen in zip(lengths_s, pts, shown) if seen and time == last)
+    gaps_s = np.diff(np.array([0, *in_order], np.float64)) * tick_s
+    if gaps_s.max() > LONGEST_GAP_S:
+        raise InputError(f"{path}: its pictures have a gap of {gaps_s.max():.0f} s; its timestamps look damaged")
+    intervals_s = gaps_s[1:][gaps_s[1:] > 0]
+    longest_s, interval_s = (intervals_s.max(), intervals_s[-1]) if len(intervals_s) else (None, 0.04)
+    end_s = end_of_stream_s(stream)
+    left_s = None if end_s is None else end_s - (shift + last) * tick_s
+    last_s = float(picture_length_s(claimed_s, interval_s, left_s, longest_s))
+    _make_unique(pts)
+    dts = _decoding_times(pts, given)
+    if max(map(abs, (*pts, *dts))) >= 1 << 62:
+        raise InputError(f"{path}: its timestamps look damaged")
+    require_length(path, last * tick_s + last_s)
+    return PictureTimes(np.array(pts), np.array(dts), shown, keys, tick_s, last_s, np.zeros(len(pts), bool))
+
+
+def _make_unique(pts: list[int]) -> None:
+    """Move each picture that would be shown at the time of another by a tick."""
+    latest: int | None = None
+    for place in sorted(range(len(pts)), key=pts.__getitem__):
+        if latest is not None and pts[place] <= latest:
+            pts[place] = latest + 1
+        latest = pts[place]
+
+
+def _decoding_times(pts: Sequence[int], given: Sequence[int | None]) -> list[int]:
+    """The given ones where all are there, rise, and come no later than their pictures are shown; else new ones."""
+    if all(dts is not None and dts <= shown for dts, shown in zip(given, pts)) and \
+            all(first < second for first, second in pairwise(given)):  # type: ignore[operator]
+        return [dts for dts in given if dts is not None]
+    in_order = sorted(pts)
+    delay = max(time - shown for time, shown in zip(in_order, pts))
+    return [time - delay for time in in_order]
+
+
+def require_length(path: str | os.PathLike, pictures_s: float) -> None:
+    """Raise InputError where pictures end in less than a thousandth of a second, in which there is no sound."""
+    if pictures_s < 1e-3:
+        raise InputError(f"{path}: its pictures last {pictures_s:g} s; its timestamps look damaged")
 
 
 class Decoder:

@@ -236,9 +236,9 @@ def _received_end(expected: ExpectedAnswers, reader: AnswerReader, header: dict[
 class Media:
     """Videos read and written in this process, for files that are one's own."""
 
-    def plan_mux(self, video: Path, out: Path) -> MuxPlan:
+    def plan_mux(self, video: Path, out: Path, whole: bool = False) -> MuxPlan:
         """See :func:`.muxing.plan_mux`."""
-        return plan_mux(video, out)
+        return plan_mux(video, out, whole)
 
     def probe(self, video: Path) -> MediaInfo:
         """See :func:`.video.probe`."""
@@ -288,8 +288,8 @@ class GuardedMedia(Media):
     def __init__(self, limit_s: float = 60.0, memory_mb: int = 4096):
         self.reader = GuardedReader(limit_s, memory_mb)
 
-    def plan_mux(self, video: Path, out: Path) -> MuxPlan:
-        plan = self._scan(plan_mux, video, str(out))
+    def plan_mux(self, video: Path, out: Path, whole: bool = False) -> MuxPlan:
+        plan = self._scan(plan_mux, video, str(out), whole)
         if plan.target not in (out, out.with_suffix(".mkv")):
             raise InputError(f"{video}: the decoder's process broke on it (it would write {str(plan.target)!r:.80})")
         return plan
@@ -306,7 +306,7 @@ class GuardedMedia(Media):
         return self.reader.stream(request, self._limit_s(video, duration_s))
 
     def mux(self, video: Path, waveform: np.ndarray, sample_rate_hz: int, out: Path, mix: float = 0.0) -> Path:
-        plan = self.plan_mux(video, out)
+        plan = self.plan_mux(video, out, whole=True)
         limit_s = self._limit_s(video, len(waveform) / sample_rate_hz)
         with atomic_path(plan.target) as temporary:
             self.reader.call(write_mux, video, plan, waveform, sample_rate_hz, temporary, mix, limit_s=limit_s)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
-from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from av.container import InputContainer, OutputContainer
 
 from ..runtime.errors import InputError
 from ..runtime.files import atomic_path
-from .audio import fit_length, read_audio
-from .container import Decoder, end_of_stream_s, open_media, origin_s, packets, picture_length_s, picture_stream
+from .audio import end_of_sound_s, fit_length, read_audio
+from .container import Decoder, PictureTimes, open_media, origin_s, packets, picture_stream, picture_times
+from .picture_reader import require_pictures, shown_at_first, without_undecodable
 
 _BLOCK_SAMPLES = 1024  # an AAC frame
 _BIT_RATE = 128_000  # bit/s, mono: transparent for a 16 kHz sound
@@ -27,10 +28,11 @@ _TICK_S = 1e-3  # of the coarsest clock, Matroska's
 _COMPARED = 24  # pictures from the start that are decoded again from the written file
 # suffix ⇒ codecs that players take from such a file; others go into Matroska, or are encoded anew
 _ISO_CODECS = frozenset("h264 hevc av1 vp9 mpeg4 mpeg2video mpeg1video mjpeg vc1 vvc".split())
-_PLAYED = {".mp4": _ISO_CODECS, ".m4v": _ISO_CODECS, ".mov": _ISO_CODECS | {"prores", "dnxhd"}}
+_PLAYED = {".mp4": _ISO_CODECS, ".m4v": _ISO_CODECS, ".mov": _ISO_CODECS - {"av1", "vp9", "vvc"} | {"prores", "dnxhd"}}
 _FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 _NEW_CODEC, _QUALITY = "libx264", {"crf": "18"}  # visually lossless
 _LOCATION = ("location", "location-eng", "com.apple.quicktime.location.iso6709")  # tags that say where it was filmed
+_DOLBY_VISION = ("dvh1", "dvhe")  # tags of HEVC whose colours only such players know
 _OF_THE_FILE = ("major_brand", "minor_version", "compatible_brands", "encoder", "creation_tool")
 
 
@@ -41,7 +43,8 @@ class MuxPlan:
     Args:
         target: its path; the suffix follows the codec.
         codec: of the source's pictures, by FFmpeg's name of the format.
-        encoded: whether the pictures are encoded anew, as H.264, since no container here holds their codec.
+        encoded: whether the pictures are encoded anew, as H.264, since no container here holds their codec, or what
+            their edit list cuts out.
         notes: sentences on what differs from the source, and what is left out.
     """
 
@@ -51,49 +54,49 @@ class MuxPlan:
     notes: tuple[str, ...] = ()
 
 
-@dataclass
-class PictureTimes:
-    """Times of a stream's packets that hold data, in the order in which they are stored, in ticks after the file's time
-    zero; and the length of the last picture in seconds."""
-
-    pts: list[int] = field(default_factory=list)
-    dts: list[int] = field(default_factory=list)
-    last_s: float = 0.0
-    end_s: float = 0.0
-
-
-def plan_mux(video_path: str | os.PathLike, out_path: str | os.PathLike) -> MuxPlan:
-    """What :func:`mux` will write. Only the head of the video is read.
+def plan_mux(video_path: str | os.PathLike, out_path: str | os.PathLike, whole: bool = False) -> MuxPlan:
+    """What :func:`mux` will write.
 
     Args:
         video_path: whose pictures are taken.
         out_path: .mp4, .m4v, .mov or .mkv.
+        whole: all of the video is read; else only its head, but of one with an edit list all. Pictures before time
+            zero are known then alone, which may have to be encoded anew.
 
     Raises:
         InputError: the video has no pictures, or they can't be written.
     """
-    with open_media(video_path) as source:
-        return _plan(video_path, source, Path(out_path))
-
-
-def _plan(video_path: str | os.PathLike, source: InputContainer, target: Path) -> MuxPlan:
-    suffix, stream = target.suffix.lower(), picture_stream(source)
-    if suffix not in _FORMATS:
+    target = Path(out_path)
+    if target.suffix.lower() not in _FORMATS:
         raise InputError(f"{target}: the video is written as .mp4 or .mkv, so give the file such a name")
-    if stream is None:
-        raise InputError(f"{video_path} has no pictures; name a video file")
-    codec, notes, encoded = stream.codec_context.codec.canonical_name, [], False
+    with open_media(video_path) as source:
+        stream = picture_stream(source)
+        edited = stream is not None and any(entry.is_discard for entry in stream.index_entries)
+        times = without_undecodable(video_path, picture_times(video_path, source)) if whole or edited else None
+        return _plan(video_path, source, target, times)
+
+
+def _plan(video_path: str | os.PathLike, source: InputContainer, target: Path, times: PictureTimes | None) -> MuxPlan:
+    """times: None where no picture is cut away."""
+    suffix, stream = target.suffix.lower(), require_pictures(video_path, source)
+    codec, notes, why = stream.codec_context.codec.canonical_name, [], ""
     if codec not in _PLAYED.get(suffix, ()) or codec not in _held(suffix):
         if codec in _held(".mkv") and codec != "rawvideo":
-            target = target.with_suffix(".mkv")
+            suffix = ".mkv"
         else:
-            encoded = True
-            _require_encoder(video_path, codec)
-            notes.append(f"no container here holds {codec} pictures, so they are encoded anew, as H.264")
-    left_out = [*_left_out(source, stream, target.suffix.lower())]
+            why = f"no container here holds {codec} pictures"
+    # pictures that are stored but not shown: mp4's edit lists can cut them off at either end, Matroska can't
+    if not why and times is not None and times.edited - (set() if suffix == ".mkv" else {"before", "after"}):
+        why = f"{suffix} can't cut pictures out as its edit list does"
+    if why:
+        _require_encoder(video_path, codec)
+        notes.append(f"{why}, so they are encoded anew, as H.264")
+    elif suffix != target.suffix.lower():
+        target = target.with_suffix(suffix)
+    left_out = [*_left_out(source, stream, target.suffix.lower(), bool(why))]
     if left_out:
         notes.append(f"left out: {', '.join(left_out)}")
-    return MuxPlan(target, codec, encoded, tuple(notes))
+    return MuxPlan(target, codec, bool(why), tuple(notes))
 
 
 @cache
@@ -107,11 +110,11 @@ def _require_encoder(path: str | os.PathLike, codec: str) -> None:
     try:
         av.Codec(_NEW_CODEC, "w")
     except av.codec.codec.UnknownCodecError:
-        raise InputError(f"{path} holds {codec} pictures, which neither mp4 nor Matroska holds, and this build of "
-                         f"FFmpeg has no {_NEW_CODEC} to encode them anew; convert the video first") from None
+        raise InputError(f"{path}: its {codec} pictures can't be copied, and this build of FFmpeg has no "
+                         f"{_NEW_CODEC} to encode them anew; convert the video first") from None
 
 
-def _left_out(source: InputContainer, pictures: Any, suffix: str) -> Iterator[str]:
+def _left_out(source: InputContainer, pictures: Any, suffix: str, encoded: bool) -> Iterator[str]:
     """What the source holds that the new file won't."""
     for stream in source.streams:
         kind = stream.type
@@ -121,6 +124,9 @@ def _left_out(source: InputContainer, pictures: Any, suffix: str) -> Iterator[st
         elif kind == "subtitle" and not _held_subtitles(stream, suffix):
             name = stream.language or f"stream {stream.index}"
             yield f"its {name} subtitles ({stream.codec_context.codec.canonical_name if stream.codec_context else '?'})"
+        elif kind == "data" and "timecode" in stream.metadata:
+            if encoded or "timecode" not in pictures.metadata:  # from which it is written anew
+                yield "its timecode"
         elif kind in ("data", "attachment"):
             yield {"data": "a data stream", "attachment": "an attachment"}[kind] + f" ({stream.index})"
     if any(key.lower() in _LOCATION for key in source.metadata):
@@ -150,7 +156,7 @@ def mux(video_path: str | os.PathLike, waveform: np.ndarray, sample_rate_hz: int
     Raises:
         InputError: names the file that can't be used, or written whole.
     """
-    plan = plan_mux(video_path, out_path)
+    plan = plan_mux(video_path, out_path, whole=True)
     with atomic_path(plan.target) as temporary:
         write_mux(video_path, plan, waveform, sample_rate_hz, temporary, mix)
     return plan.target
@@ -166,7 +172,7 @@ def write_mux(video_path: str | os.PathLike, plan: MuxPlan, waveform: np.ndarray
     if not 0 <= mix <= 1:
         raise InputError(f"mix={mix:g} is a gain between 0 (without the original sound) and 1")
     with open_media(video_path) as source:
-        times = _picture_times(video_path, source)
+        times = without_undecodable(video_path, picture_times(video_path, source))
     duration_s = round(times.end_s, 6)
     sound = fit_length(waveform, round(duration_s * sample_rate_hz))
     if mix > 0:
@@ -175,70 +181,37 @@ def write_mux(video_path: str | os.PathLike, plan: MuxPlan, waveform: np.ndarray
     if peak > 1.0:
         sound = sound / np.float32(peak)
     with open_media(video_path) as source:
-        _Writer(source, plan, times, sound, sample_rate_hz).write(path)
-    _read_back(video_path, plan, times, len(sound) / sample_rate_hz, path)
+        shown_s = _Writer(source, plan, times, sound, sample_rate_hz).write(path)
+    if "after" in times.edited and not plan.encoded:
+        _end_pictures(path, times.end_s)
+    _read_back(video_path, plan, times, shown_s, len(sound) / sample_rate_hz, path)
 
 
 def picture_duration_s(path: str | os.PathLike) -> float:
     """Seconds from the file's time zero to the end of its last picture, by its packets: the durations that containers
     state are often wrong."""
     with open_media(path) as container:
-        return round(_picture_times(path, container).end_s, 6)
+        return round(picture_times(path, container).end_s, 6)
 
 
-def _picture_times(path: str | os.PathLike, container: InputContainer) -> PictureTimes:
-    """Times as the new file will have them.
-
-    Decoding times that are missing, as in Matroska, or don't rise are rebuilt from the order of display and the
-    longest delay. Of two pictures at one time the second comes a tick later.
-    """
-    stream: Any = picture_stream(container)
-    if stream is None:
-        raise InputError(f"{path} has no pictures; name a video file")
-    shift, tick_s = round(origin_s(container) / stream.time_base), float(stream.time_base)
-    times, shown, claimed = PictureTimes(), [], {}
-    given: list[int | None] = []
-    for packet in packets(container, stream):
-        if not packet.size or packet.pts is None and packet.dts is None:
-            continue
-        pts = (packet.dts if packet.pts is None else packet.pts) - shift
-        times.pts.append(pts)
-        given.append(None if packet.dts is None else packet.dts - shift)
-        if not packet.is_discard:
-            shown.append(pts)
-            claimed[pts] = (packet.duration or 0) * tick_s
-    if not shown:
-        raise InputError(f"{path}: its pictures have no timestamps")
-    shown.sort()
-    last = shown[-1]
-    before = next((pts for pts in reversed(shown) if pts < last), None)
-    interval_s = (last - before) * tick_s if before is not None else 0.04
-    end_s = end_of_stream_s(stream)
-    left_s = None if end_s is None else end_s - (shift + last) * tick_s
-    times.last_s = picture_length_s(claimed[last], interval_s, left_s)
-    times.end_s = last * tick_s + times.last_s
-    _make_unique(times.pts)
-    times.dts = _decoding_times(times.pts, given)
-    return times
-
-
-def _make_unique(pts: list[int]) -> None:
-    """Move each picture that would be shown at the time of another by a tick."""
-    latest: int | None = None
-    for place in sorted(range(len(pts)), key=pts.__getitem__):
-        if latest is not None and pts[place] <= latest:
-            pts[place] = latest + 1
-        latest = pts[place]
-
-
-def _decoding_times(pts: list[int], given: list[int | None]) -> list[int]:
-    """The given ones where all are there, rise, and come no later than their pictures are shown; else new ones."""
-    if all(dts is not None and dts <= shown for dts, shown in zip(given, pts)) and \
-            all(first < second for first, second in pairwise(given)):  # type: ignore[operator]
-        return [dts for dts in given if dts is not None]
-    in_order = sorted(pts)
-    delay = max(time - shown for time, shown in zip(in_order, pts))
-    return [time - delay for time in in_order]
+def _end_pictures(path: Path, end_s: float) -> None:
+    """End the pictures of an mp4 that was just written by its edit list, as FFmpeg's muxer doesn't."""
+    with open(path, "r+b") as file:
+        at, size, kind = 0, 0, b""
+        while kind != b"moov":
+            file.seek(at)
+            size, kind, long_size = struct.unpack(">I4sQ", file.read(16))
+            size = long_size if size == 1 else size
+            at += size
+        file.seek(at - size)
+        moov = file.read(size)
+        movie, edits = moov.index(b"mvhd") + 4, moov.index(b"elst") + 4  # of the first track, which is the pictures'
+        ticks, = struct.unpack_from(">I", moov, movie + (20 if moov[movie] else 12))  # version 1 has times of 64 bits
+        entry = struct.Struct(">QqI" if moov[edits] else ">IiI")
+        count, = struct.unpack_from(">I", moov, edits + 4)
+        *before, last = entry.iter_unpack(moov[edits + 8:edits + 8 + count * entry.size])
+        file.seek(at - size + edits + 8 + len(before) * entry.size)
+        file.write(entry.pack(round(end_s * ticks) - sum(length for length, _, _ in before), *last[1:]))
 
 
 class _Writer:
@@ -253,16 +226,24 @@ class _Writer:
         self.shift = round(origin_s(source) / self.pictures.time_base)
         self.sound_s = 0.0
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Path) -> np.ndarray:
+        """Write the file ⇒ (pictures,) when they have to come on screen, in seconds after time zero."""
         try:
+            # strict: Dolby Vision's settings are written at all
             with av.open(f"file:{path.absolute()}", "w", format=_FORMATS[self.plan.target.suffix.lower()],
-                         options={"fflags": "+bitexact"}) as sink:
-                self._write(sink)
+                         options={"fflags": "+bitexact", "strict": "unofficial"}) as sink:
+                return self._write(sink)
+        except InputError:
+            raise
         except (av.error.FFmpegError, ValueError) as error:
+            if isinstance(error, MemoryError):
+                raise MemoryError(str(error)) from error
+            # without the name of the file beside the target, which is gone
+            words = [getattr(error, "strerror", None) or str(error), (getattr(error, "log", None) or ("",))[-1].strip()]
             raise InputError(f"the pictures of {self.source.name.removeprefix('file:')} can't be written to "
-                             f"{self.plan.target} ({error})") from error
+                             f"{self.plan.target} ({'; '.join(filter(None, words))})") from error
 
-    def _write(self, sink: OutputContainer) -> None:
+    def _write(self, sink: OutputContainer) -> np.ndarray:
         self._keep_tags(sink)
         self.sink = sink
         video = self._encoder() if self.plan.encoded else self._copied()
@@ -273,12 +254,11 @@ class _Writer:
                      if _held_subtitles(stream, self.plan.target.suffix.lower())}
         self.blocks = _blocks(self.sound, self.sample_rate_hz)
         wanted = [self.pictures, *(self.source.streams[index] for index in subtitles)]
-        if self.plan.encoded:
-            self._encode(video, wanted, subtitles)
-        else:
-            self._copy(video, wanted, subtitles)
+        work = self._encode if self.plan.encoded else self._copy
+        shown_s = work(video, wanted, subtitles)
         for block in [*self.blocks, None]:
             sink.mux(self.audio.encode(block))
+        return shown_s
 
     def _keep_tags(self, sink: OutputContainer) -> None:
         for key, value in self.source.metadata.items():
@@ -293,24 +273,28 @@ class _Writer:
         video: Any = self.sink.add_stream_from_template(self.pictures, opaque=True)
         video.metadata.update(self.pictures.metadata)
         if self.plan.codec == "hevc" and self.plan.target.suffix.lower() != ".mkv":
-            video.codec_context.codec_tag = "hvc1"  # Apple's players know no other
+            # Apple's players know no other
+            video.codec_context.codec_tag = "dvh1" if self.pictures.codec_context.codec_tag in _DOLBY_VISION else "hvc1"
         return video
 
-    def _copy(self, video: Any, wanted: list[Any], subtitles: dict[int, Any]) -> None:
-        places = zip(self.times.pts, self.times.dts)
-        last = max(self.times.pts)
+    def _copy(self, video: Any, wanted: list[Any], subtitles: dict[int, Any]) -> np.ndarray:
+        places = zip(self.times.pts.tolist(), self.times.dts.tolist(), self.times.needed.tolist())
+        last = self.times.last_pts
         for packet in packets(self.source, wanted):
             if packet.stream.index in subtitles:
                 self._copy_subtitle(packet, subtitles)
                 continue
             if not packet.size or packet.pts is None and packet.dts is None:
                 continue
-            packet.pts, packet.dts = next(places)
+            packet.pts, packet.dts, needed = next(places)
+            if not needed:
+                continue
             self._sound_until(float(packet.dts * self.pictures.time_base))
             if packet.pts == last or packet.duration * self.pictures.time_base <= _TICK_S:
                 packet.duration = round(self.times.last_s / self.pictures.time_base)
             packet.stream = video
             self.sink.mux(packet)
+        return self.times.shown_s
 
     def _copy_subtitle(self, packet: av.Packet, subtitles: dict[int, Any]) -> None:
         if packet.pts is None or not packet.size:
@@ -331,23 +315,33 @@ class _Writer:
         video.codec_context.time_base = self.pictures.time_base
         if context.sample_aspect_ratio:
             video.codec_context.sample_aspect_ratio = context.sample_aspect_ratio
+        if (context.pix_fmt or "").startswith("yuv"):
+            for name in ("color_primaries", "color_trc", "colorspace"):
+                setattr(video.codec_context, name, getattr(context, name))
         return video
 
-    def _encode(self, video: Any, wanted: list[Any], subtitles: dict[int, Any]) -> None:
-        decoder, latest = Decoder(self.source.name), None
+    def _encode(self, video: Any, wanted: list[Any], subtitles: dict[int, Any]) -> np.ndarray:
+        decoder = Decoder(self.source.name.removeprefix("file:"))
+        shown: list[int] = []
         for packet in packets(self.source, wanted):
             if packet.stream.index in subtitles:
                 self._copy_subtitle(packet, subtitles)
                 continue
             for frame in decoder.decode(packet):
-                pts = frame.pts - self.shift if frame.pts is not None else (latest or 0) + 1
-                latest = pts if latest is None else max(latest + 1, pts)
+                latest = shown[-1] if shown else -1
+                pts = frame.pts - self.shift if frame.pts is not None else latest + 1
+                if pts < 0:
+                    continue
+                if not shown and (matrix := frame.side_data.get("DISPLAYMATRIX")) is not None:
+                    video.set_display_matrix(np.frombuffer(bytes(matrix), np.int32).tolist())
+                shown.append(max(latest + 1, pts))
                 picture = frame.reformat(video.width, video.height, "yuv420p")
-                picture.pts, picture.time_base = latest, self.pictures.time_base
+                picture.pts, picture.time_base = shown[-1], self.pictures.time_base
                 picture.pict_type = av.video.frame.PictureType.NONE
-                self._sound_until(float(latest * self.pictures.time_base))
+                self._sound_until(float(shown[-1] * self.pictures.time_base))
                 self.sink.mux(video.encode(picture))
         self.sink.mux(video.encode(None))
+        return np.array(shown) * self.times.tick_s
 
     def _sound_until(self, time_s: float) -> None:
         """Encode the sound along: muxers wait for the stream that lags."""
@@ -368,40 +362,36 @@ def _blocks(sound: np.ndarray, sample_rate_hz: int) -> Iterator[av.AudioFrame]:
         yield block
 
 
-def _read_back(video_path: str | os.PathLike, plan: MuxPlan, times: PictureTimes, sound_s: float, path: Path) -> None:
+def _read_back(video_path: str | os.PathLike, plan: MuxPlan, times: PictureTimes, shown_s: np.ndarray, sound_s: float,
+               path: Path) -> None:
     """Raise InputError unless the written file holds the pictures at their times, and the sound."""
-    with open_media(path) as written, open_media(video_path) as source:
-        found = _picture_times(path, written)
-        streams: list[Any] = [picture_stream(each) for each in (source, written)]
-        tick_s, read_tick_s = (float(stream.time_base) for stream in streams)
-        was, now = (np.sort(np.array(each.pts)) * tick for each, tick in ((times, tick_s), (found, read_tick_s)))
-        missing = f"{len(now)} of {len(was)} pictures" if len(now) != len(was) and not plan.encoded else ""
-        late_s = 0.0 if len(now) != len(was) else float(np.abs(now - was).max(initial=0.0))
-        if not missing and late_s > max(tick_s, read_tick_s, _TICK_S) + 1e-6:
-            missing = f"pictures up to {late_s:.3f} s beside their times"
-    if not missing and abs(_sound_end_s(path) - sound_s) > 2 * _BLOCK_SAMPLES / 8000:
-        missing = "a sound of another length"
-    if not missing:
-        was_shown, is_shown = (_first_pictures(each) for each in (video_path, path))
-        if is_shown < was_shown and not plan.encoded:
-            missing = f"pictures of which {is_shown} of the first {was_shown} can be decoded"
+    decodable = shown_at_first(video_path, times, _COMPARED)
+    if not decodable:
+        raise InputError(f"{video_path}: none of its pictures can be decoded; is it damaged?")
+    try:
+        missing = _missing(plan, times, shown_s, sound_s, path, decodable)
+    except InputError as error:
+        raise InputError(f"{video_path}: what was written to {plan.target} can't be read back, so it is not kept; "
+                         "convert the video first") from error
     if missing:
         raise InputError(f"{video_path}: what was written to {plan.target} holds {missing}, so it is not kept; convert "
                          "the video first")
 
 
-def _sound_end_s(path: Path) -> float:
-    """When a written file's sound ends, after time zero."""
-    with open_media(path) as container:
-        stream: Any = container.streams.audio[0]
-        ends = [(packet.pts + (packet.duration or 0)) * stream.time_base for packet in packets(container, stream)
-                if packet.pts is not None]
-        return float(max(ends, default=0)) - origin_s(container)
-
-
-def _first_pictures(path: str | os.PathLike) -> int:
-    """How many pictures come out of a file's first packets of pictures."""
-    with open_media(path) as container:
-        decoder, stored = Decoder(path), packets(container, picture_stream(container))
-        first = islice((packet for packet in stored if packet.size), _COMPARED)
-        return sum(len(decoder.decode(packet)) for packet in first)
+def _missing(plan: MuxPlan, times: PictureTimes, shown_s: np.ndarray, sound_s: float, path: Path, decodable: int,
+             ) -> str:
+    """What a written file has instead of what it should hold; "": nothing."""
+    with open_media(path) as written:
+        found = picture_times(path, written)
+    now_s = found.shown_s
+    if len(now_s) != len(shown_s):
+        return f"{len(now_s)} of {len(shown_s)} pictures"
+    late_s = float(np.abs(now_s - shown_s).max(initial=0.0))
+    if late_s > max(times.tick_s, found.tick_s, _TICK_S) + 1e-6:
+        return f"pictures up to {late_s:.3f} s beside their times"
+    if abs(end_of_sound_s(path) - sound_s) > 2 * _BLOCK_SAMPLES / 8000:
+        return "a sound of another length"
+    is_shown = shown_at_first(path, found, _COMPARED)
+    if is_shown < decodable and not plan.encoded:
+        return f"pictures of which {is_shown} of the first {decodable} can be decoded"
+    return ""

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
-from typing import Any, ClassVar, Iterator, Protocol
+from itertools import chain, islice
+from typing import Any, ClassVar, Iterable, Iterator, Protocol
 
 import av
 import numpy as np
@@ -18,8 +20,8 @@ from av.video.reformatter import Colorspace, ColorTrc, VideoReformatter
 from ..runtime.errors import InputError
 from .audio import SoundCollector
 from .container import (
-    LONGEST_GAP_S, Decoder, end_of_stream_s, origin_s, packets, picture_length_s, picture_stream, seek_before,
-    sound_stream,
+    LONGEST_GAP_S, Decoder, PictureTimes, end_of_stream_s, open_media, origin_s, packets, picture_length_s,
+    picture_stream, seek_before, sound_stream,
 )
 
 
@@ -124,7 +126,8 @@ class PictureReader:
         nominal_s = float(1 / self.video.average_rate) if self.video.average_rate else 0.04
         tolerance_s = 0.5 * float(self.video.time_base)  # timestamps are rounded to the container's clock
         ends_s = end_of_stream_s(self.video)
-        previous_s, longest_s = None, 1.0
+        previous_s: float | None = None
+        longest_s: float | None = None
         for frame in self._frames():
             _check_size(self.path, frame.width, frame.height)
             time_s = frame.time - zero_s if frame.time is not None else (previous_s or 0.0) + nominal_s
@@ -133,13 +136,12 @@ class PictureReader:
                 raise InputError(f"{self.path}: its pictures have a gap of {gap_s:.0f} s; its timestamps look damaged")
             if previous_s is not None and gap_s > 0:
                 nominal_s = gap_s
-                longest_s = max(longest_s, nominal_s)
+                longest_s = max(longest_s or 0.0, nominal_s)
             previous_s = time_s
             claimed_s = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 0.0
             left_s = None if ends_s is None else ends_s - zero_s - time_s
-            length_s = picture_length_s(claimed_s, nominal_s, left_s)
-            # lengths are limited to the longest gap so far: some containers state hours for the last picture
-            yield time_s - tolerance_s, min(length_s, longest_s) + tolerance_s, frame
+            length_s = picture_length_s(claimed_s, nominal_s, left_s, longest_s)
+            yield time_s - tolerance_s, length_s + tolerance_s, frame
 
     def _frames(self) -> Iterator[Any]:
         for packet in self.packets:
@@ -313,3 +315,45 @@ def _check_size(path: str | os.PathLike, width: int, height: int) -> None:
     if max(width, height) > MAX_SIDE_PIXELS:
         raise InputError(f"{path}: pictures of {width}x{height} pixels; at most {MAX_SIDE_PIXELS} a side are read, "
                          "so scale it down first")
+
+
+def without_undecodable(path: str | os.PathLike, times: PictureTimes) -> PictureTimes:
+    """Times without the pictures before the first one that needs no other, in order of storage or of showing, where
+    they can't be decoded, as in a piece of a stream: players want such a picture first."""
+    place, first = np.arange(len(times.keys)), int(times.keys.argmax())
+    later = np.flatnonzero(times.keys & (place > first))
+    early = (place < first) | (place < later.min(initial=len(place))) & (times.pts < times.pts[first])
+    if not times.keys.any() or not early.any() or not (times.shown & ~early).any():
+        return times
+    with open_media(path) as container, suppress(av.error.FFmpegError):
+        stream: Any = picture_stream(container)
+        shift = round(origin_s(container) / stream.time_base)
+        stored = islice(packets(container, stream), int(np.flatnonzero(early)[-1]) + 1)
+        if any(frame.pts is None or frame.pts - shift < times.pts[first]
+               for packet in chain(stored, [None]) for frame in stream.codec_context.decode(packet)):
+            return times
+    return replace(times, shown=times.shown & ~early, useless=early)
+
+
+def shown_at_first(path: str | os.PathLike, times: PictureTimes, count: int) -> int:
+    """How many pictures of a file are shown of the first ``count`` packets that it needs; of more where none is shown
+    of those."""
+    fed = shown = 0
+    with open_media(path) as container:
+        stream: Any = picture_stream(container)
+        decoder, needed = Decoder(path), iter(times.needed.tolist())
+        zero = round(origin_s(container) / stream.time_base)
+
+        def seen(frames: Iterable[Any]) -> int:
+            return sum(frame.pts is None or frame.pts >= zero for frame in frames)
+
+        for packet in packets(container, stream):
+            if fed >= count and shown:
+                with suppress(av.error.FFmpegError):
+                    shown += seen(stream.codec_context.decode(None))  # those that the decoder holds back
+                break
+            has_time = packet.pts is not None or packet.dts is not None
+            if not packet.size or has_time and next(needed):
+                fed += 1
+                shown += seen(decoder.decode(packet))
+    return shown

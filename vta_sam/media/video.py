@@ -12,7 +12,7 @@ import numpy as np
 from ..clip import FrameClock
 from ..runtime.errors import InputError
 from .audio import SoundCollector
-from .container import open_media, origin_s, sound_stream
+from .container import open_media, origin_s, require_length, sound_stream
 from .picture_reader import (
     Fit, Orientation, PictureConverter, PictureReader, pixel_aspect, require_pictures, upright_size
 )
@@ -157,6 +157,7 @@ def _stream(path: str | os.PathLike, start_s: float, duration_s: float | None, f
         if empty:
             raise InputError(f"{path}: no picture is on screen {start_s:g} s after its start; is the video shorter, or "
                              "damaged?")
+        require_length(path, chosen.duration_s)
         reader.read_sound()
         waveform = collector.waveform(sample_rate_hz, chosen.duration_s) if collector is not None else None
     return waveform, chosen.duration_s

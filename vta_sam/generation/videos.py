@@ -145,9 +145,12 @@ def _generate_one(pipeline: Pipeline, video: Path, files: ResultFiles, settings:
     require_finite(pipeline, generated.waveform)
     generated.notes += notes
     mix = outputs.mix
-    if mix and probe(video).audio_codec is None:
+    own = probe(video) if mix else None
+    if own is not None and own.audio_codec is None:
         mix = 0.0
         generated.notes.append("the video has no sound of its own to mix in")
+    elif own is not None and own.choice_of_sound and outputs.kept.sound is None:
+        generated.notes.append(own.choice_of_sound)
     with writing_to(outputs.folder), files.replaced():
         written, failure = _write_result(generated, pipeline, video, files, mix, outputs)
         failed = {"failed": failure} if failure else {}
@@ -173,7 +176,7 @@ def _write_result(generated: Generated, pipeline: Pipeline, video: Path, files: 
                 raise
             failure = printable(f"{video}: its sound is there, but no picture could be drawn ({error})")
     try:
-        written = mux(video, generated.waveform, rate_hz, files.new(".mp4"), mix)
+        written = mux(video, generated.waveform, rate_hz, files.new(".mp4"), mix, outputs.kept)
     except InputError as error:
         raise InputError(str(error).replace(str(files.new(".mp4")), str(files.path(".mp4")))) from error
     return files.path(written.suffix), failure

@@ -175,6 +175,7 @@ class ClipRequest:
     duration_s: float | None = None
     sample_rate_hz: int = 16_000
     chunk_frames: int | None = CHUNK_FRAMES
+    sound: str | None = None
 
 
 class GuardedReader:

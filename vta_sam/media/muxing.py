@@ -20,6 +20,7 @@ from ..runtime.errors import InputError
 from ..runtime.files import atomic_path
 from .audio import fit_length, read_audio
 from .container import Decoder, end_of_stream_s, open_media, origin_s, packets, picture_length_s, picture_stream
+from .video import Kept
 
 _BLOCK_SAMPLES = 1024  # an AAC frame
 _BIT_RATE = 128_000  # bit/s, mono: transparent for a 16 kHz sound
@@ -29,9 +30,8 @@ _COMPARED = 24  # pictures from the start that are decoded again from the writte
 _ISO_CODECS = frozenset("h264 hevc av1 vp9 mpeg4 mpeg2video mpeg1video mjpeg vc1 vvc".split())
 _PLAYED = {".mp4": _ISO_CODECS, ".m4v": _ISO_CODECS, ".mov": _ISO_CODECS | {"prores", "dnxhd"}}
 _FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
-_NEW_CODEC, _QUALITY = "libx264", {"crf": "18"}  # visually lossless
-_LOCATION = ("location", "location-eng", "com.apple.quicktime.location.iso6709")  # tags that say where it was filmed
 _OF_THE_FILE = ("major_brand", "minor_version", "compatible_brands", "encoder", "creation_tool")
+_NEW_CODEC, _QUALITY = "libx264", {"crf": "18"}  # visually lossless
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,14 @@ class MuxPlan:
         codec: of the source's pictures, by FFmpeg's name of the format.
         encoded: whether the pictures are encoded anew, as H.264, since no container here holds their codec.
         notes: sentences on what differs from the source, and what is left out.
+        kept: of the source, as it was asked for.
     """
 
     target: Path
     codec: str
     encoded: bool = False
     notes: tuple[str, ...] = ()
+    kept: Kept = Kept()
 
 
 @dataclass
@@ -62,21 +64,23 @@ class PictureTimes:
     end_s: float = 0.0
 
 
-def plan_mux(video_path: str | os.PathLike, out_path: str | os.PathLike) -> MuxPlan:
+def plan_mux(video_path: str | os.PathLike, out_path: str | os.PathLike, kept: Kept = Kept()) -> MuxPlan:
     """What :func:`mux` will write. Only the head of the video is read.
 
     Args:
         video_path: whose pictures are taken.
         out_path: .mp4, .m4v, .mov or .mkv.
+        kept: of the video.
 
     Raises:
-        InputError: the video has no pictures, or they can't be written.
+        InputError: the video has no pictures, they can't be written, or it has other sounds than the named one.
     """
     with open_media(video_path) as source:
-        return _plan(video_path, source, Path(out_path))
+        kept.require(video_path, source)
+        return _plan(video_path, source, Path(out_path), kept)
 
 
-def _plan(video_path: str | os.PathLike, source: InputContainer, target: Path) -> MuxPlan:
+def _plan(video_path: str | os.PathLike, source: InputContainer, target: Path, kept: Kept) -> MuxPlan:
     suffix, stream = target.suffix.lower(), picture_stream(source)
     if suffix not in _FORMATS:
         raise InputError(f"{target}: the video is written as .mp4 or .mkv, so give the file such a name")
@@ -90,10 +94,9 @@ def _plan(video_path: str | os.PathLike, source: InputContainer, target: Path) -
             encoded = True
             _require_encoder(video_path, codec)
             notes.append(f"no container here holds {codec} pictures, so they are encoded anew, as H.264")
-    left_out = [*_left_out(source, stream, target.suffix.lower())]
-    if left_out:
+    if left_out := [*_left_out(source, stream, target.suffix.lower()), *kept.left_out(source, stream)]:
         notes.append(f"left out: {', '.join(left_out)}")
-    return MuxPlan(target, codec, encoded, tuple(notes))
+    return MuxPlan(target, codec, encoded, tuple(notes), kept)
 
 
 @cache
@@ -123,8 +126,6 @@ def _left_out(source: InputContainer, pictures: Any, suffix: str) -> Iterator[st
             yield f"its {name} subtitles ({stream.codec_context.codec.canonical_name if stream.codec_context else '?'})"
         elif kind in ("data", "attachment"):
             yield {"data": "a data stream", "attachment": "an attachment"}[kind] + f" ({stream.index})"
-    if any(key.lower() in _LOCATION for key in source.metadata):
-        yield "where it was filmed"
 
 
 def _held_subtitles(stream: Any, suffix: str) -> bool:
@@ -132,7 +133,7 @@ def _held_subtitles(stream: Any, suffix: str) -> bool:
 
 
 def mux(video_path: str | os.PathLike, waveform: np.ndarray, sample_rate_hz: int, out_path: str | os.PathLike,
-        mix: float = 0.0) -> Path:
+        mix: float = 0.0, kept: Kept = Kept()) -> Path:
     """Write a video's pictures with a new sound, atomically, after the new file was read back ⇒ the path written.
 
     Packets of pictures are copied as they are, with rotation, colours and pixel shape; where no container holds their
@@ -146,6 +147,7 @@ def mux(video_path: str | os.PathLike, waveform: np.ndarray, sample_rate_hz: int
         out_path: .mp4, .m4v, .mov or .mkv. Where players take the pictures' codec from Matroska alone, the suffix
             becomes .mkv.
         mix: gain of the video's own sound, which is added; 0: without it.
+        kept: of the video.
 
     Raises:
         InputError: names the file that can't be used, or written whole.
@@ -156,12 +158,12 @@ def mux(video_path: str | os.PathLike, waveform: np.ndarray, sample_rate_hz: int
     if not 0 <= mix <= 1:
         raise InputError(f"mix={mix:g} is a gain between 0 (without the original sound) and 1")
     with open_media(video_path) as source:
-        plan = _plan(video_path, source, Path(out_path))
+        plan = _plan(video_path, source, Path(out_path), kept)
         times = _picture_times(video_path, source)
     duration_s = round(times.end_s, 6)
     sound = fit_length(waveform, round(duration_s * sample_rate_hz))
     if mix > 0:
-        sound = sound + np.float32(mix) * read_audio(video_path, 0.0, duration_s, sample_rate_hz)
+        sound = sound + np.float32(mix) * read_audio(video_path, 0.0, duration_s, sample_rate_hz, sound=kept.sound)
     peak = float(np.abs(sound).max(initial=0.0))
     if peak > 1.0:
         sound = sound / np.float32(peak)
@@ -274,9 +276,7 @@ class _Writer:
             sink.mux(self.audio.encode(block))
 
     def _keep_tags(self, sink: OutputContainer) -> None:
-        for key, value in self.source.metadata.items():
-            if key.lower() not in (*_LOCATION, *_OF_THE_FILE):
-                sink.metadata[key] = value
+        sink.metadata.update(self.plan.kept.tags(self.source.metadata, _OF_THE_FILE))
         chapters = self.source.chapters()
         if chapters:
             sink.set_chapters(chapters)
@@ -284,14 +284,13 @@ class _Writer:
     def _copied(self) -> Any:
         """The stream of pictures, opaque: a decoder's name (libdav1d) is no encoder's."""
         video: Any = self.sink.add_stream_from_template(self.pictures, opaque=True)
-        video.metadata.update(self.pictures.metadata)
+        video.metadata.update(self.plan.kept.tags(self.pictures.metadata))
         if self.plan.codec == "hevc" and self.plan.target.suffix.lower() != ".mkv":
             video.codec_context.codec_tag = "hvc1"  # Apple's players know no other
         return video
 
     def _copy(self, video: Any, wanted: list[Any], subtitles: dict[int, Any]) -> None:
-        places = zip(self.times.pts, self.times.dts)
-        last = max(self.times.pts)
+        places, last = zip(self.times.pts, self.times.dts), max(self.times.pts)
         for packet in packets(self.source, wanted):
             if packet.stream.index in subtitles:
                 self._copy_subtitle(packet, subtitles)

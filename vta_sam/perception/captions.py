@@ -89,19 +89,19 @@ _BEFORE_HASHTAG = ("DT", "JJ", "PRP$", "IN", "CC", "CD")  # a word within a sent
 # words of other languages by which a caption in them is known: small ones, and those of what captions tell
 _FOREIGN = {
     "German": "auf aus bei das dem den der ein eine einem einen einer eines für ist mit nicht oder sich und vom von "
-              "wird über zu zum zur auto bellt fährt frau hund hunde katze kind kinder leute läuft mann musik "
-              "regen singt spielt spricht straße vogel vögel zug",
+              "wird über zu zum zur auto bellt fährt frau hund hunde katze kind kinder leute läuft mann musik regen "
+              "singt spielt spricht straße vogel vögel zug",
     "French": "au aux avec dans des du elle est et il la le les pour qui sous sur un une aboie chante chat chien "
               "chiens enfant enfants femme homme joue miaule musique oiseau oiseaux parle pluie rue voiture",
-    "Spanish": "con cerca del donde el en esta está la las los mientras muy por que se sobre un una y caballo "
-               "calle canta cantando coche gato guitarra habla hablando hombre ladra ladrando lluvia mujer música niña niño niños "
-               "pájaro pájaros perro perros tocando tren",
+    "Spanish": "con cerca del donde el en esta está la las los mientras muy por que se sobre un una y caballo calle "
+               "canta cantando coche gato guitarra habla hablando hombre ladra ladrando lluvia mujer música niña niño "
+               "niños pájaro pájaros perro perros tocando tren",
     "Italian": "accanto che con della delle di gli il la nel nella per piano sono sta suo un una abbaia abbaiano "
                "bambini bambino cane cani canta donna gatto macchina parla pioggia strada suona treno uccelli uccello "
                "uomo",
     "Portuguese": "com da das dos ele em está mais na nas nos para que seu sua um uma cachorro cachorros caindo "
-                  "cantando carro chuva criança crianças gato homem latindo mulher pássaro pássaros rua "
-                  "tocando trem violão",
+                  "cantando carro chuva criança crianças gato homem latindo mulher pássaro pássaros rua tocando trem "
+                  "violão",
     "Dutch": "aan bij de een en het naar niet op te voor wordt zijn auto blaft hond honden kat kind kinderen praat "
              "regen speelt straat vogel vogels vrouw zingt",
     "Polish": "do i na nad nie obok po pod przez się w z ze deszcz dziecko gitarze gra jedzie kobieta kot mówi "
@@ -114,7 +114,7 @@ _FOREIGN = {
                   "ông phụ nữ sủa xe",
 }
 _FOREIGN_WORDS = {language: frozenset(words.split()) for language, words in _FOREIGN.items()}
-# of these a few stand in English captions too, most of all in names: "Los Angeles", "El Paso", "a woman, la vie en rose"
+# a few of these stand in English captions too, most of all in names: "Los Angeles", "El Paso", "la vie en rose"
 _IN_NAMES = frozenset("""
     adam auto barn bil cane chat com con da das de del den der des di do du el em en est et gra har i il kind la las
     le les los na no om on op per piano pies po pod rue se till un una van von w y z

@@ -68,13 +68,15 @@ def generate_for_videos(settings, sampler, model, pipeline, videos) -> int:
     """⇒ exit status."""
     from vta_sam.generation.videos import exit_status, generate_videos, Outputs, plan_videos, Prompt
     from vta_sam.media.guarded import GuardedMedia
+    from vta_sam.media.video import Kept
     from vta_sam.runtime.errors import InputError
 
     prompt = Prompt(
         caption=settings.caption, objects=settings.objects, negative_caption=settings.negative_caption,
         negative_objects=settings.negative_objects, seed=settings.seed,
     )
-    outputs = Outputs(settings.out, settings.mix, settings.wav, settings.picture, settings.overwrite)
+    outputs = Outputs(settings.out, settings.mix, settings.wav, settings.picture, settings.overwrite,
+                      Kept(settings.sound, settings.keep_location))
 
     def tell(outcome):
         print(*outcome.lines, sep="\n")

@@ -97,7 +97,7 @@ class Disk:
 class PlayedMedia(Media):
     """FFmpeg writes without Python's files."""
 
-    def mux(self, video: Path, waveform: np.ndarray, sample_rate_hz: int, out: Path, mix: float = 0.0) -> Path:
+    def mux(self, video: Path, waveform: np.ndarray, sample_rate_hz: int, out: Path, *_) -> Path:
         write_bytes(out, waveform.tobytes())
         return out
 

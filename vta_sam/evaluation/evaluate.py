@@ -114,7 +114,7 @@ def _measured(request: Request, plan: Plan, metrics: tuple[Metric, ...], backbon
         for clip_id in plan.clips:
             sounds = tuple((name, file) for name, found in plan.sounds.items() for file in found.get(clip_id, ()))
             yield ClipJob(clip_id, plan.references[clip_id], sounds, plan.videos.get(clip_id), tuple(request.flows),
-                          request.policy, backbones, request.cache, metrics, keep_reference)
+                          request.policy, backbones, request.cache, metrics, keep_reference, request.sound)
 
     files = 1 + max(sum(len(found.get(clip, ())) for found in plan.sounds.values()) for clip in plan.clips)
     limit_s = files * request.limit_s + len(request.flows) * request.flow_limit_s
@@ -162,7 +162,7 @@ def _provenance(request: Request, measured: Measurements, embeddings: BackboneEm
             all(truth.exact for truth in measured.truths.values())],
         "flow": list(request.flows), "backbones": dict(embeddings.fingerprints),
         "ceiling": None if ceiling is None else {"model": str(ceiling.folder), "hash": ceiling.hash},
-        "took_s": round(took_s, 1),
+        **({} if request.sound is None else {"sound": request.sound}), "took_s": round(took_s, 1),
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
     sounds = {name: [sound for samples in clips.values() for sound in samples]

@@ -103,7 +103,7 @@ class ClipJob:
 
     sounds: (system, file) of each sample. flows: variants of optical flow wanted of ``video``. backbones: (name,
     fingerprint) of backbones with a cache. metrics: the ones that need waveforms. keep_reference: the
-    true waveform is wanted in any case.
+    true waveform is wanted in any case. sound: which of the reference's sounds is the true one.
     """
 
     id: str
@@ -116,32 +116,35 @@ class ClipJob:
     cache: Path | None
     metrics: tuple[Metric, ...] = ()
     keep_reference: bool = False
+    sound: str | None = None
 
 
 @dataclass
 class _Reader:
-    """A sound file that is decoded once, when its waveform is first needed. samples: to cut or pad to."""
+    """A sound file that is decoded once, when its waveform is first needed. samples: to cut or pad to; named: which of
+    the file's sounds."""
 
     path: Path
     policy: LoadingPolicy
     samples: int | None = None
+    named: str | None = None
 
     @cached_property
     def digest(self) -> str:
         """Of the file's bytes and of everything that reading them depends on."""
-        policy = self.policy
-        return cache_key("sound", policy.version, policy.clip_s, self.samples, content_hash(self.path))
+        policy, named = self.policy, () if self.named is None else (self.named,)
+        return cache_key("sound", policy.version, policy.clip_s, self.samples, content_hash(self.path), *named)
 
     @cached_property
     def sound(self) -> Sound:
-        sound = read_sound(self.path, self.policy)
+        sound = read_sound(self.path, self.policy, self.named)
         return sound if self.samples is None else sound.fitted(self.samples)
 
 
 def measure_clip(job: ClipJob) -> ClipMeasurements:
     """⇒ everything measured of one clip. A file that can't be used has its sentence in the result; none is raised."""
     cache = FeatureCache(job.cache)
-    reference = _Reader(job.reference.path, job.policy)
+    reference = _Reader(job.reference.path, job.policy, named=job.sound)
     try:
         true = _measured(reference, cache, job, job.keep_reference)
     except ITEM_FAULTS as error:

@@ -29,6 +29,7 @@ class Request:
         videos, ids, skip_bad: see :func:`~.pairing.make_plan`.
         words: {id: Words}, for labels.
         policy: of reading sounds.
+        sound: which of a true video's sounds, by number or language; None: the one that a player plays.
         backbones: names; backbones without weights are reported as missing.
         weights: folder of their weights; None: the usual one.
         flows: variants of optical flow for AV-Align; () for none.
@@ -67,6 +68,7 @@ class Request:
     batch_size: int = 16
     device: str = "cpu"
     metrics: str = "standard"
+    sound: str | None = None
 
     def __post_init__(self):
         for name, low in (("seed", 0), ("resamples", 100), ("set_resamples", 20), ("workers", 0), ("memory_mb", 512),
@@ -111,7 +113,7 @@ def request_of(settings: Mapping[str, Any], systems: Mapping[str, Path], referen
     ids = None if settings["ids"] is None else read_ids(Path(settings["ids"]), settings["split"])
     device = str(choose_device(settings["device"], settings["threads"]))
     return Request(systems, reference, videos, ids, read_words(table), policy, backbones, weights, FLOWS[flow], ceiling,
-                   cache, device=device, **unchanged)
+                   cache, device=device, sound=settings.get("sound"), **unchanged)
 
 
 def named_folders(given: str | Sequence[str] | Mapping[str, str]) -> dict[str, Path]:

@@ -17,8 +17,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from ..media.audio import fit_length, read_audio
-from ..media.container import open_media, sound_stream
+from ..media.audio import choice_of_sound, fit_length, read_audio, require_sound
+from ..media.container import open_media
 from ..mel import SAMPLE_RATE_HZ
 from ..metrics.onsets import FoleyOnsets, at_published_rate, detect_onsets, foley_onsets, librosa_onsets_s
 from ..metrics.signal import Level, energy_envelope, measure_level
@@ -106,18 +106,17 @@ class Sound:
         return Sound(fit_length(self.waveform, samples), notes, padded)
 
 
-def read_sound(path: Path, policy: LoadingPolicy) -> Sound:
-    """Read a sound or video file. InputError, in one sentence: it can't be decoded, has no sound, holds NaN or
-    infinity, or is refused by the policy."""
+def read_sound(path: Path, policy: LoadingPolicy, sound: str | None = None) -> Sound:
+    """Read a sound or video file; sound: which of several, as of :func:`.container.sound_stream`. InputError, in one
+    sentence: it can't be decoded, has no such sound, holds NaN or infinity, or is refused by the policy."""
     with open_media(path) as container:
-        stream = sound_stream(container)
-        if stream is None:
-            raise InputError(f"{path} has no sound; it needs a sound track")
+        stream = require_sound(path, container, sound, "; it needs a sound track")
+        choice = choice_of_sound(container, sound)
         rate_hz, channels = stream.codec_context.sample_rate, stream.codec_context.layout.nb_channels
     if rate_hz < policy.lowest_rate_hz:
         raise InputError(f"{path} is sampled at {rate_hz} Hz, so that what lies above {rate_hz // 2} Hz is missing; "
                          f"at least {policy.lowest_rate_hz} Hz are expected (lowest_rate_hz={rate_hz} takes it)")
-    waveform = read_audio(path, sample_rate_hz=SAMPLE_RATE_HZ, longest_s=policy.longest_s)
+    waveform = read_audio(path, sample_rate_hz=SAMPLE_RATE_HZ, longest_s=policy.longest_s, sound=sound)
     duration_s = len(waveform) / SAMPLE_RATE_HZ
     if duration_s < policy.shortest_s:
         raise InputError(f"{path} lasts {duration_s:.3f} s; at least {policy.shortest_s:g} s are needed")
@@ -125,7 +124,8 @@ def read_sound(path: Path, policy: LoadingPolicy) -> Sound:
         raise InputError(f"{path} holds NaN or infinity; it was written by a broken model or program")
     if policy.clip_s is not None:
         waveform = waveform[:round(policy.clip_s * SAMPLE_RATE_HZ)]
-    return Sound(waveform, [f"the mean of {channels} channels is taken"] if channels > 1 else [])
+    mixed = f"the mean of {channels} channels is taken" if channels > 1 else ""
+    return Sound(waveform, [note for note in (mixed, choice) if note])
 
 
 def content_hash(path: Path) -> str:

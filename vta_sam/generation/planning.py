@@ -13,6 +13,7 @@ from typing import Any
 from ..dataset.shards.storage import Root
 from ..diffusion.sampler import BaseSampler
 from ..media.guarded import Media, guarding
+from ..media.video import Kept
 from ..runtime.cli import check_number
 from ..runtime.errors import InputError
 from ..runtime.files import reason_of, require_name
@@ -46,6 +47,7 @@ class Outputs:
         wav: also write the sound alone.
         picture: also draw the strip of pictures, the objects and the sound.
         overwrite: generate again where a result exists.
+        kept: of the video.
     """
 
     folder: Path
@@ -53,9 +55,16 @@ class Outputs:
     wav: bool = False
     picture: bool = True
     overwrite: bool = False
+    kept: Kept = Kept()
 
     def __post_init__(self):
         check_number("mix", self.mix, 0, 1)
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """Settings for a record. Those of ``kept`` are left out where they aren't given, as in former records."""
+        kept = {"sound": self.kept.sound, "keep_location": self.kept.location}
+        return {"mix": self.mix, **{name: value for name, value in kept.items() if value not in (None, False)}}
 
 
 @dataclass(frozen=True)
@@ -142,7 +151,7 @@ def plan_videos(videos: dict[str, Path], prompt: Prompt, outputs: Outputs, model
         InputError: the folder can't be written to.
     """
     check_folder(outputs.folder)
-    settings = {**_settings(sampler, prompt), "mix": outputs.mix, "model_hash": model["hash"]}
+    settings = {**_settings(sampler, prompt), **outputs.recorded, "model_hash": model["hash"]}
     with guarding(media) as reading:
         tasks = tuple(judge(name, video, settings, outputs, reading) for name, video in videos.items())
     title = f"sound for {counted(len(tasks), 'video')}"
@@ -170,7 +179,7 @@ def judge(name: str, video: Path, settings: dict[str, Any], outputs: Outputs, me
             detail = note = f"the video is another than the one that {finished} was made of, so it is made anew"
         elif there := files.there:
             deed, detail = Deed.MAKE_AGAIN, f"{', '.join(there)} {'is' if len(there) == 1 else 'are'} replaced"
-        written = media.plan_mux(video, files.path(".mp4"))
+        written = media.plan_mux(video, files.path(".mp4"), outputs.kept)
         detail = "; ".join(filter(None, (detail, *written.notes)))
     except Exception as error:
         return VideoTask(name, video, Item(target, Deed.LEAVE_OUT, reason_of(error, video)), former)

@@ -159,9 +159,12 @@ class _Work:
         require_finite(self.pipeline, generated.waveform)
         generated.notes += notes
         mix = self.outputs.mix
-        if mix and self.media.probe(video).audio_codec is None:
+        own = self.media.probe(video) if mix else None
+        if own is not None and own.audio_codec is None:
             mix = 0.0
             generated.notes.append("the video has no sound of its own to mix in")
+        elif own is not None and own.choice_of_sound and self.outputs.kept.sound is None:
+            generated.notes.append(own.choice_of_sound)
         with writing_to(self.outputs.folder), files.replaced():
             written, failure = self._write(generated, video, files, mix)
             failed = {"failed": failure} if failure else {}
@@ -187,7 +190,7 @@ class _Work:
                 failure = printable(f"{video}: its sound is there, but no picture could be drawn ({error})")
         new = files.new(".mp4")
         try:
-            written = self.media.mux(video, generated.waveform, rate_hz, new, mix)
+            written = self.media.mux(video, generated.waveform, rate_hz, new, mix, self.outputs.kept)
         except InputError as error:
             raise InputError(str(error).replace(str(new), str(files.path(".mp4")))) from error
         return files.path(written.suffix), failure

@@ -12,6 +12,7 @@ from typing import Any, Iterable, Iterator
 import av
 import numpy as np
 import soundfile
+from av.container import InputContainer
 
 from ..runtime.errors import InputError
 from ..runtime.files import write_bytes
@@ -24,7 +25,7 @@ _MARGIN_S = 1  # whole seconds of native samples kept before a stretch, so that 
 
 
 def read_audio(path: str | os.PathLike, start_s: float = 0.0, duration_s: float | None = None,
-               sample_rate_hz: int = 16_000, longest_s: float | None = None) -> np.ndarray:
+               sample_rate_hz: int = 16_000, longest_s: float | None = None, sound: str | None = None) -> np.ndarray:
     """A stretch of a file's sound, the mean of its channels ⇒ (samples,) float32.
 
     Samples stand at their own timestamps: where a stream starts late or has a gap, there is silence.
@@ -35,14 +36,13 @@ def read_audio(path: str | os.PathLike, start_s: float = 0.0, duration_s: float 
         duration_s: of the result, exactly: zeros after the sound's end. None: to the end.
         sample_rate_hz: of the result.
         longest_s: longer sounds are refused.
+        sound: which of several, as of :func:`.container.sound_stream`; None: the one that a player plays.
 
     Raises:
-        InputError: the file has no sound, none after ``start_s``, or more than ``longest_s``.
+        InputError: the file has no such sound, none after ``start_s``, or more than ``longest_s``.
     """
     with open_media(path) as container:
-        stream = sound_stream(container)
-        if stream is None:
-            raise InputError(f"{path} has no sound; it needs a video or sound file with a sound track")
+        stream = require_sound(path, container, sound, "; it needs a video or sound file with a sound track")
         collector = SoundCollector(path, origin_s(container) + start_s, duration_s)
         decoder = Decoder(path)
         seek_before(container, start_s)
@@ -54,6 +54,44 @@ def read_audio(path: str | os.PathLike, start_s: float = 0.0, duration_s: float 
             if collector.done:
                 break
     return collector.waveform(sample_rate_hz)
+
+
+def sounds_of(container: InputContainer) -> tuple[str, ...]:
+    """A file's sounds in words: number, language, marks ("1 ger comment")."""
+    kinds = av.stream.Disposition
+    marks = (kinds.default, kinds.comment, kinds.hearing_impaired, kinds.visual_impaired, kinds.descriptions)
+    return tuple(" ".join([str(number), *([stream.language] if stream.language not in (None, "und") else []),
+                           *(str(mark.name).replace("_", " ") for mark in marks if stream.disposition & mark)])
+                 for number, stream in enumerate(container.streams.audio))
+
+
+def require_sound(path: str | os.PathLike, container: InputContainer, sound: str | None, advice: str) -> Any:
+    """The stream of :func:`.container.sound_stream`.
+
+    Args:
+        path: of the file, for messages.
+        container: the open file.
+        sound: a name, or None.
+        advice: end of the message about a file without any sound.
+
+    Raises:
+        InputError: there is no such sound.
+    """
+    stream, sounds = sound_stream(container, sound), sounds_of(container)
+    if stream is None and sound is not None and sounds:
+        raise InputError(f"{path} has no sound {sound}; name one by number or language (sounds: {', '.join(sounds)})")
+    if stream is None:
+        raise InputError(f"{path} has no sound{advice}")
+    return stream
+
+
+def choice_of_sound(container: InputContainer, sound: str | None) -> str:
+    """Which one of several sounds is heard, as a sentence; "" where there is one, or one is named."""
+    sounds, heard = sounds_of(container), sound_stream(container, sound)
+    if sound is not None or len(sounds) < 2 or heard is None:
+        return ""
+    number = next(number for number, stream in enumerate(container.streams.audio) if stream is heard)
+    return f"of its {len(sounds)} sounds ({', '.join(sounds)}) number {number} is heard; sound= names another"
 
 
 class SoundCollector:

@@ -115,13 +115,33 @@ def picture_stream(container: InputContainer) -> Any | None:
     return None
 
 
-def sound_stream(container: InputContainer) -> Any | None:
+def sound_stream(container: InputContainer, sound: str | None = None) -> Any | None:
     """The sound that a player plays, or None: the default stream, else the first that is no commentary and no
-    description for people who can't see or hear."""
-    known = [stream for stream in container.streams.audio if stream.codec_context is not None]
+    description for people who can't see or hear.
+
+    Args:
+        container: an open file.
+        sound: names another, by its number among the file's sounds, counted from 0, or by its language as tagged
+            ("ger"). Of several in that language the same rule chooses.
+    """
+    known = [stream for number, stream in enumerate(container.streams.audio)
+             if stream.codec_context is not None and (sound is None or _is_named(number, stream, sound))]
     plain = [stream for stream in known if not stream.disposition & _ASIDE]
     default = [stream for stream in plain if stream.disposition & av.stream.Disposition.default]
     return next(iter([*default, *plain, *known]), None)
+
+
+def _is_named(number: int, stream: Any, sound: str) -> bool:
+    if sound.isdecimal():
+        return sound == str(number)
+    asked, tagged = sound.strip().lower(), (stream.language or "").lower()
+    return asked == tagged or {asked, tagged} in _SAME_LANGUAGE
+
+
+# the two codes of a language in ISO 639-2; files have either
+_SAME_LANGUAGE = [set(pair.split("/")) for pair in (
+    "alb/sqi arm/hye baq/eus bur/mya chi/zho cze/ces dut/nld fre/fra geo/kat ger/deu gre/ell ice/isl mac/mkd may/msa "
+    "per/fas rum/ron slo/slk tib/bod wel/cym").split()]
 
 
 def origin_s(container: InputContainer) -> float:

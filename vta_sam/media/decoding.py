@@ -176,6 +176,7 @@ class ClipRequest:
     duration_s: float | None = None
     sample_rate_hz: int = 16_000
     chunk_frames: int | None = CHUNK_FRAMES
+    sound: str | None = None
 
 
 OPERATIONS = {operation.__name__: operation for operation in (probe, plan_mux, picture_duration_s, write_mux)}

@@ -23,7 +23,7 @@ from ..runtime.files import atomic_path
 from .decoding import OPERATIONS, AnswerReader, ClipRequest, ExpectedAnswers, ProtocolError
 from .muxing import MuxPlan, mux, picture_duration_s, plan_mux, write_mux
 from .picture_reader import Fit
-from .video import CHUNK_FRAMES, Chunks, ClipStream, MediaInfo, probe, stream_clip
+from .video import CHUNK_FRAMES, Chunks, ClipStream, Kept, MediaInfo, probe, stream_clip
 
 T = TypeVar("T")
 
@@ -236,9 +236,9 @@ def _received_end(expected: ExpectedAnswers, reader: AnswerReader, header: dict[
 class Media:
     """Videos read and written in this process, for files that are one's own."""
 
-    def plan_mux(self, video: Path, out: Path, whole: bool = False) -> MuxPlan:
+    def plan_mux(self, video: Path, out: Path, kept: Kept = Kept(), whole: bool = False) -> MuxPlan:
         """See :func:`.muxing.plan_mux`."""
-        return plan_mux(video, out, whole)
+        return plan_mux(video, out, kept, whole)
 
     def probe(self, video: Path) -> MediaInfo:
         """See :func:`.video.probe`."""
@@ -254,9 +254,10 @@ class Media:
         return stream_clip(video, duration_s=duration_s, fps=fps, fits=fits, want_audio=False,
                            chunk_frames=chunk_frames)
 
-    def mux(self, video: Path, waveform: np.ndarray, sample_rate_hz: int, out: Path, mix: float = 0.0) -> Path:
+    def mux(self, video: Path, waveform: np.ndarray, sample_rate_hz: int, out: Path, mix: float = 0.0,
+            kept: Kept = Kept()) -> Path:
         """See :func:`.muxing.mux`."""
-        return mux(video, waveform, sample_rate_hz, out, mix)
+        return mux(video, waveform, sample_rate_hz, out, mix, kept)
 
     def close(self) -> None:
         """End what was started."""
@@ -288,8 +289,8 @@ class GuardedMedia(Media):
     def __init__(self, limit_s: float = 60.0, memory_mb: int = 4096):
         self.reader = GuardedReader(limit_s, memory_mb)
 
-    def plan_mux(self, video: Path, out: Path, whole: bool = False) -> MuxPlan:
-        plan = self._scan(plan_mux, video, str(out), whole)
+    def plan_mux(self, video: Path, out: Path, kept: Kept = Kept(), whole: bool = False) -> MuxPlan:
+        plan = self._scan(plan_mux, video, str(out), kept, whole)
         if plan.target not in (out, out.with_suffix(".mkv")):
             raise InputError(f"{video}: the decoder's process broke on it (it would write {str(plan.target)!r:.80})")
         return plan
@@ -305,8 +306,9 @@ class GuardedMedia(Media):
         request = ClipRequest(str(video), fps, tuple(fits), False, 0.0, duration_s, chunk_frames=chunk_frames)
         return self.reader.stream(request, self._limit_s(video, duration_s))
 
-    def mux(self, video: Path, waveform: np.ndarray, sample_rate_hz: int, out: Path, mix: float = 0.0) -> Path:
-        plan = self.plan_mux(video, out, whole=True)
+    def mux(self, video: Path, waveform: np.ndarray, sample_rate_hz: int, out: Path, mix: float = 0.0,
+            kept: Kept = Kept()) -> Path:
+        plan = self.plan_mux(video, out, kept, whole=True)
         limit_s = self._limit_s(video, len(waveform) / sample_rate_hz)
         with atomic_path(plan.target) as temporary:
             self.reader.call(write_mux, video, plan, waveform, sample_rate_hz, temporary, mix, limit_s=limit_s)

@@ -21,6 +21,7 @@ from ..runtime.files import atomic_path
 from .audio import end_of_sound_s, fit_length, read_audio
 from .container import Decoder, PictureTimes, open_media, origin_s, packets, picture_stream, picture_times
 from .picture_reader import require_pictures, shown_at_first, without_undecodable
+from .video import Kept
 
 _BLOCK_SAMPLES = 1024  # an AAC frame
 _BIT_RATE = 128_000  # bit/s, mono: transparent for a 16 kHz sound
@@ -30,10 +31,9 @@ _COMPARED = 24  # pictures from the start that are decoded again from the writte
 _ISO_CODECS = frozenset("h264 hevc av1 vp9 mpeg4 mpeg2video mpeg1video mjpeg vc1 vvc".split())
 _PLAYED = {".mp4": _ISO_CODECS, ".m4v": _ISO_CODECS, ".mov": _ISO_CODECS - {"av1", "vp9", "vvc"} | {"prores", "dnxhd"}}
 _FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
-_NEW_CODEC, _QUALITY = "libx264", {"crf": "18"}  # visually lossless
-_LOCATION = ("location", "location-eng", "com.apple.quicktime.location.iso6709")  # tags that say where it was filmed
 _DOLBY_VISION = ("dvh1", "dvhe")  # tags of HEVC whose colours only such players know
 _OF_THE_FILE = ("major_brand", "minor_version", "compatible_brands", "encoder", "creation_tool")
+_NEW_CODEC, _QUALITY = "libx264", {"crf": "18"}  # visually lossless
 
 
 @dataclass(frozen=True)
@@ -46,37 +46,43 @@ class MuxPlan:
         encoded: whether the pictures are encoded anew, as H.264, since no container here holds their codec, or what
             their edit list cuts out.
         notes: sentences on what differs from the source, and what is left out.
+        kept: of the source, as it was asked for.
     """
 
     target: Path
     codec: str
     encoded: bool = False
     notes: tuple[str, ...] = ()
+    kept: Kept = Kept()
 
 
-def plan_mux(video_path: str | os.PathLike, out_path: str | os.PathLike, whole: bool = False) -> MuxPlan:
+def plan_mux(video_path: str | os.PathLike, out_path: str | os.PathLike, kept: Kept = Kept(), whole: bool = False,
+             ) -> MuxPlan:
     """What :func:`mux` will write.
 
     Args:
         video_path: whose pictures are taken.
         out_path: .mp4, .m4v, .mov or .mkv.
+        kept: of the video.
         whole: all of the video is read; else only its head, but of one with an edit list all. Pictures before time
             zero are known then alone, which may have to be encoded anew.
 
     Raises:
-        InputError: the video has no pictures, or they can't be written.
+        InputError: the video has no pictures, they can't be written, or it has other sounds than the named one.
     """
     target = Path(out_path)
     if target.suffix.lower() not in _FORMATS:
         raise InputError(f"{target}: the video is written as .mp4 or .mkv, so give the file such a name")
     with open_media(video_path) as source:
+        kept.require(video_path, source)
         stream = picture_stream(source)
         edited = stream is not None and any(entry.is_discard for entry in stream.index_entries)
         times = without_undecodable(video_path, picture_times(video_path, source)) if whole or edited else None
-        return _plan(video_path, source, target, times)
+        return _plan(video_path, source, target, kept, times)
 
 
-def _plan(video_path: str | os.PathLike, source: InputContainer, target: Path, times: PictureTimes | None) -> MuxPlan:
+def _plan(video_path: str | os.PathLike, source: InputContainer, target: Path, kept: Kept,
+          times: PictureTimes | None) -> MuxPlan:
     """times: None where no picture is cut away."""
     suffix, stream = target.suffix.lower(), require_pictures(video_path, source)
     codec, notes, why = stream.codec_context.codec.canonical_name, [], ""
@@ -93,10 +99,9 @@ def _plan(video_path: str | os.PathLike, source: InputContainer, target: Path, t
         notes.append(f"{why}, so they are encoded anew, as H.264")
     elif suffix != target.suffix.lower():
         target = target.with_suffix(suffix)
-    left_out = [*_left_out(source, stream, target.suffix.lower(), bool(why))]
-    if left_out:
+    if left_out := [*_left_out(source, stream, target.suffix.lower(), bool(why)), *kept.left_out(source, stream)]:
         notes.append(f"left out: {', '.join(left_out)}")
-    return MuxPlan(target, codec, bool(why), tuple(notes))
+    return MuxPlan(target, codec, bool(why), tuple(notes), kept)
 
 
 @cache
@@ -129,8 +134,6 @@ def _left_out(source: InputContainer, pictures: Any, suffix: str, encoded: bool)
                 yield "its timecode"
         elif kind in ("data", "attachment"):
             yield {"data": "a data stream", "attachment": "an attachment"}[kind] + f" ({stream.index})"
-    if any(key.lower() in _LOCATION for key in source.metadata):
-        yield "where it was filmed"
 
 
 def _held_subtitles(stream: Any, suffix: str) -> bool:
@@ -138,7 +141,7 @@ def _held_subtitles(stream: Any, suffix: str) -> bool:
 
 
 def mux(video_path: str | os.PathLike, waveform: np.ndarray, sample_rate_hz: int, out_path: str | os.PathLike,
-        mix: float = 0.0) -> Path:
+        mix: float = 0.0, kept: Kept = Kept()) -> Path:
     """Write a video's pictures with a new sound, atomically, after the new file was read back ⇒ the path written.
 
     Packets of pictures are copied as they are, with rotation, colours and pixel shape; where no container holds their
@@ -152,11 +155,12 @@ def mux(video_path: str | os.PathLike, waveform: np.ndarray, sample_rate_hz: int
         out_path: .mp4, .m4v, .mov or .mkv. Where players take the pictures' codec from Matroska alone, the suffix
             becomes .mkv.
         mix: gain of the video's own sound, which is added; 0: without it.
+        kept: of the video.
 
     Raises:
         InputError: names the file that can't be used, or written whole.
     """
-    plan = plan_mux(video_path, out_path, whole=True)
+    plan = plan_mux(video_path, out_path, kept, whole=True)
     with atomic_path(plan.target) as temporary:
         write_mux(video_path, plan, waveform, sample_rate_hz, temporary, mix)
     return plan.target
@@ -176,7 +180,7 @@ def write_mux(video_path: str | os.PathLike, plan: MuxPlan, waveform: np.ndarray
     duration_s = round(times.end_s, 6)
     sound = fit_length(waveform, round(duration_s * sample_rate_hz))
     if mix > 0:
-        sound = sound + np.float32(mix) * read_audio(video_path, 0.0, duration_s, sample_rate_hz)
+        sound = sound + np.float32(mix) * read_audio(video_path, 0.0, duration_s, sample_rate_hz, sound=plan.kept.sound)
     peak = float(np.abs(sound).max(initial=0.0))
     if peak > 1.0:
         sound = sound / np.float32(peak)
@@ -261,9 +265,7 @@ class _Writer:
         return shown_s
 
     def _keep_tags(self, sink: OutputContainer) -> None:
-        for key, value in self.source.metadata.items():
-            if key.lower() not in (*_LOCATION, *_OF_THE_FILE):
-                sink.metadata[key] = value
+        sink.metadata.update(self.plan.kept.tags(self.source.metadata, _OF_THE_FILE))
         chapters = self.source.chapters()
         if chapters:
             sink.set_chapters(chapters)
@@ -271,7 +273,7 @@ class _Writer:
     def _copied(self) -> Any:
         """The stream of pictures, opaque: a decoder's name (libdav1d) is no encoder's."""
         video: Any = self.sink.add_stream_from_template(self.pictures, opaque=True)
-        video.metadata.update(self.pictures.metadata)
+        video.metadata.update(self.plan.kept.tags(self.pictures.metadata))
         if self.plan.codec == "hevc" and self.plan.target.suffix.lower() != ".mkv":
             # Apple's players know no other
             video.codec_context.codec_tag = "dvh1" if self.pictures.codec_context.codec_tag in _DOLBY_VISION else "hvc1"

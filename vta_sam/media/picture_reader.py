@@ -108,15 +108,16 @@ class PictureReader:
         container: read from ``start_s`` on.
         start_s: after the file's time zero.
         collector: gets the sound that lies between the pictures in the file.
+        sound: its stream.
     """
 
     def __init__(self, path: str | os.PathLike, container: InputContainer, start_s: float,
-                 collector: SoundCollector | None = None):
+                 collector: SoundCollector | None = None, sound: Any = None):
         self.path, self.container, self.start_s, self.collector = path, container, start_s, collector
         self.video = require_pictures(path, container)
         self.wants_pictures = True
         seek_before(container, start_s)
-        streams = [self.video] if collector is None else [self.video, sound_stream(container)]
+        streams = [self.video] if collector is None else [self.video, sound]
         self.packets = packets(container, streams)
         self.decoder = Decoder(path)
         self.fields = _Fields()

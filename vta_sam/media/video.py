@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from dataclasses import dataclass
-from typing import Any, Generator, Generic, Iterable, Iterator, Sequence, TypeVar
+from typing import Any, Generator, Generic, Iterable, Iterator, Mapping, Sequence, TypeVar
 
 import numpy as np
+from av.container import InputContainer
 
 from ..clip import FrameClock
 from ..runtime.errors import InputError
-from .audio import SoundCollector
+from .audio import SoundCollector, choice_of_sound, require_sound
 from .container import open_media, origin_s, require_length, sound_stream
 from .picture_reader import (
     Fit, Orientation, PictureConverter, PictureReader, pixel_aspect, require_pictures, upright_size
@@ -31,6 +33,7 @@ class MediaInfo:
         width: of an upright picture, in pixels; height too.
         rotation: degrees counter-clockwise that turn the stored picture upright.
         fps: as the container states it, or None; good for a message, not for arithmetic. duration_s too.
+        choice_of_sound: which one of several sounds is heard, as a sentence.
     """
 
     width: int
@@ -42,6 +45,43 @@ class MediaInfo:
     audio_codec: str | None
     sample_rate_hz: int | None
     channels: int | None
+    choice_of_sound: str = ""
+
+
+_LOCATION = ("com.apple.quicktime.location.", "gps", "location", "recording_location")  # beginnings of tags' names
+_APPLES = "com.apple.quicktime.location.iso6709"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a new file keeps of a video on demand.
+
+    Args:
+        sound: which of the video's sounds is mixed in, as of :func:`.container.sound_stream`.
+        location: where it was filmed.
+    """
+
+    sound: str | None = None
+    location: bool = False
+
+    def require(self, path: str | os.PathLike, container: InputContainer) -> None:
+        """Raise InputError where the video has sounds, and the named one is none of them."""
+        if self.sound is not None and container.streams.audio:
+            require_sound(path, container, self.sound, "")
+
+    def left_out(self, container: InputContainer, pictures: Any) -> list[str]:
+        """What of the video's tags the new file won't have, in words."""
+        told = any(tag.lower().startswith(_LOCATION) for tag in (*container.metadata, *pictures.metadata))
+        return ["where it was filmed"] if told and not self.location else []
+
+    def tags(self, stored: Mapping[str, str], own: Sequence[str] = ()) -> dict[str, str]:
+        """The tags of a file or a stream that the new one gets, without ``own``, which are of the file itself."""
+        found = {tag: text for tag, text in stored.items()
+                 if tag.lower() not in own and (self.location or not tag.lower().startswith(_LOCATION))}
+        for tag, text in stored.items():
+            if self.location and tag.lower() == _APPLES:  # which mp4 has under another name
+                found.setdefault("location", text)
+        return found
 
 
 @dataclass
@@ -77,11 +117,12 @@ def probe(path: str | os.PathLike) -> MediaInfo:
             audio_codec=sound.codec_context.name if sound else None,
             sample_rate_hz=sound.codec_context.sample_rate if sound else None,
             channels=sound.codec_context.layout.nb_channels if sound else None,
+            choice_of_sound=choice_of_sound(container, None),
         )
 
 
 def read_clip(path: str | os.PathLike, *, start_s: float = 0.0, duration_s: float | None = None, fps: float,
-              fits: Sequence[Fit], want_audio: bool, sample_rate_hz: int = 16_000) -> Clip:
+              fits: Sequence[Fit], want_audio: bool, sample_rate_hz: int = 16_000, sound: str | None = None) -> Clip:
     """A stretch of a video, read in one pass. It takes no memory beyond the result.
 
     Args:
@@ -92,13 +133,14 @@ def read_clip(path: str | os.PathLike, *, start_s: float = 0.0, duration_s: floa
         fits: each brings every picture to one size.
         want_audio: read the sound too.
         sample_rate_hz: of the sound.
+        sound: which of several, as of :func:`.container.sound_stream`; None: the one that a player plays.
 
     Raises:
-        InputError: names the file, which can't be read, has no pictures, has no sound and ``want_audio``, or ends
+        InputError: names the file, which can't be read, has no pictures, has no such sound and ``want_audio``, or ends
             before ``start_s``.
     """
     stream = stream_clip(path, start_s=start_s, duration_s=duration_s, fps=fps, fits=fits, want_audio=want_audio,
-                         sample_rate_hz=sample_rate_hz, chunk_frames=None)
+                         sample_rate_hz=sample_rate_hz, chunk_frames=None, sound=sound)
     [frames] = stream
     return Clip(frames, stream.waveform, stream.duration_s)
 
@@ -123,7 +165,8 @@ class ClipStream:
 
 def stream_clip(path: str | os.PathLike, *, start_s: float = 0.0, duration_s: float | None = None, fps: float,
                 fits: Sequence[Fit], want_audio: bool, sample_rate_hz: int = 16_000,
-                chunk_frames: int | None = CHUNK_FRAMES, hwaccel: str | None = None) -> ClipStream:
+                chunk_frames: int | None = CHUNK_FRAMES, hwaccel: str | None = None, sound: str | None = None,
+                ) -> ClipStream:
     """The clip of :func:`read_clip`, in chunks. It takes the memory of one chunk and the sound.
 
     Args:
@@ -134,19 +177,23 @@ def stream_clip(path: str | os.PathLike, *, start_s: float = 0.0, duration_s: fl
     Raises:
         InputError: as :func:`read_clip`, also during iteration.
     """
-    return ClipStream(_stream(path, start_s, duration_s, fps, fits, want_audio, sample_rate_hz, chunk_frames, hwaccel))
+    return ClipStream(_stream(path, start_s, duration_s, fps, fits, want_audio, sample_rate_hz, chunk_frames, hwaccel,
+                              sound))
 
 
 def _stream(path: str | os.PathLike, start_s: float, duration_s: float | None, fps: float, fits: Sequence[Fit],
-            want_audio: bool, sample_rate_hz: int, chunk_frames: int | None, hwaccel: str | None) -> Chunks:
+            want_audio: bool, sample_rate_hz: int, chunk_frames: int | None, hwaccel: str | None,
+            sound: str | None) -> Chunks:
     _check_stretch(path, start_s, duration_s)
     with open_media(path, hwaccel) as container:
-        collector = None
+        collector = stream = None
         if want_audio:
-            if sound_stream(container) is None:
-                raise InputError(f"{path} has no sound, which is needed here; leave it out or give it a sound track")
+            stream = require_sound(path, container, sound,
+                                   ", which is needed here; leave it out or give it a sound track")
+            if choice := choice_of_sound(container, sound):
+                warnings.warn(f"{path}: {choice}", stacklevel=2)
             collector = SoundCollector(path, origin_s(container) + start_s, duration_s)
-        reader = PictureReader(path, container, start_s, collector)
+        reader = PictureReader(path, container, start_s, collector, stream)
         chosen = OnScreen(reader, fps, duration_s)
         fitters = {fit: _Fitter(path, fit, pixel_aspect(reader.video)) for fit in fits}
         chunks = _chunks(chosen, list(fitters.values()), chunk_frames or CHUNK_FRAMES)

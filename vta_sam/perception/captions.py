@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from ..clip import MAX_OBJECTS
-from .tagging import PLURAL_FIRST, Token, fix_tags, tag, tagger_name, tokenize
+from .tagging import MAX_CHARACTERS, PLURAL_FIRST, Token, fix_tags, tag, tagger_name, tokenize
 
 __all__ = ["Nouns", "nouns", "singular", "tagger_name"]
 
@@ -18,12 +18,14 @@ _NO_THING = frozenset("""
     acceleration afternoon air anyone anything area back background beginning bit blast bottom burst center corner
     crash day defense direction distance edge end environment evening event everyone everything explosion field
     floor flyby foreground front game grass ground group hour impact kind kit landing launch left lot mid midday
-    middle minute moment morning night noon nothing one other pace pair part pass perch piece place position
-    repetition right road room scene second set setting shot show side sky something sort speed stage start street
-    takeoff time top turn type use variety video view way while work yard
+    middle minute moment morning night nobody none noon nothing one other pace pair part pass perch piece place
+    position repetition right road room scene second set setting shot show side sight sky something sort speed stage
+    start street takeoff time top turn type use variety video view way while work yard
+    absence doubt lack longer matter shortage wonder
 """.split())
 # amounts: "a flock of geese"
 _AMOUNTS = frozenset("bunch couple crowd flock herd lots number pack pile row series swarm team".split())
+_SIGNS = frozenset("evidence glimpse hint sign trace".split())  # likewise where negated: "no sign of people"
 # sounds, which have no picture: "dog bow-wow", "baby laughter", "harpsichord music"
 _SOUNDS = frozenset("""
     applause bang bark barking beat beep blare bleat bleep boom bow-wow bray buzz cackle call caw chant chat chatter
@@ -48,22 +50,84 @@ _KEEP = frozenset("""
     pants pliers rhinoceros scissors series shears shorts species sports tennis thermos tongs trousers tweezers
 """.split())
 # what follows one of these is not there, up to the end of its noun phrase
-_NEGATORS = frozenset("except excluding lacking minus neither no nor not without".split())
+_NEGATORS = frozenset("""
+    ain't aren't except excluding hasn't haven't isn't lacking lacks minus neither never no nor not wasn't weren't
+    without
+""".split())
+_NEGATING_PAIRS = frozenset((
+    "absence of", "devoid of", "empty of", "free from", "free of", "instead of", "lack of", "rather than",
+    "shortage of",
+))
+# before one of these a negator says nothing of a thing: "not only a dog", "no doubt a dog barks", "a no entry sign"
+_VOID = frozenset("""
+    doubt entry exit far just less matter merely necessarily only parking simply smoking sooner to trespassing wonder
+""".split())
+_OTHER_THAN = frozenset("except excluding minus".split())
+_NOBODY = frozenset("no nobody none nothing".split())  # "nothing except a dog": the dog is there
+_HAVING = frozenset("contain contains feature features had has have include includes show shows wear wearing "
+                    "wears".split())
+# before these: "doesn't have a hat"
+_NOT_HAVING = frozenset("aren't can't cannot didn't doesn't don't isn't never no not won't".split())
+_BETWEEN = frozenset("actually currently even ever longer really yet".split())  # a negator and its phrase
 _WITHIN_PHRASE = ("DT", "JJ", "JJR", "JJS", "PRP$", "CD", "VBG", "VBN", "NN", "NNS", "NNP", "NNPS", "POS")
-_BEGINS_PHRASE = frozenset("a an another one some the".split())
+_BEGINS_PHRASE = frozenset("a an another her his its my one our some that the their these this those your".split())
+# after a noun phrase: "a dog that isn't there"
+_NOT_THERE = re.compile(
+    r"(?:(?:that|which|who) )?(?:(?:(?:is|are|was|were) (?:no longer|never|not)|(?:is|are|was|were)n't) "
+    r"(?:(?:actually|even|really|yet) )?(?:around|audible|heard|here|in sight|in view|present|seen|shown|there|visible)"
+    r"|(?:is|are|was|were) (?:absent|missing|nowhere)|(?:can't|cannot|can not) be (?:heard|seen))\b")
+# "a cloudless sky", "a car-free street"; of other nouns -less and -free say something else (wireless, hands-free)
+_NONE_OF = re.compile(
+    r"(bird|cloud|driver|leaf|moon|pilot|rider|roof|shirt|shoe|sleeve|star|tree|wind|window)less|"
+    r"(car|cloud|crowd|dog|people|smoke|snow|sugar|traffic|tree|wind)-free")
 _TAG = re.compile(r"</?[a-zA-Z][^<>]{0,200}>")  # of HTML
-# words of other languages that are none in English, by which a caption in them is known
+# addresses, names of accounts, and labels of speakers: no words of the caption
+_NO_WORDS = re.compile(r"(?:https?://|www\.)\S+|[\w.+-]{0,64}@[\w.-]+|"
+                       r"\b(?:announcer|host|interviewer|narrator|speaker|voice-?over)[ _]?\d*:", re.IGNORECASE)
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")  # soft hyphens, joiners, marks of direction
+_BEFORE_HASHTAG = ("DT", "JJ", "PRP$", "IN", "CC", "CD")  # a word within a sentence: "a #dog barks"
+# words of other languages by which a caption in them is known: small ones, and those of what captions tell
 _FOREIGN = {
     "German": "auf aus bei das dem den der ein eine einem einen einer eines für ist mit nicht oder sich und vom von "
-              "wird über zu zum zur",
-    "French": "au aux avec dans des du elle est et il la le les pour qui sous sur une",
-    "Spanish": "con cerca del donde el en esta está las los mientras muy por que sobre una y",
-    "Italian": "accanto che con della delle di gli il nel nella per piano sono sta suo un una",
-    "Portuguese": "com da das do dos ele em está mais na nas no nos para que seu sua uma",
-    "Dutch": "aan bij de een en het naar niet op te voor wordt zijn",
+              "wird über zu zum zur auto bellt fährt frau hund hunde katze kind kinder leute läuft mann musik regen "
+              "singt spielt spricht straße vogel vögel zug",
+    "French": "au aux avec dans des du elle est et il la le les pour qui sous sur un une aboie chante chat chien "
+              "chiens enfant enfants femme homme joue miaule musique oiseau oiseaux parle pluie rue voiture",
+    "Spanish": "con cerca del donde el en esta está la las los mientras muy por que se sobre un una y caballo calle "
+               "canta cantando coche gato guitarra habla hablando hombre ladra ladrando lluvia mujer música niña niño "
+               "niños pájaro pájaros perro perros tocando tren",
+    "Italian": "accanto che con della delle di gli il la nel nella per piano sono sta suo un una abbaia abbaiano "
+               "bambini bambino cane cani canta donna gatto macchina parla pioggia strada suona treno uccelli uccello "
+               "uomo",
+    "Portuguese": "com da das dos ele em está mais na nas nos para que seu sua um uma cachorro cachorros caindo "
+                  "cantando carro chuva criança crianças gato homem latindo mulher pássaro pássaros rua tocando trem "
+                  "violão",
+    "Dutch": "aan bij de een en het naar niet op te voor wordt zijn auto blaft hond honden kat kind kinderen praat "
+             "regen speelt straat vogel vogels vrouw zingt",
+    "Polish": "do i na nad nie obok po pod przez się w z ze deszcz dziecko gitarze gra jedzie kobieta kot mówi "
+              "mężczyzna pies ptak ptaki samochód szczeka ulicy śpiewa",
+    "Turkish": "bir bu da de gibi ile için ve var adam araba çalıyor çocuk gitar havlıyor kadın kedi köpek kuş kuşlar "
+               "müzik sokakta söylüyor yağmur yağıyor",
+    "Swedish": "att av den det en ett från har i inte med och om på som är till barn bil fågel fåglar gatan gitarr "
+               "hund hundar katt kvinna regnet sjunger skäller spelar talar tåg",
+    "Vietnamese": "các có của con cái đang một người những trên trong và với chó chơi đàn đường hát mèo mưa nhạc nói "
+                  "ông phụ nữ sủa xe",
 }
 _FOREIGN_WORDS = {language: frozenset(words.split()) for language, words in _FOREIGN.items()}
-_ENGLISH = frozenset("a an and are as at by from in is of on the to with while".split())
+# a few of these stand in English captions too, most of all in names: "Los Angeles", "El Paso", "la vie en rose"
+_IN_NAMES = frozenset("""
+    adam auto barn bil cane chat com con da das de del den der des di do du el em en est et gra har i il kind la las
+    le les los na no om on op per piano pies po pod rue se till un una van von w y z
+""".split())
+# letters of one of these languages alone
+_LETTERS = {"German": "ß", "Polish": "ąćęłńśźż", "Turkish": "ğış", "Swedish": "å",
+            "Vietnamese": "ạảấầẩẫậắằẳẵặẹẻẽếềểễệịọỏốồổỗộớờởỡợụủứừửữựỳỵỷỹđươ"}
+_ENGLISH = frozenset("""
+    a an and are as at behind by for from has her his in into is it its near no of off on over some that the their
+    there they this through to two under up while who with
+    barking barks bird birds cat cats children dog dogs people playing plays rain singing sings speaking speaks street
+    woman women
+""".split())
 _LONGEST = 40  # letters; longer words are no English
 _REAL_PLURALS = frozenset("bikinis emus gnus gurus kiwis menus rabbis safaris skis taxis tsunamis".split())
 
@@ -94,59 +158,129 @@ def nouns(caption: str, limit: int = MAX_OBJECTS, vocabulary: Collection[str] = 
     words depend on the tagger, see :func:`tagger_name`.
 
     Args:
-        caption: in English. Tags and entities of HTML are read as a browser shows them.
+        caption: in English. Tags and entities of HTML are read as a browser shows them. Addresses are not read, and
+            hashtags outside of a sentence only where nothing else is named.
         limit: number of words that are kept.
         vocabulary: words and compounds that are kept whole.
 
     Raises:
         InputError: the tagger's data is damaged.
     """
-    caption = html.unescape(_TAG.sub(" ", caption))
+    caption = _as_shown(caption)
     if (language := foreign_language(caption)) is not None:
         return Nouns([], language=language)
     tokens = _merge_known(tag(caption), vocabulary)
+    negated: list[tuple[int, str]] = []  # with the place in the caption
+    for place, token in enumerate(tokens):
+        if token.text.endswith("n't"):
+            token.tag = "VBZ"
+        if not token.known and (found := _NONE_OF.fullmatch(token.text)):
+            token.tag = "JJ"
+            negated.append((place, singular(found[1] or found[2])))
     fix_tags(tokens)
     things: list[str] = []
     asides: list[str] = []
-    negated: list[str] = []
     for start, run in _runs(tokens):
         word = _head(run)
         end = start + len(run)
-        if word in _AMOUNTS and end < len(tokens) and tokens[end].text == "of":
+        of = end < len(tokens) and tokens[end].text == "of"
+        if of and word in _AMOUNTS:
             continue
-        if word and _is_negated(tokens, start):
-            negated.append(word)
+        if word and (_is_negated(tokens, start) or _is_said_absent(tokens, end)):
+            negated += [(start, word)] if not (of and word in _SIGNS) else []
         elif word:
             aside = not run[0].known and _is_aside(tokens, start, word)
             (asides if aside else things).append(word)
     words = list(dict.fromkeys(things or asides))
-    absent = [word for word in dict.fromkeys(negated) if word not in words]
+    absent = [word for word in dict.fromkeys(word for _, word in sorted(negated)) if word not in words]
     return Nouns(words[:limit], max(0, len(words) - limit), tuple(absent[:limit]))
 
 
+def _as_shown(caption: str) -> str:
+    """The text that a reader sees, without addresses. Entities may have been escaped several times."""
+    caption = caption[:4 * MAX_CHARACTERS]  # of which MAX_CHARACTERS of text are read
+    for _ in range(3):
+        caption, before = html.unescape(_TAG.sub(" ", caption)), caption
+        if caption == before:
+            break
+    return _NO_WORDS.sub(" ", _INVISIBLE.sub("", _TAG.sub(" ", caption)))
+
+
 def foreign_language(caption: str) -> str | None:
-    """The language of a caption that is not in English, by its small words or its alphabet; None: English, or too short
-    to say."""
-    words = tokenize(caption)
+    """The language of a caption that is not in English, by its words or its alphabet; None: English, or too short to
+    say."""
+    words = set(tokenize(caption))
     letters = [letter for letter in caption if letter.isalpha()]
-    if letters and sum(ord(letter) > 0x24F for letter in letters) > len(letters) / 2:
+    # Vietnamese has Latin letters beyond the first blocks
+    other = sum(ord(letter) > 0x24F and not 0x1E00 <= ord(letter) < 0x1F00 for letter in letters)
+    if letters and other > len(letters) / 2:
         return "another alphabet"
     english = sum(word in _ENGLISH for word in words)
-    found = {language: sum(word in known for word in words) for language, known in _FOREIGN_WORDS.items()}
+    found = {language: sum(word in known or any(letter in word for letter in _LETTERS.get(language, ""))
+                           for word in words) for language, known in _FOREIGN_WORDS.items()}
     language = max(found, key=lambda name: found[name])
-    return language if found[language] > english and (found[language] > 1 or len(words) < 8) else None
+    count, letters_of = found[language], _LETTERS.get(language, "")
+    clear = any(word in _FOREIGN_WORDS[language] - _IN_NAMES or any(letter in word for letter in letters_of)
+                for word in words) or count > 1 and 2 * count >= len(words)
+    return language if clear and count > english and (count > 1 or len(words) < 8) else None
 
 
 def _is_negated(tokens: list[Token], start: int) -> bool:
-    """Whether the noun phrase around ``start`` names a thing that is not there."""
+    """Whether the noun phrase around ``start`` follows words that say that its thing is not there."""
+    begun = article = False  # a determiner has been passed; the phrase is a later one of a list, with an article
     for place in range(start - 1, -1, -1):
-        word = tokens[place].text
+        word, before, after = tokens[place].text, tokens[place - 1].text if place else "", tokens[place + 1].text
         if word in _NEGATORS:
+            return _negates(tokens, place) and not (article and word == "no")
+        if f"{before} {word}" in _NEGATING_PAIRS:
             return True
-        goes_on = word in ("or", "nor") or word == "and" and tokens[place + 1].text not in _BEGINS_PHRASE
-        if not goes_on and tokens[place].tag not in _WITHIN_PHRASE:
-            return False
+        if word in _HAVING:
+            return _is_not_having(tokens, place)
+        if word in ("or", "and") and (after not in _BEGINS_PHRASE or word == "or"):
+            begun, article = False, after in _BEGINS_PHRASE
+        elif word == "," and _goes_on_to_or(tokens, place):
+            begun = False
+        elif word == "of" and before in _NO_THING | _SOUNDS | _AMOUNTS | _SIGNS:
+            begun = False
+        elif word not in _BETWEEN:
+            if begun or tokens[place].tag not in _WITHIN_PHRASE:
+                return False
+            begun = word in _BEGINS_PHRASE
     return False
+
+
+def _negates(tokens: list[Token], place: int) -> bool:
+    """Whether the negator at ``place`` says that a thing is not there."""
+    word, before = tokens[place].text, [token.text for token in tokens[max(0, place - 3):place]]
+    if tokens[place + 1].text in _VOID:
+        return False
+    if word == "without" and (before[-2:] == ["with", "or"] or before[-1:] in (["never"], ["not"])):
+        return False
+    return not (word in _OTHER_THAN and _NOBODY & set(before))
+
+
+def _is_not_having(tokens: list[Token], verb: int) -> bool:
+    """Whether a verb such as "have" is negated: "does not have", "no longer has"."""
+    place = verb - 1
+    while place > 0 and tokens[place].text in _BETWEEN:
+        place -= 1
+    return place >= 0 and tokens[place].text in _NOT_HAVING
+
+
+def _goes_on_to_or(tokens: list[Token], comma: int) -> bool:
+    """Whether a list with this comma ends in "or": "no dogs, cats or birds"."""
+    place = comma + 1
+    if place < len(tokens) and tokens[place].text in _BEGINS_PHRASE:
+        return False
+    while place < len(tokens) and (tokens[place].is_noun or tokens[place].tag in ("JJ", "CD") or
+                                   tokens[place].text == ","):
+        place += 1
+    return place < len(tokens) and tokens[place].text in ("or", "nor")
+
+
+def _is_said_absent(tokens: list[Token], end: int) -> bool:
+    """Whether the words after a noun phrase say that its thing is not there: "cars are not visible"."""
+    return _NOT_THERE.match(" ".join(token.text for token in tokens[end:end + 6])) is not None
 
 
 @lru_cache(maxsize=1)
@@ -221,6 +355,10 @@ def _is_place(tokens: list[Token], start: int) -> bool:
 
 def _is_aside(tokens: list[Token], start: int, word: str) -> bool:
     """Whether ``word`` counts only where nothing else is named: a siren, a game, the ball of a game ("playing
-    football"), or a place."""
+    football"), a place, or a hashtag outside of a sentence."""
+    if start > 0 and tokens[start - 1].text == "#":
+        before = [token.text for token in tokens[max(0, start - 3):start - 1]]
+        if before[:1] == ["#"] or not before or tokens[start - 2].tag not in _BEFORE_HASHTAG:
+            return True
     played = start > 0 and tokens[start - 1].text in ("play", "played", "playing", "plays")
     return word == _SIREN or word in _GAMES or (played and word.endswith("ball")) or _is_place(tokens, start)

@@ -43,8 +43,8 @@ _VERBS = frozenset("""
     chatters chirps chuckles clangs clanks claps clatters clicks climbs clinks clucks coos coughs cracks crashes
     creaks cries croaks crows crunches cuts dings dooks drains drills drinks drips drives drones drums eats falls
     fires flies flows flushes gallops gobbles grinds growls grunts hammers hisses hits honks hoots howls hums idles
-    jingles jumps kicks knocks laughs leaks leaps licks meows moans moos neighs oinks opens passes pecks peeps plays
-    pops pounds pours pulls pumps purrs quacks rains rattles reverses revs rings roars rolls rubs rumbles runs
+    jingles jumps kicks knocks laughs leaks leaps licks meows moans moos moves neighs oinks opens passes pecks peeps
+    plays pops pounds pours pulls pumps purrs quacks rains rattles reverses revs rings roars rolls rubs rumbles runs
     rushes rustles scrapes scratches screams screeches scrubs shakes shouts shuts sighs sings sizzles skates skids
     skips slams slaps slides slips smashes snaps sneezes sniffs snores sounds speaks spins spits splashes splits
     squawks squeaks squeals starts stirs stops strikes strums sweeps swims swings talks taps throws thuds ticks

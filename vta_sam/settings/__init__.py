@@ -25,6 +25,7 @@ MAX_WORDS = 8
 RUN_FOLDER = ("runs", "exp", "seed", "name")  # the settings that name a training run's folder
 
 _DEVICE = "cpu, cuda, cuda:1, …; auto: cuda where there is one"
+_SOUND = "which of a video's sounds, by its language as tagged (ger) or its number from 0; null: what players play"
 _THREADS = "processor threads of torch; null: torch's choice"
 
 
@@ -80,6 +81,8 @@ class GenerateSettings(SharedWork):
     negative_caption: Text | None = setting("what it should not sound like")
     negative_objects: Words | None = setting("likewise, as words")
     mix: Annotated[Number, Field(ge=0, le=1)] = setting("gain of the video's own sound beside the generated one", 0.0)
+    sound: Text | None = setting(_SOUND)
+    keep_location: Switch = setting("keep where the video was filmed, which is left out else", False)
     wav: Switch = setting("also write the generated sound alone", False)
     picture: Switch = setting("also draw frames, object probabilities and spectrogram", True)
     overwrite: Switch = setting("make again what is there", False)
@@ -115,6 +118,8 @@ class GenerateSettings(SharedWork):
         for name in ("objects", "negative_objects"):
             if len(found := getattr(self, name) or ()) > MAX_WORDS:
                 raise ValueError(f"{name}: {len(found)} are named, at most {MAX_WORDS} can be; leave some out")
+        if self.sound is not None and not self.mix:
+            raise ValueError("sound= names the sound that mix= adds; give mix= too")
         if self.model is not None and self.model.suffix == ".yaml":
             raise ValueError(f"model={self.model}: name its folder")
         return self
@@ -134,6 +139,7 @@ class ExtractSettings(SharedWork):
     features: Part = setting("further features per frame, by name: recipes of their extractors", {})
     fps: Annotated[Number, Field(ge=0.01, le=1000)] = setting("frames a second that are extracted", 12.5)
     sample_rate_hz: Annotated[Whole, Field(ge=1000, le=384_000)] = setting("of the sound", 16_000)
+    sound: Text | None = setting(_SOUND)
     shard_size: Positive = setting("clips a shard: at most so many are lost by a kill", 64)
     workers: Positive = setting("decoding processes", 2)
     chunk_frames: Positive = setting("frames that travel, and that the extractors get, at once", 32)
@@ -238,6 +244,7 @@ class EvaluateSettings(MeasureSettings):
 
     generated: Folders | None = setting("folder of sounds or videos, or several")
     reference: LocalPath | None = setting("folder of the true sounds, or of the videos that have them")
+    sound: Text | None = setting(f"of the true videos: {_SOUND}")
     out: LocalPath = setting("folder of evaluation.json, clips.csv and figures.png", "evaluation")
 
     @model_validator(mode="after")

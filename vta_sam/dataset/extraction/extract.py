@@ -69,6 +69,7 @@ class Extraction:
         retry_failed: try clips again that earlier runs listed as failed.
         features: extractors of further features per frame.
         sample_rate_hz: of the stored sound.
+        sound: which of a video's sounds, by number or language; None: the one that a player plays.
     """
 
     manifest: Path
@@ -88,6 +89,7 @@ class Extraction:
     retry_failed: bool = False
     features: Sequence[FrameExtractor] = ()
     sample_rate_hz: int = MelSpec().sample_rate_hz
+    sound: str | None = None
 
     @property
     def extractors(self) -> Extractors:
@@ -105,7 +107,7 @@ class Extraction:
         """
         self._check()
         extractors, rows, out = self.extractors, read_manifest(self.manifest), self.out
-        config = _config(extractors, self.fps, self.sample_rate_hz, self.shard_size, self.hwaccel)
+        config = _config(extractors, self.fps, self.sample_rate_hz, self.shard_size, self.hwaccel, self.sound)
         all_slices = slices(rows, self.shard_size)
         folder = ShardFolder(out, _describe(rows, extractors, config), config, all_slices)
         folder.require_same()
@@ -174,7 +176,7 @@ class _Work:
 
     def __init__(self, asked: Extraction, planned: ExtractionPlan, progress: Progress | None) -> None:
         self.folder, self.progress = planned.folder, progress
-        self.extractor = ClipExtractor(asked.videos, asked.extractors, asked.fps, asked.sample_rate_hz)
+        self.extractor = ClipExtractor(asked.videos, asked.extractors, asked.fps, asked.sample_rate_hz, asked.sound)
         self.clips = sum(len(task.part.rows) for task in planned.tasks)
         self.done = sum(len(task.part.rows) for task in planned.tasks if task.item.deed is Deed.KEEP)
         self.failed, self.told = 0, False
@@ -224,13 +226,13 @@ def extract_dataset(manifest: Path, videos: Path, out: Path, grounder: Grounder,
                     progress: Progress | None = None, limit_s: float = 60.0, memory_mb: int = 4096,
                     chunk_frames: int = CHUNK_FRAMES, hwaccel: str | None = None,
                     retry_failed: bool = False, features: Sequence[FrameExtractor] = (),
-                    sample_rate_hz: int = MelSpec().sample_rate_hz) -> DatasetInfo:
+                    sample_rate_hz: int = MelSpec().sample_rate_hz, sound: str | None = None) -> DatasetInfo:
     """Plan and run an :class:`Extraction`, whose arguments these are ⇒ the dataset as it is then in ``out``.
 
     ``progress`` and errors are those of :meth:`Extraction.run`.
     """
     asked = Extraction(Path(manifest), Path(videos), Path(out), grounder, encoder, fps, shard_size, workers, rank,
-                       world, limit_s, memory_mb, chunk_frames, hwaccel, retry_failed, features, sample_rate_hz)
+                       world, limit_s, memory_mb, chunk_frames, hwaccel, retry_failed, features, sample_rate_hz, sound)
     return asked.run(progress=progress)
 
 
@@ -242,18 +244,20 @@ class ClipExtractor:
         extractors: of the features.
         fps: frame rate of the features.
         sample_rate_hz: of the stored sound.
+        sound: which of a video's sounds, as of :class:`Extraction`.
     """
 
     def __init__(self, videos: Path, extractors: Extractors, fps: float,
-                 sample_rate_hz: int = MelSpec().sample_rate_hz):
-        self.videos, self.extractors, self.sample_rate_hz = videos, extractors, sample_rate_hz
+                 sample_rate_hz: int = MelSpec().sample_rate_hz, sound: str | None = None):
+        self.videos, self.extractors, self.sample_rate_hz, self.sound = videos, extractors, sample_rate_hz, sound
         self.fps = float(fps)  # 4 and 4.0 are the same record
 
     def request(self, row: Row) -> ClipRequest:
         """The request to decode a row's clip."""
         return ClipRequest(
             path=str(self.videos / row.path), fps=self.fps, start_s=row.start_s, duration_s=row.duration_s,
-            fits=self.extractors.fits, sample_rate_hz=self.sample_rate_hz, chunk_frames=self.extractors.chunk_frames)
+            fits=self.extractors.fits, sample_rate_hz=self.sample_rate_hz, chunk_frames=self.extractors.chunk_frames,
+            sound=self.sound)
 
     def record(self, row: Row, clip: ClipStream) -> dict[str, bytes] | InputError:
         """The members of a clip's record, or the error that prevents one.
@@ -293,7 +297,7 @@ class ClipExtractor:
 
 
 def _config(extractors: Extractors, fps: float, sample_rate_hz: int, shard_size: int, hwaccel: str | None,
-            ) -> dict[str, Any]:
+            sound: str | None) -> dict[str, Any]:
     """All settings that change a record, or the assignment of records to shards."""
     grounder, encoder = extractors.grounder, extractors.encoder
     config = {
@@ -306,7 +310,8 @@ def _config(extractors: Extractors, fps: float, sample_rate_hz: int, shard_size:
     }
     further = {name: {"fingerprint": part.fingerprint, "settings": dict(part.settings), "fit": repr(part.fit)}
                for name, part in zip(extractors.names, extractors.features)}
-    return config | {"features": further} if further else config  # the same hash as of older datasets without any
+    # left out where there is none, so that the hash is that of older datasets
+    return config | ({"features": further} if further else {}) | ({"sound": sound} if sound is not None else {})
 
 
 def _describe(rows: list[Row], extractors: Extractors, config: dict[str, Any]) -> DatasetInfo:

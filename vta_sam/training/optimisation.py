@@ -1,4 +1,9 @@
-"""How every stage is optimised: AdamW and its schedule, attention kernels, and the number format, which is measured."""
+"""How every stage is optimised: AdamW and its schedule, attention kernels, the number format, which is measured, and
+FSDP2.
+
+FSDP2 is for networks that one GPU can't hold, and experimental: torch's fully_shard shards parameters, gradients and
+moments, Lightning's ModelParallelStrategy writes checkpoints, which stay whole files.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +15,23 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from types import MethodType
+from typing import Any, Literal
 
 import lightning as L
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..dataset.shards.batch import ClipBatch
+from ..diffusion.condition import Condition, Conditioner
+from ..diffusion.latent_diffusion import LatentDiffusion
+from ..runtime.errors import InputError
 from ..runtime.files import write_text
 
 
@@ -133,3 +146,57 @@ def _seconds_a_step(module: L.LightningModule, batch: ClipBatch, device: str, bf
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     return min(times[1:])
+
+
+def to_be_sharded(module: L.LightningModule) -> None:
+    """Have Lightning shard the parameters of the diffusion stage's module over the processes when the fit begins.
+
+    Args:
+        module: changed in place.
+
+    Raises:
+        InputError: it is another stage's module, whose networks are small; or its conditioner guides sampling, and so
+            reads its parameters where nothing gathers them.
+    """
+    if not isinstance(module, LatentDiffusion):
+        raise InputError("strategy=fsdp2 is for stage diffusion; the other stages' networks are small: leave theirs "
+                         "at ddp")
+    if type(module.conditioner).guide is not Conditioner.guide:
+        raise InputError(f"strategy=fsdp2 can't be used with {type(module.conditioner).__name__}, which guides "
+                         "sampling by its own network; use strategy=ddp")
+    # on this module alone: the averaging callback calls the hook of a class that has one, outside of any strategy
+    module.configure_model = MethodType(_shard, module)  # type: ignore[method-assign]
+
+
+def _shard(module: LatentDiffusion) -> None:
+    _register_condition()
+    assert module.device_mesh is not None, "the strategy has set it by now"
+    mesh = module.device_mesh["data_parallel"]
+    for block in module.denoiser.blocks():  # gathered and let go one by one, while the one after is on its way
+        fully_shard(block, mesh=mesh)
+    fully_shard(module.denoiser, mesh=mesh)
+    fully_shard(module.conditioner, mesh=mesh)
+    register_fsdp_forward_method(module.conditioner, "null")
+
+
+@cache
+def _register_condition() -> None:
+    """Make Condition a container whose tensors torch finds. FSDP2 puts a hook on each tensor that a forward pass
+    returns; the hook gathers the network's parameters for the backward pass."""
+    torch.export.register_dataclass(Condition)
+
+
+@torch.no_grad()
+def fill_whole(module: nn.Module, state: dict[str, Any]) -> None:
+    """Load whole tensors into a sharded module, then put whole parameters in place of its shards, in every process. The
+    module can then be saved, and no longer be trained or used.
+
+    Args:
+        module: changed in place.
+        state: its whole state dict.
+    """
+    set_model_state_dict(module, state, options=StateDictOptions(full_state_dict=True))
+    for part in module.modules():
+        for name, parameter in part.named_parameters(recurse=False):
+            if isinstance(parameter, DTensor):
+                setattr(part, name, nn.Parameter(parameter.full_tensor(), requires_grad=parameter.requires_grad))

@@ -31,6 +31,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..dataset.shards.batch import ClipBatch
 from ..diffusion.condition import Condition, Conditioner
 from ..diffusion.latent_diffusion import LatentDiffusion
+from ..runtime.distributed import choose_accelerator
 from ..runtime.errors import InputError
 from ..runtime.files import write_text
 
@@ -101,6 +102,13 @@ WORTH_IT = 0.9  # bf16 must take less than this share of fp32's time
 
 def training_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def stage_device(accelerator: str) -> torch.device:
+    """The device of a stage's ``fit.accelerator``; of several GPUs, the one that this process has taken. Raises
+    InputError where it is not here."""
+    kind = choose_accelerator(accelerator)
+    return torch.device(kind if kind != "gpu" else "cuda" if torch.cuda.is_available() else "mps")
 
 
 def choose_precision(wanted: str, module: L.LightningModule, batch: ClipBatch, folder: Path) -> Precision:

@@ -200,6 +200,24 @@ def test_a_batch_is_as_clip_by_clip(codec, tmp_path):
         assert np.allclose(batched[key], moments, rtol=2e-3, atol=2e-3)  # of fp16
 
 
+def test_training_scales_by_its_own_split(root, info, by_training, tmp_path):
+    """A folder of an earlier release has one number, of all splits, and keeps it."""
+    measured = json.loads(by_training[latents.INFO_NAME])
+    (tmp_path / "latents.json").write_text(json.dumps(measured))
+    for name, content in by_training.items():
+        if name.endswith(".safetensors") and name.startswith("train"):
+            (tmp_path / name).write_bytes(content)
+    moments = [m for shard in info.shards("train") for m in latents.read_latents(tmp_path, shard).values()]
+    mean, log_variance = np.split(np.stack(moments).astype(np.float64), 2, axis=1)
+    std = np.sqrt(mean.var() + np.exp(log_variance).mean())
+    vae = ModelRecipe(clip=SPEC.settings(), codec=KNOWN_CODEC)
+    assert codec_stages.latent_scale(vae, tmp_path, "train") == pytest.approx(1 / std, rel=1e-9)
+    assert latents.read_std(tmp_path) != latents.read_std(tmp_path, "train") != latents.read_std(tmp_path, "val")
+    del measured["std_of_split"]
+    (tmp_path / "latents.json").write_text(json.dumps(measured))
+    assert codec_stages.latent_scale(vae, tmp_path, "train") == 1 / measured["std"]
+
+
 def test_training_reads_a_dataset_by_url_with_latents_here(root, info, codec, by_training, tmp_path):
     with serving(root) as shelf:
         folder = codec_stages.encode_latents(stage_context(storage_of(shelf.url, tmp_path), info), codec)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -151,6 +152,29 @@ def test_another_number_of_batches_a_step_validates_and_steps_as_before(before, 
     for step, figures in record.validations.items():
         assert figures == pytest.approx(expected.validations[step], abs=1e-4)
     assert torch.load(tmp_path / "stopped" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == STEPS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["condition", "diffusion"])
+@pytest.mark.parametrize("fall", [STEPS, STEPS // 2])
+def test_a_finished_stage_goes_on_to_more_steps_as_if_it_had_been_longer(stage, fall, root, whole, tmp_path):
+    """The rate falls over all steps, or has come to its end before the further ones."""
+    vae, short = whole["vae"][0] / "model", stage_settings(STEPS // 2, validate_every=4)
+    long = replace(stage_settings(STEPS), schedule_steps=fall)
+    (folder, expected) = whole[stage] if fall == STEPS else (
+        tmp_path / "whole", run_stage(stage, root, tmp_path / "whole", vae, settings=long))
+    begun = run_stage(stage, root, tmp_path / "longer", vae, settings=replace(short, schedule_steps=fall))
+    assert sorted(begun.losses) == [1, 2, 3, 4] and (tmp_path / "longer" / "model" / "model.yaml").exists()
+    record = run_stage(stage, root, tmp_path / "longer", vae, settings=long)
+    assert begun.losses | record.losses == expected.losses and sorted(record.losses) == [5, 6, 7, 8]
+    assert begun.validations | record.validations == expected.validations
+    assert_same_weights(tmp_path / "longer", folder)
+    for name in ("last", "best"):
+        left, right = (torch.load(place / "checkpoints" / f"{name}.ckpt", weights_only=True)
+                       for place in (tmp_path / "longer", folder))
+        assert left["global_step"] == right["global_step"]
+        for kind in ("state_dict", "current_model_state"):
+            assert all(torch.equal(left[kind][key], value) for key, value in right[kind].items())
 
 
 def test_a_run_is_its_seed(root, whole, tmp_path):

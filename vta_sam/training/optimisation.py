@@ -42,7 +42,7 @@ class AdamWithWarmup:
 
     Attributes:
         learning_rate: the peak.
-        steps: of the whole stage.
+        steps: over which the rate rises and falls.
         warmup_steps: of the rise.
         weight_decay: of matrices; biases, norms and single vectors are not decayed.
         betas: AdamW's.

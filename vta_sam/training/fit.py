@@ -19,7 +19,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import lightning as L
-import torch
 import yaml
 from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -29,7 +28,9 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from ..dataset.shards.datamodule import ShardDataModule
 from ..runtime.distributed import Processes, choose_accelerator, visible_gpus
 from ..runtime.errors import InputError
-from .callbacks import AtomicCheckpointIO, ExponentialMovingAverage, GradientClipping, LastCheckpoint, StepProgress
+from .callbacks import (
+    AtomicCheckpointIO, ExponentialMovingAverage, GradientClipping, LastCheckpoint, StepProgress, load_mapped
+)
 from .optimisation import attention_kernels, choose_precision, fill_whole, to_be_sharded, training_device
 from .preemption import Preemption
 from .run_folder import StageFolder
@@ -256,7 +257,7 @@ def fit(
         raise
     finally:
         close(trainer.loggers)
-    best = read_checkpoint(folder.best_checkpoint, module)["state_dict"]
+    best = read_checkpoint(folder.best_checkpoint, module)["state_dict"]  # Adam's moments stay in the file
     if sharded:
         fill_whole(module, best)
     else:
@@ -323,7 +324,7 @@ def _devices(processes: Processes, sharded: bool) -> dict[str, Any]:
 def read_checkpoint(path: Path, module: L.LightningModule) -> dict:
     """The content of a checkpoint of this very module. Raises InputError when it is damaged or of another model."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_mapped(path)
     except Exception as error:  # torch raises half a dozen kinds for a file that isn't its own
         reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])[:200]
         raise InputError(

@@ -31,7 +31,9 @@ from ..runtime.errors import InputError
 from .callbacks import (
     AtomicCheckpointIO, ExponentialMovingAverage, GradientClipping, LastCheckpoint, StepProgress, load_mapped
 )
-from .optimisation import attention_kernels, choose_precision, fill_whole, to_be_sharded, training_device
+from .optimisation import (
+    attention_kernels, choose_precision, fill_whole, may_leave_out, to_be_sharded, training_device
+)
 from .preemption import Preemption
 from .run_folder import StageFolder
 
@@ -238,7 +240,7 @@ def fit(
     trainer = L.Trainer(
         default_root_dir=folder.path,
         max_steps=settings.steps,
-        accelerator=accelerator, precision=precision, **_devices(processes, sharded),
+        accelerator=accelerator, precision=precision, **_devices(processes, sharded, may_leave_out(module)),
         accumulate_grad_batches=settings.accumulate,
         val_check_interval=settings.validate_every * settings.accumulate, check_val_every_n_epoch=None,
         num_sanity_val_steps=0, log_every_n_steps=10, enable_progress_bar=False, enable_model_summary=False,
@@ -304,15 +306,14 @@ def _callbacks(folder: StageFolder, settings: FitSettings, label: str, monitor: 
     ]
 
 
-def _devices(processes: Processes, sharded: bool) -> dict[str, Any]:
+def _devices(processes: Processes, sharded: bool, find_unused: bool) -> dict[str, Any]:
     """The trainer's arguments about devices and processes. Lightning doesn't read SLURM's variables by itself: its
     handler would save in the middle of a step, and whichever stage comes next would load its checkpoint."""
     if processes.world == 1:
         return {"devices": 1, "plugins": [AtomicCheckpointIO(), LightningEnvironment()]}
-    # parts of a conditioner may be switched off by its settings, and get no gradient
     strategy = ModelParallelStrategy(data_parallel_size=processes.world, tensor_parallel_size=1,
                                      save_distributed_checkpoint=False) if sharded else \
-        DDPStrategy(find_unused_parameters=True)
+        DDPStrategy(find_unused_parameters=find_unused, gradient_as_bucket_view=True)
     placed = processes.placed(visible_gpus())
     return {
         "devices": placed.local_world, "num_nodes": placed.machines, "use_distributed_sampler": False,

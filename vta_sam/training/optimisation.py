@@ -60,7 +60,10 @@ class AdamWithWarmup:
 
     def __call__(self, module: nn.Module) -> dict:
         """The optimiser and schedule, as LightningModule.configure_optimizers returns them."""
-        optimiser = torch.optim.AdamW(self._groups(module), betas=(self.betas[0], self.betas[1]))
+        groups = self._groups(module)
+        fused = all(parameter.is_cuda and not isinstance(parameter, DTensor)
+                    for group in groups for parameter in group["params"])
+        optimiser = torch.optim.AdamW(groups, betas=(self.betas[0], self.betas[1]), fused=fused or None)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, self.factor)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -83,6 +86,24 @@ class AdamWithWarmup:
             decay = self.weight_decay if parameter.ndim > 1 else 0.0
             groups.setdefault((self.learning_rate * factor, decay), []).append(parameter)
         return [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
+
+
+_KNOWN_PACKAGES = ("vta_sam", "torch", "diffusers", "transformers")
+
+
+def may_leave_out(module: nn.Module) -> bool:
+    """Whether a training step may leave trainable parameters without a gradient, as far as is known. DDP then has to
+    look for them in every step.
+
+    It isn't known of networks of one's own. Of this project's networks all parameters take part, but for parts of a
+    conditioner that stages of their own train, and that are not frozen though they have no rate in stage 3.
+    """
+    if any(type(part).__module__.partition(".")[0] not in _KNOWN_PACKAGES for part in module.modules()):
+        return True
+    conditioner = getattr(module, "conditioner", None)
+    parts = conditioner.pretrained.values() if isinstance(conditioner, Conditioner) else ()
+    still = [getattr(conditioner, part.attribute) for part in parts if part.rate == 0]
+    return any(parameter.requires_grad for part in still if part is not None for parameter in part.parameters())
 
 
 @contextmanager

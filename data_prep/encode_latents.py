@@ -21,7 +21,7 @@ def count_shards(settings) -> int:
 def main(settings):
     from vta_sam.checkpoints.model_folder import read_recipe
     from vta_sam.dataset.extraction.progress import terminal_progress
-    from vta_sam.dataset.shards.latents import encode_dataset, latents_folder, plan_latents
+    from vta_sam.dataset.shards.latents import batch_samples_on, encode_dataset, latents_folder, plan_latents
     from vta_sam.dataset.shards.schema import read_dataset
     from vta_sam.dataset.shards.storage import storage_of
     from vta_sam.runtime.distributed import choose_device, share_of_plan, share_of_work
@@ -50,7 +50,8 @@ def main(settings):
             done += records
             show(done, total, 0)
 
-        complete = encode_dataset(root, info, codec.to(device), out, rank, world, advance, planned)
+        complete = encode_dataset(root, info, codec.to(device), out, rank, world, advance, planned,
+                                  batch_samples_on(device))
     print(f"{out} is complete" if complete else
           f"{out}: this share is done; other workers' shards are missing still, the last worker writes latents.json")
 

@@ -1,22 +1,28 @@
 """Latent shards made beforehand by any number of workers: the same bytes as by one, resumed, and found by training."""
 
+import json
 import runpy
 import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from shard_server import serving
-from tiny_data import CODEC, SPEC, build, stage_context, write_dataset
+from tiny_data import CODEC, SPEC, a_clip, build, stage_context, write_dataset
+from together import finish, start
 
 from vta_sam.checkpoints.model_folder import ModelRecipe, save_model
 from vta_sam.dataset.shards import latents
 from vta_sam.dataset.shards.latents import encode_dataset, is_complete, latents_folder
-from vta_sam.dataset.shards.schema import read_dataset
+from vta_sam.dataset.shards.records import write_shard
+from vta_sam.dataset.shards.schema import ShardInfo, read_dataset
 from vta_sam.dataset.shards.storage import storage_of
+from vta_sam.runtime.distributed import Processes
 from vta_sam.runtime.errors import InputError
 from vta_sam.training import codec_stages
+from vta_sam.training.preemption import Preemption
 
 SCRIPT = Path(__file__).resolve().parents[1] / "data_prep" / "encode_latents.py"
 KNOWN_CODEC = {**CODEC, "mel_mean": -5.0, "mel_std": 2.0}
@@ -138,6 +144,78 @@ def test_training_finds_it_complete(root, info, codec, tmp_path, monkeypatch):
     monkeypatch.setattr(type(codec), "encode_moments", never)
     assert codec_stages.encode_latents(stage_context(copy, info), codec) == folder
     assert latents.read_std(folder) > 0
+
+
+def one_of_several(root, vae):
+    """A process of a job that trains together, as far as the latents."""
+    torch.set_num_threads(1)
+    processes = Processes.of_environment()
+    with processes.connected():
+        context = stage_context(Path(root), read_dataset(root), preemption=Preemption(processes))
+        made, original = [], latents.write_bytes
+        latents.write_bytes = lambda path, *rest, **more: (made.append(path.name), original(path, *rest, **more))
+        codec_stages.encode_latents(context, codec_stages.load_codec(Path(vae), SPEC)[0], "cpu")
+        print(f"made {len(made)}")
+
+
+@pytest.mark.slow
+def test_every_process_of_a_job_makes_its_share(root, vae, by_training, tmp_path):
+    copy = shutil.copytree(root, tmp_path / "shards")
+    ended = finish(start(2, copy, vae, work=one_of_several))
+    assert [status for status, _ in ended] == [0, 0] and all("made 3" in said for _, said in ended), ended
+    assert contents(copy / by_training[""].decode()) == by_training
+
+
+@pytest.mark.slow
+def test_the_process_that_fails_is_named_and_ends_all(root, vae, by_training, tmp_path):
+    copy = shutil.copytree(root, tmp_path / "shards")
+    (copy / "train-000000.tar").write_bytes(b"no tar")  # the first of the second process
+    ended = finish(start(2, copy, vae, work=one_of_several))
+    assert [status for status, _ in ended] == [2, 1], ended
+    assert "process 1 of 2:" in ended[1][1] and "train-000000.tar" in ended[1][1] and "Error" not in ended[0][1]
+    folder = copy / by_training[""].decode()
+    assert len(list(folder.glob("*.safetensors"))) == 3 and not (folder / latents.INFO_NAME).exists()
+
+
+def test_the_codec_works_on_the_stages_device_in_batches(root, info, codec, by_training, tmp_path, monkeypatch):
+    copy, moved, sizes = shutil.copytree(root, tmp_path / "shards"), [], []
+    encode_batch = type(codec).encode_batch
+    monkeypatch.setattr(codec_stages, "stage_device", lambda accelerator: torch.device(accelerator, 1))
+    monkeypatch.setattr(type(codec), "to", lambda self, device: moved.append(device))  # no such device is here
+    monkeypatch.setattr(type(codec), "encode_batch", lambda self, x: sizes.append(len(x)) or encode_batch(self, x))
+    folder = codec_stages.encode_latents(stage_context(copy, info), codec, "cuda")
+    assert moved == [torch.device("cuda", 1)] and sorted(sizes) == [1, 1, 2, 2, 2, 2]
+    assert contents(folder).keys() == by_training.keys()
+
+
+def test_a_batch_is_as_clip_by_clip(codec, tmp_path):
+    """Clips of three lengths in one shard, of which two fit into a batch."""
+    clips = [a_clip(f"{i}", duration_s) for i, duration_s in enumerate((1.28, 2.0, 1.28, 1.28, 2.0, 0.31))]
+    shard = ShardInfo("train-000000.tar", write_shard(tmp_path / "train-000000.tar", clips), 0)
+    for name, samples in (("single", 0), ("batched", 2 * 20_480)):
+        latents._encode_shards([shard], lambda _: clips, codec, tmp_path / name, None, samples)
+    single, batched = (latents.read_latents(tmp_path / name, shard) for name in ("single", "batched"))
+    assert list(single) == list(batched) and len({moments.shape for moments in single.values()}) == 3
+    for key, moments in single.items():
+        assert np.allclose(batched[key], moments, rtol=2e-3, atol=2e-3)  # of fp16
+
+
+def test_training_scales_by_its_own_split(root, info, by_training, tmp_path):
+    """A folder of an earlier release has one number, of all splits, and keeps it."""
+    measured = json.loads(by_training[latents.INFO_NAME])
+    (tmp_path / "latents.json").write_text(json.dumps(measured))
+    for name, content in by_training.items():
+        if name.endswith(".safetensors") and name.startswith("train"):
+            (tmp_path / name).write_bytes(content)
+    moments = [m for shard in info.shards("train") for m in latents.read_latents(tmp_path, shard).values()]
+    mean, log_variance = np.split(np.stack(moments).astype(np.float64), 2, axis=1)
+    std = np.sqrt(mean.var() + np.exp(log_variance).mean())
+    vae = ModelRecipe(clip=SPEC.settings(), codec=KNOWN_CODEC)
+    assert codec_stages.latent_scale(vae, tmp_path, "train") == pytest.approx(1 / std, rel=1e-9)
+    assert latents.read_std(tmp_path) != latents.read_std(tmp_path, "train") != latents.read_std(tmp_path, "val")
+    del measured["std_of_split"]
+    (tmp_path / "latents.json").write_text(json.dumps(measured))
+    assert codec_stages.latent_scale(vae, tmp_path, "train") == 1 / measured["std"]
 
 
 def test_training_reads_a_dataset_by_url_with_latents_here(root, info, codec, by_training, tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from models import CAPTION_DIM, FRAME_DIM, OBJECT_DIM, SPEC, make_batch, make_features, make_model_folder, make_recipe
+from tiny_data import stage_settings
 
 from vta_sam.conditioners.foleycrafter import DecoupledCrossAttention
 from vta_sam.dataset.shards.batch import Augmentation, collate, window_of
@@ -16,7 +17,9 @@ from vta_sam.diffusion.latent_diffusion import LatentDiffusion
 from vta_sam.diffusion.objective import VPrediction
 from vta_sam.generation.build import build_denoiser
 from vta_sam.generation.pipeline import load
-from vta_sam.training.optimisation import AdamWithWarmup
+from vta_sam.training.optimisation import AdamWithWarmup, may_leave_out
+from vta_sam.training.part_stages import PartInputs
+from vta_sam.training.stages import STAGES
 
 ENCODER: dict[str, Any] = {"_target_": "temporal_semantic_encoder", "frame_dim": FRAME_DIM,
                            "object_dim": OBJECT_DIM, "fps": SPEC.fps, "width": 16, "layers": 1, "heads": 2}
@@ -251,3 +254,45 @@ def test_diff_foley_climbs_where_its_classifier_says():
     conditioner.classifier_scale = 0.0
     assert conditioner.guide(batch) is None
     assert all(parts_of(name)[1].guide(batch) is None for name in RECIPES if name != "diff_foley")
+
+
+def without_gradient(module: torch.nn.Module, batch) -> list[str]:
+    """Trainable parameters that a training step leaves out."""
+    module.train()
+    module.training_step(batch, 0).backward()
+    return [name for name, parameter in module.named_parameters()
+            if parameter.requires_grad and parameter.grad is None]
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")
+@pytest.mark.parametrize("name", [*RECIPES, "blind", "no double guidance"])
+def test_ddp_is_told_to_look_for_parameters_that_a_step_leaves_out(name, monkeypatch):
+    """Frozen parts of earlier stages leave nothing to look for; nor does a part that settings switch off."""
+    monkeypatch.setitem(RECIPES, "blind", {**VTA_SAM, "encoder": {**ENCODER, "use_frames": False}})
+    monkeypatch.setitem(RECIPES, "no double guidance", {**RECIPES["diff_foley"], "classifier_scale": 0.0})
+    batch = make_batch("a", "b")
+    batch.moments = torch.randn(2, 16, SPEC.columns, 4, generator=torch.Generator().manual_seed(0))
+    for frozen in (False, True):
+        unet, conditioner = parts_of(name)
+        parts = [getattr(conditioner, part.attribute) for part in conditioner.pretrained.values() if not part.rate]
+        for part in parts if frozen else ():
+            part.requires_grad_(False)
+        module = LatentDiffusion(unet, conditioner, VPrediction(), 1.0, 0.1, Augmentation(), lambda m: None)
+        looks = may_leave_out(module)
+        assert looks == (bool(parts) and not frozen) and (looks or not without_gradient(module, batch))
+    module.denoiser.mine = type("Mine", (torch.nn.Identity,), {"__module__": "mine"})()
+    assert may_leave_out(module), "of a network of one's own nothing is known"
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")
+@pytest.mark.parametrize("stage, system", [
+    ("condition", "vta_sam"), ("condition", "vta_ldm"), ("onsets", "foleycrafter"), ("contrastive", "diff_foley"),
+    ("classifier", "diff_foley"),
+])
+def test_a_step_of_a_conditioners_stage_leaves_no_parameter_out(stage, system):
+    settings = stage_settings()
+    settings.weights.update(between=1.0, within=1.0)
+    module = STAGES[stage].module(PartInputs(SPEC, parts_of(system)[1], settings, Augmentation(), 1.0, VPrediction()))
+    batch = make_batch("a", "b")
+    batch.moments = torch.randn(2, 16, SPEC.columns, 4, generator=torch.Generator().manual_seed(0))
+    assert not without_gradient(module, batch) and not may_leave_out(module)

@@ -146,6 +146,7 @@ def test_another_config_than_a_run_of_the_first_format_had_is_refused_by_its_dif
 def test_an_unfinished_run_of_the_first_format_goes_on_to_the_same_model_and_figures(workplace):
     run = world.lay_out_run(workplace, "vae", "condition")
     (run / "figures" / "measured.json").unlink()
+    world.encode_as_format_1(workplace)
     said = world.train_kept(workplace)
     assert "vae: done before" in said and "condition: done before" in said and "diffusion: done" not in said
     kept, now = (smoke.weights_lines(model) + smoke.figures_lines(measured) for model, measured in (

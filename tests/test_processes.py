@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from together import CLIPS_A_STEP, STEPS, finish, start, train
 
 from vta_sam.runtime.distributed import Processes, gathered
 from vta_sam.runtime.errors import InputError
+from vta_sam.runtime.stage_module import logged_mean
 from vta_sam.training.preemption import EXIT_STATUS
 
 STAGES = ("vae", "condition", "diffusion")
@@ -75,6 +77,15 @@ def test_one_process_needs_nobody():
         assert alone.on_first_rank(lambda: 7) == 7 and alone.highest(3) == 3 and alone.first
         x = torch.ones(2, requires_grad=True)
         assert gathered(x) is x
+
+
+def test_processes_wait_for_each_others_loss_only_where_it_is_logged():
+    module, asked = torch.nn.Identity(), []
+    strategy = SimpleNamespace(reduce=lambda value, reduce_op: asked.append(module.trainer.global_step) or value / 2)
+    for step in range(30):
+        module.trainer = SimpleNamespace(world_size=2, global_step=step, log_every_n_steps=10, strategy=strategy)
+        assert logged_mean(module, torch.ones(())) == (0.5 if step in (9, 19, 29) else 1.0)
+    assert asked == [9, 19, 29]
 
 
 @pytest.mark.parametrize("batch_size, accumulate, world, parted", [

@@ -5,10 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+import torch
 
 from vta_sam.runtime.errors import InputError
+from vta_sam.training.callbacks import AtomicCheckpointIO
+from vta_sam.training.fit import read_checkpoint
 from vta_sam.training.run_folder import StageFolder, locked
 
 HOLD = """
@@ -100,3 +104,22 @@ def test_done_is_a_mark_of_its_own(tmp_path):
     folder.claim(overwrite=False)
     assert folder.done
     assert not StageFolder(tmp_path / "condition", CONFIG).done
+
+
+def own_memory_bytes():
+    """Of this process, without what is mapped from files."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("RssAnon:")[2].split()[0]) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells")
+def test_what_nobody_reads_of_a_checkpoint_takes_no_memory(tmp_path):
+    """The optimiser's moments, when the best weights are read back; and all of it, when only names are compared."""
+    model, path = torch.nn.Linear(2, 2), tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"state_dict": model.state_dict(), "moments": torch.ones(16_000_000)}, path)
+    before = own_memory_bytes()
+    found = [read_checkpoint(path, model), AtomicCheckpointIO().load_checkpoint(path)]
+    assert own_memory_bytes() - before < 16e6 < path.stat().st_size / 3
+    model.load_state_dict(found[0]["state_dict"])
+    path.unlink()  # a later checkpoint takes its place
+    assert all(float(content["moments"].sum()) == 16_000_000 for content in found)

@@ -125,7 +125,9 @@ def history(tmp_path, settings, dataset, monkeypatch) -> Iterator[History]:
                                                    f"{job.stage_folder(stage.name).identity}")
             if played.ends == stage.name:
                 raise Killed
-            folder.model.mkdir()
+            folder.last_checkpoint.parent.mkdir(exist_ok=True)
+            folder.last_checkpoint.touch()
+            folder.model.mkdir(exist_ok=True)
             (folder.model / "model.yaml").write_text((folder.path / "begun").read_text())
         return work
 
@@ -145,7 +147,8 @@ def both(said_and_done: tuple[Said, Said], *deeds: Deed) -> None:
     said, done = said_and_done
     stop = ORDER[len(done) - 1] if done else None
     assert said == all_of(*deeds), "said"
-    assert all(done[stage] == deed for stage, deed in said.items() if stage in done), (stop, "done", done)
+    assert all(done[stage] == (G if deed is Deed.TRAIN_ON else deed) for stage, deed in said.items()
+               if stage in done), (stop, "done", done)
 
 
 CHANGES: dict[str, tuple[dict[str, Any], tuple[Deed, ...]]] = {
@@ -285,11 +288,47 @@ def test_all_stages_that_differ_are_said_at_once(history):
     assert str(refused.value).count("made with another config") == 3  # the diffusion was built on the VAE
 
 
-def test_a_finished_stage_that_should_be_longer_is_refused_with_the_way_to_train_on(history):
+def test_a_longer_stage_that_would_have_had_other_rates_is_refused_with_the_way_to_train_on(history):
     history.run()
     history.change(fit__diffusion__fit__steps=40)
-    with pytest.raises(InputError, match=r"can't be trained further.*init=.*/diffusion/model"):
+    with pytest.raises(InputError, match=r"add \+fit\.diffusion\.schedule_steps=12; or .*init=.*/diffusion/model"):
         history.run()
+    (history.folder / "runs/vta_sam-0/diffusion/checkpoints/last.ckpt").unlink()
+    history.change(fit__diffusion__schedule_steps=12)
+    with pytest.raises(InputError, match=r"takes its last state, and .*diffusion/checkpoints/last\.ckpt is gone"):
+        history.run()
+
+
+@pytest.mark.parametrize("ends", [None, "diffusion", "figures"])
+def test_a_finished_stage_goes_on_to_more_steps_and_figures_are_made_again(history, ends):
+    history.run()
+    history.change(fit__diffusion__schedule_steps=12)  # as it was, in words
+    both(history.run(), K, K, K, K)
+    history.change(fit__diffusion__fit__steps=40)
+    said, done = history.run(ends=ends)
+    assert said == all_of(K, K, Deed.TRAIN_ON, A) and done["diffusion"] == G  # from where it ended
+    if ends:
+        both(history.run(), *{"diffusion": (K, K, G, A), "figures": (K, K, K, G)}[ends])
+    both(history.run(), K, K, K, K)
+    history.change(fit__diffusion__fit__steps=50)
+    assert history.run()[0] == all_of(K, K, Deed.TRAIN_ON, A)
+
+
+def test_what_an_early_run_measured_is_measured_again_when_the_model_is_trained_further(history):
+    history.run()
+    for path in history.folder.glob("runs/*/*/inputs.json"):
+        path.unlink()
+    history.change(fit__diffusion__schedule_steps=12, fit__diffusion__fit__steps=40)
+    assert history.run()[0] == all_of(K, K, Deed.TRAIN_ON, A)
+    both(history.run(), K, K, K, K)
+
+
+def test_training_is_not_thrown_away_because_an_earlier_stage_is_longer_now(history):
+    history.run()
+    history.change(fit__vae__schedule_steps=12, fit__vae__fit__steps=40)
+    with pytest.raises(InputError, match="vae: "):
+        history.run()
+    both(history.run(overwrite=True), Deed.TRAIN_ON, K, A, A)
 
 
 @pytest.mark.parametrize("changes, sentence", [

@@ -16,7 +16,7 @@ from tiny_data import stage_settings, write_dataset
 from together import STEPS, finish, start, train
 
 from vta_sam.runtime.errors import InputError
-from vta_sam.training.fit import to_be_sharded
+from vta_sam.training.optimisation import to_be_sharded
 from vta_sam.training.preemption import EXIT_STATUS
 from vta_sam.training.stage import StageSettings
 

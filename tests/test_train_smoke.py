@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from programs import call
+from safetensors.torch import load_file
 
 from vta_sam.media.audio import read_wav
 from vta_sam.study.overfit import Matrix
@@ -93,6 +95,23 @@ def test_what_was_trained_generates_and_measures(finished):
     again = json.loads((finished / "runs" / "vta_sam-0-measured" / "figures.json").read_text())
     first = json.loads((finished / "runs" / "vta_sam-0" / "figures.json").read_text())
     assert again["timing"] == first["timing"]
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_trained_further_as_if_it_had_been_longer(finished):
+    """The smoke job's 12 steps and 12 more, beside 24 at once."""
+    run, more = finished / "runs" / "vta_sam-0", ("fit.diffusion.fit.steps=24", "+fit.diffusion.schedule_steps=12")
+    before = (run / "figures.json").read_text()
+    said = finish(train(finished, *more, "plan=true"))
+    assert "diffusion  train further:" in said and "steps 12 → 24" in said and "figures    make again:" in said
+    finish(train(finished, *more))
+    assert (run / "figures.json").read_text() != before
+    finish(train(finished, *more, "name=long", "stages=[diffusion]", f"vae={run}/vae/model",
+                 f"condition={run}/condition/model"))
+    longer, at_once = (folder / "diffusion" / "model" for folder in (run, run.with_name("vta_sam-0-long")))
+    for part in ("denoiser", "conditioner"):
+        left, right = (load_file(folder / f"{part}.safetensors") for folder in (longer, at_once))
+        assert left and all(torch.equal(left[name], right[name]) for name in right)
 
 
 def test_pairing_matrix_tells_the_right_pairing_from_chance():

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -61,13 +62,13 @@ class Recorder(L.Callback):
         self.validations[trainer.global_step] = figures
 
 
-def run_stage(stage, root, out, vae=None, **recorder):
+def run_stage(stage, root, out, vae=None, settings=None, **recorder):
     """Train one tiny stage in ``out`` ⇒ what was recorded."""
     record = Recorder(**recorder)
     original = stage_module.fit
     stage_module.fit = lambda *args: original(*args[:7], callbacks=[*args[7], record], preemption=args[8])
     context, folder = stage_context(root, read_dataset(root)), stage_folder(Path(out))
-    settings = stage_settings(STEPS)
+    settings = settings or stage_settings(STEPS)
     try:
         if stage == "vae":
             codec_stages.train_vae(context, folder, settings, CODEC)
@@ -134,6 +135,46 @@ def test_a_stopped_stage_goes_on_exactly(stage, stop_at, validating, checkpoint,
         left = {step: found for step, found in getattr(expected, name).items() if step > checkpoint}
         assert getattr(resumed, name) == left
     assert_same_weights(tmp_path / stage, folder)
+
+
+@pytest.mark.parametrize("before, after", [((4, 1), (1, 4)), ((1, 4), (4, 1))])
+def test_another_number_of_batches_a_step_validates_and_steps_as_before(before, after, root, tmp_path):
+    """Four clips a step, as one batch or as four: what another number of processes makes of a stage's settings."""
+    whole, begun, resumed = (stage_settings(STEPS, size, accumulate=count) for size, count in (after, before, after))
+    expected = run_stage("vae", root, tmp_path / "whole", settings=whole)
+    with pytest.raises(Stopped):
+        run_stage("vae", root, tmp_path / "stopped", settings=begun, stop_at=3)  # goes on from 2, no multiple of four
+    record = run_stage("vae", root, tmp_path / "stopped", settings=resumed)
+    assert sorted(record.validations) == sorted(expected.validations) == [4, 8]
+    for step in range(3, STEPS + 1):  # of its last batch
+        loss, keys = record.losses[step]
+        assert keys == expected.losses[step][1] and loss == pytest.approx(expected.losses[step][0], abs=1e-4)
+    for step, figures in record.validations.items():
+        assert figures == pytest.approx(expected.validations[step], abs=1e-4)
+    assert torch.load(tmp_path / "stopped" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == STEPS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["condition", "diffusion"])
+@pytest.mark.parametrize("fall", [STEPS, STEPS // 2])
+def test_a_finished_stage_goes_on_to_more_steps_as_if_it_had_been_longer(stage, fall, root, whole, tmp_path):
+    """The rate falls over all steps, or has come to its end before the further ones."""
+    vae, short = whole["vae"][0] / "model", stage_settings(STEPS // 2, validate_every=4)
+    long = replace(stage_settings(STEPS), schedule_steps=fall)
+    (folder, expected) = whole[stage] if fall == STEPS else (
+        tmp_path / "whole", run_stage(stage, root, tmp_path / "whole", vae, settings=long))
+    begun = run_stage(stage, root, tmp_path / "longer", vae, settings=replace(short, schedule_steps=fall))
+    assert sorted(begun.losses) == [1, 2, 3, 4] and (tmp_path / "longer" / "model" / "model.yaml").exists()
+    record = run_stage(stage, root, tmp_path / "longer", vae, settings=long)
+    assert begun.losses | record.losses == expected.losses and sorted(record.losses) == [5, 6, 7, 8]
+    assert begun.validations | record.validations == expected.validations
+    assert_same_weights(tmp_path / "longer", folder)
+    for name in ("last", "best"):
+        left, right = (torch.load(place / "checkpoints" / f"{name}.ckpt", weights_only=True)
+                       for place in (tmp_path / "longer", folder))
+        assert left["global_step"] == right["global_step"]
+        for kind in ("state_dict", "current_model_state"):
+            assert all(torch.equal(left[kind][key], value) for key, value in right[kind].items())
 
 
 def test_a_run_is_its_seed(root, whole, tmp_path):

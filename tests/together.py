@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import lightning as L
@@ -24,14 +25,14 @@ TESTS = Path(__file__).parent
 STEPS, CLIPS_A_STEP = 6, 4
 
 
-def start(world: int, *arguments: object) -> list[Fork]:
-    """``world`` processes of this file's :func:`main`."""
+def start(world: int, *arguments: object, work: Callable[..., object] | None = None) -> list[Fork]:
+    """``world`` processes of a function; None: of this file's :func:`main`."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [Fork(main, *map(str, arguments), environ={**environ, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+    return [Fork(work or main, *map(str, arguments), environ={**environ, "RANK": str(rank), "LOCAL_RANK": str(rank)},
                  folder=TESTS.parent) for rank in range(world)]
 
 

@@ -62,6 +62,15 @@ def lay_out_run(folder: Path, *finished: str) -> Path:
     return run
 
 
+def encode_as_format_1(folder: Path) -> None:
+    """The latents of the kept run, with the one number that version 0.1.0 measured: of all splits."""
+    play(Job("data_prep/encode_latents.py", ["vae=runs/vta_sam-0/vae/model", "shards=world/shards", "threads=1"],
+             str(folder)))
+    path, = folder.glob("world/shards/latents-*/latents.json")
+    measured = json.loads(path.read_text())
+    path.write_text(json.dumps({name: measured[name] for name in ("std", "vae")}) + "\n")
+
+
 def keep_run(folder: Path) -> None:
     """Make ``tests/data`` of a run by :func:`train_kept`: configs of its stages, and their model folders."""
     run = folder / "runs" / "vta_sam-0"

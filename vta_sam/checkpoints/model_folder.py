@@ -97,6 +97,7 @@ def refuse_foreign(recipe: Any, where: str) -> None:
 def save_model(folder: Path, recipe: ModelRecipe, parts: dict[str, nn.Module]) -> None:
     """Write weights and the model card first and model.yaml last, so that a folder with a model.yaml is whole."""
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / YAML_NAME).unlink(missing_ok=True)  # of a stage that was shorter
     for name, module in parts.items():
         state = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
         with atomic_path(folder / f"{name}.safetensors") as temporary:

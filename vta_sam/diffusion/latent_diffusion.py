@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..dataset.shards.batch import Augmentation, ClipBatch
 from ..runtime.randomness import SampleDraws
+from ..runtime.stage_module import logged_mean
 from ..vae.codec import sample_posterior
 from .condition import Conditioner, Denoiser
 from .objective import TIME_END, Objective
@@ -59,7 +60,7 @@ class LatentDiffusion(L.LightningModule):
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
         loss, errors, times = self.errors(batch)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
+        self.log("train/loss", logged_mean(self, loss), prog_bar=True, batch_size=len(batch))
         self._log_bins("train", errors.detach(), times)
         return loss
 

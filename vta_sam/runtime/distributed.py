@@ -147,6 +147,20 @@ class Processes:
             raise SystemExit(2)  # the first process says why
         return result
 
+    def on_all_ranks(self, work: Callable[[], object]) -> None:
+        """Every process does its own ``work``, and waits for the others. An InputError of one ends all, and says whose
+        it is."""
+        refused: InputError | None = None
+        try:
+            work()
+        except InputError as error:
+            refused = error if self.world == 1 else type(error)(f"process {self.rank} of {self.world}: {error}")
+        failed = self.highest(int(refused is not None))
+        if refused is not None:
+            raise refused
+        if failed:
+            raise SystemExit(2)  # the one that failed says why
+
     def highest(self, value: int) -> int:
         """⇒ the largest of all processes' values."""
         if self.world == 1:

@@ -10,6 +10,23 @@ import lightning as L
 from torch import Tensor
 
 
+def logged_mean(module: L.LightningModule, value: Tensor) -> Tensor:
+    """The mean of a training step's value over all processes where it is logged now; this process's value at all other
+    steps, which so don't wait for the other processes.
+
+    Args:
+        module: that logs it; it may have no trainer.
+        value: of this process.
+    """
+    try:
+        trainer = module.trainer
+    except RuntimeError:
+        return value.detach()
+    if trainer.world_size == 1 or (trainer.global_step + 1) % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        return value.detach()
+    return trainer.strategy.reduce(value.detach().clone(), reduce_op="mean")
+
+
 class StageModule(L.LightningModule):
     """A module that trains one part.
 
@@ -28,7 +45,10 @@ class StageModule(L.LightningModule):
     def step(self, batch: Any, prefix: str) -> Tensor:
         loss, figures = self.measure(batch)
         self.log_dict({f"{prefix}/{name}": value.detach() for name, value in figures.items()}, batch_size=len(batch))
-        self.log(f"{prefix}/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
+        if prefix == "train":
+            self.log("train/loss", logged_mean(self, loss), prog_bar=True, batch_size=len(batch))
+        else:
+            self.log(f"{prefix}/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
         return loss
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:

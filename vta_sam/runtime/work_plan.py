@@ -28,6 +28,7 @@ class Deed(StrEnum):
     MAKE = "make"
     GO_ON = "go on"  # begun before with the same settings
     KEEP = "keep"
+    TRAIN_ON = "train further"  # a stage that goes on to more steps, as if it had been that long from the start
     MAKE_AGAIN = "make again"  # what is there goes once the new one is finished
     TAKE_BACK = "take back"  # what was put aside is what is asked for now
     THROW_AWAY = "throw away"  # unfinished work of other settings

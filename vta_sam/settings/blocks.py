@@ -182,6 +182,7 @@ class StageBlock(Block):
     workers: Count = setting("loader processes of each device", 0)
     streams: Positive = setting("of the order of samples: a multiple of processes times workers", 8)
     expected_s: NotNegative = setting("seconds that the stage took where it was measured, for the plan", 0.0)
+    schedule_steps: Positive | None = setting("steps over which the rate falls; null: all of fit.steps")
 
 
 class AugmentBlock(Block):

@@ -155,6 +155,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         with atomic_path(path, sync=True) as temporary:
             torch.save(checkpoint, temporary)
 
+    def load_checkpoint(self, path, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
+        return load_mapped(path)
+
+
+def load_mapped(path: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint, tensors and numbers alone. A tensor stays in the file until it is read: what isn't
+    used takes no memory, and processes on one machine share what is."""
+    return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+
 
 # Figures of validation that are printed
 SHOWN = (

@@ -13,7 +13,9 @@ from ..checkpoints.model_folder import ModelRecipe, load_weights, read_recipe
 from ..checkpoints.parts import build, class_of, sketch
 from ..clip import ClipSpec, MelSpec
 from ..dataset.shards.datamodule import ShardReader, consecutive
-from ..dataset.shards.latents import encode_dataset, is_complete, latents_folder, read_std
+from ..dataset.shards.latents import (
+    batch_samples_on, encode_dataset, is_complete, latents_folder, plan_latents, read_std
+)
 from ..generation.build import build_part
 from ..mel import log_mel, normalise
 from ..runtime.errors import InputError
@@ -21,6 +23,7 @@ from ..vae.codec import Codec, MelCodec
 from ..vae.mel_vae import MelVAE
 from ..vocoder import HiFiGAN
 from ..vocoder.hifigan_training import Discriminators, VocoderTraining
+from .optimisation import stage_device
 from .run_folder import StageFolder
 from .stage import JobSettings, Stage, StageContext, StageSettings, written_bytes
 from .warm_start import WarmStart
@@ -130,27 +133,47 @@ def load_codec(folder: Path, spec: ClipSpec) -> tuple[MelCodec, ModelRecipe]:
     return codec.eval().requires_grad_(False), recipe
 
 
-def encode_latents(context: StageContext, codec: MelCodec) -> Path:
-    """The folder of latent shards of all splits, made once per VAE and per extraction."""
-    out, splits = latents_folder(context.root, context.info, codec), list(context.info.splits)
+def encode_latents(context: StageContext, codec: MelCodec, accelerator: str = "auto") -> Path:
+    """The folder of latent shards of all splits, made once per VAE and per extraction. Every process makes its share,
+    on its own device.
 
-    def encode() -> None:
-        if not is_complete(out, context.info, splits):
-            with Progress(console=context.console) as progress:
-                task = progress.add_task("latent shards", total=sum(context.info.records(split) for split in splits))
-                encode_dataset(context.root, context.info, codec, out,
-                               progress=lambda n: progress.advance(task, n))
+    Args:
+        context: shared by all stages.
+        codec: the VAE; it stays on the device.
+        accelerator: see FitSettings.
 
-    context.processes.on_first_rank(encode)
+    Raises:
+        InputError: a shard can't be read or written; the message names the process.
+    """
+    root, info, processes = context.root, context.info, context.processes
+    out = latents_folder(root, info, codec)
+    if processes.on_first_rank(lambda: is_complete(out, info, list(info.splits))):
+        return out
+    device = stage_device(accelerator)
+    codec.to(device)
+    planned = plan_latents(root, info, codec, out, processes.rank, processes.world)
+    with Progress(console=context.console) as progress:
+        task = progress.add_task("latent shards", total=sum(shard.records for shard in planned.mine))
+        processes.on_all_ranks(lambda: encode_dataset(
+            root, info, codec, out, progress=lambda n: progress.advance(task, n), planned=planned,
+            batch_samples=batch_samples_on(device), measure=False))
+    processes.on_first_rank(lambda: encode_dataset(root, info, codec, out))  # all are there: they are measured
     return out
 
 
-def latent_scale(vae: ModelRecipe, latents: Path, start: WarmStart | None = None) -> float:
+def latent_scale(vae: ModelRecipe, latents: Path, split: str, start: WarmStart | None = None) -> float:
     """The factor on latents: the number that comes with a UNet to start from, or with a released VAE; else
-    1 / std of the latents, measured when they were encoded."""
+    1 / std of the latents, measured when they were encoded.
+
+    Args:
+        vae: recipe of the VAE's model folder.
+        latents: folder of the latents.
+        split: for training, over which they are measured.
+        start: the UNet to start from.
+    """
     if start is not None:
         return start.recipe.latent_scale
-    return vae.latent_scale if vae.latent_scale != 1.0 else 1.0 / read_std(latents)
+    return vae.latent_scale if vae.latent_scale != 1.0 else 1.0 / read_std(latents, split)
 
 
 class VocoderStage(Stage):

@@ -163,12 +163,15 @@ def train_diffusion(context: StageContext, folder: StageFolder, settings: StageS
     start = WarmStart(parts.starts.init) if parts.starts.init else None
     conditioner_recipe = start.conditioner_recipe(parts.conditioner) if start else parts.conditioner
     vocoder, vocoder_recipe = load_stage_vocoder(parts.vocoder, parts.starts)
-    latents = encode_latents(context, codec)
-    scale = latent_scale(vae_recipe, latents, start)
+    latents = encode_latents(context, codec, settings.fit.accelerator)
+    scale = latent_scale(vae_recipe, latents, context.source.train_split, start)
     data = context.datamodule("diffusion", settings, latents)
     denoiser, conditioner = _networks(context, parts, conditioner_recipe, codec, start)
+    slower = _slower(conditioner, parts)
+    for attribute in (name for name, factor in slower.items() if factor == 0):
+        getattr(conditioner, attribute).requires_grad_(False)  # before DDP asks who gets a gradient
     module = LatentDiffusion(denoiser, conditioner, objective, scale, parts.dropout, Augmentation(**parts.augment),
-                             settings.optimise(_slower(conditioner, parts)))
+                             settings.optimise({f"conditioner.{name}.": factor for name, factor in slower.items()}))
     networks = {"vocoder": vocoder} if vocoder_recipe is not parts.vocoder else {}
     make = _pipeline_of(context, codec, scale, sampler, vocoder, networks)
     samples = ValidationSamples(make, reference_of(context, data, parts.validation["clips"]),
@@ -236,9 +239,9 @@ def _networks(context: StageContext, parts: DiffusionParts, conditioner_recipe: 
 
 
 def _slower(conditioner: Conditioner, parts: DiffusionParts) -> dict[str, float]:
-    """{prefix of parameters: factor on their rate} of what stages of their own have trained."""
+    """{attribute of the conditioner: factor on its rate} of what stages of their own have trained."""
     trained = [conditioner.pretrained[stage] for stage in parts.starts.pretrained]
-    return {f"conditioner.{part.attribute}.": 0.0 if parts.freeze else part.rate for part in trained}
+    return {part.attribute: 0.0 if parts.freeze else part.rate for part in trained}
 
 
 def _pipeline_of(context: StageContext, codec: MelCodec, scale: float, sampler: BaseSampler, vocoder: Any,

@@ -146,6 +146,7 @@ class FiguresStage(Stage):
 
     name = "figures"
     one_process = True
+    trains = False
 
     def settings(self, job: JobSettings) -> dict[str, Any]:
         return job.common_settings() | {"figures": job.figures, "model": job.model, "sampler": job.sampler}

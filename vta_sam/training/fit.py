@@ -1,9 +1,6 @@
 """One stage's training: a Trainer with checkpoints to resume from, averaged weights, and a choice by a validation
 figure; on one device, on several by DDP, or sharded over them by FSDP2. And the logger that needs a decision before it
 is made.
-
-FSDP2 is for networks that one GPU can't hold, and experimental: torch's fully_shard shards parameters, gradients and
-moments, Lightning's ModelParallelStrategy writes checkpoints, which stay whole files.
 """
 
 from __future__ import annotations
@@ -18,29 +15,25 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import MethodType
 from typing import Any
 from urllib.parse import urlsplit
 
 import lightning as L
-import torch
 import yaml
 from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
-from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
 
 from ..dataset.shards.datamodule import ShardDataModule
-from ..diffusion.condition import Condition, Conditioner
-from ..diffusion.latent_diffusion import LatentDiffusion
 from ..runtime.distributed import Processes, choose_accelerator, visible_gpus
 from ..runtime.errors import InputError
-from .callbacks import AtomicCheckpointIO, ExponentialMovingAverage, GradientClipping, LastCheckpoint, StepProgress
-from .optimisation import attention_kernels, choose_precision, training_device
+from .callbacks import (
+    AtomicCheckpointIO, ExponentialMovingAverage, GradientClipping, LastCheckpoint, StepProgress, load_mapped
+)
+from .optimisation import (
+    attention_kernels, choose_precision, fill_whole, may_leave_out, to_be_sharded, training_device
+)
 from .preemption import Preemption
 from .run_folder import StageFolder
 
@@ -247,7 +240,7 @@ def fit(
     trainer = L.Trainer(
         default_root_dir=folder.path,
         max_steps=settings.steps,
-        accelerator=accelerator, precision=precision, **_devices(processes, sharded),
+        accelerator=accelerator, precision=precision, **_devices(processes, sharded, may_leave_out(module)),
         accumulate_grad_batches=settings.accumulate,
         val_check_interval=settings.validate_every * settings.accumulate, check_val_every_n_epoch=None,
         num_sanity_val_steps=0, log_every_n_steps=10, enable_progress_bar=False, enable_model_summary=False,
@@ -266,12 +259,35 @@ def fit(
         raise
     finally:
         close(trainer.loggers)
-    best = read_checkpoint(folder.best_checkpoint, module)["state_dict"]
+    best = read_checkpoint(folder.best_checkpoint, module)["state_dict"]  # Adam's moments stay in the file
     if sharded:
         fill_whole(module, best)
     else:
         module.load_state_dict(best)
     module.eval()
+
+
+class BatchCount(L.Callback):
+    """Counts the batches of a resumed run anew where a step has another number of them than before.
+
+    Lightning counts batches, and restores their number from the checkpoint. It decides by that number when a step's
+    gradient is complete and when a validation is due. A run that goes on with another number of processes, and so with
+    another ``accumulate``, would step and validate out of turn.
+
+    Args:
+        accumulate: batches per optimiser step.
+    """
+
+    def __init__(self, accumulate: int):
+        self.accumulate = accumulate
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Checkpoints are written between optimiser steps, so that the number of batches follows from that of steps.
+        """
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):  # an epoch never ends: both count from the run's start
+            more = checkpoint["global_step"] * self.accumulate - counts["ready"]
+            counts.update({name: count + more for name, count in counts.items()})
 
 
 def _callbacks(folder: StageFolder, settings: FitSettings, label: str, monitor: tuple[str, str],
@@ -283,21 +299,21 @@ def _callbacks(folder: StageFolder, settings: FitSettings, label: str, monitor: 
         *([] if sharded else [ExponentialMovingAverage(settings.ema_decay, settings.ema_start)]),
         GradientClipping(settings.clip_norm, folder.path),
         StepProgress(label, settings.steps),
+        BatchCount(settings.accumulate),
         ModelCheckpoint(folder.best_checkpoint.parent, filename="best", monitor=figure, mode=mode,
                         enable_version_counter=False),
         LastCheckpoint(folder.last_checkpoint, settings.checkpoint_every, settings.validate_every, preemption),
     ]
 
 
-def _devices(processes: Processes, sharded: bool) -> dict[str, Any]:
+def _devices(processes: Processes, sharded: bool, find_unused: bool) -> dict[str, Any]:
     """The trainer's arguments about devices and processes. Lightning doesn't read SLURM's variables by itself: its
     handler would save in the middle of a step, and whichever stage comes next would load its checkpoint."""
     if processes.world == 1:
         return {"devices": 1, "plugins": [AtomicCheckpointIO(), LightningEnvironment()]}
-    # parts of a conditioner may be switched off by its settings, and get no gradient
     strategy = ModelParallelStrategy(data_parallel_size=processes.world, tensor_parallel_size=1,
                                      save_distributed_checkpoint=False) if sharded else \
-        DDPStrategy(find_unused_parameters=True)
+        DDPStrategy(find_unused_parameters=find_unused, gradient_as_bucket_view=True)
     placed = processes.placed(visible_gpus())
     return {
         "devices": placed.local_world, "num_nodes": placed.machines, "use_distributed_sampler": False,
@@ -309,7 +325,7 @@ def _devices(processes: Processes, sharded: bool) -> dict[str, Any]:
 def read_checkpoint(path: Path, module: L.LightningModule) -> dict:
     """The content of a checkpoint of this very module. Raises InputError when it is damaged or of another model."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_mapped(path)
     except Exception as error:  # torch raises half a dozen kinds for a file that isn't its own
         reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])[:200]
         raise InputError(
@@ -336,57 +352,3 @@ def _silence_lightning() -> None:
                     ".*FSDP2-wrapped module .* returned a view tensor.*",  # which is never written to
                     ".*sync_dist=True.*"):  # in validation every process has the same clips
         warnings.filterwarnings("ignore", message)
-
-
-def to_be_sharded(module: L.LightningModule) -> None:
-    """Have Lightning shard the parameters of the diffusion stage's module over the processes when the fit begins.
-
-    Args:
-        module: changed in place.
-
-    Raises:
-        InputError: it is another stage's module, whose networks are small; or its conditioner guides sampling, and so
-            reads its parameters where nothing gathers them.
-    """
-    if not isinstance(module, LatentDiffusion):
-        raise InputError("strategy=fsdp2 is for stage diffusion; the other stages' networks are small: leave theirs "
-                         "at ddp")
-    if type(module.conditioner).guide is not Conditioner.guide:
-        raise InputError(f"strategy=fsdp2 can't be used with {type(module.conditioner).__name__}, which guides "
-                         "sampling by its own network; use strategy=ddp")
-    # on this module alone: the averaging callback calls the hook of a class that has one, outside of any strategy
-    module.configure_model = MethodType(_shard, module)  # type: ignore[method-assign]
-
-
-def _shard(module: LatentDiffusion) -> None:
-    _register_condition()
-    assert module.device_mesh is not None, "the strategy has set it by now"
-    mesh = module.device_mesh["data_parallel"]
-    for block in module.denoiser.blocks():  # gathered and let go one by one, while the one after is on its way
-        fully_shard(block, mesh=mesh)
-    fully_shard(module.denoiser, mesh=mesh)
-    fully_shard(module.conditioner, mesh=mesh)
-    register_fsdp_forward_method(module.conditioner, "null")
-
-
-@cache
-def _register_condition() -> None:
-    """Make Condition a container whose tensors torch finds. FSDP2 puts a hook on each tensor that a forward pass
-    returns; the hook gathers the network's parameters for the backward pass."""
-    torch.export.register_dataclass(Condition)
-
-
-@torch.no_grad()
-def fill_whole(module: nn.Module, state: dict[str, Any]) -> None:
-    """Load whole tensors into a sharded module, then put whole parameters in place of its shards, in every process. The
-    module can then be saved, and no longer be trained or used.
-
-    Args:
-        module: changed in place.
-        state: its whole state dict.
-    """
-    set_model_state_dict(module, state, options=StateDictOptions(full_state_dict=True))
-    for part in module.modules():
-        for name, parameter in part.named_parameters(recurse=False):
-            if isinstance(parameter, DTensor):
-                setattr(part, name, nn.Parameter(parameter.full_tensor(), requires_grad=parameter.requires_grad))

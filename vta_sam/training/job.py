@@ -66,7 +66,10 @@ class TrainingJob(JobSettings):
         stage = STAGES[name]
         read = {other: self._identities(other) for other in stage.reads(self)}
         inputs = {DATASET: self._dataset_identity, **read}
-        return dataclasses.replace(stage.folder(self), inputs={key: found for key, found in inputs.items() if found})
+        shorter = {} if stage.trains else {other: self.stage_folder(other).former for other in read
+                                           if other in self.stages and other not in self.given}
+        return dataclasses.replace(stage.folder(self), inputs={key: found for key, found in inputs.items() if found},
+                                   shorter=shorter)
 
     @cached_property
     def _dataset_identity(self) -> str | None:

@@ -1,4 +1,9 @@
-"""How every stage is optimised: AdamW and its schedule, attention kernels, and the number format, which is measured."""
+"""How every stage is optimised: AdamW and its schedule, attention kernels, the number format, which is measured, and
+FSDP2.
+
+FSDP2 is for networks that one GPU can't hold, and experimental: torch's fully_shard shards parameters, gradients and
+moments, Lightning's ModelParallelStrategy writes checkpoints, which stay whole files.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +15,24 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from types import MethodType
+from typing import Any, Literal
 
 import lightning as L
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..dataset.shards.batch import ClipBatch
+from ..diffusion.condition import Condition, Conditioner
+from ..diffusion.latent_diffusion import LatentDiffusion
+from ..runtime.distributed import choose_accelerator
+from ..runtime.errors import InputError
 from ..runtime.files import write_text
 
 
@@ -28,7 +42,7 @@ class AdamWithWarmup:
 
     Attributes:
         learning_rate: the peak.
-        steps: of the whole stage.
+        steps: over which the rate rises and falls.
         warmup_steps: of the rise.
         weight_decay: of matrices; biases, norms and single vectors are not decayed.
         betas: AdamW's.
@@ -46,7 +60,10 @@ class AdamWithWarmup:
 
     def __call__(self, module: nn.Module) -> dict:
         """The optimiser and schedule, as LightningModule.configure_optimizers returns them."""
-        optimiser = torch.optim.AdamW(self._groups(module), betas=(self.betas[0], self.betas[1]))
+        groups = self._groups(module)
+        fused = all(parameter.is_cuda and not isinstance(parameter, DTensor)
+                    for group in groups for parameter in group["params"])
+        optimiser = torch.optim.AdamW(groups, betas=(self.betas[0], self.betas[1]), fused=fused or None)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, self.factor)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -71,6 +88,24 @@ class AdamWithWarmup:
         return [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
 
 
+_KNOWN_PACKAGES = ("vta_sam", "torch", "diffusers", "transformers")
+
+
+def may_leave_out(module: nn.Module) -> bool:
+    """Whether a training step may leave trainable parameters without a gradient, as far as is known. DDP then has to
+    look for them in every step.
+
+    It isn't known of networks of one's own. Of this project's networks all parameters take part, but for parts of a
+    conditioner that stages of their own train, and that are not frozen though they have no rate in stage 3.
+    """
+    if any(type(part).__module__.partition(".")[0] not in _KNOWN_PACKAGES for part in module.modules()):
+        return True
+    conditioner = getattr(module, "conditioner", None)
+    parts = conditioner.pretrained.values() if isinstance(conditioner, Conditioner) else ()
+    still = [getattr(conditioner, part.attribute) for part in parts if part.rate == 0]
+    return any(parameter.requires_grad for part in still if part is not None for parameter in part.parameters())
+
+
 @contextmanager
 def attention_kernels(device: str) -> Iterator[None]:
     """Inside, scaled_dot_product_attention uses the kernel with which training on "cuda" or "cpu" is fastest.
@@ -88,6 +123,13 @@ WORTH_IT = 0.9  # bf16 must take less than this share of fp32's time
 
 def training_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def stage_device(accelerator: str) -> torch.device:
+    """The device of a stage's ``fit.accelerator``; of several GPUs, the one that this process has taken. Raises
+    InputError where it is not here."""
+    kind = choose_accelerator(accelerator)
+    return torch.device(kind if kind != "gpu" else "cuda" if torch.cuda.is_available() else "mps")
 
 
 def choose_precision(wanted: str, module: L.LightningModule, batch: ClipBatch, folder: Path) -> Precision:
@@ -133,3 +175,57 @@ def _seconds_a_step(module: L.LightningModule, batch: ClipBatch, device: str, bf
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     return min(times[1:])
+
+
+def to_be_sharded(module: L.LightningModule) -> None:
+    """Have Lightning shard the parameters of the diffusion stage's module over the processes when the fit begins.
+
+    Args:
+        module: changed in place.
+
+    Raises:
+        InputError: it is another stage's module, whose networks are small; or its conditioner guides sampling, and so
+            reads its parameters where nothing gathers them.
+    """
+    if not isinstance(module, LatentDiffusion):
+        raise InputError("strategy=fsdp2 is for stage diffusion; the other stages' networks are small: leave theirs "
+                         "at ddp")
+    if type(module.conditioner).guide is not Conditioner.guide:
+        raise InputError(f"strategy=fsdp2 can't be used with {type(module.conditioner).__name__}, which guides "
+                         "sampling by its own network; use strategy=ddp")
+    # on this module alone: the averaging callback calls the hook of a class that has one, outside of any strategy
+    module.configure_model = MethodType(_shard, module)  # type: ignore[method-assign]
+
+
+def _shard(module: LatentDiffusion) -> None:
+    _register_condition()
+    assert module.device_mesh is not None, "the strategy has set it by now"
+    mesh = module.device_mesh["data_parallel"]
+    for block in module.denoiser.blocks():  # gathered and let go one by one, while the one after is on its way
+        fully_shard(block, mesh=mesh)
+    fully_shard(module.denoiser, mesh=mesh)
+    fully_shard(module.conditioner, mesh=mesh)
+    register_fsdp_forward_method(module.conditioner, "null")
+
+
+@cache
+def _register_condition() -> None:
+    """Make Condition a container whose tensors torch finds. FSDP2 puts a hook on each tensor that a forward pass
+    returns; the hook gathers the network's parameters for the backward pass."""
+    torch.export.register_dataclass(Condition)
+
+
+@torch.no_grad()
+def fill_whole(module: nn.Module, state: dict[str, Any]) -> None:
+    """Load whole tensors into a sharded module, then put whole parameters in place of its shards, in every process. The
+    module can then be saved, and no longer be trained or used.
+
+    Args:
+        module: changed in place.
+        state: its whole state dict.
+    """
+    set_model_state_dict(module, state, options=StateDictOptions(full_state_dict=True))
+    for part in module.modules():
+        for name, parameter in part.named_parameters(recurse=False):
+            if isinstance(parameter, DTensor):
+                setattr(part, name, nn.Parameter(parameter.full_tensor(), requires_grad=parameter.requires_grad))

@@ -25,7 +25,8 @@ from ..runtime.work_plan import Deed
 # Numbers of processes, times measured elsewhere, places of copies
 NOT_RESULT_AFFECTING = ("workers", "expected_s", "latents", "cache", "cache_gb")
 DATASET = "dataset"  # the name under which a stage's inputs hold the identity of the clips
-_LENGTH = "fit.fit.steps"  # in a stage's settings
+_LENGTH, _SCHEDULE = "fit.fit.steps", "fit.schedule_steps"  # in a stage's settings
+_SHORTER = "shorter.json"  # a list of the identities that a stage had before it was trained further
 _PLACES = ("root", "videos")  # in the settings of a data source whose identity is known
 FROM_DATA = "from_data"  # in a conditioner's config: a dimension that is read from the dataset
 
@@ -87,11 +88,14 @@ class StageFolder:
         config: the settings that decide the stage's result.
         inputs: {name: identity} of what it is built on: the dataset, earlier stages, given model folders. Where an
             identity is known now and from before, the path of the thing doesn't count.
+        shorter: {name: identities} that an input had before it was trained further. The stage is made again without
+            being asked where it was built on one of them. Empty for a stage that trains.
     """
 
     path: Path
     config: dict[str, Any]
     inputs: dict[str, str] = field(default_factory=dict)
+    shorter: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def last_checkpoint(self) -> Path:
@@ -120,6 +124,19 @@ class StageFolder:
         text = _compared(self.config, self.inputs, set(self.inputs))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
+    @property
+    def former(self) -> list[str]:
+        """The identities of the stage when it was shorter, also of one that :meth:`claim` will train further."""
+        try:
+            known = list(map(str, json.loads((self.path / _SHORTER).read_text(encoding="utf-8"))))
+        except (OSError, ValueError, TypeError):
+            known = []
+        length = _Length.of(self)
+        if length and length.exact:
+            stored = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+            known.append(StageFolder(self.path, stored, _stored_inputs(self.path)).identity)
+        return list(dict.fromkeys(known))
+
     def deed(self, overwrite: bool) -> tuple[Deed, str]:
         """What :meth:`claim` will do, and why.
 
@@ -133,8 +150,13 @@ class StageFolder:
         kept = not self.done and _same_as(self, self.aside)  # beside a finished stage it is only left to be removed
         if not (self.path / "config.yaml").exists():
             return (Deed.TAKE_BACK, "it was put aside") if kept else (Deed.MAKE, "")
+        if further := self._trained_further():
+            return Deed.MAKE_AGAIN, f"longer {further}; the former one waits in {self.aside.name} until then"
         if _same_as(self, self.path):
             return (Deed.KEEP, "done before") if self.done else (Deed.GO_ON, "begun before")
+        length = _Length.of(self)
+        if length and length.exact and not kept and (self.last_checkpoint.exists() or not self.done):
+            return Deed.TRAIN_ON, f"steps {length.before} → {length.now}"
         changed = ", ".join(_changes(self, self.path))
         if not overwrite:
             raise InputError(self._refusal(kept))
@@ -157,6 +179,9 @@ class StageFolder:
             shutil.rmtree(self.path)
         if deed is Deed.TAKE_BACK:
             os.replace(self.aside, self.path)
+        if deed is Deed.TRAIN_ON:  # in this order: a kill in between leaves a stage that is begun
+            write_text(self.path / _SHORTER, json.dumps(self.former) + "\n")
+            (self.path / "done").unlink(missing_ok=True)
         if deed is Deed.KEEP:
             shutil.rmtree(self.aside, ignore_errors=True)  # a kill kept finish() from it
         self.path.mkdir(parents=True, exist_ok=True)
@@ -177,13 +202,59 @@ class StageFolder:
         over = "overwrite=true to take back the finished one that was put aside, and throw the begun one away" if kept \
             else "overwrite=true to make it again; the old one goes once the new one is finished" if self.done \
             else "overwrite=true to throw away what was begun"
-        longer = self.done and _LENGTH in {line.split()[0] for line in _changes(self, self.path)}
-        further = "" if not longer else (
-            "\na finished stage can't be trained further, since its learning rate has come to its end; a run of "
-            f"another name can start from its weights (stage diffusion: init={self.model}), with a new optimiser and "
-            "average")
+        length = _Length.of(self) if self.done else None
         return f"{self.path} was made with another config:\n  " + "\n  ".join(lines) + \
-            f"\ngive this run another name=…, or {over}{further}"
+            f"\ngive this run another name=…, or {over}" + ("" if length is None else length.advice(self))
+
+    def _trained_further(self) -> str:
+        """The inputs that were shorter when the stage was made, where nothing else differs; "" otherwise."""
+        before = _stored_inputs(self.path)  # an early run has none: it was made before anything was trained further
+        names = [name for name, known in self.shorter.items() if known and before.get(name, known[0]) in known]
+        now = {name: self.inputs[name] for name in names}
+        return ", ".join(names) if now and len(set(_texts(self, self.path, now))) == 1 else ""
+
+
+@dataclass(frozen=True)
+class _Length:
+    """The steps of a stage that is to be longer, and differs in nothing else.
+
+    Attributes:
+        before, now: optimiser steps.
+        schedule: of the stored stage: the steps over which its learning rate falls.
+        exact: whether a stage of that length from the start would have had the same rates.
+    """
+
+    before: int
+    now: int
+    schedule: int
+    exact: bool
+
+    @classmethod
+    def of(cls, folder: StageFolder) -> "_Length | None":
+        """Of a claimed folder; None: it is of other settings, or not to be longer."""
+        if not (folder.path / "config.yaml").exists():
+            return None
+        try:
+            before, now = (leaves(yaml.safe_load(text)) for text in _texts(folder, folder.path))
+        except yaml.YAMLError:
+            return None
+        others = ({key: value for key, value in found.items() if key not in (_LENGTH, _SCHEDULE)}
+                  for found in (before, now))
+        was, steps = before.get(_LENGTH), now.get(_LENGTH)
+        if not (isinstance(was, int) and isinstance(steps, int) and was < steps and next(others) == next(others)):
+            return None
+        schedule = before.get(_SCHEDULE, was)
+        return cls(was, steps, schedule, schedule == now.get(_SCHEDULE, steps))
+
+    def advice(self, folder: StageFolder) -> str:
+        """How a finished stage can be trained further, as the end of a refusal."""
+        init = f"a run of another name can start from its weights (stage diffusion: init={folder.model}), with a new " \
+            "optimiser and average"
+        if self.exact:
+            return f"\nto train it further takes its last state, and {folder.last_checkpoint} is gone; {init}"
+        return (f"\nits learning rate falls over its {self.schedule} steps, and would have fallen otherwise in a "
+                "longer stage; to train it further at the rate that it ended with, add "
+                f"+fit.{folder.path.name}.schedule_steps={self.schedule}; or {init}")
 
 
 def _text(config: dict[str, Any]) -> str:
@@ -199,6 +270,10 @@ def _compared(config: dict[str, Any], inputs: dict[str, str], known: Set[str]) -
     compared = config | recipes
     if DATASET in known and isinstance(config.get("data"), dict):
         compared["data"] = {key: value for key, value in config["data"].items() if key not in _PLACES}
+    fit = config.get("fit")
+    if isinstance(fit, dict) and isinstance(fit.get("fit"), dict) and \
+            fit.get("schedule_steps") in (None, fit["fit"].get("steps")):  # which is what it is without the key
+        compared["fit"] = {key: value for key, value in fit.items() if key != "schedule_steps"}
     for name in known:
         for key in (name, f"start_{name}"):
             if isinstance(compared.get(key), str):
@@ -208,9 +283,10 @@ def _compared(config: dict[str, Any], inputs: dict[str, str], known: Set[str]) -
     return _text(compared)
 
 
-def _texts(folder: StageFolder, stored: Path) -> tuple[str, str]:
-    """What stands in a folder, and what would stand there now, by what is known of both."""
-    before = _stored_inputs(stored)
+def _texts(folder: StageFolder, stored: Path, instead: dict[str, str] | None = None) -> tuple[str, str]:
+    """What stands in a folder, and what would stand there now, by what is known of both. instead: identities in place
+    of stored ones."""
+    before = _stored_inputs(stored) | (instead or {})
     known = set(before) & set(folder.inputs)
     text = (stored / "config.yaml").read_text(encoding="utf-8")
     try:

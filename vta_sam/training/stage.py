@@ -46,6 +46,7 @@ class StageSettings:
         fit: steps, validations, checkpoints; see FitSettings.
         batch_size: clips a batch, of one process; times fit.accumulate, clips a step, of all.
         learning_rate, warmup_steps, weight_decay: AdamW's.
+        schedule_steps: over which the rate falls; it keeps its end for further ones. None: fit.steps.
         weights: of the loss terms.
         workers: loader processes.
         streams: of the order of samples (dataset/shards/datamodule.py), a multiple of any number of processes times
@@ -62,6 +63,7 @@ class StageSettings:
     workers: int = 0
     streams: int = 8
     expected_s: float = 0.0
+    schedule_steps: int | None = None
 
     def split_over(self, world: int) -> "StageSettings":
         """The same steps for each of ``world`` processes: as many clips a step over all of them, in batches no larger
@@ -91,8 +93,8 @@ class StageSettings:
         return cls(**{**settings, "fit": FitSettings(**settings["fit"])})
 
     def optimise(self, slower: dict[str, float] | None = None) -> AdamWithWarmup:
-        return AdamWithWarmup(self.learning_rate, self.fit.steps, self.warmup_steps, self.weight_decay,
-                              slower=slower or {})
+        return AdamWithWarmup(self.learning_rate, self.schedule_steps or self.fit.steps, self.warmup_steps,
+                              self.weight_decay, slower=slower or {})
 
 
 @dataclass
@@ -300,11 +302,13 @@ class Stage(ABC):
         name: in ``stages=[…]`` and ``fit``, of the stage's folder, and on the screen.
         replaceable: whether ``<name>=FOLDER`` may stand in place of the stage.
         one_process: whether the first process trains while the others wait.
+        trains: whether making it again throws training away.
     """
 
     name: ClassVar[str]
     replaceable: ClassVar[bool] = False
     one_process: ClassVar[bool] = False
+    trains: ClassVar[bool] = True
 
     @abstractmethod
     def settings(self, job: JobSettings) -> dict[str, Any]:

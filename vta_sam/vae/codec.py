@@ -63,6 +63,10 @@ class Codec(nn.Module, ABC):
         """One record of any length (samples,) ⇒ (2C, columns, freq): mean, then log-variance; the last column padded
         with silence."""
 
+    def encode_batch(self, waveforms: np.ndarray) -> np.ndarray:
+        """Records of one length (B, samples) ⇒ (B, 2C, columns, freq), as :meth:`encode_moments` one by one."""
+        return np.stack([self.encode_moments(waveform) for waveform in waveforms])
+
     @abstractmethod
     def decode(self, latent: Tensor) -> Tensor:
         """(B, C, columns, freq) ⇒ log-mel (B, 1, frames, n_mels), or waveform (B, 1, samples)."""
@@ -161,11 +165,14 @@ class MelCodec(Codec):
     def posterior_mean(self, waveforms: Tensor) -> Tensor:
         return self.moments(self.mel_of(waveforms)).chunk(2, dim=1)[0]
 
-    @torch.no_grad()
     def encode_moments(self, waveform: np.ndarray) -> np.ndarray:
+        return self.encode_batch(waveform[None])[0]
+
+    @torch.no_grad()
+    def encode_batch(self, waveforms: np.ndarray) -> np.ndarray:
         device = next(self.network.parameters()).device
-        padded = np.pad(waveform, (0, -len(waveform) % self.column_samples))
-        return self.moments(self.mel_of(torch.from_numpy(padded)[None].to(device)))[0].float().cpu().numpy()
+        padded = np.pad(waveforms, ((0, 0), (0, -waveforms.shape[1] % self.column_samples)))
+        return self.moments(self.mel_of(torch.from_numpy(padded).to(device))).float().cpu().numpy()
 
 
 def sample_posterior(moments: Tensor, noise: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from .schema import DatasetInfo, ShardInfo
 from .storage import Root, storage_of
 
 INFO_NAME = "latents.json"
+_GPU_SAMPLES = 16 * 163_840  # encoded at a time: 16 clips of 10.24 s, some 5 GB of AudioLDM's activations
 _LONGEST_WAIT_S = 1800.0  # for another process that makes the same shard
 
 
@@ -39,9 +40,19 @@ class LatentEncoder(Protocol):
         """The posterior's mean, then its log-variance ⇒ (2 · channels, columns, freq), of a waveform (samples,)."""
         ...
 
+    def encode_batch(self, waveforms: np.ndarray) -> np.ndarray:
+        """The same of waveforms of one length ⇒ (B, 2 · channels, columns, freq), of (B, samples)."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
         """The weights by name."""
         ...
+
+
+def batch_samples_on(device: Any) -> int:
+    """Samples that a codec on a torch device encodes at a time, for :func:`encode_dataset`. A processor is no faster
+    with batches, and encodes clip by clip."""
+    return 0 if device.type == "cpu" else _GPU_SAMPLES
 
 
 def weights_hash(state: dict) -> str:
@@ -125,7 +136,8 @@ def _require_same_dataset(out: Path, info: DatasetInfo) -> None:
 
 
 def encode_dataset(root: Root, info: DatasetInfo, codec: LatentEncoder, out: Path, rank: int = 0, world: int = 1,
-                   progress: Callable[[int], None] | None = None, planned: LatentsPlan | None = None) -> bool:
+                   progress: Callable[[int], None] | None = None, planned: LatentsPlan | None = None,
+                   batch_samples: int = 0, measure: bool = True) -> bool:
     """Make worker ``rank``'s share of the latent shards of all splits ⇒ True where all of them exist by then.
 
     A worker makes the shards rank, rank + world, … that don't exist yet. A worker that finds all shards at its end
@@ -141,6 +153,9 @@ def encode_dataset(root: Root, info: DatasetInfo, codec: LatentEncoder, out: Pat
         world: number of workers.
         progress: called with the number of records after each shard.
         planned: by :func:`plan_latents`; None: it is planned here.
+        batch_samples: samples that the codec encodes at a time, of clips of one length; 0: clip by clip, so that the
+            bytes don't depend on what else is in a shard.
+        measure: whether latents.json may be written.
 
     Raises:
         InputError: there is nothing to encode, a shard can't be read, the folder holds latents of another dataset, or
@@ -149,11 +164,12 @@ def encode_dataset(root: Root, info: DatasetInfo, codec: LatentEncoder, out: Pat
     """
     planned = planned or plan_latents(root, info, codec, out, rank, world)
     storage = storage_of(root)
-    made = _encode_shards(planned.mine, lambda shard: read_records(storage, shard), codec, out, progress)
+    made = _encode_shards(planned.mine, lambda shard: read_records(storage, shard), codec, out, progress,
+                          batch_samples)
     if not _all_there(out, planned.shards):
         return False
-    if made or not (out / INFO_NAME).exists():
-        _finish(planned.shards, out, info)
+    if measure and (made or not (out / INFO_NAME).exists()):
+        _finish({split: info.shards(split) for split in info.splits}, out, info.fingerprint)
     return True
 
 
@@ -164,8 +180,7 @@ def write_latents(
     out: Path,
     progress: Callable[[int], None] | None = None,
 ) -> float:
-    """Encode every record of the shards ⇒ the standard deviation of all latents; diffusion trains with 1 / std as the
-    scaling factor.
+    """Encode every record of the shards of one dataset without splits ⇒ the standard deviation of all latents.
 
     Args:
         shards: to encode.
@@ -175,11 +190,12 @@ def write_latents(
         progress: called with the number of records after each shard.
     """
     _encode_shards(shards, records_of, codec, out, progress)
-    return _finish(shards, out)
+    return _finish({"": shards}, out)
 
 
 def _encode_shards(shards: Sequence[ShardInfo], records_of: Callable[[ShardInfo], Iterable[ClipFeatures]],
-                   codec: LatentEncoder, out: Path, progress: Callable[[int], None] | None) -> int:
+                   codec: LatentEncoder, out: Path, progress: Callable[[int], None] | None,
+                   batch_samples: int = 0) -> int:
     """Make the shards that don't exist ⇒ their number."""
     sweep_claims(out)
     made, left = 0, list(shards)
@@ -196,8 +212,7 @@ def _encode_shards(shards: Sequence[ShardInfo], records_of: Callable[[ShardInfo]
                         elsewhere.append(shard)
                         continue
                     if not path.exists():
-                        moments = {r.key: codec.encode_moments(r.waveform).astype(np.float16)
-                                   for r in records_of(shard)}
+                        moments = _encode_records(records_of(shard), codec, batch_samples)
                         # save_file would hide that a disk is full
                         write_bytes(path, safetensors.numpy.save(moments), sync=True)
                         made += 1
@@ -210,13 +225,36 @@ def _encode_shards(shards: Sequence[ShardInfo], records_of: Callable[[ShardInfo]
     return made
 
 
-def _finish(shards: Sequence[ShardInfo], out: Path, info: DatasetInfo | None = None) -> float:
-    """Write latents.json, once all shards exist ⇒ their standard deviation."""
-    std = _std_of(read_latents(out, shard) for shard in shards)
-    dataset = {} if info is None else {"dataset": info.fingerprint}
+def _encode_records(records: Iterable[ClipFeatures], codec: LatentEncoder, batch_samples: int) -> dict[str, np.ndarray]:
+    """The moments of one shard's records ⇒ {record key: fp16}, in the order of the records."""
+    if not batch_samples:
+        return {r.key: codec.encode_moments(r.waveform).astype(np.float16, order="C") for r in records}
+    waveforms = {record.key: record.waveform for record in records}
+    moments: dict[str, np.ndarray] = {}
+    for samples in {len(waveform) for waveform in waveforms.values()}:
+        keys = [key for key, waveform in waveforms.items() if len(waveform) == samples]
+        size = max(1, batch_samples // max(1, samples))
+        for start in range(0, len(keys), size):
+            chunk = keys[start:start + size]
+            found = codec.encode_batch(np.stack([waveforms[key] for key in chunk]))
+            moments |= zip(chunk, found.astype(np.float16, order="C"))  # safetensors stores memory as it lies
+    return {key: moments[key] for key in waveforms}
+
+
+def _finish(splits: Mapping[str, Sequence[ShardInfo]], out: Path, fingerprint: str | None = None) -> float:
+    """Write latents.json, once all shards exist ⇒ the standard deviation of all of them."""
+    every, of_split = _Spread(), {split: _Spread() for split in splits}
+    for split, shards in splits.items():
+        for shard in shards:
+            for moments in read_latents(out, shard).values():
+                one = _Spread.of(moments)
+                every, of_split[split] = every + one, of_split[split] + one
+    dataset = {} if fingerprint is None else {"dataset": fingerprint}
+    stds = {split: spread.std for split, spread in of_split.items() if split and spread.count}
+    measured = {"std": every.std, **({"std_of_split": stds} if stds else {}), "vae": out.name, **dataset}
     with writing_to(out, "latents"):
-        write_text(out / INFO_NAME, json.dumps({"std": std, "vae": out.name, **dataset}) + "\n", sync=True)
-    return std
+        write_text(out / INFO_NAME, json.dumps(measured) + "\n", sync=True)
+    return every.std
 
 
 def read_latents(folder: Path, shard: ShardInfo) -> dict[str, np.ndarray]:
@@ -231,12 +269,21 @@ def read_latents(folder: Path, shard: ShardInfo) -> dict[str, np.ndarray]:
     return {key: array.astype(np.float32) for key, array in moments.items()}
 
 
-def read_std(folder: Path) -> float:
-    """The standard deviation that :func:`write_latents` measured. Raises InputError where its file is damaged."""
+def read_std(folder: Path, split: str | None = None) -> float:
+    """The standard deviation of latents, measured when they were encoded.
+
+    Args:
+        folder: of the latents.
+        split: whose; None: of all splits, which is also the answer where an earlier release measured nothing else.
+
+    Raises:
+        InputError: latents.json is damaged.
+    """
     path = folder / INFO_NAME
     try:
-        return float(json.loads(path.read_text())["std"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        measured = json.loads(path.read_text())
+        return float(measured.get("std_of_split", {}).get(split, measured["std"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} can't be read ({error}); delete the folder {folder}, and it is made again") from error
 
 
@@ -257,14 +304,32 @@ def _path(folder: Path, shard: ShardInfo) -> Path:
     return folder / (Path(shard.name).stem + ".safetensors")
 
 
-def _std_of(shards: Iterable[dict[str, np.ndarray]]) -> float:
-    """Standard deviation of samples of the posterior: variance of the means + mean of the variances."""
-    count, total, squares, noise = 0, 0.0, 0.0, 0.0
-    for shard in shards:
-        for moments in shard.values():
-            mean, log_variance = np.split(moments.astype(np.float64), 2)
-            count += mean.size
-            total += mean.sum()
-            squares += (mean ** 2).sum()
-            noise += np.exp(np.clip(log_variance, -30, 20)).sum()
-    return float(np.sqrt(squares / count - (total / count) ** 2 + noise / count))
+@dataclass(frozen=True)
+class _Spread:
+    """Sums over latent values, from which the standard deviation of samples of their posteriors follows.
+
+    Args:
+        count: number of values.
+        total: sum of their means.
+        squares: sum of their squared means.
+        noise: sum of their variances.
+    """
+
+    count: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+    noise: float = 0.0
+
+    @classmethod
+    def of(cls, moments: np.ndarray) -> "_Spread":
+        mean, log_variance = np.split(moments.astype(np.float64), 2)
+        return cls(mean.size, mean.sum(), (mean ** 2).sum(), np.exp(np.clip(log_variance, -30, 20)).sum())
+
+    def __add__(self, other: "_Spread") -> "_Spread":
+        return _Spread(self.count + other.count, self.total + other.total, self.squares + other.squares,
+                       self.noise + other.noise)
+
+    @property
+    def std(self) -> float:
+        """Variance of the means + mean of the variances, under the root."""
+        return float(np.sqrt(self.squares / self.count - (self.total / self.count) ** 2 + self.noise / self.count))

@@ -95,6 +95,7 @@ def played_step(gpu: PlayedGPU, module: L.LightningModule, batch: ClipBatch, bf1
         bf16: under autocast.
         steps: to take.
     """
+    batch = batch.with_draws(getattr(module, "draw", None)).pin_memory()  # by a loader's worker, and its process
     module.to("cuda").train()
     optimiser = module.configure_optimizers()["optimizer"]  # type: ignore[index, call-overload]
     trainer: Any = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda", 0)), global_step=0,
@@ -117,8 +118,8 @@ def played_step(gpu: PlayedGPU, module: L.LightningModule, batch: ClipBatch, bf1
 
 
 def micro_batch(gpu: PlayedGPU, module: L.LightningModule, batch: ClipBatch, bf16: bool) -> torch.Tensor:
-    """Send a batch as training sends it ⇒ its loss."""
-    sent = batch.pin_memory().to("cuda", non_blocking=True)
+    """Send a batch of the loader as Lightning sends it ⇒ its loss."""
+    sent = batch.to(torch.device("cuda", 0))
     with warnings.catch_warnings(), gpu.autocast() if bf16 else nullcontext():
         warnings.simplefilter("ignore")  # self.log() says that there is no trainer
         loss = module.training_step(sent, 0)

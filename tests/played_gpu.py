@@ -92,6 +92,7 @@ class PlayedGPU(FakeTensorMode):
         with gpu, mock.patch.object(FakeTensor, "__torch_dispatch__", classmethod(told)), \
                 mock.patch.object(F, "scaled_dot_product_attention", gpu._attention), \
                 mock.patch.object(Tensor, "pin_memory", lambda tensor, *_: gpu._pin(tensor)), \
+                mock.patch.object(Tensor, "is_pinned", lambda tensor, *_: gpu._is_pinned(tensor)), \
                 mock.patch.object(torch.nn.Module, "to", _move), gpu._own_autocast():
             yield gpu
 
@@ -138,6 +139,9 @@ class PlayedGPU(FakeTensorMode):
         if name is aten._local_scalar_dense:
             self._wait(func)
             return True, {torch.bool: True}.get(first.dtype, 1.0 if first.is_floating_point() else 1)
+        if name in (aten.equal, aten.is_nonzero):
+            self._wait(func)
+            return True, True
         if name in (aten.nonzero, aten.masked_select, aten._unique2):
             self._wait(func)  # and torch raises DynamicOutputShapeException
         elif name in (aten._to_copy, aten.copy_):
@@ -149,7 +153,7 @@ class PlayedGPU(FakeTensorMode):
                     shape, dtype=kwargs.get("dtype") or source.dtype)
             if source.device.type == "cpu" and target.type == "cuda":
                 unblocked = kwargs.get("non_blocking", False) or (name is aten.copy_ and len(args) > 2 and args[2])
-                if not unblocked or source.untyped_storage()._cdata not in self._pinned:
+                if not unblocked or not self._is_pinned(source):
                     self._wait(func)
             elif name is aten._to_copy and source.device == target and kwargs.get("dtype") in (None, source.dtype) \
                     and kwargs.get("memory_format") is None:
@@ -200,6 +204,9 @@ class PlayedGPU(FakeTensorMode):
         self._pinned.add(storage._cdata)
         weakref.finalize(storage, self._pinned.discard, storage._cdata)
         return pinned
+
+    def _is_pinned(self, tensor: Tensor) -> bool:
+        return not isinstance(tensor, FakeTensor) and tensor.untyped_storage()._cdata in self._pinned
 
     # ------------------------------------------------------------------ autocast and attention
 

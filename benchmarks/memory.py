@@ -95,8 +95,7 @@ def played_step(gpu: PlayedGPU, module: L.LightningModule, batch: ClipBatch, bf1
         bf16: under autocast.
         steps: to take.
     """
-    batch = batch.with_draws(getattr(module, "draw", None)).pin_memory()  # by a loader's worker, and its process
-    module.to("cuda").train()
+    batch = ready(module, batch)
     optimiser = module.configure_optimizers()["optimizer"]  # type: ignore[index, call-overload]
     trainer: Any = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda", 0)), global_step=0,
                                    global_rank=0)
@@ -115,6 +114,23 @@ def played_step(gpu: PlayedGPU, module: L.LightningModule, batch: ClipBatch, bf1
         average._average_model.update_parameters(module)  # type: ignore[union-attr]
         del loss
     return PlayedStep(micro, step, sum(parameter.numel() for parameter in module.parameters()))
+
+
+def ready(module: L.LightningModule, batch: ClipBatch) -> ClipBatch:
+    """The module is moved to the played GPU ⇒ the batch as a loader hands it over, drawn for and pinned."""
+    module.to("cuda").train()
+    return batch.with_draws(getattr(module, "draw", None)).pin_memory()
+
+
+def played_micro_batch(gpu: PlayedGPU, module: L.LightningModule, batch: ClipBatch, bf16: bool = True) -> Counts:
+    """Counts of a micro-batch that is not the first, in which constants are sent; arguments as of
+    :func:`played_step`."""
+    batch = ready(module, batch)
+    with torch.no_grad():
+        micro_batch(gpu, module, batch, bf16)
+    counts = gpu.fresh()
+    micro_batch(gpu, module, batch, bf16).backward()
+    return counts
 
 
 def micro_batch(gpu: PlayedGPU, module: L.LightningModule, batch: ClipBatch, bf16: bool) -> torch.Tensor:

@@ -10,8 +10,8 @@ from models import FRAME_DIM, SPEC, make_batch
 from torch.nn import functional as F
 
 from vta_sam.conditioners.diff_foley import (
-    AlignedFrameEncoder, AlignmentClassifier, ClassifierTraining, ContrastivePretraining, between_clips, pooled_windows,
-    within_clip
+    AlignedFrameEncoder, AlignmentClassifier, ClassifierTraining, ContrastivePretraining, between_clips, displaced,
+    pooled_windows, within_clip
 )
 from vta_sam.conditioners.foleycrafter import OnsetPredictor, OnsetTraining
 from vta_sam.conditioners.vta_sam_pretraining import onset_targets
@@ -125,7 +125,7 @@ def test_contrastive_stage_learns_whose_sound_it_is():
     # one of eight by chance; a window in which nothing sounds is like any other such window
     assert total.item() < 0.4 * first and figures["within_accuracy"] > 0.4
     heard = torch.arange(SPEC.frames, dtype=torch.float32)[None, :, None].expand(6, -1, 2)
-    shift = (module._displaced(heard, batch.seeds)[:, 0, 0]).long()
+    shift = displaced(heard, module.draw(batch)["shift"])[:, 0, 0].long()
     assert ((shift >= 2) & (shift <= SPEC.frames - 2)).all() and len(shift.unique()) > 1
 
 

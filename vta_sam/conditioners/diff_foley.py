@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -149,6 +150,28 @@ def _both_ways(logits: Tensor, labels: Tensor) -> Tensor:
             + F.cross_entropy(logits.transpose(1, 2).flatten(0, 1), labels.flatten())) / 2
 
 
+@dataclass(frozen=True)
+class ShiftDraws:
+    """The random draws of a step: ``shift`` (B,), the frames by which a clip's sound is displaced.
+
+    Args:
+        shortest: shift either way, in frames.
+    """
+
+    shortest: int
+
+    def __call__(self, batch: ClipBatch) -> dict[str, Any]:
+        free = max(1, batch.frame_mask.shape[1] - 2 * self.shortest)
+        return {"shift": SampleDraws(batch.seeds, "displace").integer(free) + self.shortest}
+
+
+def displaced(x: Tensor, shift: Tensor) -> Tensor:
+    """Each row (T, D) of (B, T, D) rotated by its number of frames, (B,)."""
+    frames = x.shape[1]
+    places = (torch.arange(frames, device=x.device) + shift[:, None]) % frames
+    return x.gather(1, places[..., None].expand_as(x))
+
+
 class ContrastivePretraining(StageModule):
     """Tell sounds apart between clips, within a clip, and from themselves displaced in time.
 
@@ -165,30 +188,23 @@ class ContrastivePretraining(StageModule):
                  window_frames: int = 8, shortest_shift_frames: int = 4):
         super().__init__(optimise)
         self.encoder, self.weights = encoder, weights
-        self.window_frames, self.shortest_shift_frames = window_frames, shortest_shift_frames
+        self.window_frames, self.draw = window_frames, ShiftDraws(shortest_shift_frames)
         self.hearing, self.log_mel = AlignedSoundEncoder(mel.n_mels, dim=encoder.dim), LogMel(mel)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def _forward(self, batch: ClipBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """⇒ (losses, figures)."""
-        assert batch.waveform is not None, "this stage reads waveforms"
+        batch = batch.with_draws(self.draw)
+        assert batch.waveform is not None and batch.draws is not None, "this stage reads waveforms"
         mel = self.log_mel(normalise(batch.waveform))[:, :-1]
         video, sound = self.encoder(batch), self.hearing(mel, batch.frame_mask, batch.spec)
         scale = self.log_scale.clamp(max=MAX_LOG_SCALE).exp()
-        displaced = pooled_windows(self._displaced(sound, batch.seeds), self.window_frames)
+        later = pooled_windows(displaced(sound, batch.draws["shift"]), self.window_frames)
         video, sound = pooled_windows(video, self.window_frames), pooled_windows(sound, self.window_frames)
         between, between_accuracy = between_clips(gathered(video), gathered(sound), scale)
-        within, within_accuracy = within_clip(video, sound, displaced, scale)
+        within, within_accuracy = within_clip(video, sound, later, scale)
         return ({"between": between, "within": within},
                 {"between_accuracy": between_accuracy, "within_accuracy": within_accuracy})
-
-    def _displaced(self, sound: Tensor, seeds: Tensor) -> Tensor:
-        """Each row (T, D) rotated by a number of frames that its seed draws, at least the shortest either way."""
-        frames = sound.shape[1]
-        free = max(1, frames - 2 * self.shortest_shift_frames)
-        shift = SampleDraws(seeds, "displace").integer(free) + self.shortest_shift_frames
-        places = (torch.arange(frames) + shift[:, None]) % frames
-        return sound.gather(1, places.to(sound.device)[..., None].expand_as(sound))
 
     def measure(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
         losses, figures = self._forward(batch)
@@ -247,6 +263,25 @@ class AlignmentClassifier(nn.Module):
         return F.logsigmoid(self.logit(latent, times, features))
 
 
+@dataclass(frozen=True)
+class ClassifierDraws:
+    """The random draws of a step: ``posterior`` and ``noise`` (B, C, columns, freq), ``times`` (B,), and ``shift`` (B,),
+    the frames by which a clip's pictures are displaced.
+
+    Args:
+        objective: draws the times.
+    """
+
+    objective: Objective
+
+    def __call__(self, batch: ClipBatch) -> dict[str, Any]:
+        assert batch.moments is not None, "the classifier is trained on latent shards"
+        draws, shape = SampleDraws(batch.seeds, "classifier"), (batch.moments.shape[1] // 2, *batch.moments.shape[2:])
+        frames = batch.frame_mask.shape[1]
+        return {"posterior": draws.normal(*shape), "times": self.objective.draw_times(draws),
+                "noise": draws.normal(*shape), "shift": draws.integer(frames // 2) + frames // 4}
+
+
 class ClassifierTraining(StageModule):
     """Train the classifier to distinguish a latent's own pictures from another clip's, and from its own, shifted.
 
@@ -265,22 +300,18 @@ class ClassifierTraining(StageModule):
         super().__init__(optimise)
         self.classifier, self.encoder = classifier, encoder.requires_grad_(False)
         self.latent_scale, self.objective = latent_scale, objective
+        self.draw = ClassifierDraws(objective)
 
     def measure(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """(Loss, accuracy) over equally many own, other and displaced pictures; own ones weigh as much as the other two
         together."""
-        assert batch.moments is not None, "the classifier is trained on latent shards"
-        draws, device = SampleDraws(batch.seeds, "classifier"), batch.moments.device
-        shape = (batch.moments.shape[1] // 2, *batch.moments.shape[2:])
-        latent = sample_posterior(batch.moments, draws.normal(*shape).to(device)) * self.latent_scale
-        times = self.objective.draw_times(draws).to(device)
-        noisy = self.objective.noised(latent, draws.normal(*shape).to(device), times)
-        features = self.encoder(batch)
-        frames = features.shape[1]
-        shift = (draws.integer(frames // 2) + frames // 4).to(device)
-        places = (torch.arange(frames, device=device) + shift[:, None]) % frames
-        displaced = features.gather(1, places[..., None].expand_as(features))
-        logits = [self.classifier.logit(noisy, times, x) for x in (features, features.roll(1, 0), displaced)]
+        batch = batch.with_draws(self.draw)
+        assert batch.moments is not None and batch.draws is not None, "the classifier is trained on latent shards"
+        drawn = batch.draws
+        latent = sample_posterior(batch.moments, drawn["posterior"]) * self.latent_scale
+        noisy, features = self.objective.noised(latent, drawn["noise"], drawn["times"]), self.encoder(batch)
+        pictures = (features, features.roll(1, 0), displaced(features, drawn["shift"]))
+        logits = [self.classifier.logit(noisy, drawn["times"], x) for x in pictures]
         wrong = torch.cat(logits[1:])
         loss = (F.softplus(-logits[0]).mean() + F.softplus(wrong).mean()) / 2
         accuracy = ((logits[0] > 0).float().mean() + (wrong <= 0).float().mean()) / 2

@@ -210,7 +210,7 @@ class OnsetTraining(StageModule):
         true = onset_targets(self.log_mel(normalise(batch.waveform))[:, :-1], batch.spec)
         real = batch.frame_mask
         loss = F.binary_cross_entropy_with_logits(logits, true, pos_weight=self.onset_weight, reduction="none")
-        loss = loss[real].mean()
+        loss = (loss * real).sum() / real.sum()  # a boolean index would wait for the device
         predicted, is_onset = (logits > 0) & real, (true >= ONSET_LEVEL) & real
         hits = (predicted & is_onset).sum()
         f1 = 2 * hits / (predicted.sum() + is_onset.sum()).clamp(min=1)

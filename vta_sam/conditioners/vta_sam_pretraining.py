@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,15 @@ def _whole_mel_frames(x: Tensor, spec: ClipSpec) -> bool:
 
 
 def _shares(x: Tensor, spec: ClipSpec) -> Tensor:
-    return torch.from_numpy(spec.clock.shares(spec.frames, x.shape[2], 1 / spec.mel_rate_hz)).to(x.device)
+    return _shares_on(spec, x.shape[2], x.device)
+
+
+@lru_cache(maxsize=8)
+def _shares_on(spec: ClipSpec, mel_frames: int, device: torch.device) -> Tensor:
+    """Sent to the device once, since a step would wait for it. Not under inference_mode, in which a validation may be the
+    first to ask: what it makes can't be used in training."""
+    with torch.inference_mode(False):
+        return torch.from_numpy(spec.clock.shares(spec.frames, mel_frames, 1 / spec.mel_rate_hz)).to(device)
 
 
 def energy_targets(mel: Tensor, spec: ClipSpec) -> Tensor:
@@ -128,6 +137,7 @@ class ConditionPretraining(StageModule):
         self.augment = augment
         self.heads, self.tower = PretrainingHeads(encoder.width), SoundEncoder(dim=128, n_mels=mel.n_mels)
         self.log_mel = LogMel(mel)
+        self.draw = partial(augment.draw, purpose="condition")
 
     def _forward(self, batch: ClipBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """(Losses, figures), by name."""

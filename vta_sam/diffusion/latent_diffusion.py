@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import lightning as L
 from torch import Tensor
@@ -15,6 +17,29 @@ from .condition import Conditioner, Denoiser
 from .objective import TIME_END, Objective
 
 TIME_BINS = 4  # of the logged errors
+BIN_WIDTH = TIME_END // TIME_BINS
+
+
+@dataclass(frozen=True)
+class DiffusionDraws:
+    """The random draws of a step: ``times`` (B,), ``posterior`` and ``noise`` (B, C, columns, freq), ``drop`` (B,) in
+    [0, 1), those of the augmentation, and ``bin``, the time's bin of the logged errors, which the host reads.
+
+    Args:
+        objective: draws the times.
+        augment: of the stage.
+    """
+
+    objective: Objective
+    augment: Augmentation
+
+    def __call__(self, batch: ClipBatch) -> dict[str, Any]:
+        assert batch.moments is not None, "stage 3 trains on latent shards"
+        draws, shape = SampleDraws(batch.seeds, "diffusion"), (batch.moments.shape[1] // 2, *batch.moments.shape[2:])
+        times = self.objective.draw_times(draws)
+        made = {"times": times, "bin": (times // BIN_WIDTH).long().tolist(), "posterior": draws.normal(*shape),
+                "noise": draws.normal(*shape), "drop": draws.uniform()}
+        return {**made, **self.augment.draw(batch, "diffusion")}
 
 
 class LatentDiffusion(L.LightningModule):
@@ -37,6 +62,7 @@ class LatentDiffusion(L.LightningModule):
         self.conditioner, self.objective = conditioner, objective
         self.dropout, self.augment, self.optimise = dropout, augment, optimise
         self.latent_scale = latent_scale
+        self.draw = DiffusionDraws(objective, augment)
 
     @property
     def denoiser(self) -> Denoiser:
@@ -44,37 +70,41 @@ class LatentDiffusion(L.LightningModule):
 
     def errors(self, batch: ClipBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Every draw belongs to its row's seed ⇒ (loss, unweighted error of each row (B,), times (B,))."""
-        assert batch.moments is not None, "stage 3 trains on latent shards"
-        draws, device = SampleDraws(batch.seeds, "diffusion"), batch.moments.device
-        shape = (batch.moments.shape[1] // 2, *batch.moments.shape[2:])
-        times = self.objective.draw_times(draws).to(device)
-        posterior, noise = draws.normal(*shape).to(device), draws.normal(*shape).to(device)
-        drop = draws.uniform().to(device) < self.dropout
-        latent = sample_posterior(batch.moments, posterior) * self.latent_scale
+        batch = batch.with_draws(self.draw)
+        assert batch.moments is not None and batch.draws is not None, "stage 3 trains on latent shards"
+        drawn = batch.draws
+        times, noise = drawn["times"], drawn["noise"]
+        latent = sample_posterior(batch.moments, drawn["posterior"]) * self.latent_scale
         noisy = self.objective.noised(latent, noise, times)
         target = self.objective.target(latent, noise, times)
-        condition = self.conditioner.with_dropout(self.augment(batch, "diffusion") if self.training else batch, drop)
+        told = self.augment(batch, "diffusion") if self.training else batch
+        condition = self.conditioner.with_dropout(told, drawn["drop"] < self.dropout)
         prediction = self.denoiser(noisy, times, condition)
         loss, errors = self.objective.loss(prediction, target, times, batch.column_mask)
         return loss, errors, times
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
+        batch = batch.with_draws(self.draw)
         loss, errors, times = self.errors(batch)
         self.log("train/loss", logged_mean(self, loss), prog_bar=True, batch_size=len(batch))
-        self._log_bins("train", errors.detach(), times)
+        self._log_bins("train", errors.detach(), times, batch)
         return loss
 
     def validation_step(self, batch: ClipBatch, batch_idx: int) -> None:
+        batch = batch.with_draws(self.draw)
         loss, errors, times = self.errors(batch)
         self.log("val/loss", loss, batch_size=len(batch))
-        self._log_bins("val", errors, times)
+        self._log_bins("val", errors, times, batch)
 
-    def _log_bins(self, prefix: str, errors: Tensor, times: Tensor) -> None:
-        width = TIME_END // TIME_BINS
+    def _log_bins(self, prefix: str, errors: Tensor, times: Tensor, batch: ClipBatch) -> None:
+        """The mean error of each bin of times that the batch has one of. Rows are counted on the host, and others' errors
+        set to 0 on the device: a boolean index would wait for it."""
+        assert batch.draws is not None
         for i in range(TIME_BINS):
-            inside = errors[times // width == i]
-            if len(inside):
-                self.log(f"{prefix}/mse_t{i * width}", inside.mean(), batch_size=len(inside))
+            inside = batch.draws["bin"].count(i)
+            if inside:
+                mean = (errors * (times // BIN_WIDTH == i)).sum() / inside
+                self.log(f"{prefix}/mse_t{i * BIN_WIDTH}", mean, batch_size=inside)
 
     def configure_optimizers(self):
         return self.optimise(self)

@@ -102,7 +102,9 @@ class DiscreteDiffusion(Objective):
 
     def alpha_bar(self, times: Tensor) -> Tensor:
         """ᾱ, the share of the signal in the noisy latent's variance ⇒ (B,)."""
-        return self.scheduler.alphas_cumprod.to(times.device)[times]
+        if self.scheduler.alphas_cumprod.device != times.device:  # moved once, as the scheduler's own functions do
+            self.scheduler.alphas_cumprod = self.scheduler.alphas_cumprod.to(times.device)
+        return self.scheduler.alphas_cumprod[times]
 
     def weight(self, times: Tensor) -> Tensor:
         if self.min_snr_gamma is None:

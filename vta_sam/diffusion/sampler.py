@@ -149,10 +149,10 @@ class Sampler(BaseSampler):
                generators: list[torch.Generator] | torch.Generator | None = None) -> Tensor:
         self.require(objective)
         scheduler = self._scheduler(objective)
-        scheduler.set_timesteps(self.steps, device=noise.device)
+        scheduler.set_timesteps(self.steps)  # the scheduler's stay on the host, which looks its tables up by them
         latent = noise * scheduler.init_noise_sigma
-        for time in scheduler.timesteps:
-            prediction = predict(latent, time.expand(len(latent)))
+        for time, sent in zip(scheduler.timesteps, scheduler.timesteps.to(noise.device)):
+            prediction = predict(latent, sent.expand(len(latent)))
             extra = {"generator": generators} if self.solver == "ddpm" else {}
             latent = scheduler.step(prediction.float(), time, latent, **extra).prev_sample
         return latent

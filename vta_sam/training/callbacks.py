@@ -15,9 +15,10 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..dataset.shards.batch import ClipBatch
 from ..generation.pipeline import Pipeline
@@ -78,6 +79,26 @@ class GradientClipping(L.Callback):
             "command goes on from the last checkpoint")
 
 
+class _AveragedWeights(AveragedModel):
+    """torch's, which at every update asks the device whether it is the first: here only until one was made."""
+
+    _begun = False
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        if not self._begun:
+            self._begun = bool(self.n_averaged > 0)
+        if not self._begun:
+            super().update_parameters(model)
+            return
+        assert self.multi_avg_fn is not None
+        self.multi_avg_fn([each.detach() for each in self.module.parameters()],
+                          [each.detach() for each in model.parameters()], self.n_averaged)
+        for mine, its in zip(self.module.buffers(), model.buffers(), strict=True):
+            mine.copy_(its)
+        self.n_averaged += 1
+
+
 class ExponentialMovingAverage(WeightAveraging):
     """An exponential moving average of the weights, which is validated and kept. Buffers are the model's own.
 
@@ -87,16 +108,17 @@ class ExponentialMovingAverage(WeightAveraging):
     """
 
     def __init__(self, decay: float, start_step: int):
-        super().__init__(use_buffers=False, multi_avg_fn=get_ema_multi_avg_fn(decay))
-        self.start_step = start_step
+        super().__init__()
+        self.decay, self.start_step = decay, start_step
 
     @property
     def state_key(self) -> str:
         return "EMAWeightAveraging"  # Lightning's class, under whose name checkpoints of older runs keep the state
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self._device = trainer.strategy.root_device  # the module is moved there only after this
-        super().setup(trainer, pl_module, stage)
+        if stage == "fit":  # the module is moved to the device only after this
+            self._average_model = _AveragedWeights(pl_module, trainer.strategy.root_device, use_buffers=False,
+                                                   multi_avg_fn=get_ema_multi_avg_fn(self.decay))
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         return step_idx is not None and step_idx >= self.start_step
@@ -171,8 +193,11 @@ SHOWN = (
 )
 
 
+LOSS_EVERY = 10  # steps: to read a loss the host waits for the device
+
+
 class StepProgress(L.Callback):
-    """One line a stage: steps done of all, loss, time left.
+    """One line a stage: steps done of all, loss of every tenth, time left.
 
     Args:
         label: the stage.
@@ -182,6 +207,7 @@ class StepProgress(L.Callback):
     def __init__(self, label: str, steps: int):
         self.label, self.steps = label, steps
         self._progress: Progress | None = None
+        self._note, self._shown_step = "", -1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -194,10 +220,13 @@ class StepProgress(L.Callback):
         self._task = self._progress.add_task(self.label, total=self.steps, completed=trainer.global_step, note="")
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        if self._progress:
+        if not self._progress or trainer.global_step == self._shown_step:  # a step may last several batches
+            return
+        self._shown_step = trainer.global_step
+        if self._shown_step % LOSS_EVERY == 0 or not self._note:
             loss = trainer.callback_metrics.get("train/loss")
-            note = f"loss {loss:.4f}" if loss is not None else ""
-            self._progress.update(self._task, completed=trainer.global_step, note=note)
+            self._note = f"loss {loss:.4f}" if loss is not None else ""
+        self._progress.update(self._task, completed=trainer.global_step, note=self._note)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._progress and not trainer.sanity_checking:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -10,6 +12,26 @@ from ..dataset.shards.batch import ClipBatch
 from ..runtime.randomness import SampleDraws
 from ..runtime.stage_module import StageModule
 from .codec import MelCodec, kl_to_standard_normal, sample_posterior
+
+
+@dataclass(frozen=True)
+class PosteriorDraws:
+    """The random draws of a step: ``posterior``, N(0, 1) in the latent's shape (B, C, columns, freq).
+
+    Args:
+        channels: C of the latent.
+        freq: its frequency rows.
+        column_samples: samples of the waveform per column.
+    """
+
+    channels: int
+    freq: int
+    column_samples: int
+
+    def __call__(self, batch: ClipBatch) -> dict[str, Any]:
+        assert batch.waveform is not None, "stage 1 reads the waveform itself"
+        columns = max(batch.waveform.shape[1] // self.column_samples, 1)
+        return {"posterior": SampleDraws(batch.seeds, "posterior").normal(self.channels, columns, self.freq)}
 
 
 class MelVAE(StageModule):
@@ -25,14 +47,16 @@ class MelVAE(StageModule):
     def __init__(self, codec: MelCodec, weights: dict[str, float], optimise: Callable):
         super().__init__(optimise)
         self.codec, self.weights = codec, weights
+        self.draw = PosteriorDraws(codec.latent_channels, codec.latent_freq, codec.column_samples)
 
     def losses(self, batch: ClipBatch) -> dict[str, Tensor]:
         """⇒ each term, unweighted."""
-        assert batch.waveform is not None, "stage 1 reads the waveform itself"
+        batch = batch.with_draws(self.draw)
+        assert batch.waveform is not None and batch.draws is not None, "stage 1 reads the waveform itself"
         mel = self.codec.mel_of(batch.waveform)
         moments = self.codec.moments(mel)
-        noise = SampleDraws(batch.seeds, "posterior").normal(moments.shape[1] // 2, *moments.shape[2:])
-        error = (self.codec.decode(sample_posterior(moments, noise.to(moments))) - mel) / self.codec.mel_std
+        noise = batch.draws["posterior"].to(moments.dtype)
+        error = (self.codec.decode(sample_posterior(moments, noise)) - mel) / self.codec.mel_std
         real = batch.column_mask.repeat_interleave(self.codec.stride, dim=1)[:, None, : mel.shape[2], None]
         share = real.float().mean().clamp(min=1e-6)
         return {"l1": (error.abs() * real).mean() / share, "mse": (error ** 2 * real).mean() / share,

@@ -6,6 +6,8 @@ Well-kept packages that have them (vocos, encodec) need torchaudio, which this p
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -120,6 +122,24 @@ def feature_matching_loss(true: list[Scores], made: list[Scores]) -> Tensor:
                         for (_, ts), (_, ms) in zip(true, made) for t, m in zip(ts, ms)]).sum()
 
 
+@dataclass(frozen=True)
+class SegmentDraws:
+    """The random draws of a step: ``start`` (B,), the mel frame that a clip's segment begins at.
+
+    Args:
+        frames: of a segment.
+        hop: samples of a mel frame.
+    """
+
+    frames: int
+    hop: int
+
+    def __call__(self, batch: ClipBatch) -> dict[str, Any]:
+        assert batch.waveform is not None, "stage vocoder reads the waveform itself"
+        whole = batch.waveform.shape[1] // self.hop
+        return {"start": SampleDraws(batch.seeds, "vocoder").integer(whole - min(self.frames, whole) + 1)}
+
+
 class VocoderTraining(StageModule):
     """HiFi-GAN's training (2010.05646) on short segments of clips.
 
@@ -139,6 +159,7 @@ class VocoderTraining(StageModule):
         super().__init__(optimise)
         self.vocoder, self.adversary, self.weights = vocoder, adversary, weights
         self.segment_frames, self.log_mel = segment_frames, LogMel(vocoder.mel)
+        self.draw = SegmentDraws(segment_frames, vocoder.mel.hop_samples)
 
     def measure(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """⇒ (the loss, its terms); in validation the mel's error alone."""
@@ -162,13 +183,13 @@ class VocoderTraining(StageModule):
 
         Mels are cut out of the whole clip's, so that their edges are as in generation inside a clip.
         """
-        assert batch.waveform is not None, "stage vocoder reads the waveform itself"
+        batch = batch.with_draws(self.draw)
+        assert batch.waveform is not None and batch.draws is not None, "stage vocoder reads the waveform itself"
         waveform = normalise(batch.waveform)
         with torch.no_grad():
             mel = self.log_mel(waveform)
-        hop = self.vocoder.mel.hop_samples
+        hop, start = self.vocoder.mel.hop_samples, batch.draws["start"][:, None]
         frames = min(self.segment_frames, waveform.shape[1] // hop)
-        starts = SampleDraws(batch.seeds, "vocoder").integer(waveform.shape[1] // hop - frames + 1)
-        cuts = [(waveform[i, s * hop:(s + frames) * hop], mel[i, s:s + frames])
-                for i, s in enumerate(starts.tolist())]
-        return torch.stack([wave for wave, _ in cuts]), torch.stack([cut for _, cut in cuts])
+        samples = start * hop + torch.arange(frames * hop, device=start.device)
+        rows = start + torch.arange(frames, device=start.device)
+        return waveform.gather(1, samples), mel.gather(1, rows[..., None].expand(-1, -1, mel.shape[2]))

@@ -24,7 +24,7 @@ class ClipBatch(HasFeatures):
         keys: ids of the clips.
         captions: of the clips.
         objects: their words.
-        seeds: (B,); every random draw for a row comes from its own seed.
+        seeds: (B,), on the host; every random draw for a row comes from its own seed.
         frame_mask: (B, T).
         object_mask: (B, K) with K = 8.
         caption_mask: (B, L).
@@ -32,6 +32,8 @@ class ClipBatch(HasFeatures):
         spec: of every clip.
         waveform: (B, samples), where loaded.
         moments: (B, 2 · channels, columns, freq), mean and log-variance of the VAE, where loaded.
+        draws: what a stage's :data:`Draw` made of the seeds, by name: tensors (B, …), or lists of B numbers, which stay
+            on the host; None: nothing yet.
         features: tensors by the names of :data:`~vta_sam.clip.FEATURES`, with (B,) before the row's axes.
     """
 
@@ -46,14 +48,33 @@ class ClipBatch(HasFeatures):
     spec: ClipSpec
     waveform: Tensor | None = None
     moments: Tensor | None = None
+    draws: dict[str, Any] | None = None
     features: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def to(self, *args, **kwargs) -> "ClipBatch":
-        """The batch on a device; arguments as of :meth:`torch.Tensor.to`."""
-        return self._each(lambda tensor: tensor.to(*args, **kwargs), lambda values: values)
+        """The batch on a device, but for the seeds, which the host reads; arguments as of :meth:`torch.Tensor.to`.
+
+        Tensors of pinned memory are sent without waiting for their arrival.
+        """
+        return self._sent(lambda tensor: tensor.to(*args, **{"non_blocking": tensor.is_pinned(), **kwargs}))
+
+    def pin_memory(self) -> "ClipBatch":
+        """The batch in pinned memory, out of which :meth:`to` sends it to a GPU without waiting."""
+        return self._sent(lambda tensor: tensor.pin_memory())
+
+    def _sent(self, send: Callable[[Tensor], Tensor]) -> "ClipBatch":
+        return self._each(lambda tensor: tensor if tensor is self.seeds else send(tensor), lambda values: values)
+
+    def with_draws(self, draw: "Draw | None") -> "ClipBatch":
+        """The batch with its draws: those that a loader's worker has made already, or ``draw``'s, on its device."""
+        if draw is None or self.draws is not None:
+            return self
+        device = self.frame_mask.device
+        return self.replace(draws={name: value.to(device) if isinstance(value, Tensor) else value
+                                   for name, value in draw(self).items()})
 
     def select(self, rows: Sequence[int]) -> "ClipBatch":
         """The rows named, in that order."""
@@ -62,10 +83,11 @@ class ClipBatch(HasFeatures):
     def _each(self, of_tensor: Callable[[Tensor], Tensor], of_list: Callable[[list], list]) -> "ClipBatch":
         changed: dict[str, Any] = {name: of_tensor(tensor) for name, tensor in self.features.items()}
         for name, value in vars(self).items():
-            if isinstance(value, Tensor):
-                changed[name] = of_tensor(value)
-            elif isinstance(value, list):
-                changed[name] = of_list(value)
+            if isinstance(value, (Tensor, list)):
+                changed[name] = of_tensor(value) if isinstance(value, Tensor) else of_list(value)
+        if self.draws is not None:
+            changed["draws"] = {name: of_tensor(value) if isinstance(value, Tensor) else of_list(value)
+                                for name, value in self.draws.items()}
         return self.replace(**changed)
 
     def without_objects(self, rows: Tensor) -> "ClipBatch":
@@ -97,6 +119,11 @@ class ClipBatch(HasFeatures):
         """
         spread = self.frame_embedding.std(dim=-1, keepdim=True).mean(dim=1, keepdim=True)
         return self.replace(frame_embedding=self.frame_embedding + spread * offset[:, None])
+
+
+# The random draws of a stage: a batch ⇒ ClipBatch.draws. A plain function of seeds and shapes, which is pickled and
+# called in the loader's workers, so that a step on a GPU waits for none.
+Draw = Callable[[ClipBatch], dict[str, Any]]
 
 
 @dataclass
@@ -183,6 +210,51 @@ def collate(windows: Sequence[ClipWindow], spec: ClipSpec) -> ClipBatch:
     )
 
 
+def interleave(parts: Sequence[ClipBatch | None], first: int = 0, pinned: bool = False) -> ClipBatch:
+    """The batch that :func:`collate` would make of all rows, out of batches that hold every ``len(parts)``-th row each.
+
+    Args:
+        parts: None where one has no row in this batch.
+        first: the part that row 0 comes from; the next row comes from the next part.
+        pinned: the result is made in pinned memory.
+    """
+    step = len(parts)
+    turned = [*parts[first:], *parts[:first]]
+    placed = {place: part for place, part in enumerate(turned) if part is not None}
+    size = sum(len(part) for part in placed.values())
+
+    def tensor(of: Callable[[ClipBatch], Tensor], pad: float = 0.0) -> Tensor:
+        found = {place: of(part) for place, part in placed.items()}
+        lengths = [max(sizes) for sizes in zip(*(each.shape[1:] for each in found.values()))]
+        dtype = next(iter(found.values())).dtype
+        whole = torch.full((size, *lengths), pad, dtype=dtype, pin_memory=pinned)
+        for place, each in found.items():
+            whole[(slice(place, None, step), *(slice(length) for length in each.shape[1:]))] = each
+        return whole
+
+    def rows(of: Callable[[ClipBatch], Any]) -> list:
+        whole: list = [None] * size
+        for place, part in placed.items():
+            whole[place::step] = list(of(part))
+        return whole
+
+    def either(of: Callable[[ClipBatch], Any]) -> Any:
+        return tensor(of) if isinstance(of(one), Tensor) else rows(of)
+
+    one, everybody = next(iter(placed.values())), list(placed.values())
+    optional = {name: tensor(lambda part: getattr(part, name)) for name in ("waveform", "moments")
+                if all(getattr(part, name) is not None for part in everybody)}
+    draws = None if one.draws is None else {
+        name: either(lambda part: (part.draws or {})[name]) for name in one.draws}
+    return ClipBatch(
+        **{name: rows(lambda part: getattr(part, name)) for name in ("keys", "captions", "objects")},
+        **{name: tensor(lambda part: getattr(part, name))
+           for name in ("frame_mask", "object_mask", "caption_mask", "column_mask")},
+        seeds=torch.tensor(rows(lambda part: part.seeds.tolist()), dtype=torch.int64), spec=one.spec, draws=draws,
+        features={name: tensor(lambda part: part.features[name], FEATURES[name].pad) for name in one.features
+                  if all(name in part.features for part in everybody)}, **optional)
+
+
 def _padded(array: np.ndarray, row: Feature, sizes: Mapping[str, int]) -> np.ndarray:
     for axis, size in sizes.items():
         array = _along(array, row, axis, lambda parts, pad: _fit(parts, size, pad))
@@ -241,11 +313,22 @@ class Augmentation:
     frames: float = 0.0
     appearance: float = 0.0
 
+    def draw(self, batch: ClipBatch, purpose: str) -> dict[str, Any]:
+        """Each row's draws, made from its own seed under ``purpose`` (the stage): what to hide (B, 2), U[0, 1), and where
+        it counts, the direction that appearance is moved in (B, Dv), N(0, 1)."""
+        draws = SampleDraws(batch.seeds, f"augment {purpose}")
+        made = {"hidden": draws.uniform(2)}
+        if self.appearance:
+            made["moved"] = draws.normal(batch.frame_embedding.shape[-1])
+        return made
+
     def __call__(self, batch: ClipBatch, purpose: str) -> ClipBatch:
-        """The batch with parts hidden. Each row's draws are made from its own seed, under ``purpose`` (the stage)."""
-        draws, device = SampleDraws(batch.seeds, f"augment {purpose}"), batch.probs.device
-        uniform = draws.uniform(2).to(device)
-        offset = draws.normal(batch.frame_embedding.shape[-1]).to(device)
-        blank = uniform[:, 0] < self.frames
-        batch = batch.with_appearance_offset(self.appearance * offset).without_frames(blank)
-        return batch.without_objects((uniform[:, 1] < self.objects) & ~blank)
+        """The batch with parts hidden, by its draws; by :meth:`draw`'s where it has none of these."""
+        drawn = batch.draws if batch.draws is not None and "hidden" in batch.draws else None
+        if drawn is None:
+            drawn = {name: value.to(batch.frame_mask.device) for name, value in self.draw(batch, purpose).items()}
+        hidden = drawn["hidden"]
+        blank = hidden[:, 0] < self.frames
+        if self.appearance:
+            batch = batch.with_appearance_offset(self.appearance * drawn["moved"])
+        return batch.without_frames(blank).without_objects((hidden[:, 1] < self.objects) & ~blank)

@@ -14,7 +14,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
 import lightning as L
@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from ...clip import FEATURES, ClipFeatures, ClipSpec, register_feature
 from ...runtime.errors import InputError
 from ...runtime.randomness import seed_of
-from .batch import ClipBatch, ClipWindow, collate, window_of
+from .batch import ClipBatch, ClipWindow, Draw, collate, interleave, window_of
 from .latents import read_latents
 from .records import read_records
 from .schema import DatasetInfo, ShardInfo, read_dataset
@@ -147,20 +147,41 @@ class ShardReader:
 
 
 class _TrainingSamples(IterableDataset):
-    """One process' share of the samples from ``start`` on. Each loader worker reads streams of its own."""
+    """One process' share of the samples from ``start`` on, as parts of its batches: sample n of the process is read by
+    loader worker n % workers, from streams of its own. A part holds a batch's samples of one worker; it is None where
+    the batch has none of them.
+
+    Args:
+        reader: of the split.
+        order: of the run's samples.
+        spec: of the clips.
+        stage: whose draws the samples' seeds are for.
+        start: sample of the run to begin at.
+        rank: of this process.
+        world: number of processes.
+        batch_size: of this process.
+        draw: the stage's draws, made here; None: the step makes its own.
+    """
 
     def __init__(self, reader: ShardReader, order: SampleOrder, spec: ClipSpec, stage: str, start: int,
-                 rank: int, world: int):
+                 rank: int, world: int, batch_size: int = 1, draw: Draw | None = None):
         self.reader, self.order, self.spec, self.stage = reader, order, spec, stage
         self.start, self.rank, self.world = start, rank, world
+        self.batch_size, self.draw = batch_size, draw
         self.table = dict(FEATURES)
 
-    def __iter__(self) -> Iterator[ClipWindow]:
+    def __iter__(self) -> Iterator[ClipBatch | None]:
         for name, row in self.table.items():
             register_feature(name, row)  # a spawned worker has this project's own features alone
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        part, parts = self.rank + self.world * worker, self.world * workers
+        windows = self._windows(self.rank + self.world * worker, self.world * workers)
+        for batch in count():
+            first = (worker - batch * self.batch_size) % workers  # row of the batch
+            rows = list(islice(windows, len(range(first, self.batch_size, workers))))
+            yield collate(rows, self.spec).with_draws(self.draw) if rows else None
+
+    def _windows(self, part: int, parts: int) -> Iterator[ClipWindow]:
         for epoch, shard, index in self.order.samples(self.start, part, parts):
             record, moments = self.reader.record(shard, index)
             seed = seed_of(self.order.seed, self.stage, epoch, record.key)
@@ -192,21 +213,33 @@ def _end_by_sigterm_of(process: int) -> None:
 
 
 class _Batches:
-    """Batches of samples, collated in the main process, so that the samples don't depend on batch size or workers."""
+    """Batches out of the parts that the loader's workers have made, so that neither order nor content depends on their
+    number.
 
-    def __init__(self, samples: DataLoader, spec: ClipSpec, batch_size: int):
-        self.samples, self.spec, self.batch_size = samples, spec, batch_size
+    Args:
+        parts: the loader.
+        batch_size: of this process.
+        pinned: batches are made in pinned memory.
+    """
+
+    def __init__(self, parts: DataLoader, batch_size: int, pinned: bool):
+        self.parts, self.batch_size, self.pinned = parts, batch_size, pinned
 
     def __iter__(self) -> Iterator[ClipBatch]:
         # loader processes are born with these blocked: a signal to all of a job's processes would else end one that has
         # not come to _outlive_signals yet
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
         try:
-            iterator = iter(self.samples)
+            iterator = iter(self.parts)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        while windows := list(islice(iterator, self.batch_size)):
-            yield collate(windows, self.spec)
+        workers = max(1, self.parts.num_workers)
+        for batch in count():
+            parts = list(islice(iterator, workers))
+            if workers == 1:
+                yield parts[0].pin_memory() if self.pinned else parts[0]
+            else:
+                yield interleave(parts, batch * self.batch_size % workers, self.pinned)
 
 
 class _FixedBatches:
@@ -241,6 +274,9 @@ class ShardDataModule(L.LightningDataModule):
         expect: fields of dataset.json that the model relies on.
         val_batch_size: in validation, where every process gets every clip; None: as in training.
 
+    Attributes:
+        draw: the stage's random draws, which the loader's workers make for every batch; None: the step makes its own.
+
     Raises:
         InputError: dataset.json can't be read, or contradicts spec and expect.
     """
@@ -258,6 +294,7 @@ class ShardDataModule(L.LightningDataModule):
         self.info: DatasetInfo = read_dataset(self.storage)
         wanted = {"fps": spec.fps, "sample_rate_hz": spec.sample_rate_hz, **(expect or {})}
         self.info.require(str(self.storage), **wanted)
+        self.draw: Draw | None = None
         self._start = 0
 
     def reader(self, split: str) -> ShardReader:
@@ -274,12 +311,21 @@ class ShardDataModule(L.LightningDataModule):
         shards = self.info.shards(self.train_split)
         reader = ShardReader(self.storage, shards, self._kept_shards(world), self.latents)
         order = SampleOrder(reader.counts, self.streams, self.seed)
-        samples = _TrainingSamples(reader, order, self.spec, self.stage, self._start, rank, world)
+        samples = _TrainingSamples(reader, order, self.spec, self.stage, self._start, rank, world, self.batch_size,
+                                   self.draw)
         loader = DataLoader(samples, batch_size=None, num_workers=self.workers, worker_init_fn=_outlive_signals)
-        return _Batches(loader, self.spec, self.batch_size)
+        return _Batches(loader, self.batch_size, self._on_gpu)
 
     def val_dataloader(self) -> _FixedBatches:
-        return _FixedBatches(list(self.batches(self.val_split, self.val_clips)))
+        batches = (batch.with_draws(self.draw) for batch in self.batches(self.val_split, self.val_clips))
+        return _FixedBatches([batch.pin_memory() if self._on_gpu else batch for batch in batches])
+
+    @property
+    def _on_gpu(self) -> bool:
+        """Does the trainer compute on a GPU? Batches then lie in pinned memory, out of which they are sent without
+        waiting."""
+        device = getattr(getattr(self.trainer, "strategy", None), "root_device", None)
+        return device is not None and device.type == "cuda"
 
     def batches(self, split: str, limit: int | None = None) -> Iterator[ClipBatch]:
         """Clips of a split in stored order, cut from their beginning; the last batch may be short."""

@@ -1,0 +1,173 @@
+"""What a training step costs on a GPU, counted without one: floating point operations, bytes that its operations read
+and write, memory at its peak, and how often the host waits for the device.
+
+    python benchmarks/memory.py --size base --batch 16
+    python benchmarks/memory.py --size large --exp foleycrafter --stages onsets diffusion --batch 4
+
+The GPU is played (tests/played_gpu.py): networks have the size's shapes and no values. Counted is the second step, when
+AdamW has its moments and the average of weights is there. Memory is what tensors hold; a GPU adds workspaces of its
+libraries and what its allocator leaves between tensors. ``--precision fp32`` computes without autocast.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import lightning as L
+import torch
+from _report import Report, parser
+from step import batch_of, job_of
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+from played_gpu import Counts, PlayedGPU  # noqa: E402
+
+from vta_sam.checkpoints.parts import build  # noqa: E402
+from vta_sam.dataset.shards.batch import Augmentation, ClipBatch  # noqa: E402
+from vta_sam.diffusion.condition import connect  # noqa: E402
+from vta_sam.diffusion.latent_diffusion import LatentDiffusion  # noqa: E402
+from vta_sam.runtime.cli import run  # noqa: E402
+from vta_sam.training.callbacks import ExponentialMovingAverage, GradientClipping  # noqa: E402
+from vta_sam.training.part_stages import PartInputs, PartStage  # noqa: E402
+from vta_sam.training.stage import JobSettings, StageSettings  # noqa: E402
+from vta_sam.training.stages import STAGES  # noqa: E402
+from vta_sam.vae.mel_vae import MelVAE  # noqa: E402
+from vta_sam.vocoder.hifigan_training import Discriminators, VocoderTraining  # noqa: E402
+
+DIMENSIONS = {"frame_dim": 768, "object_dim": 768, "caption_dim": 768}  # CLIP ViT-L/14's
+
+
+@contextmanager
+def undrawn() -> Iterator[None]:
+    """Inside, initial weights are not drawn: a played GPU reads no values."""
+    names = [name for name in vars(torch.nn.init) if name.endswith("_") and not name.startswith("_")]
+    with mock.patch.multiple(torch.nn.init, **{name: lambda tensor, *_, **__: tensor for name in names}):
+        yield
+
+
+def module_of(job: JobSettings, stage: str) -> L.LightningModule:
+    """The LightningModule that a stage fits, with weights of no meaning."""
+    settings, row = StageSettings.of(job.fit[stage]), STAGES[stage]
+    with undrawn():
+        if stage == "vae":
+            return MelVAE(build({k: v for k, v in job.networks["codec"].items() if v is not None}), settings.weights,
+                          settings.optimise())
+        if stage == "vocoder":
+            return VocoderTraining(build(job.vocoder), Discriminators(**job.networks["adversary"]), settings.weights,
+                                   settings.optimise())
+        recipe, denoiser_recipe = job.network_recipes(SimpleNamespace(  # type: ignore[arg-type]
+            dimensions={"fps": job.spec.fps, **DIMENSIONS}))
+        conditioner, objective = build(recipe, _partial_=True)(spec=job.spec), build(job.objective)
+        augment = Augmentation(**job.augment)
+        if isinstance(row, PartStage):
+            return row.module(PartInputs(job.spec, conditioner, settings, augment, 1.0, objective))
+        denoiser = build(denoiser_recipe, _partial_=True)(spec=job.spec)
+        connect(denoiser, conditioner)
+        rates = {f"conditioner.{part.attribute}.": part.rate for part in conditioner.pretrained.values()}
+        return LatentDiffusion(denoiser, conditioner, objective, 1.0, job.dropout, augment, settings.optimise(rates))
+
+
+@dataclass
+class PlayedStep:
+    """Counts of a micro-batch (sending the batch, forward, backward), and of the optimiser's step after it with the
+    gradient's norm and the average of weights. The latter's peak is that of both."""
+
+    micro: Counts
+    step: Counts
+    parameters: int
+
+
+def played_step(gpu: PlayedGPU, module: L.LightningModule, batch: ClipBatch, bf16: bool = True,
+                steps: int = 1) -> PlayedStep:
+    """Train on a played GPU, inside which this is called ⇒ counts of the last step.
+
+    Args:
+        gpu: that is played.
+        module: of a stage, which is moved to it.
+        batch: on the host.
+        bf16: under autocast.
+        steps: to take.
+    """
+    batch = ready(module, batch)
+    optimiser = module.configure_optimizers()["optimizer"]  # type: ignore[index, call-overload]
+    trainer: Any = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda", 0)), global_step=0,
+                                   global_rank=0)
+    average, clipping = ExponentialMovingAverage(0.999, 0), GradientClipping(1.0, Path())
+    average.setup(trainer, module, "fit")
+    for _ in range(steps):
+        micro = gpu.fresh()
+        loss = micro_batch(gpu, module, batch, bf16)
+        clipping.on_before_backward(trainer, module, loss)
+        loss.backward()
+        step = gpu.fresh()
+        step.peak_bytes = micro.peak_bytes
+        clipping.on_before_optimizer_step(trainer, module, optimiser)
+        optimiser.step()
+        optimiser.zero_grad()
+        average._average_model.update_parameters(module)  # type: ignore[union-attr]
+        del loss
+    return PlayedStep(micro, step, sum(parameter.numel() for parameter in module.parameters()))
+
+
+def ready(module: L.LightningModule, batch: ClipBatch) -> ClipBatch:
+    """The module is moved to the played GPU ⇒ the batch as a loader hands it over, drawn for and pinned."""
+    module.to("cuda").train()
+    return batch.with_draws(getattr(module, "draw", None)).pin_memory()
+
+
+def played_micro_batch(gpu: PlayedGPU, module: L.LightningModule, batch: ClipBatch, bf16: bool = True) -> Counts:
+    """Counts of a micro-batch that is not the first, in which constants are sent; arguments as of
+    :func:`played_step`."""
+    batch = ready(module, batch)
+    with torch.no_grad():
+        micro_batch(gpu, module, batch, bf16)
+    counts = gpu.fresh()
+    micro_batch(gpu, module, batch, bf16).backward()
+    return counts
+
+
+def micro_batch(gpu: PlayedGPU, module: L.LightningModule, batch: ClipBatch, bf16: bool) -> torch.Tensor:
+    """Send a batch of the loader as Lightning sends it ⇒ its loss."""
+    sent = batch.to(torch.device("cuda", 0))
+    with warnings.catch_warnings(), gpu.autocast() if bf16 else nullcontext():
+        warnings.simplefilter("ignore")  # self.log() says that there is no trainer
+        loss = module.training_step(sent, 0)
+    assert isinstance(loss, torch.Tensor)
+    return loss
+
+
+@run
+def main() -> None:
+    arguments = parser("The cost of a training step, counted on a GPU that is played.")
+    arguments.add_argument("--size", default="base", help="a file of conf/size")
+    arguments.add_argument("--exp", default="vta_sam", help="a file of conf/exp")
+    arguments.add_argument("--stages", nargs="+", default=None, help="default: those of the experiment")
+    arguments.add_argument("--batch", type=int, default=None, help="clips; default: the size's own")
+    arguments.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    options = arguments.parse_args()
+    job, rows = job_of(options.exp, options.size), []
+    for stage in options.stages or [stage for stage in job.stages if stage != "figures"]:
+        clips = options.batch or job.fit[stage]["batch_size"]
+        batch, module = batch_of(job, clips, DIMENSIONS), module_of(job, stage)
+        with PlayedGPU.played() as gpu:
+            played = played_step(gpu, module, batch, options.precision == "bf16", steps=2)
+        both = (played.micro, played.step)
+        rows.append({"stage": stage, "parameters": played.parameters, "clips": clips,
+                     "tflop": round(sum(counts.flops for counts in both) / 1e12, 1),
+                     "moved_gb": round(sum(counts.moved_bytes for counts in both) / 1e9, 1),
+                     "peak_gb": round(played.step.peak_bytes / 1e9, 1),
+                     "waits_of_a_micro_batch": len(played.micro.waits), "waits_of_a_step": len(played.step.waits)})
+        del module, batch
+    Report(f"A step of {options.exp} at size={options.size}, {options.precision}, on a played GPU", rows).show(
+        options.json)
+
+
+if __name__ == "__main__":
+    main()

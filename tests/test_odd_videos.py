@@ -286,6 +286,10 @@ def test_every_test_that_the_tables_of_media_name_exists():
                  for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)}
     files = re.findall(r"`(tests/\w+\.py)`", text)
     named = re.findall(r"`(test_\w+)`", text)
-    assert len(named) >= 20 and files
+    assert len(named) >= 30 and files
+    stated = {name: int(count) for count, name in re.findall(r"\| (\d+) \| `(test_\w+)`", text)}
+    assert stated["test_each_kind_of_times_is_read_and_written_as_it_is_shown"] == len(KINDS)
+    assert stated["test_each_kind_of_stream_is_read_and_written_as_it_is_shown"] == len(SLOW_KINDS)
+    assert stated["test_each_rate_is_kept"] == 3 * len(RATES)
     assert not [name for name in named if name not in functions]
     assert not [name for name in files if not (REPOSITORY / name).is_file()]

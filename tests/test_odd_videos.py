@@ -121,6 +121,24 @@ def test_a_video_without_a_decodable_picture_is_refused_in_words(tmp_path, suffi
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+@pytest.mark.parametrize("pictures, claimed_s, expected_s", [
+    (1, 10.0, 10.0), (2, 0.5, 0.54), (2, 3 * 3600.0, 1.04), (1, 3 * 3600.0, 600.0)])
+def test_the_last_picture_lasts_as_long_as_can_be_believed(tmp_path, suffix, pictures, claimed_s, expected_s):
+    """A picture alone may stay for minutes; behind others, hours are a writer's mistake."""
+    plain, path = write_video(tmp_path / f"plain.{suffix}", times_s=STEPS[:pictures]), tmp_path / f"a.{suffix}"
+    with av.open(str(plain)) as read, av.open(str(path), "w") as written:
+        stream = written.add_stream_from_template(read.streams.video[0], opaque=True)
+        stored = [packet for packet in read.demux(video=0) if packet.size]
+        stored[-1].duration = round(claimed_s / stored[-1].time_base)
+        for packet in stored:
+            packet.stream = stream
+            written.mux(packet)
+    clip = read_clip(path, fps=2, fits=[Squeeze(4, 4)], want_audio=False)
+    assert clip.duration_s == pytest.approx(expected_s, abs=2e-3)
+    assert picture_duration_s(path) == pytest.approx(expected_s, abs=2e-3)
+
+
 def test_pictures_that_change_their_size_are_kept(tmp_path):
     first = write_video(tmp_path / "first.ts", times_s=STEPS)
     second = write_video(tmp_path / "second.ts", times_s=[0.48 + time_s for time_s in STEPS], size=(96, 64))
@@ -268,6 +286,10 @@ def test_every_test_that_the_tables_of_media_name_exists():
                  for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)}
     files = re.findall(r"`(tests/\w+\.py)`", text)
     named = re.findall(r"`(test_\w+)`", text)
-    assert len(named) >= 20 and files
+    assert len(named) >= 30 and files
+    stated = {name: int(count) for count, name in re.findall(r"\| (\d+) \| `(test_\w+)`", text)}
+    assert stated["test_each_kind_of_times_is_read_and_written_as_it_is_shown"] == len(KINDS)
+    assert stated["test_each_kind_of_stream_is_read_and_written_as_it_is_shown"] == len(SLOW_KINDS)
+    assert stated["test_each_rate_is_kept"] == 3 * len(RATES)
     assert not [name for name in named if name not in functions]
     assert not [name for name in files if not (REPOSITORY / name).is_file()]

@@ -337,6 +337,9 @@ def test_a_compound_is_its_last_word_unless_the_vocabulary_holds_it():
     assert nouns("playing bass guitar", vocabulary=["bass guitar"]).words == ["bass guitar"]
     assert nouns("playing bass guitars", vocabulary=["Bass Guitar"]).words == ["Bass Guitar"]
     assert nouns("dog bow-wow", vocabulary=["bow-wow"]).words == ["dog", "bow-wow"]
+    assert nouns("a cable car, a car, hot dogs and a dog").words == ["cable car", "car", "hot dog", "dog"]
+    assert nouns("hot dogs sizzle", vocabulary=["dog"]).words == ["hot dog"]
+    assert nouns("a fish on a fishing rod of a fisherman").words == ["fish", "rod", "fisherman"]
 
 
 @pytest.mark.parametrize("caption, words, negated", [

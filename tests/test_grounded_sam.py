@@ -129,11 +129,6 @@ def test_marks_that_part_phrases_are_taken_out_of_words(tokenizer):
     assert own_pieces(prompt, tokenizer)[0] == ["m", "##r", "car"]
 
 
-def test_words_beyond_one_prompt_are_refused(tokenizer):
-    with pytest.raises(InputError, match="at most 256; name fewer or shorter"):
-        build_prompt(["x" * 90] * 3, tokenizer)
-
-
 # ---------------------------------------------------------------------- equality with groundingdino
 
 def assert_equals_package(reference: torch.nn.Module, side: int, batches: list[int], checked: list[int], tmp_path: Path,

@@ -11,6 +11,7 @@ import difflib
 import inspect
 import json
 import os
+import warnings
 from abc import ABC, ABCMeta, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -173,6 +174,12 @@ class Grounder(Extractor):
     finds_objects: ClassVar[bool] = True
     draws_masks: ClassVar[bool] = False
 
+    def check_words(self, objects: Sequence[str]) -> None:
+        """Raise InputError where these objects can't be looked for together, as by a limit of tokens.
+
+        Called before a video is read. Whatever isn't overridden takes any words.
+        """
+
     @abstractmethod
     def ground(self, frames: np.ndarray, objects: list[str]) -> Grounding:
         """Probability, box and area of each object in each frame. Called chunk by chunk, unless ``whole_clips``.
@@ -203,6 +210,9 @@ class Encoder(Extractor):
     @classmethod
     def _stated(cls) -> tuple[str, ...]:
         return "frame_dim", "object_dim", "caption_dim"
+
+    def check_words(self, objects: Sequence[str]) -> None:
+        """Raise InputError where one of these objects can't be embedded, as :meth:`Grounder.check_words`."""
 
     @abstractmethod
     def encode_frames(self, frames: np.ndarray) -> np.ndarray:
@@ -277,6 +287,19 @@ def _arguments(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict
         return json.loads(json.dumps(found, default=lambda value: os.fspath(value)))
     except (TypeError, ValueError):
         return None
+
+
+def warn_of_cut(caption: str, tokens: int, limit: int) -> None:
+    """Warn where a text encoder reads the beginning of a caption alone.
+
+    Args:
+        caption: the text.
+        tokens: that it has.
+        limit: that the encoder reads at most.
+    """
+    if tokens > limit:
+        warnings.warn(f"the caption '{caption[:40]}…' has {tokens} tokens, of which the text encoder reads the first "
+                      f"{limit}", stacklevel=3)
 
 
 def kind_of(recipe: Mapping[str, Any]) -> str:

@@ -43,6 +43,12 @@ _SIREN = "siren"  # out of sight, or a part of another thing: "ambulance siren"
 _SAME_AS = {
     "auto": "car", "female": "woman", "folk": "person", "male": "man", "somebody": "person", "someone": "person",
 }
+# compounds that are no kind of their last word: the car must not be looked for where a cable car is
+_WHOLE = (
+    "bell pepper", "cable car", "computer mouse", "guinea pig", "hobby horse", "hot dog", "hour glass", "jelly fish",
+    "lady bird", "lady bug", "magnifying glass", "pine cone", "prairie dog", "rocking horse", "rubber duck",
+    "sea horse", "star fish", "teddy bear", "toy car", "toy dog", "toy gun", "toy train", "traffic light",
+)
 _INSIDE = frozenset(("in", "inside", "within"))  # the noun after them is a place, not the source of the sound
 # words in -s that are no plurals, or that name one thing by a plural
 _KEEP = frozenset("""
@@ -152,10 +158,10 @@ class Nouns:
 def nouns(caption: str, limit: int = MAX_OBJECTS, vocabulary: Collection[str] = ()) -> Nouns:
     """The things that a caption names.
 
-    A compound counts as its last word ("race car" ⇒ car), unless ``vocabulary`` holds it ("racing car"). Entries of the
-    vocabulary are also found where the rules would leave them out. Places ("in a pan"), games and sirens are left out
-    unless nothing else is named. Only the beginning of a very long caption is read, see :func:`~.tagging.tokenize`. The
-    words depend on the tagger, see :func:`tagger_name`.
+    A compound counts as its last word ("race car" ⇒ car), unless it is another kind of thing ("cable car"), or
+    ``vocabulary`` holds it ("racing car"). Entries of the vocabulary are also found where the rules would leave them
+    out. Places ("in a pan"), games and sirens are left out unless nothing else is named. Only the beginning of a very
+    long caption is read, see :func:`~.tagging.tokenize`. The words depend on the tagger, see :func:`tagger_name`.
 
     Args:
         caption: in English. Tags and entities of HTML are read as a browser shows them. Addresses are not read, and
@@ -169,7 +175,7 @@ def nouns(caption: str, limit: int = MAX_OBJECTS, vocabulary: Collection[str] = 
     caption = _as_shown(caption)
     if (language := foreign_language(caption)) is not None:
         return Nouns([], language=language)
-    tokens = _merge_known(tag(caption), vocabulary)
+    tokens = _merge_known(tag(caption), (*_WHOLE, *vocabulary))
     negated: list[tuple[int, str]] = []  # with the place in the caption
     for place, token in enumerate(tokens):
         if token.text.endswith("n't"):

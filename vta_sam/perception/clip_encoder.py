@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from ..checkpoints.registry import digest, require
 from ..media.picture_reader import CentreCrop
 from ..runtime.distributed import choose_device, choose_format, mixed_precision
 from ..runtime.errors import InputError
-from .base import Encoder
+from .base import Encoder, warn_of_cut
 
 
 class CLIPEncoder(Encoder):
@@ -66,6 +67,15 @@ class CLIPEncoder(Encoder):
             self.settings["normalise"] = False
         self._word = lru_cache(maxsize=4096)(self._encode_word)
 
+    def check_words(self, objects: Sequence[str]) -> None:
+        """Raise InputError where a word has more tokens, in its template, than CLIP reads."""
+        for word in objects:
+            count = len(self._ids(self.template.format(word)))
+            if count > self.max_tokens:
+                shown = word if len(word) <= 40 else f"{word[:40]}…"
+                raise InputError(f"the object {shown} makes {count} tokens in {self.template!r}, and CLIP reads at "
+                                 f"most {self.max_tokens}; leave it out, or name it in fewer words")
+
     def encode_frames(self, frames: np.ndarray) -> np.ndarray:
         """(T, 224, 224, 3) uint8 RGB ⇒ (T, 768) float32."""
         if frames.shape[1:] != (self.fit.side, self.fit.side, 3) or frames.dtype != np.uint8:
@@ -92,16 +102,22 @@ class CLIPEncoder(Encoder):
 
     @torch.inference_mode()
     def encode_caption(self, caption: str) -> np.ndarray:
-        """A caption ⇒ (L, 768) float32, 2 ≤ L ≤ 77. Longer captions are cut, as in CLIP."""
+        """A caption ⇒ (L, 768) float32, 2 ≤ L ≤ 77. Longer captions are cut, as in CLIP, with a warning."""
+        warn_of_cut(caption, len(self._ids(caption)), self.max_tokens)
         with self.autocast:
             states = self.model.text_model(**self._tokens(caption)).last_hidden_state[0]
         return states.float().cpu().numpy()
 
     @torch.inference_mode()
     def _encode_word(self, word: str) -> np.ndarray:
+        self.check_words([word])
         with self.autocast:
             vector = self.model.get_text_features(**self._tokens(self.template.format(word)))[0]
         return vector.float().cpu().numpy()
+
+    def _ids(self, text: str) -> list[int]:
+        """Of all of the text's tokens, start and end included."""
+        return list(self.tokenizer(text, verbose=False)["input_ids"])
 
     def _tokens(self, text: str) -> dict[str, torch.Tensor]:
         tokens = self.tokenizer(text, truncation=True, max_length=self.max_tokens, return_tensors="pt")

@@ -108,6 +108,11 @@ class Extractors:
         grounder, encoder, *features = (part.for_clip(video, start_s=start_s, fps=fps) for part in self.parts)
         return Extractors(grounder, encoder, self.frames_at_once, features)
 
+    def check_words(self, objects: Sequence[str]) -> None:
+        """Raise InputError where the grounder or the encoder can't read these objects."""
+        self.grounder.check_words(objects)
+        self.encoder.check_words(objects)
+
     @property
     def finds_objects(self) -> bool:
         """False where the model reads no objects, so that naming some is of no use."""
@@ -273,8 +278,10 @@ def features_of(video: str | os.PathLike, words: Sequence[Words], extractors: Ex
         media: reads the video; None: this process, without limits.
 
     Raises:
-        InputError: the video can't be read, or has no pictures.
+        InputError: the video can't be read, has no pictures, or the words have too many tokens.
     """
+    for prompt in words:
+        extractors.check_words(prompt.objects)
     video, media = Path(video), media or Media()
     duration_s = media.picture_duration_s(video)
     samples = spec.samples_of(duration_s)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -181,6 +181,11 @@ class GroundedSAM(Grounder):
         self.fingerprint = f"grounded_sam-{'-'.join(names)}-{short_side}x{long_side}px"
         self.settings = {"precision": number_format}
         self._prompt = lru_cache(maxsize=16)(self._build_prompt)
+
+    def check_words(self, objects: Sequence[str]) -> None:
+        """Raise InputError where the words have more tokens than Grounding DINO reads."""
+        if objects:
+            self._prompt(tuple(objects))
 
     def ground(self, frames: np.ndarray, objects: list[str]) -> Grounding:
         """Frames (T, H, W, 3) uint8 RGB of any size, K words ⇒ Grounding. A frame's result doesn't depend on others."""

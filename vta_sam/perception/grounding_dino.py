@@ -65,7 +65,7 @@ def build_prompt(objects: Sequence[str], tokenizer: Any) -> Prompt:
         tokenizer: a fast tokenizer of transformers, which returns offsets.
 
     Raises:
-        InputError: the words are too long for one prompt.
+        InputError: the words have too many tokens for one prompt.
     """
     text, offsets_of_words = "", []
     for word in objects:
@@ -74,12 +74,27 @@ def build_prompt(objects: Sequence[str], tokenizer: Any) -> Prompt:
         text += f"{written} . " if written else ""
     text = text.rstrip()
     offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
-    if len(offsets) > MAX_TOKENS:
-        raise InputError(f"the objects {', '.join(objects)[:60]!r}… make {len(offsets)} tokens; Grounding DINO reads "
-                         f"at most {MAX_TOKENS}; name fewer or shorter objects")
     spans = tuple(tuple(i for i, (first, end) in enumerate(offsets) if start <= first < end <= stop)
                   for start, stop in offsets_of_words)
+    if len(offsets) > MAX_TOKENS:
+        beyond = [word if len(word) <= _SHOWN else f"{word[:_SHOWN]}…" for word in _beyond_limit(objects, spans)]
+        raise InputError(f"the {len(objects)} objects make {len(offsets)} tokens, and Grounding DINO reads at most "
+                         f"{MAX_TOKENS}; leave out {', '.join(beyond)}")
     return Prompt(text, spans, len(offsets))
+
+
+_SHOWN = 40  # characters of a word in a message
+
+
+def _beyond_limit(objects: Sequence[str], spans: Sequence[Sequence[int]]) -> Iterator[str]:
+    """The words that don't fit in, if each before them does that can."""
+    used = 2  # the prompt's start and end
+    for word, span in zip(objects, spans):
+        needed = len(span) + 1  # the full stop after it
+        if used + needed > MAX_TOKENS:
+            yield word
+        else:
+            used += needed
 
 
 @dataclass

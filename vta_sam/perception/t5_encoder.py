@@ -13,8 +13,9 @@ from ..checkpoints.registry import digest
 from ..media.picture_reader import Squeeze
 from ..runtime.distributed import choose_device, choose_format, mixed_precision
 from ..runtime.errors import InputError
-from .base import Encoder
+from .base import Encoder, warn_of_cut
 
+MAX_TOKENS = 512  # of a caption, in FLAN-T5's training and in Tango
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -59,8 +60,9 @@ class T5Encoder(Encoder):
         return np.zeros((len(objects), 0), np.float32)
 
     def encode_caption(self, caption: str) -> np.ndarray:
-        """A caption ⇒ (L, caption_dim) float32, L ≤ 512. Longer captions are cut."""
-        tokens = self.tokenizer(caption, truncation=True, max_length=512, return_tensors="pt")
+        """A caption ⇒ (L, caption_dim) float32, L ≤ 512. Longer captions are cut, as in Tango, with a warning."""
+        warn_of_cut(caption, len(self.tokenizer(caption, verbose=False)["input_ids"]), MAX_TOKENS)
+        tokens = self.tokenizer(caption, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
         return self.states(tokens["input_ids"], tokens["attention_mask"])[0].cpu().numpy()
 
     @torch.inference_mode()

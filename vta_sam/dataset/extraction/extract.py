@@ -288,6 +288,7 @@ class ClipExtractor:
         """
         extractors = self.extractors.for_clip(self.videos / row.path, self.fps, row.start_s)
         words = words_of(row.caption, row.objects or None, extractors.known_words)
+        extractors.check_words(words.objects)
         extracted = extract_features(clip, extractors, [words.objects])
         assert clip.waveform is not None  # request() includes it
         return extracted.record(

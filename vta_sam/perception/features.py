@@ -19,7 +19,7 @@ from ..runtime.errors import InputError
 from .base import Encoder, Extractor, FrameExtractor, Grounder, Grounding
 
 STRIP_FRAMES = 12
-_STRIP_HEIGHT = 96  # pixels
+_STRIP_HEIGHT, _STRIP_WIDTHS = 96, (8, 960)  # pixels; pictures longer or thinner are squeezed
 
 
 @dataclass
@@ -288,8 +288,9 @@ def features_of(video: str | os.PathLike, words: Sequence[Words], extractors: Ex
     if samples < 1:
         raise InputError(f"{video}: its pictures last {duration_s:g} s; there is nothing to put sound under")
     info = media.probe(video)
-    strip_fit = Squeeze(_STRIP_HEIGHT, max(8, round(_STRIP_HEIGHT * info.width / info.height)))
-    stream = media.stream(video, duration_s, spec.fps, (*extractors.fits, strip_fit), extractors.chunk_frames)
+    width = min(_STRIP_WIDTHS[1], max(_STRIP_WIDTHS[0], round(_STRIP_HEIGHT * info.width / info.height)))
+    stream = media.stream(video, duration_s, spec.fps, (*extractors.fits, Squeeze(_STRIP_HEIGHT, width)),
+                          extractors.chunk_frames)
     strip = _Strip(stream, spec.frames_of(duration_s))
     extractors = extractors.for_clip(video, spec.fps)
     extracted = extract_features(strip, extractors, [prompt.objects for prompt in words])

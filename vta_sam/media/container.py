@@ -247,16 +247,17 @@ class _CarriedTimes:
 
 @dataclass(frozen=True)
 class PictureTimes:
-    """Times of a stream's pictures, in the order in which they are stored, in seconds after the file's time zero.
+    """Times of a stream's pictures, in the order in which their packets are stored.
 
     Args:
-        pts, dts: (packets,) int64 ticks after time zero, of the packets that hold data, each rising in its own order.
+        pts: (packets,) int64, when they come on screen, in ticks after the file's time zero; all different.
+        dts: (packets,) int64, when they are decoded; rising.
         shown: (packets,) bool; False: an edit list cuts the picture away, it lies before time zero, or can't be
             decoded.
         keys: (packets,) bool; the picture needs no other one.
         tick_s: seconds a tick.
         last_s: length of the last picture that is shown.
-        useless: (packets,) bool; no picture that is shown can be decoded by the packet.
+        useless: (packets,) bool; no picture that is shown needs the packet.
     """
 
     pts: np.ndarray
@@ -283,7 +284,7 @@ class PictureTimes:
 
     @property
     def needed(self) -> np.ndarray:
-        """(packets,) bool, up to the last one that is shown: none after it helps to decode it."""
+        """(packets,) bool; no picture that is shown needs those that are stored after all of them."""
         return ~self.useless & (np.arange(len(self.shown)) <= np.flatnonzero(self.shown)[-1])
 
     @property
@@ -294,6 +295,11 @@ class PictureTimes:
         before, after = cut < 0, cut > self.last_pts
         places = {"before": before, "after": after, "between": ~before & ~after}
         return frozenset(place for place, those in places.items() if those.any())
+
+
+def holds_picture(packet: av.Packet) -> bool:
+    """Whether a packet has data and a time; others aren't counted in :class:`PictureTimes`."""
+    return packet.size > 0 and not (packet.pts is None and packet.dts is None)
 
 
 def picture_times(path: str | os.PathLike, container: InputContainer) -> PictureTimes:
@@ -312,7 +318,7 @@ def picture_times(path: str | os.PathLike, container: InputContainer) -> Picture
     pts, flags, lengths_s = [], [], []
     given: list[int | None] = []
     for packet in packets(container, stream):
-        if packet.size and not (packet.pts is None and packet.dts is None):
+        if holds_picture(packet):
             pts.append((packet.dts if packet.pts is None else packet.pts) - shift)
             given.append(None if packet.dts is None else packet.dts - shift)
             flags.append((not packet.is_discard and pts[-1] >= 0, packet.is_keyframe))

@@ -19,7 +19,9 @@ from av.container import InputContainer, OutputContainer
 from ..runtime.errors import InputError
 from ..runtime.files import atomic_path
 from .audio import end_of_sound_s, fit_length, read_audio
-from .container import Decoder, PictureTimes, open_media, origin_s, packets, picture_stream, picture_times
+from .container import (
+    Decoder, PictureTimes, holds_picture, open_media, origin_s, packets, picture_stream, picture_times
+)
 from .picture_reader import require_pictures, shown_at_first, without_undecodable
 
 _BLOCK_SAMPLES = 1024  # an AAC frame
@@ -116,6 +118,8 @@ def _require_encoder(path: str | os.PathLike, codec: str) -> None:
 
 def _left_out(source: InputContainer, pictures: Any, suffix: str, encoded: bool) -> Iterator[str]:
     """What the source holds that the new file won't."""
+    if suffix == ".mov" and pictures.codec_context.codec_tag in _DOLBY_VISION:
+        yield "Dolby Vision's settings"
     for stream in source.streams:
         kind = stream.type
         if kind == "video" and stream.index != pictures.index:
@@ -218,6 +222,8 @@ class _Writer:
         self.pictures: Any = picture_stream(source)
         assert self.pictures is not None, "the plan has found them"
         self.shift = round(origin_s(source) / self.pictures.time_base)
+        stated = (self.pictures.average_rate, self.pictures.guessed_rate, 25)  # the first may be the clock's
+        self.rate = Fraction(next(rate for rate in stated if rate and rate <= 255)).limit_denominator(100_000)
         self.sound_s = 0.0
 
     def write(self, path: Path) -> np.ndarray:
@@ -227,11 +233,9 @@ class _Writer:
             with av.open(f"file:{path.absolute()}", "w", format=_FORMATS[self.plan.target.suffix.lower()],
                          options={"fflags": "+bitexact", "strict": "unofficial"}) as sink:
                 return self._write(sink)
-        except InputError:
-            raise
         except (av.error.FFmpegError, ValueError) as error:
-            if isinstance(error, MemoryError):
-                raise MemoryError(str(error)) from error
+            if isinstance(error, (InputError, MemoryError)):
+                raise
             # without the name of the file beside the target, which is gone
             words = [getattr(error, "strerror", None) or str(error), (getattr(error, "log", None) or ("",))[-1].strip()]
             raise InputError(f"the pictures of {self.source.name.removeprefix('file:')} can't be written to "
@@ -266,6 +270,8 @@ class _Writer:
         """The stream of pictures, opaque: a decoder's name (libdav1d) is no encoder's."""
         video: Any = self.sink.add_stream_from_template(self.pictures, opaque=True)
         video.metadata.update(self.pictures.metadata)
+        if any(key.lower() == "timecode" for key in (*self.source.metadata, *self.pictures.metadata)):
+            video.codec_context.framerate = self.rate  # of the frames that it counts
         if self.plan.codec == "hevc" and self.plan.target.suffix.lower() != ".mkv":
             # Apple's players know no other
             video.codec_context.codec_tag = "dvh1" if self.pictures.codec_context.codec_tag in _DOLBY_VISION else "hvc1"
@@ -278,7 +284,7 @@ class _Writer:
             if packet.stream.index in subtitles:
                 self._copy_subtitle(packet, subtitles)
                 continue
-            if not packet.size or packet.pts is None and packet.dts is None:
+            if not holds_picture(packet):
                 continue
             packet.pts, packet.dts, needed = next(places)
             if not needed:
@@ -300,8 +306,7 @@ class _Writer:
         self.sink.mux(packet)
 
     def _encoder(self) -> Any:
-        rate = self.pictures.average_rate or self.pictures.guessed_rate or 25
-        video: Any = self.sink.add_stream(_NEW_CODEC, rate=Fraction(rate).limit_denominator(100_000), options=_QUALITY)
+        video: Any = self.sink.add_stream(_NEW_CODEC, rate=self.rate, options=_QUALITY)
         context = self.pictures.codec_context
         # H.264 in the colours that all players know has even sides
         video.width, video.height = (max(2, side // 2 * 2) for side in (context.width, context.height))

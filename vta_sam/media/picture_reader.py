@@ -20,8 +20,8 @@ from av.video.reformatter import Colorspace, ColorTrc, VideoReformatter
 from ..runtime.errors import InputError
 from .audio import SoundCollector
 from .container import (
-    LONGEST_GAP_S, Decoder, PictureTimes, end_of_stream_s, open_media, origin_s, packets, picture_length_s,
-    picture_stream, seek_before, sound_stream,
+    LONGEST_GAP_S, Decoder, PictureTimes, end_of_stream_s, holds_picture, open_media, origin_s, packets,
+    picture_length_s, picture_stream, seek_before, sound_stream,
 )
 
 
@@ -328,7 +328,7 @@ def without_undecodable(path: str | os.PathLike, times: PictureTimes) -> Picture
     with open_media(path) as container, suppress(av.error.FFmpegError):
         stream: Any = picture_stream(container)
         shift = round(origin_s(container) / stream.time_base)
-        stored = islice(packets(container, stream), int(np.flatnonzero(early)[-1]) + 1)
+        stored = islice(filter(holds_picture, packets(container, stream)), int(np.flatnonzero(early)[-1]) + 1)
         if any(frame.pts is None or frame.pts - shift < times.pts[first]
                for packet in chain(stored, [None]) for frame in stream.codec_context.decode(packet)):
             return times
@@ -352,8 +352,7 @@ def shown_at_first(path: str | os.PathLike, times: PictureTimes, count: int) -> 
                 with suppress(av.error.FFmpegError):
                     shown += seen(stream.codec_context.decode(None))  # those that the decoder holds back
                 break
-            has_time = packet.pts is not None or packet.dts is not None
-            if not packet.size or has_time and next(needed):
+            if not packet.size or holds_picture(packet) and next(needed):
                 fed += 1
                 shown += seen(decoder.decode(packet))
     return shown

@@ -13,16 +13,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import av
 import numpy as np
-from av.codec.hwaccel import HWAccel, hwdevices_available
+from av.codec.hwaccel import HWAccel
 from av.container import InputContainer
 
 from ..runtime.errors import InputError
-
-_CODECS = ("h264", "hevc", "vp9", "av1", "vp8", "mpeg4", "mpeg2video")  # what videos are coded with
 
 
 def accelerator(device_type: str) -> HWAccel:
@@ -31,35 +29,12 @@ def accelerator(device_type: str) -> HWAccel:
     return HWAccel(device_type=device_type, allow_software_fallback=True)
 
 
-def check_hwaccel(device_type: str | None) -> None:
-    """Raises InputError where this build of FFmpeg doesn't know such devices, none of its decoders uses them, or none
-    can be opened here: then every clip would fail, or would quietly be decoded in software. None is always fine."""
-    if device_type is None:
-        return
-    known = hwdevices_available()
-    if device_type not in known:
-        raise InputError(f"hwaccel={device_type} is not known here; this build of FFmpeg has "
-                         f"{', '.join(known) or 'none'}; hwaccel=null decodes in software")
-    reason = "none of its decoders uses it"
-    for codec in _CODECS:
-        try:
-            accelerator(device_type).create(av.Codec(codec, "r"))
-            return
-        except (av.codec.codec.UnknownCodecError, NotImplementedError):
-            continue  # not a codec of this device
-        except av.error.FFmpegError as error:
-            reason = error.strerror or str(error)
-            break
-    raise InputError(f"hwaccel={device_type} can't be used here ({reason}); hwaccel=null decodes in software")
-
-
 _DEMUXERS = (
     "aac,ac3,aiff,asf,avi,caf,dv,flac,flv,gif,h264,hevc,ivf,m4v,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mp3,mpeg,mpegts,"
     "mpegvideo,mxf,nut,ogg,w64,wav,wtv"
 )
 LONGEST_GAP_S = 600.0  # between two pictures, as between two stretches of sound
 _SEEK_MARGIN_S = 1.0  # sound may lie that much earlier in the file than the pictures it belongs to
-S = TypeVar("S", bound="av.stream.Stream")
 
 
 @contextmanager

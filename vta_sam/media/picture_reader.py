@@ -14,13 +14,14 @@ from typing import Any, ClassVar, Iterable, Iterator, Protocol
 
 import av
 import numpy as np
+from av.codec.hwaccel import hwdevices_available
 from av.container import InputContainer
 from av.video.reformatter import Colorspace, ColorTrc, VideoReformatter
 
 from ..runtime.errors import InputError
 from .audio import SoundCollector
 from .container import (
-    LONGEST_GAP_S, Decoder, PictureTimes, end_of_stream_s, holds_picture, open_media, origin_s, packets,
+    LONGEST_GAP_S, Decoder, PictureTimes, accelerator, end_of_stream_s, holds_picture, open_media, origin_s, packets,
     picture_length_s, picture_stream, seek_before, sound_stream,
 )
 
@@ -177,6 +178,31 @@ def require_pictures(path: str | os.PathLike, container: InputContainer) -> Any:
     small = video.codec_context.width * video.codec_context.height <= _THREADED_PIXELS
     video.codec_context.thread_count = 1 if small or video.codec_context.is_hwaccel else _THREADS
     return video
+
+
+_CODECS = ("h264", "hevc", "vp9", "av1", "vp8", "mpeg4", "mpeg2video")  # what videos are coded with
+
+
+def check_hwaccel(device_type: str | None) -> None:
+    """Raises InputError where this build of FFmpeg doesn't know such devices, none of its decoders uses them, or none
+    can be opened here: then every clip would fail, or would quietly be decoded in software. None is always fine."""
+    if device_type is None:
+        return
+    known = hwdevices_available()
+    if device_type not in known:
+        raise InputError(f"hwaccel={device_type} is not known here; this build of FFmpeg has "
+                         f"{', '.join(known) or 'none'}; hwaccel=null decodes in software")
+    reason = "none of its decoders uses it"
+    for codec in _CODECS:
+        try:
+            accelerator(device_type).create(av.Codec(codec, "r"))
+            return
+        except (av.codec.codec.UnknownCodecError, NotImplementedError):
+            continue  # not a codec of this device
+        except av.error.FFmpegError as error:
+            reason = error.strerror or str(error)
+            break
+    raise InputError(f"hwaccel={device_type} can't be used here ({reason}); hwaccel=null decodes in software")
 
 
 class _Fields:

@@ -281,3 +281,15 @@ def end_of_sound_s(path: str | os.PathLike) -> float:
         ends = [(packet.pts + (packet.duration or 0)) * stream.time_base for packet in packets(container, stream)
                 if packet.pts is not None]
         return float(max(ends, default=0)) - origin_s(container)
+
+
+AAC_FRAME_SAMPLES = 1024
+
+
+def aac_frames(sound: np.ndarray, sample_rate_hz: int) -> Iterator[av.AudioFrame]:
+    """(samples,) ⇒ audio frames of up to AAC_FRAME_SAMPLES with their timestamps."""
+    for start in range(0, len(sound), AAC_FRAME_SAMPLES):
+        samples = np.ascontiguousarray(sound[None, start:start + AAC_FRAME_SAMPLES])
+        block = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+        block.sample_rate, block.pts, block.time_base = sample_rate_hz, start, Fraction(1, sample_rate_hz)
+        yield block

@@ -18,13 +18,12 @@ from av.container import InputContainer, OutputContainer
 
 from ..runtime.errors import InputError
 from ..runtime.files import atomic_path
-from .audio import end_of_sound_s, fit_length, read_audio
+from .audio import AAC_FRAME_SAMPLES, aac_frames, end_of_sound_s, fit_length, read_audio
 from .container import (
     Decoder, PictureTimes, holds_picture, open_media, origin_s, packets, picture_stream, picture_times
 )
 from .picture_reader import require_pictures, shown_at_first, without_undecodable
 
-_BLOCK_SAMPLES = 1024  # an AAC frame
 _BIT_RATE = 128_000  # bit/s, mono: transparent for a 16 kHz sound
 _TICK_S = 1e-3  # of the coarsest clock, Matroska's
 _COMPARED = 24  # pictures from the start that are decoded again from the written file
@@ -245,12 +244,14 @@ class _Writer:
         self._keep_tags(sink)
         self.sink = sink
         video = self._encoder() if self.plan.encoded else self._copied()
+        if any(key.lower() == "timecode" for key in (*self.source.metadata, *self.pictures.metadata)):
+            video.codec_context.framerate = self.rate  # of the frames that it counts
         self.audio: Any = sink.add_stream("aac", rate=self.sample_rate_hz, layout="mono")
         self.audio.bit_rate = _BIT_RATE
         subtitles = {stream.index: sink.add_stream_from_template(stream, opaque=True)
                      for stream in self.source.streams.subtitles
                      if _held_subtitles(stream, self.plan.target.suffix.lower())}
-        self.blocks = _blocks(self.sound, self.sample_rate_hz)
+        self.blocks = aac_frames(self.sound, self.sample_rate_hz)
         wanted = [self.pictures, *(self.source.streams[index] for index in subtitles)]
         work = self._encode if self.plan.encoded else self._copy
         shown_s = work(video, wanted, subtitles)
@@ -270,8 +271,6 @@ class _Writer:
         """The stream of pictures, opaque: a decoder's name (libdav1d) is no encoder's."""
         video: Any = self.sink.add_stream_from_template(self.pictures, opaque=True)
         video.metadata.update(self.pictures.metadata)
-        if any(key.lower() == "timecode" for key in (*self.source.metadata, *self.pictures.metadata)):
-            video.codec_context.framerate = self.rate  # of the frames that it counts
         if self.plan.codec == "hevc" and self.plan.target.suffix.lower() != ".mkv":
             # Apple's players know no other
             video.codec_context.codec_tag = "dvh1" if self.pictures.codec_context.codec_tag in _DOLBY_VISION else "hvc1"
@@ -352,15 +351,6 @@ class _Writer:
             self.sound_s += block.samples / self.sample_rate_hz
 
 
-def _blocks(sound: np.ndarray, sample_rate_hz: int) -> Iterator[av.AudioFrame]:
-    """(samples,) ⇒ audio frames of up to _BLOCK_SAMPLES with their timestamps."""
-    for start in range(0, len(sound), _BLOCK_SAMPLES):
-        samples = np.ascontiguousarray(sound[None, start:start + _BLOCK_SAMPLES])
-        block = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
-        block.sample_rate, block.pts, block.time_base = sample_rate_hz, start, Fraction(1, sample_rate_hz)
-        yield block
-
-
 def _read_back(video_path: str | os.PathLike, plan: MuxPlan, times: PictureTimes, shown_s: np.ndarray, sound_s: float,
                path: Path) -> None:
     """Raise InputError unless the written file holds the pictures at their times, and the sound."""
@@ -388,7 +378,7 @@ def _missing(plan: MuxPlan, times: PictureTimes, shown_s: np.ndarray, sound_s: f
     late_s = float(np.abs(now_s - shown_s).max(initial=0.0))
     if late_s > max(times.tick_s, found.tick_s, _TICK_S) + 1e-6:
         return f"pictures up to {late_s:.3f} s beside their times"
-    if abs(end_of_sound_s(path) - sound_s) > 2 * _BLOCK_SAMPLES / 8000:
+    if abs(end_of_sound_s(path) - sound_s) > 2 * AAC_FRAME_SAMPLES / 8000:
         return "a sound of another length"
     is_shown = shown_at_first(path, found, _COMPARED)
     if is_shown < decodable and not plan.encoded:

@@ -8,11 +8,10 @@ import pytest
 from av.codec.hwaccel import hwdevices_available
 
 from vta_sam.media import container
-from vta_sam.media import container as hardware
-from vta_sam.media.container import check_hwaccel
+from vta_sam.media import picture_reader as hardware
 from vta_sam.media.decoding import ClipRequest
 from vta_sam.media.guarded import GuardedReader
-from vta_sam.media.picture_reader import Squeeze
+from vta_sam.media.picture_reader import Squeeze, check_hwaccel
 from vta_sam.media.video import read_clip, stream_clip
 from vta_sam.runtime.errors import InputError
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -171,6 +172,7 @@ def test_dolby_vision_keeps_its_settings(tmp_path):
     source.write_bytes(source.read_bytes().replace(b"hev1", b"dvh1"))
     with av.open(str(mux(source, SOUND, 16_000, tmp_path / "c.mp4"))) as container:
         assert container.streams.video[0].codec_context.codec_tag == "dvh1"
+    assert plan_mux(source, tmp_path / "c.mov").notes == ("left out: Dolby Vision's settings",)
 
 
 def test_what_an_hdr_screen_was_mastered_for_is_kept(tmp_path):
@@ -237,15 +239,19 @@ def test_what_else_a_file_holds_is_named(tmp_path, more, suffix, note):
     assert_written(Odd(source, STEPS, range(12)), tmp_path / "b.mkv")
 
 
-def test_timecodes_are_kept(tmp_path):
+@pytest.mark.parametrize("times", [[0, 3600, 7200], [0, 3000, 9000, 12_000]], ids=["25 fps", "variable"])
+def test_timecodes_are_kept(tmp_path, times):
+    """They count frames of the pictures' rate, which the muxer would take from the ticks of the clock, 90,000 here."""
     source = tmp_path / "a.mov"
     with av.open(str(source), "w") as container:
         video = container.add_stream("libx264", rate=25, options={"preset": "ultrafast", "crf": "12"})
         video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
         video.metadata["timecode"] = "01:02:03:04"
-        for i in range(4):
-            pixels = np.full((48, 64, 3), coded_grey(i), np.uint8)
-            container.mux(video.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        video.codec_context.time_base = Fraction(1, 90_000)
+        for i, pts in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), coded_grey(i), np.uint8), format="rgb24")
+            frame.pts, frame.time_base = pts, Fraction(1, 90_000)
+            container.mux(video.encode(frame))
         container.mux(video.encode(None))
     with av.open(str(source)) as container:
         assert [stream.type for stream in container.streams] == ["video", "data"]
@@ -254,6 +260,12 @@ def test_timecodes_are_kept(tmp_path):
         with av.open(str(mux(source, SOUND, 16_000, tmp_path / f"b.{suffix}"))) as container:
             tags = {key.lower(): value for key, value in container.streams.video[0].metadata.items()}
         assert tags["timecode"] == "01:02:03:04"
+
+
+def test_a_tape_is_encoded_anew(tmp_path):
+    """FFmpeg takes the clock's ticks for the rate of raw DV, which has a timecode too."""
+    source = write_video(tmp_path / "a.dv", codec="dvvideo", size=(720, 576), times_s=STEPS[:3])
+    assert_written(Odd(source, STEPS[:3], range(3), encoded=True), tmp_path / "b.mp4")
 
 
 @pytest.mark.parametrize("codec, settings", [

@@ -20,6 +20,7 @@ from .container import LONGEST_GAP_S, Decoder, open_media, origin_s, packets, se
 
 _JITTER_S = 0.02  # timestamps that are off by less are rounding of the container, not a gap
 _BLOCK_SAMPLES = 1 << 20  # native samples that are resampled at a time
+AAC_FRAME_SAMPLES = 1024
 _CANCELLED = 0.01  # share of a channel's energy below which the mean of two has lost it
 _MARGIN_S = 1  # whole seconds of native samples kept before a stretch, so that the resampler's filter has run in
 
@@ -319,3 +320,12 @@ def end_of_sound_s(path: str | os.PathLike) -> float:
         ends = [(packet.pts + (packet.duration or 0)) * stream.time_base for packet in packets(container, stream)
                 if packet.pts is not None]
         return float(max(ends, default=0)) - origin_s(container)
+
+
+def aac_frames(sound: np.ndarray, sample_rate_hz: int) -> Iterator[av.AudioFrame]:
+    """(samples,) ⇒ audio frames of up to AAC_FRAME_SAMPLES with their timestamps."""
+    for start in range(0, len(sound), AAC_FRAME_SAMPLES):
+        samples = np.ascontiguousarray(sound[None, start:start + AAC_FRAME_SAMPLES])
+        block = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+        block.sample_rate, block.pts, block.time_base = sample_rate_hz, start, Fraction(1, sample_rate_hz)
+        yield block

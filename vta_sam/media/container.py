@@ -13,16 +13,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import av
 import numpy as np
-from av.codec.hwaccel import HWAccel, hwdevices_available
+from av.codec.hwaccel import HWAccel
 from av.container import InputContainer
 
 from ..runtime.errors import InputError
-
-_CODECS = ("h264", "hevc", "vp9", "av1", "vp8", "mpeg4", "mpeg2video")  # what videos are coded with
 
 
 def accelerator(device_type: str) -> HWAccel:
@@ -31,35 +29,12 @@ def accelerator(device_type: str) -> HWAccel:
     return HWAccel(device_type=device_type, allow_software_fallback=True)
 
 
-def check_hwaccel(device_type: str | None) -> None:
-    """Raises InputError where this build of FFmpeg doesn't know such devices, none of its decoders uses them, or none
-    can be opened here: then every clip would fail, or would quietly be decoded in software. None is always fine."""
-    if device_type is None:
-        return
-    known = hwdevices_available()
-    if device_type not in known:
-        raise InputError(f"hwaccel={device_type} is not known here; this build of FFmpeg has "
-                         f"{', '.join(known) or 'none'}; hwaccel=null decodes in software")
-    reason = "none of its decoders uses it"
-    for codec in _CODECS:
-        try:
-            accelerator(device_type).create(av.Codec(codec, "r"))
-            return
-        except (av.codec.codec.UnknownCodecError, NotImplementedError):
-            continue  # not a codec of this device
-        except av.error.FFmpegError as error:
-            reason = error.strerror or str(error)
-            break
-    raise InputError(f"hwaccel={device_type} can't be used here ({reason}); hwaccel=null decodes in software")
-
-
 _DEMUXERS = (
     "aac,ac3,aiff,asf,avi,caf,dv,flac,flv,gif,h264,hevc,ivf,m4v,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mp3,mpeg,mpegts,"
     "mpegvideo,mxf,nut,ogg,w64,wav,wtv"
 )
 LONGEST_GAP_S = 600.0  # between two pictures, as between two stretches of sound
 _SEEK_MARGIN_S = 1.0  # sound may lie that much earlier in the file than the pictures it belongs to
-S = TypeVar("S", bound="av.stream.Stream")
 
 
 @contextmanager
@@ -267,16 +242,17 @@ class _CarriedTimes:
 
 @dataclass(frozen=True)
 class PictureTimes:
-    """Times of a stream's pictures, in the order in which they are stored, in seconds after the file's time zero.
+    """Times of a stream's pictures, in the order in which their packets are stored.
 
     Args:
-        pts, dts: (packets,) int64 ticks after time zero, of the packets that hold data, each rising in its own order.
+        pts: (packets,) int64, when they come on screen, in ticks after the file's time zero; all different.
+        dts: (packets,) int64, when they are decoded; rising.
         shown: (packets,) bool; False: an edit list cuts the picture away, it lies before time zero, or can't be
             decoded.
         keys: (packets,) bool; the picture needs no other one.
         tick_s: seconds a tick.
         last_s: length of the last picture that is shown.
-        useless: (packets,) bool; no picture that is shown can be decoded by the packet.
+        useless: (packets,) bool; no picture that is shown needs the packet.
     """
 
     pts: np.ndarray
@@ -303,7 +279,7 @@ class PictureTimes:
 
     @property
     def needed(self) -> np.ndarray:
-        """(packets,) bool, up to the last one that is shown: none after it helps to decode it."""
+        """(packets,) bool; no picture that is shown needs those that are stored after all of them."""
         return ~self.useless & (np.arange(len(self.shown)) <= np.flatnonzero(self.shown)[-1])
 
     @property
@@ -314,6 +290,11 @@ class PictureTimes:
         before, after = cut < 0, cut > self.last_pts
         places = {"before": before, "after": after, "between": ~before & ~after}
         return frozenset(place for place, those in places.items() if those.any())
+
+
+def holds_picture(packet: av.Packet) -> bool:
+    """Whether a packet has data and a time; others aren't counted in :class:`PictureTimes`."""
+    return packet.size > 0 and not (packet.pts is None and packet.dts is None)
 
 
 def picture_times(path: str | os.PathLike, container: InputContainer) -> PictureTimes:
@@ -332,7 +313,7 @@ def picture_times(path: str | os.PathLike, container: InputContainer) -> Picture
     pts, flags, lengths_s = [], [], []
     given: list[int | None] = []
     for packet in packets(container, stream):
-        if packet.size and not (packet.pts is None and packet.dts is None):
+        if holds_picture(packet):
             pts.append((packet.dts if packet.pts is None else packet.pts) - shift)
             given.append(None if packet.dts is None else packet.dts - shift)
             flags.append((not packet.is_discard and pts[-1] >= 0, packet.is_keyframe))

@@ -18,12 +18,13 @@ from av.container import InputContainer, OutputContainer
 
 from ..runtime.errors import InputError
 from ..runtime.files import atomic_path
-from .audio import end_of_sound_s, fit_length, read_audio
-from .container import Decoder, PictureTimes, open_media, origin_s, packets, picture_stream, picture_times
+from .audio import AAC_FRAME_SAMPLES, aac_frames, end_of_sound_s, fit_length, read_audio
+from .container import (
+    Decoder, PictureTimes, holds_picture, open_media, origin_s, packets, picture_stream, picture_times
+)
 from .picture_reader import require_pictures, shown_at_first, without_undecodable
 from .video import Kept
 
-_BLOCK_SAMPLES = 1024  # an AAC frame
 _BIT_RATE = 128_000  # bit/s, mono: transparent for a 16 kHz sound
 _TICK_S = 1e-3  # of the coarsest clock, Matroska's
 _COMPARED = 24  # pictures from the start that are decoded again from the written file
@@ -121,6 +122,8 @@ def _require_encoder(path: str | os.PathLike, codec: str) -> None:
 
 def _left_out(source: InputContainer, pictures: Any, suffix: str, encoded: bool) -> Iterator[str]:
     """What the source holds that the new file won't."""
+    if suffix == ".mov" and pictures.codec_context.codec_tag in _DOLBY_VISION:
+        yield "Dolby Vision's settings"
     for stream in source.streams:
         kind = stream.type
         if kind == "video" and stream.index != pictures.index:
@@ -228,6 +231,8 @@ class _Writer:
         self.pictures: Any = picture_stream(source)
         assert self.pictures is not None, "the plan has found them"
         self.shift = round(origin_s(source) / self.pictures.time_base)
+        stated = (self.pictures.average_rate, self.pictures.guessed_rate, 25)  # the first may be the clock's
+        self.rate = Fraction(next(rate for rate in stated if rate and rate <= 255)).limit_denominator(100_000)
         self.sound_s = 0.0
 
     def write(self, path: Path) -> np.ndarray:
@@ -237,11 +242,9 @@ class _Writer:
             with av.open(f"file:{path.absolute()}", "w", format=_FORMATS[self.plan.target.suffix.lower()],
                          options={"fflags": "+bitexact", "strict": "unofficial"}) as sink:
                 return self._write(sink)
-        except InputError:
-            raise
         except (av.error.FFmpegError, ValueError) as error:
-            if isinstance(error, MemoryError):
-                raise MemoryError(str(error)) from error
+            if isinstance(error, (InputError, MemoryError)):
+                raise
             # without the name of the file beside the target, which is gone
             words = [getattr(error, "strerror", None) or str(error), (getattr(error, "log", None) or ("",))[-1].strip()]
             raise InputError(f"the pictures of {self.source.name.removeprefix('file:')} can't be written to "
@@ -251,12 +254,14 @@ class _Writer:
         self._keep_tags(sink)
         self.sink = sink
         video = self._encoder() if self.plan.encoded else self._copied()
+        if any(key.lower() == "timecode" for key in (*self.source.metadata, *self.pictures.metadata)):
+            video.codec_context.framerate = self.rate  # of the frames that it counts
         self.audio: Any = sink.add_stream("aac", rate=self.sample_rate_hz, layout="mono")
         self.audio.bit_rate = _BIT_RATE
         subtitles = {stream.index: sink.add_stream_from_template(stream, opaque=True)
                      for stream in self.source.streams.subtitles
                      if _held_subtitles(stream, self.plan.target.suffix.lower())}
-        self.blocks = _blocks(self.sound, self.sample_rate_hz)
+        self.blocks = aac_frames(self.sound, self.sample_rate_hz)
         wanted = [self.pictures, *(self.source.streams[index] for index in subtitles)]
         work = self._encode if self.plan.encoded else self._copy
         shown_s = work(video, wanted, subtitles)
@@ -286,7 +291,7 @@ class _Writer:
             if packet.stream.index in subtitles:
                 self._copy_subtitle(packet, subtitles)
                 continue
-            if not packet.size or packet.pts is None and packet.dts is None:
+            if not holds_picture(packet):
                 continue
             packet.pts, packet.dts, needed = next(places)
             if not needed:
@@ -308,8 +313,7 @@ class _Writer:
         self.sink.mux(packet)
 
     def _encoder(self) -> Any:
-        rate = self.pictures.average_rate or self.pictures.guessed_rate or 25
-        video: Any = self.sink.add_stream(_NEW_CODEC, rate=Fraction(rate).limit_denominator(100_000), options=_QUALITY)
+        video: Any = self.sink.add_stream(_NEW_CODEC, rate=self.rate, options=_QUALITY)
         context = self.pictures.codec_context
         # H.264 in the colours that all players know has even sides
         video.width, video.height = (max(2, side // 2 * 2) for side in (context.width, context.height))
@@ -355,15 +359,6 @@ class _Writer:
             self.sound_s += block.samples / self.sample_rate_hz
 
 
-def _blocks(sound: np.ndarray, sample_rate_hz: int) -> Iterator[av.AudioFrame]:
-    """(samples,) ⇒ audio frames of up to _BLOCK_SAMPLES with their timestamps."""
-    for start in range(0, len(sound), _BLOCK_SAMPLES):
-        samples = np.ascontiguousarray(sound[None, start:start + _BLOCK_SAMPLES])
-        block = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
-        block.sample_rate, block.pts, block.time_base = sample_rate_hz, start, Fraction(1, sample_rate_hz)
-        yield block
-
-
 def _read_back(video_path: str | os.PathLike, plan: MuxPlan, times: PictureTimes, shown_s: np.ndarray, sound_s: float,
                path: Path) -> None:
     """Raise InputError unless the written file holds the pictures at their times, and the sound."""
@@ -391,7 +386,7 @@ def _missing(plan: MuxPlan, times: PictureTimes, shown_s: np.ndarray, sound_s: f
     late_s = float(np.abs(now_s - shown_s).max(initial=0.0))
     if late_s > max(times.tick_s, found.tick_s, _TICK_S) + 1e-6:
         return f"pictures up to {late_s:.3f} s beside their times"
-    if abs(end_of_sound_s(path) - sound_s) > 2 * _BLOCK_SAMPLES / 8000:
+    if abs(end_of_sound_s(path) - sound_s) > 2 * AAC_FRAME_SAMPLES / 8000:
         return "a sound of another length"
     is_shown = shown_at_first(path, found, _COMPARED)
     if is_shown < decodable and not plan.encoded:

@@ -14,14 +14,15 @@ from typing import Any, ClassVar, Iterable, Iterator, Protocol
 
 import av
 import numpy as np
+from av.codec.hwaccel import hwdevices_available
 from av.container import InputContainer
 from av.video.reformatter import Colorspace, ColorTrc, VideoReformatter
 
 from ..runtime.errors import InputError
 from .audio import SoundCollector
 from .container import (
-    LONGEST_GAP_S, Decoder, PictureTimes, end_of_stream_s, open_media, origin_s, packets, picture_length_s,
-    picture_stream, seek_before, sound_stream,
+    LONGEST_GAP_S, Decoder, PictureTimes, accelerator, end_of_stream_s, holds_picture, open_media, origin_s, packets,
+    picture_length_s, picture_stream, seek_before, sound_stream,
 )
 
 
@@ -180,6 +181,31 @@ def require_pictures(path: str | os.PathLike, container: InputContainer) -> Any:
     return video
 
 
+_CODECS = ("h264", "hevc", "vp9", "av1", "vp8", "mpeg4", "mpeg2video")  # what videos are coded with
+
+
+def check_hwaccel(device_type: str | None) -> None:
+    """Raises InputError where this build of FFmpeg doesn't know such devices, none of its decoders uses them, or none
+    can be opened here: then every clip would fail, or would quietly be decoded in software. None is always fine."""
+    if device_type is None:
+        return
+    known = hwdevices_available()
+    if device_type not in known:
+        raise InputError(f"hwaccel={device_type} is not known here; this build of FFmpeg has "
+                         f"{', '.join(known) or 'none'}; hwaccel=null decodes in software")
+    reason = "none of its decoders uses it"
+    for codec in _CODECS:
+        try:
+            accelerator(device_type).create(av.Codec(codec, "r"))
+            return
+        except (av.codec.codec.UnknownCodecError, NotImplementedError):
+            continue  # not a codec of this device
+        except av.error.FFmpegError as error:
+            reason = error.strerror or str(error)
+            break
+    raise InputError(f"hwaccel={device_type} can't be used here ({reason}); hwaccel=null decodes in software")
+
+
 class _Fields:
     """Interlaced pictures ⇒ whole ones. Others pass as they are."""
 
@@ -329,7 +355,7 @@ def without_undecodable(path: str | os.PathLike, times: PictureTimes) -> Picture
     with open_media(path) as container, suppress(av.error.FFmpegError):
         stream: Any = picture_stream(container)
         shift = round(origin_s(container) / stream.time_base)
-        stored = islice(packets(container, stream), int(np.flatnonzero(early)[-1]) + 1)
+        stored = islice(filter(holds_picture, packets(container, stream)), int(np.flatnonzero(early)[-1]) + 1)
         if any(frame.pts is None or frame.pts - shift < times.pts[first]
                for packet in chain(stored, [None]) for frame in stream.codec_context.decode(packet)):
             return times
@@ -353,8 +379,7 @@ def shown_at_first(path: str | os.PathLike, times: PictureTimes, count: int) -> 
                 with suppress(av.error.FFmpegError):
                     shown += seen(stream.codec_context.decode(None))  # those that the decoder holds back
                 break
-            has_time = packet.pts is not None or packet.dts is not None
-            if not packet.size or has_time and next(needed):
+            if not packet.size or holds_picture(packet) and next(needed):
                 fed += 1
                 shown += seen(decoder.decode(packet))
     return shown

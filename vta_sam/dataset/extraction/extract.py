@@ -18,9 +18,9 @@ from typing import Any
 
 from ... import __version__
 from ...clip import ClipFeatures, FrameClock, MelSpec
-from ...media.container import check_hwaccel
 from ...media.decode_pool import DecodePool
 from ...media.decoding import ClipRequest
+from ...media.picture_reader import check_hwaccel
 from ...media.video import CHUNK_FRAMES, ClipStream
 from ...perception.base import Encoder, FrameExtractor, Grounder, settings_of
 from ...perception.captions import tagger_name

@@ -18,6 +18,10 @@ def rows(text):
 
 
 DENIED = rows(r"""
+    theres no dog, dont look for one ⇒ no dog
+    this isnt a car ⇒ no car
+    the man doesnt have a hat ⇒ man; no hat
+    The cars arent visible ⇒ no car
     there is no dog in the street ⇒ no dog
     there are no cars, only birds ⇒ bird; no car
     there isn't a dog, but a cat meows ⇒ cat; no dog

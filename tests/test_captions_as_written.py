@@ -187,6 +187,8 @@ WRITTEN = rows(r"""
     A Dog Barks At A Cat ⇒ dog; cat
 """)
 ENGLISH = rows(r"""
+    AV receiver hums ⇒ receiver
+    MIT students play drums ⇒ student; drum
     a man plays la guitarra in San Juan ⇒ man; guitarra
     a woman sings la vie en rose ⇒ woman
     the piñata breaks ⇒ piñata

@@ -124,8 +124,8 @@ _FOREIGN = {
 _FOREIGN_WORDS = {language: frozenset(words.split()) for language, words in _FOREIGN.items()}
 # a few of these stand in English captions too, most of all in names: "Los Angeles", "El Paso", "la vie en rose"
 _IN_NAMES = frozenset("""
-    adam auto barn bil cane chat com con da das de del den der des di do du el em en est et gra har i il kind la las
-    le les los na no om on op per piano pies po pod rue se till un una van von w y z
+    adam auto av barn bil cane chat com con da das de del den der des di do dos du el em en est et gra har i il kind
+    la las le les los mit na no nos om on op per piano pies po pod rue se sta till un una van von w y z
 """.split())
 # letters of one of these languages alone
 _LETTERS = {"German": "ß", "Polish": "ąćęłńśźż", "Turkish": "ğış", "Swedish": "å",

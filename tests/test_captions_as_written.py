@@ -1,8 +1,11 @@
 """Captions as people write them: what they deny, how they look when copied from a page, and in other languages."""
 
 import pytest
+from models import SPEC, make_features
 
+from vta_sam.generation.pipeline import notes_on
 from vta_sam.perception.captions import foreign_language, nouns
+from vta_sam.perception.features import words_of
 
 
 def rows(text):
@@ -18,6 +21,10 @@ def rows(text):
 
 
 DENIED = rows(r"""
+    theres no dog, dont look for one ⇒ no dog
+    this isnt a car ⇒ no car
+    the man doesnt have a hat ⇒ man; no hat
+    The cars arent visible ⇒ no car
     there is no dog in the street ⇒ no dog
     there are no cars, only birds ⇒ bird; no car
     there isn't a dog, but a cat meows ⇒ cat; no dog
@@ -180,6 +187,8 @@ WRITTEN = rows(r"""
     A Dog Barks At A Cat ⇒ dog; cat
 """)
 ENGLISH = rows(r"""
+    AV receiver hums ⇒ receiver
+    MIT students play drums ⇒ student; drum
     a man plays la guitarra in San Juan ⇒ man; guitarra
     a woman sings la vie en rose ⇒ woman
     the piñata breaks ⇒ piñata
@@ -286,3 +295,11 @@ def test_no_denial_makes_a_caption_foreign():
 def test_a_denied_entry_of_a_vocabulary_is_whole():
     found = nouns("no racing cars, a car passes", vocabulary=["racing car"])
     assert found.words == ["car"] and found.negated == ("racing car",)
+
+
+def test_a_note_says_what_becomes_of_what_is_denied():
+    denied, features = words_of("a dog barks without a cat", None), make_features("x", SPEC.duration_s, ("dog",))
+    told = {negative: notes_on([denied, *([words_of(None, [negative])] if negative else [])], features, SPEC, True)
+            for negative in ("cat", "rain", "")}
+    assert told == {"cat": ["no cat: not looked for, and the sound is guided away from it"],
+                    "rain": ["no cat: not looked for"], "": ["no cat: not looked for"]}

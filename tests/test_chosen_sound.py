@@ -24,6 +24,7 @@ from vta_sam.media.muxing import mux, plan_mux
 from vta_sam.media.picture_reader import Squeeze
 from vta_sam.media.video import Kept, probe, read_clip
 from vta_sam.runtime.errors import InputError
+from vta_sam.settings import GenerateSettings
 
 HZ = {"eng": 300, "ger": 1200, "fra": 3000}
 SILENCE = np.zeros(16_000, np.float32)
@@ -115,6 +116,7 @@ def test_the_named_sound_is_mixed_in(video, tmp_path):
     assert "has no sound spa" in planned.tasks[0].item.detail, "refused before the model is loaded"
 
 
+@pytest.mark.slow
 def test_extraction_hears_the_named_sound_and_lists_videos_without_it(video, tmp_path):
     a_video(tmp_path / "v.mkv")
     a_video(tmp_path / "one.mkv", ("eng",))
@@ -179,3 +181,9 @@ def test_a_place_of_the_pictures_alone_is_told_and_left_out(tmp_path):
     assert plan_mux(source, tmp_path / "b.mkv").notes == ("left out: where it was filmed",)
     with av.open(str(mux(source, SILENCE, 16_000, tmp_path / "b.mkv"))) as container:
         assert "LOCATION" not in container.streams.video[0].metadata
+
+
+def test_a_sound_is_named_for_a_mix_alone():
+    assert GenerateSettings.of({"video": "a.mp4", "sound": 1, "mix": 0.5}).sound == "1"
+    with pytest.raises(InputError, match="sound= names the sound that mix= adds; give mix= too"):
+        GenerateSettings.of({"video": "a.mp4", "sound": "ger"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import cache
 
+import av
 import numpy as np
 import pytest
 
@@ -206,6 +207,38 @@ def test_flow_equals_that_of_opencv_s_reader(make_video, tmp_path):
         found = measure_flow(path)
         np.testing.assert_allclose(found.magnitudes, flow_magnitudes(frames), atol=2e-5)
         assert found.fps == capture.get(cv2.CAP_PROP_FPS)
+
+
+def test_motion_of_fields_is_that_of_whole_pictures(tmp_path):
+    """A textured disc in leaps, filmed in whole pictures, and in fields of which the second is a fiftieth later."""
+    rows, columns = np.mgrid[0:120, 0:160]
+    ground = 60 + 0.3 * np.random.default_rng(0).integers(40, 200, (15, 20)).repeat(8, 0).repeat(8, 1)
+
+    def scene(time_s: float) -> np.ndarray:
+        centre = 30 + (18 * (time_s * 4 // 1) + 12 * min(1, time_s * 4 % 1 * 3)) % 100
+        inside = (columns - centre) ** 2 + (rows - 60) ** 2 < 400
+        return np.where(inside, 120 + 40 * (((columns - centre) * 7).astype(int) % 3), ground)
+
+    def woven(first_s: float, second_s: float) -> np.ndarray:
+        return np.where(rows % 2 == 0, scene(first_s), scene(second_s))
+
+    def flow(pictures: list[np.ndarray], fields: bool) -> np.ndarray:
+        options = {"x264-params": "tff=1", "flags": "+ilme+ildct"} if fields else {}
+        with av.open(str(tmp_path / "a.mp4"), "w") as container:
+            video = container.add_stream("libx264", rate=25, options={"crf": "4", **options})
+            video.width, video.height, video.pix_fmt = 160, 120, "yuv420p"
+            for picture in pictures:
+                grey = picture.clip(0, 255).astype(np.uint8)[..., None].repeat(3, 2)
+                container.mux(video.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+            container.mux(video.encode(None))
+        return measure_flow(tmp_path / "a.mp4").magnitudes
+
+    times_s = np.arange(30) / 25
+    whole = flow([scene(time_s) for time_s in times_s], False).mean()
+    fields = [woven(time_s, time_s + 0.02) for time_s in times_s]
+    assert flow(fields, True).mean() == pytest.approx(whole, rel=0.1)
+    assert abs(flow(fields, False).mean() / whole - 1) > 0.15, "nothing would be gained"
+    assert flow([woven(0.2, 0.22)] * 30, True)[2:].max() < 0.1, "a still picture moves, however it is combed"
 
 
 def test_what_has_no_flow(make_video, tmp_path):

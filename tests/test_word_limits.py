@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, T5Config, T5EncoderModel
 
 from vta_sam.dataset.extraction.extract import Extraction
 from vta_sam.dataset.extraction.shard_folder import failures
+from vta_sam.metrics.backbones import ClapBackbone
 from vta_sam.perception.clip_encoder import CLIPEncoder
 from vta_sam.perception.features import Extractors, Words, features_of
 from vta_sam.perception.grounding_dino import MAX_TOKENS, build_prompt
@@ -103,6 +104,15 @@ def test_clip_refuses_a_noun_and_warns_of_a_caption_that_it_would_cut(random_wei
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         encoder.encode_caption("a dog barks")
+
+
+def test_clap_warns_of_a_caption_that_it_cuts(random_weights):
+    backbone = ClapBackbone(weights=random_weights("clap-htsat-unfused"), device="cpu")
+    with pytest.warns(UserWarning, match="'dog dog .*…' has .* tokens, of which CLAP reads the first 64"):
+        assert len(backbone.embed_text(["a dog barks", "dog " * 500])) == 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        backbone.embed_text(["a dog barks"])
 
 
 def test_t5_warns_of_a_caption_that_it_cuts(tmp_path):

@@ -219,7 +219,7 @@ class Pipeline:
         with guarding(media) as reading:
             (features, *negative), strip = features_of(video, words, self.extractors, self.spec, reading)
         waveform = self.generate_features(features, seed, guidance, steps, negative[0] if negative else None)
-        notes = notes_on(words[0], features, self.spec, finds_objects)
+        notes = notes_on(words, features, self.spec, finds_objects)
         if not finds_objects and (objects or negative_objects):
             notes.append("this model looks for no objects")
         return Generated(waveform, features, strip, words[0].dropped, notes)
@@ -350,27 +350,28 @@ def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> Pipelin
     ).to(device)
 
 
-def notes_on(words: Words, features: ClipFeatures, spec: ClipSpec, finds_objects: bool) -> list[str]:
+def notes_on(prompts: Sequence[Words], features: ClipFeatures, spec: ClipSpec, finds_objects: bool) -> list[str]:
     """Sentences for the user about words that have no effect, and about a video that the model hardly fits.
 
     Args:
-        words: the prompt.
+        prompts: the prompt, and the negative one if there is one.
         features: of the video.
         spec: the model's time base.
         finds_objects: whether the model reads objects.
     """
-    notes = []
+    words, notes = prompts[0], []
     if words.language:
         notes.append(f"the caption seems to be in {words.language}; name what sounds in English by objects=")
     elif finds_objects and words.caption and not words.objects:
         notes.append("the caption names no object that could be looked for; the sound follows the pictures alone")
     if words.negated:
-        notes.append(f"no {', no '.join(words.negated)}: not looked for, and the sound is guided away from it")
+        away = [list(words.negated)] == [prompt.objects for prompt in prompts[1:]]
+        notes.append(f"no {', no '.join(words.negated)}: not looked for" +
+                     (", and the sound is guided away from it" if away else ""))
     if words.dropped:
         notes.append(f"the caption has {len(words.objects) + words.dropped} nouns; the first {len(words.objects)} are "
                      f"used and {words.dropped} left out")
-    unknown = [word for word, row in zip(features.objects, features.object_embedding) if not row.any()]
-    if unknown:
+    if unknown := [word for word, row in zip(features.objects, features.object_embedding) if not row.any()]:
         notes.append(f"the model's encoder doesn't know {', '.join(unknown)}; they have no effect on the sound")
     if features.duration_s < spec.duration_s / 4:
         notes.append(f"the video lasts {features.duration_s:.2f} s, the model was trained on {spec.duration_s:g} s")
@@ -379,8 +380,7 @@ def notes_on(words: Words, features: ClipFeatures, spec: ClipSpec, finds_objects
 
 def limited(waveform: Tensor) -> Tensor:
     """The waveform (…, samples), with rows that peak above 0.99 scaled down to it."""
-    peak = waveform.abs().amax(dim=-1, keepdim=True)
-    return waveform * (PEAK_LIMIT / peak.clamp(min=PEAK_LIMIT))
+    return waveform * (PEAK_LIMIT / waveform.abs().amax(dim=-1, keepdim=True).clamp(min=PEAK_LIMIT))
 
 
 @contextmanager

@@ -8,6 +8,7 @@ networks that papers evaluate with:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -360,6 +361,11 @@ class ClapBackbone:
 
     @torch.inference_mode()
     def embed_text(self, sentences: Sequence[str]) -> np.ndarray:
-        """Captions ⇒ (n, dim) float32, in the space of the sounds."""
+        """Captions ⇒ (n, dim) float32, in the space of the sounds. One that CLAP cuts is told by a warning."""
+        tokenizer = self.processor.tokenizer
+        for sentence, ids in zip(sentences, tokenizer(list(sentences), verbose=False)["input_ids"]):
+            if len(ids) > tokenizer.model_max_length:
+                warnings.warn(f"the caption '{sentence[:40]}…' has {len(ids)} tokens, of which CLAP reads the first "
+                              f"{tokenizer.model_max_length}", stacklevel=2)
         inputs = self.processor(text=list(sentences), padding=True, truncation=True, return_tensors="pt")
         return self.model.get_text_features(**inputs.to(self.device)).float().cpu().numpy()

@@ -91,6 +91,8 @@ _TAG = re.compile(r"</?[a-zA-Z][^<>]{0,200}>")  # of HTML
 _NO_WORDS = re.compile(r"(?:https?://|www\.)\S+|[\w.+-]{0,64}@[\w.-]+|"
                        r"\b(?:announcer|host|interviewer|narrator|speaker|voice-?over)[ _]?\d*:", re.IGNORECASE)
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")  # soft hyphens, joiners, marks of direction
+# "isnt", "theres": words that people write without their apostrophe
+_CONTRACTED = re.compile(r"\b(are|ca|did|does|do|had|has|have|is|was|were|wo)nt\b|\b(there)s\b", re.IGNORECASE)
 _BEFORE_HASHTAG = ("DT", "JJ", "PRP$", "IN", "CC", "CD")  # a word within a sentence: "a #dog barks"
 # words of other languages by which a caption in them is known: small ones, and those of what captions tell
 _FOREIGN = {
@@ -122,8 +124,8 @@ _FOREIGN = {
 _FOREIGN_WORDS = {language: frozenset(words.split()) for language, words in _FOREIGN.items()}
 # a few of these stand in English captions too, most of all in names: "Los Angeles", "El Paso", "la vie en rose"
 _IN_NAMES = frozenset("""
-    adam auto barn bil cane chat com con da das de del den der des di do du el em en est et gra har i il kind la las
-    le les los na no om on op per piano pies po pod rue se till un una van von w y z
+    adam auto av barn bil cane chat com con da das de del den der des di do dos du el em en est et gra har i il kind
+    la las le les los mit na no nos om on op per piano pies po pod rue se sta till un una van von w y z
 """.split())
 # letters of one of these languages alone
 _LETTERS = {"German": "ß", "Polish": "ąćęłńśźż", "Turkish": "ğış", "Swedish": "å",
@@ -203,13 +205,15 @@ def nouns(caption: str, limit: int = MAX_OBJECTS, vocabulary: Collection[str] = 
 
 
 def _as_shown(caption: str) -> str:
-    """The text that a reader sees, without addresses. Entities may have been escaped several times."""
+    """The text that a reader sees, without addresses, with apostrophes. Entities may have been escaped several times.
+    """
     caption = caption[:4 * MAX_CHARACTERS]  # of which MAX_CHARACTERS of text are read
     for _ in range(3):
         caption, before = html.unescape(_TAG.sub(" ", caption)), caption
         if caption == before:
             break
-    return _NO_WORDS.sub(" ", _INVISIBLE.sub("", _TAG.sub(" ", caption)))
+    caption = _NO_WORDS.sub(" ", _INVISIBLE.sub("", _TAG.sub(" ", caption)))
+    return _CONTRACTED.sub(lambda found: f"{found[1]}n't" if found[1] else f"{found[2]}'s", caption)
 
 
 def foreign_language(caption: str) -> str | None:

@@ -289,6 +289,9 @@ class ClipExtractor:
         extractors = self.extractors.for_clip(self.videos / row.path, self.fps, row.start_s)
         words = words_of(row.caption, row.objects or None, extractors.known_words)
         extractors.check_words(words.objects)
+        if words.language is not None:  # the same sentence for all clips, so that it is printed once
+            warnings.warn(f"some captions seem to be in {words.language}: none of their words is looked for; a column "
+                          "objects in the manifest names what sounds")
         extracted = extract_features(clip, extractors, [words.objects])
         assert clip.waveform is not None  # request() includes it
         return extracted.record(

@@ -145,18 +145,30 @@ def shapes_go_through(spec: ClipSpec, parts: Parts) -> None:
 @pytest.mark.parametrize(("size", "parameters"), [("base", 578_052_168), ("large", 865_933_768)])
 def test_published_parameter_counts(size, parameters):
     """VTA-LDM's and Tango's UNets to the parameter, and AudioLDM's VAE, so that their weights fit."""
-    plain = built(job_of("vta_sam", size))
+    plain, job = built(job_of("vta_sam_published", size)), job_of("vta_sam_aligned", size)
     assert count(plain.unet) == count(plain.unet.unet) == parameters
     assert count(plain.codec.network) == 55_376_873
-    job = job_of("vta_sam_aligned", size)
-    aligned = built(job)
+    timed, aligned = built(job_of("vta_sam", size)), built(job)
     map_channels = job.conditioner["map_channels"]
     assert map_channels > 0
     first = job.networks["unet"]["config"]["block_out_channels"][0]
-    assert count(aligned.unet) - parameters == map_channels * first * 3 * 3
-    shapes = [{name: p.shape for name, p in part.unet.named_parameters()} for part in (plain, aligned)]
-    assert [name for name in shapes[0] if shapes[0][name] != shapes[1][name]] == ["unet.conv_in.weight"]
-    assert shapes[0].keys() == shapes[1].keys()
+    assert count(aligned.unet) - count(timed.unet) == map_channels * first * 3 * 3
+    shapes = [{name: p.shape for name, p in part.unet.named_parameters()} for part in (plain, timed, aligned)]
+    for more in shapes[1:]:
+        assert [name for name in shapes[0] if shapes[0][name] != more[name]] == ["unet.conv_in.weight"]
+        assert {name.rpartition("processor.")[2] for name in set(more) - set(shapes[0])} == {"position.weight"}
+
+
+def test_nothing_tuned_to_the_embedded_world_reaches_base_unasked():
+    """The published system at base differs from ours in the times alone."""
+    ours, published = (composed(f"+exp={exp}", "size=base") for exp in ("vta_sam", "vta_sam_published"))
+    assert ours["augment"]["frames"] == 0
+    encoder = ours["conditioner"]["encoder"]
+    assert encoder["frame_gain"] == encoder["object_gain"] == 1
+    for config, times in ((ours, (16, 2.0)), (published, (0, 0))):
+        unet = config["networks"]["unet"]
+        assert (unet.pop("coordinate_channels"), unet.pop("timed_attention")) == times and config.pop("exp")
+    assert ours == published
 
 
 def test_every_size_sets_the_same_numbers():

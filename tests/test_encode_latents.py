@@ -211,11 +211,11 @@ def test_training_scales_by_its_own_split(root, info, by_training, tmp_path):
     mean, log_variance = np.split(np.stack(moments).astype(np.float64), 2, axis=1)
     std = np.sqrt(mean.var() + np.exp(log_variance).mean())
     vae = ModelRecipe(clip=SPEC.settings(), codec=KNOWN_CODEC)
-    assert codec_stages.latent_scale(vae, tmp_path, "train") == pytest.approx(1 / std, rel=1e-9)
+    assert codec_stages.latent_scale(vae, tmp_path, split="train") == pytest.approx(1 / std, rel=1e-9)
     assert latents.read_std(tmp_path) != latents.read_std(tmp_path, "train") != latents.read_std(tmp_path, "val")
     del measured["std_of_split"]
     (tmp_path / "latents.json").write_text(json.dumps(measured))
-    assert codec_stages.latent_scale(vae, tmp_path, "train") == 1 / measured["std"]
+    assert codec_stages.latent_scale(vae, tmp_path, split="train") == 1 / measured["std"]
 
 
 def test_training_reads_a_dataset_by_url_with_latents_here(root, info, codec, by_training, tmp_path):

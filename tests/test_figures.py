@@ -13,7 +13,7 @@ from vta_sam.evaluation.evaluate import evaluate
 from vta_sam.evaluation.measurements import SoundMeasurements
 from vta_sam.evaluation.request import Request
 from vta_sam.evaluation.sounds import WaveformFeatures
-from vta_sam.training.figures import HeldOut, Scoring, levels, swap_objects
+from vta_sam.training.figures import HeldOut, Scoring, left_out, levels, swap_objects
 
 
 def clicks(times_s) -> np.ndarray:
@@ -113,5 +113,6 @@ def test_the_class_is_scored_only_where_the_tagger_knows_it(truth):
         scoring = Scoring(clips, seed=0)
         sounds = scoring.measure(waves)
         figures = scoring.others(sounds, sounds)
-        assert ("sound_class" in figures) is scored
+        assert ("sound_class" in figures) is scored is ("sound_class" not in left_out(clips))
+    assert "of 6 clips 0 have one object alone, of a class that the embedded tagger knows" in left_out(unknown)["swap"]
     assert all(truth.label == "" for truth in scoring.truths)

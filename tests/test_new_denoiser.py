@@ -210,7 +210,7 @@ def test_a_start_with_another_denoiser_is_refused_before_training(folder, tmp_pa
     (["+exp=vta_sam", "+ablation/positions=off"], "coordinate_channels=0, networks.unet.timed_attention=0"),
     (["+exp=vta_ldm_published"], "give networks.unet.coordinate_channels=16 networks.unet.timed_attention=2.0 back"),
     (["+exp=vta_sam", "networks.unet.config.layers_per_block=2"], "networks.unet.config.layers_per_block=2: another"),
-    (["+exp=vta_sam_plain", "size=base"], None),  # whose UNet has no positions itself
+    (["+exp=vta_sam_plain", "size=base"], "networks.unet.coordinate_channels=0, networks.unet.timed_attention=0"),
     (["+exp=vta_sam", "size=smoke"], None),
 ])
 def test_changes_of_a_unet_that_is_not_there_are_refused(folder, monkeypatch, changes, named):

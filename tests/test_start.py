@@ -25,7 +25,7 @@ def vta_ldm_recipe(positions=False, null="zeros"):
                         "normalise": False, "frozen": True}}
 
 
-def started(folder, aligned, spec=SPEC, **encoder):
+def started(folder, aligned, spec=SPEC, timed=0.0, **encoder):
     """⇒ a UNet and a VTA-SAM conditioner of their own random weights, and then started from ``folder``."""
     start = WarmStart(folder)
     wanted = make_recipe(aligned)
@@ -35,7 +35,8 @@ def started(folder, aligned, spec=SPEC, **encoder):
     with torch.random.fork_rng():
         torch.manual_seed(5)
         source = start.recipe.denoiser
-        unet = LatentUNet(source["config"], spec, recipe["map_channels"], source.get("coordinate_channels", 0))
+        sizes = {**source["config"], "sample_size": [spec.columns, 4]}
+        unet = LatentUNet(sizes, spec, recipe["map_channels"], source.get("coordinate_channels", 0), timed)
         inner = TemporalSemanticEncoder(**{k: v for k, v in recipe["encoder"].items() if k != "_target_"})
         carried = {k: v for k, v in (changed.get("carried") or {}).items() if k != "_target_"}
         conditioner = VTASAMConditioner(inner, spec, recipe["token_dim"], map_channels=recipe["map_channels"],
@@ -47,13 +48,13 @@ def started(folder, aligned, spec=SPEC, **encoder):
     return start, unet.eval(), conditioner.eval()
 
 
-@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("aligned, timed", [(False, 0.0), (True, 0.0), (True, 2.0)])
 @pytest.mark.parametrize(("positions", "null"), [(False, "zeros"), (True, "learned")])
 @torch.no_grad()
-def test_vta_sam_starts_as_vta_ldm(tmp_path, aligned, positions, null):
+def test_vta_sam_starts_as_vta_ldm(tmp_path, aligned, timed, positions, null):
     folder = make_model_folder(tmp_path, conditioner=vta_ldm_recipe(positions, null))
     source = load(folder)
-    start, unet, conditioner = started(folder, aligned)
+    start, unet, conditioner = started(folder, aligned, timed=timed)
     batch = make_batch("a", "b")
     latent = torch.randn(2, 8, SPEC.columns, 4, generator=torch.Generator().manual_seed(0))
     timestep = torch.tensor([900, 30])
@@ -72,12 +73,14 @@ def test_vta_sam_starts_as_vta_ldm(tmp_path, aligned, positions, null):
 def test_what_is_new_can_learn(tmp_path):
     """Zeros where it starts, and gradients that are none."""
     folder = make_model_folder(tmp_path, conditioner=vta_ldm_recipe())
-    _, unet, conditioner = started(folder, aligned=True)
+    _, unet, conditioner = started(folder, aligned=True, timed=2.0)
     condition = conditioner(make_batch("a", "b"))
     unet(torch.randn(2, 8, SPEC.columns, 4), torch.tensor([500, 500]), condition).square().mean().backward()
     for weight in (conditioner.to_token.weight, conditioner.position_gain, conditioner.carried.project.weight):
         assert weight.grad.abs().max() > 0
     assert unet.unet.conv_in.weight.grad[:, 8:12].abs().max() > 0
+    positions = [p for name, p in unet.named_parameters() if name.endswith("position.weight")]
+    assert positions and all(not p.any() and p.grad.abs().max() > 0 for p in positions)
 
 
 @torch.no_grad()

@@ -215,6 +215,8 @@ class ConditionSizes(Block):
     width: Positive = Field(description="channels of its layers")
     layers: Positive = Field(description="of its transformer")
     heads: Positive = Field(description="of its attention")
+    frame_gain: NotNegative = setting("initial scale of VTA-SAM's norm of frames", 0.1)
+    object_gain: NotNegative = setting("initial scale of its norm of objects", 3.0)
 
 
 class NetworksBlock(Block):

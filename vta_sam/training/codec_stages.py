@@ -161,15 +161,15 @@ def encode_latents(context: StageContext, codec: MelCodec, accelerator: str = "a
     return out
 
 
-def latent_scale(vae: ModelRecipe, latents: Path, split: str, start: WarmStart | None = None) -> float:
+def latent_scale(vae: ModelRecipe, latents: Path, start: WarmStart | None = None, split: str | None = None) -> float:
     """The factor on latents: the number that comes with a UNet to start from, or with a released VAE; else
     1 / std of the latents, measured when they were encoded.
 
     Args:
         vae: recipe of the VAE's model folder.
         latents: folder of the latents.
-        split: for training, over which they are measured.
         start: the UNet to start from.
+        split: for training, over which they are measured; None: all.
     """
     if start is not None:
         return start.recipe.latent_scale

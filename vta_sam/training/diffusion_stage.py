@@ -164,7 +164,7 @@ def train_diffusion(context: StageContext, folder: StageFolder, settings: StageS
     conditioner_recipe = start.conditioner_recipe(parts.conditioner) if start else parts.conditioner
     vocoder, vocoder_recipe = load_stage_vocoder(parts.vocoder, parts.starts)
     latents = encode_latents(context, codec, settings.fit.accelerator)
-    scale = latent_scale(vae_recipe, latents, context.source.train_split, start)
+    scale = latent_scale(vae_recipe, latents, start, context.source.train_split)
     data = context.datamodule("diffusion", settings, latents)
     denoiser, conditioner = _networks(context, parts, conditioner_recipe, codec, start)
     slower = _slower(conditioner, parts)

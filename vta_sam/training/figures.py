@@ -281,7 +281,20 @@ def measure(pipeline: Pipeline, clips: HeldOut, seed: int, batch_size: int,
             "stays_with_the_picture": scoring.sound_class(other, rows, labels),
             "timing": scoring.timing(other, rows),
         }
+    if reasons := left_out(clips):
+        figures["left_out"] = reasons
     return figures, waveforms
+
+
+def left_out(clips: HeldOut) -> dict[str, str]:
+    """⇒ {figure: why it is not measured}, of those that the embedded tagger scores."""
+    labels = [clips.records[i].label for i in clips.single]
+    known = (f"of {len(clips.records)} clips {len(labels)} have one object alone, of a class that the embedded tagger "
+             "knows")
+    reasons = {"sound_class": f"{known}; two are needed"} if len(labels) < 2 else {}
+    if len(set(labels)) < 2:
+        reasons["swap"] = f"{known}, of {len(set(labels))} classes; two classes are needed"
+    return reasons
 
 
 def mean_scores(figures: dict[str, Any]) -> dict[str, float]:

@@ -188,6 +188,8 @@ class FiguresStage(Stage):
             write_text(model / CARD_NAME, card)
         _log(context, folder, figures)
         context.console.print(figures_table(figures))
+        for name, reason in figures.get("left_out", {}).items():
+            context.console.print(f"  {name} left out: {reason}", highlight=False)
         for path in sorted((folder / "samples").glob("*.mp4")):
             context.console.print(f"  {path}", highlight=False)
         context.console.print(f"figures: {job.folder / 'figures.json'}", highlight=False)

@@ -128,7 +128,7 @@ class PartStage(Stage):
             assert vae is not None, "a stage on latents names the VAE in needs()"
             codec, vae_recipe = load_codec(vae, context.spec)
             latents = encode_latents(context, codec, settings.fit.accelerator)
-            scale = latent_scale(vae_recipe, latents, context.source.train_split)
+            scale = latent_scale(vae_recipe, latents, split=context.source.train_split)
         data = context.datamodule(self.name, settings, latents)
         with context.seeded(self.name):
             conditioner = build_conditioner(context, recipe)

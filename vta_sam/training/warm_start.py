@@ -13,6 +13,7 @@ from ..checkpoints.model_folder import ModelRecipe, load_weights, read_recipe
 from ..checkpoints.parts import class_of, short_name
 from ..conditioners.vta_sam import VTASAMConditioner
 from ..diffusion.condition import Conditioner, Denoiser
+from ..diffusion.positions import TimedCrossAttention
 from ..diffusion.unet import LatentUNet
 from ..generation.build import build_denoiser
 from ..runtime.errors import InputError
@@ -101,6 +102,9 @@ class WarmStart:
         self._take(denoiser, weights, "denoiser", "")
         self.resized += [f"{name} ({how})" for name, how in resized.items()]
         self.taken = [name for name in self.taken if name not in resized]
+        for name, module in denoiser.named_modules():
+            if isinstance(module, TimedCrossAttention) and f"{name}.position.weight" in self.new:
+                nn.init.zeros_(module.position.weight)
         if type(conditioner) is type(source):
             self._take(conditioner, source.state_dict(), "conditioner", "conditioner.")
         elif isinstance(conditioner, VTASAMConditioner) and conditioner.carried is not None:

@@ -3,6 +3,7 @@ host within a micro-batch, and what a step costs, beside what was measured on an
 
 from __future__ import annotations
 
+import pickle
 import sys
 import warnings
 from functools import cache
@@ -66,7 +67,10 @@ def test_a_micro_batch_waits_for_nothing(gpu, exp):
     for stage in job.stages:
         if stage == "figures" or (stage == "vae" and exp != "vta_sam"):
             continue  # everybody's VAE is the same
-        counts = played_micro_batch(gpu, module_of(job, stage), batch_of(job, 3, DIMENSIONS))
+        module, batch = module_of(job, stage), batch_of(job, 3, DIMENSIONS)
+        if module.draw is not None:  # loaders that are spawned, not forked, unpickle it
+            assert pickle.loads(pickle.dumps(module.draw))(batch).keys() == module.draw(batch).keys()
+        counts = played_micro_batch(gpu, module, batch)
         assert counts.waits == [] and counts.flops > 0, stage
 
 

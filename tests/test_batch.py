@@ -139,7 +139,7 @@ def test_seeds_and_lists_stay_on_the_host():
     batch = batch.with_draws(lambda batch: {"noise": torch.ones(2, 5), "bin": [1, 2]})
     sent = batch.to("meta")
     assert sent.seeds.tolist() == [3, 3] and sent.draws["bin"] == [1, 2]
-    assert {tensor.device.type for tensor in (sent.draws["noise"], sent.waveform, sent.frame_mask, sent.probs)} == {"meta"}
+    assert {tensor.device.type for tensor in (sent.draws["noise"], sent.waveform, sent.frame_mask)} == {"meta"}
     assert sent.with_draws(lambda batch: {}) is sent and batch.select([1]).draws["bin"] == [2]
     late = batch.replace(draws=None).to("meta").with_draws(lambda batch: {"noise": torch.ones(2)})
     assert late.draws["noise"].device.type == "meta"

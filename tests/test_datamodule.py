@@ -72,10 +72,11 @@ def test_on_a_gpu_batches_lie_in_pinned_memory(root, monkeypatch, workers):
         pinned.append(shape) if pin_memory else None, full(*shape, **kinds))[1])
     data = data_of(root, workers=workers)
     assert len(batches(data, 1)[0]) == 4 and not pinned
-    data.trainer = SimpleNamespace(global_rank=0, world_size=1, strategy=SimpleNamespace(root_device=torch.device("cuda")))
+    strategy = SimpleNamespace(root_device=torch.device("cuda"))
+    data.trainer = SimpleNamespace(global_rank=0, world_size=1, strategy=strategy)
     batch = batches(data, 1)[0]
-    assert len(pinned) == sum(isinstance(value, torch.Tensor) for value in (*vars(batch).values(), *batch.features.values())
-                              ) - 1, "everything but the seeds"
+    tensors = [each for each in (*vars(batch).values(), *batch.features.values()) if isinstance(each, torch.Tensor)]
+    assert len(pinned) == len(tensors) - 1, "everything but the seeds"
     pinned.clear()
     list(data.val_dataloader())
     assert pinned

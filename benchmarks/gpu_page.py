@@ -32,7 +32,7 @@ def records(folder: Path = FOLDER) -> list[dict[str, Any]]:
 
 def page_of(record: dict[str, Any]) -> list[str]:
     """One record ⇒ lines of Markdown."""
-    lines = [f"## {record['device']}, commit {record['commit']}", ""]
+    lines = [f"### {record['device']}, commit {record['commit']}", ""]
     if record.get("note"):
         lines += [*textwrap.wrap(record["note"], 120), ""]
     reached = record.get("ceilings", {})

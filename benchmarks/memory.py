@@ -48,7 +48,8 @@ DIMENSIONS = {"frame_dim": 768, "object_dim": 768, "caption_dim": 768}  # CLIP V
 def undrawn() -> Iterator[None]:
     """Inside, initial weights are not drawn: a played GPU reads no values."""
     names = [name for name in vars(torch.nn.init) if name.endswith("_") and not name.startswith("_")]
-    with mock.patch.multiple(torch.nn.init, **{name: lambda tensor, *_, **__: tensor for name in names}):
+    untouched: Any = {name: lambda tensor, *_, **__: tensor for name in names}
+    with mock.patch.multiple(torch.nn.init, **untouched):
         yield
 
 
@@ -96,7 +97,8 @@ def played_step(gpu: PlayedGPU, module: L.LightningModule, batch: ClipBatch, bf1
         steps: to take.
     """
     batch = ready(module, batch)
-    optimiser = module.configure_optimizers()["optimizer"]  # type: ignore[index, call-overload]
+    optimised: Any = module.configure_optimizers()
+    optimiser = optimised["optimizer"]
     trainer: Any = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda", 0)), global_step=0,
                                    global_rank=0)
     average, clipping = ExponentialMovingAverage(0.999, 0), GradientClipping(1.0, Path())

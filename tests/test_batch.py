@@ -6,7 +6,7 @@ import torch
 from tiny_data import OBJECT_DIM, SPEC, a_clip
 
 from vta_sam.clip import ClipSpec
-from vta_sam.dataset.shards.batch import collate, window_of
+from vta_sam.dataset.shards.batch import Augmentation, collate, interleave, window_of
 
 
 def telling_the_time(duration_s, spec=SPEC, key="clock"):
@@ -103,3 +103,52 @@ def test_select_picks_rows():
     assert torch.equal(picked.waveform, batch.waveform[[2, 0]])
     assert picked.objects == [batch.objects[2], batch.objects[0]]
     assert picked.to("cpu").keys == ["c", "a"]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 9])
+def test_parts_are_put_together_as_all_rows_would_have_been(workers):
+    """By any number of loader processes, from any of them on; each has padded captions to its own longest."""
+    windows = []
+    for i, key in enumerate("abcdefg"):
+        clip, moments = telling_the_time(3.0 + 0.4 * i, key=key)
+        clip.caption_tokens = np.full((1 + i % 3, 4), 1.0 + i, np.float32)
+        windows.append(window_of(clip, SPEC, i, 0, moments))
+
+    def draw(batch):
+        return {"noise": batch.seeds[:, None].float() + torch.arange(3), "bin": batch.seeds.tolist()}
+
+    whole = collate(windows, SPEC).with_draws(draw)
+    for first in range(workers):
+        rows = [[w for i, w in enumerate(windows) if (first + i) % workers == part] for part in range(workers)]
+        parts = [collate(some, SPEC).with_draws(draw) if some else None for some in rows]
+        assert_equal(interleave(parts, first), whole)
+    without = collate(windows[:1], SPEC).replace(moments=None)
+    assert interleave([without, collate(windows[1:2], SPEC)]).moments is None
+
+
+def assert_equal(batch, expected):
+    assert batch.features.keys() == expected.features.keys()
+    for name, value in vars(expected).items():
+        found = getattr(batch, name)
+        for mine, its in zip(found.values(), value.values()) if isinstance(value, dict) else [(found, value)]:
+            assert torch.equal(mine, its) and mine.dtype == its.dtype if isinstance(its, torch.Tensor) else mine == its
+
+
+def test_seeds_and_lists_stay_on_the_host():
+    batch = collate([window_of(a_clip(key), SPEC, 3) for key in "ab"], SPEC)
+    batch = batch.with_draws(lambda batch: {"noise": torch.ones(2, 5), "bin": [1, 2]})
+    sent = batch.to("meta")
+    assert sent.seeds.tolist() == [3, 3] and sent.draws["bin"] == [1, 2]
+    assert {tensor.device.type for tensor in (sent.draws["noise"], sent.waveform, sent.frame_mask)} == {"meta"}
+    assert sent.with_draws(lambda batch: {}) is sent and batch.select([1]).draws["bin"] == [2]
+    late = batch.replace(draws=None).to("meta").with_draws(lambda batch: {"noise": torch.ones(2)})
+    assert late.draws["noise"].device.type == "meta"
+
+
+def test_what_is_hidden_is_the_same_whoever_draws_it():
+    augment = Augmentation(objects=0.5, frames=0.4, appearance=0.7)
+    batch = collate([window_of(a_clip(key), SPEC, ord(key)) for key in "abcdefgh"], SPEC)
+    drawn = augment(batch.with_draws(lambda batch: augment.draw(batch, "stage")), "stage")
+    own = augment(batch, "stage")
+    assert torch.equal(drawn.frame_embedding, own.frame_embedding) and torch.equal(drawn.probs, own.probs)
+    assert not torch.equal(own.frame_embedding, augment(batch, "another").frame_embedding)

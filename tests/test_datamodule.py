@@ -12,6 +12,7 @@ from vta_sam.dataset.shards import datamodule
 from vta_sam.dataset.shards.datamodule import SampleOrder, ShardDataModule
 from vta_sam.dataset.shards.schema import from_pcm16, to_pcm16
 from vta_sam.runtime.errors import InputError
+from vta_sam.runtime.randomness import SampleDraws
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,40 @@ def assert_same(left, right):
 
 def test_loader_processes_change_nothing(root):
     assert_same(batches(data_of(root, batch_size=3, workers=2), 7), batches(data_of(root, batch_size=3), 7))
+
+
+def noise_of_rows(batch):
+    return {"noise": SampleDraws(batch.seeds, "test").normal(3), "key": list(batch.keys)}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loaders_make_the_draws_of_a_stage(root, workers):
+    """A row's belong to its seed, whichever process makes them; a stage without any has none."""
+    data = data_of(root, batch_size=3, workers=workers)
+    assert batches(data, 1)[0].draws is None
+    data.draw = noise_of_rows
+    for batch in [*batches(data, 4), *data.val_dataloader()]:
+        assert batch.draws["key"] == batch.keys
+        assert torch.equal(batch.draws["noise"], SampleDraws(batch.seeds, "test").normal(3))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_on_a_gpu_batches_lie_in_pinned_memory(root, monkeypatch, workers):
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    full = torch.full
+    monkeypatch.setattr(torch, "full", lambda *shape, pin_memory=False, **kinds: (
+        pinned.append(shape) if pin_memory else None, full(*shape, **kinds))[1])
+    data = data_of(root, workers=workers)
+    assert len(batches(data, 1)[0]) == 4 and not pinned
+    strategy = SimpleNamespace(root_device=torch.device("cuda"))
+    data.trainer = SimpleNamespace(global_rank=0, world_size=1, strategy=strategy)
+    batch = batches(data, 1)[0]
+    tensors = [each for each in (*vars(batch).values(), *batch.features.values()) if isinstance(each, torch.Tensor)]
+    assert len(pinned) == len(tensors) - 1, "everything but the seeds"
+    pinned.clear()
+    list(data.val_dataloader())
+    assert pinned
 
 
 def test_an_epoch_holds_every_record_once(root):

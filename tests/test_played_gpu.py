@@ -1,8 +1,9 @@
-"""Training, validation and sampling on a GPU that is played (played_gpu.py): no tensor on a wrong device, no wait of the
-host within a micro-batch, and what a step costs, beside what was measured on an H100."""
+"""Training, validation and sampling on a GPU that is played (played_gpu.py): no tensor on a wrong device, no wait of
+the host within a micro-batch, and what a step costs, beside what was measured on an H100."""
 
 from __future__ import annotations
 
+import pickle
 import sys
 import warnings
 from functools import cache
@@ -66,7 +67,10 @@ def test_a_micro_batch_waits_for_nothing(gpu, exp):
     for stage in job.stages:
         if stage == "figures" or (stage == "vae" and exp != "vta_sam"):
             continue  # everybody's VAE is the same
-        counts = played_micro_batch(gpu, module_of(job, stage), batch_of(job, 3, DIMENSIONS))
+        module, batch = module_of(job, stage), batch_of(job, 3, DIMENSIONS)
+        if module.draw is not None:  # loaders that are spawned, not forked, unpickle it
+            assert pickle.loads(pickle.dumps(module.draw))(batch).keys() == module.draw(batch).keys()
+        counts = played_micro_batch(gpu, module, batch)
         assert counts.waits == [] and counts.flops > 0, stage
 
 
@@ -75,7 +79,7 @@ def test_a_micro_batch_waits_for_nothing(gpu, exp):
     ("base", "vae", 16, 49.3, 34.8), ("base", "condition", 128, 1.7, 2.1), ("base", "diffusion", 16, 32.0, 28.3),
     ("large", "diffusion", 8, None, None)])
 def test_a_whole_step_costs_what_was_measured(gpu, size, stage, clips, tflop, gb):
-    """On an H100, with torch 2.11 (docs/performance.md); of size=large nothing was measured."""
+    """On an H100, without the average of weights (docs/performance.md); of size=large nothing was measured."""
     job = job_of("vta_sam", size)
     played = played_step(gpu, module_of(job, stage), batch_of(job, clips, DIMENSIONS), steps=2)
     assert played.micro.waits == []
@@ -83,7 +87,7 @@ def test_a_whole_step_costs_what_was_measured(gpu, size, stage, clips, tflop, gb
     assert [wait.split(":")[0] for wait in played.step.waits] == ["vta_sam/training/callbacks.py"]
     if tflop is not None:
         assert (played.micro.flops + played.step.flops) / 1e12 == pytest.approx(tflop, rel=0.06)
-        assert played.step.peak_bytes / 1e9 == pytest.approx(gb, rel=0.06)
+        assert (played.step.peak_bytes - 4 * played.parameters) / 1e9 == pytest.approx(gb, rel=0.05)
     assert played.step.alive_bytes < 5.2 * 4 * played.parameters, "weights, their average, two moments; no activation"
 
 

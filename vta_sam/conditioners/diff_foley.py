@@ -265,8 +265,8 @@ class AlignmentClassifier(nn.Module):
 
 @dataclass(frozen=True)
 class ClassifierDraws:
-    """The random draws of a step: ``posterior`` and ``noise`` (B, C, columns, freq), ``times`` (B,), and ``shift`` (B,),
-    the frames by which a clip's pictures are displaced.
+    """The random draws of a step: ``posterior`` and ``noise`` (B, C, columns, freq), ``times`` (B,), and ``shift``
+    (B,), the frames by which a clip's pictures are displaced.
 
     Args:
         objective: draws the times.

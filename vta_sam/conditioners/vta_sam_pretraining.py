@@ -48,8 +48,8 @@ def _shares(x: Tensor, spec: ClipSpec) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _shares_on(spec: ClipSpec, mel_frames: int, device: torch.device) -> Tensor:
-    """Sent to the device once, since a step would wait for it. Not under inference_mode, in which a validation may be the
-    first to ask: what it makes can't be used in training."""
+    """Sent to the device once, since a step would wait for it. Outside of inference_mode, in which a validation may be
+    the first to ask: its tensors can't be used in training."""
     with torch.inference_mode(False):
         return torch.from_numpy(spec.clock.shares(spec.frames, mel_frames, 1 / spec.mel_rate_hz)).to(device)
 

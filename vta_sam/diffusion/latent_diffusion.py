@@ -97,8 +97,8 @@ class LatentDiffusion(L.LightningModule):
         self._log_bins("val", errors, times, batch)
 
     def _log_bins(self, prefix: str, errors: Tensor, times: Tensor, batch: ClipBatch) -> None:
-        """The mean error of each bin of times that the batch has one of. Rows are counted on the host, and others' errors
-        set to 0 on the device: a boolean index would wait for it."""
+        """The mean error of each bin of times with a row in the batch. Rows are counted on the host, and the others'
+        errors set to 0 on the device: a boolean index would wait for it."""
         assert batch.draws is not None
         for i in range(TIME_BINS):
             inside = batch.draws["bin"].count(i)

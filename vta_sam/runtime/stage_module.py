@@ -34,9 +34,9 @@ class StageModule(L.LightningModule):
         optimise: (module) ⇒ Lightning's optimiser and schedule.
 
     Attributes:
-        draw: the random draws of a step, a picklable function of a batch on the host (dataset/shards/batch.py, ``Draw``).
-            The loader's workers call it, and :meth:`measure` where they have not: ``batch.with_draws(self.draw)``.
-            None: the stage draws nothing, or makes its own draws in the step.
+        draw: the random draws of a step, a picklable function of a batch on the host (dataset/shards/batch.py,
+            ``Draw``). The loader's workers call it, and :meth:`measure` where they have not:
+            ``batch.with_draws(self.draw)``. None: the stage draws nothing, or makes its own draws in the step.
     """
 
     draw: Callable[[Any], dict[str, Any]] | None = None

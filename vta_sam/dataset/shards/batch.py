@@ -314,8 +314,8 @@ class Augmentation:
     appearance: float = 0.0
 
     def draw(self, batch: ClipBatch, purpose: str) -> dict[str, Any]:
-        """Each row's draws, made from its own seed under ``purpose`` (the stage): what to hide (B, 2), U[0, 1), and where
-        it counts, the direction that appearance is moved in (B, Dv), N(0, 1)."""
+        """Each row's draws, made from its own seed under ``purpose`` (the stage): ``hidden`` (B, 2), U[0, 1), which
+        decides what is hidden, and unless appearance is 0 ``moved`` (B, Dv), N(0, 1), the offset's direction."""
         draws = SampleDraws(batch.seeds, f"augment {purpose}")
         made = {"hidden": draws.uniform(2)}
         if self.appearance:

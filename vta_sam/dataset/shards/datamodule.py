@@ -8,13 +8,14 @@ of workers doesn't change the order.
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 
 import lightning as L
@@ -176,7 +177,7 @@ class _TrainingSamples(IterableDataset):
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         windows = self._windows(self.rank + self.world * worker, self.world * workers)
-        for batch in count():
+        for batch in itertools.count():
             first = (worker - batch * self.batch_size) % workers  # row of the batch
             rows = list(islice(windows, len(range(first, self.batch_size, workers))))
             yield collate(rows, self.spec).with_draws(self.draw) if rows else None
@@ -234,7 +235,7 @@ class _Batches:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         workers = max(1, self.parts.num_workers)
-        for batch in count():
+        for batch in itertools.count():
             parts = list(islice(iterator, workers))
             if workers == 1:
                 yield parts[0].pin_memory() if self.pinned else parts[0]

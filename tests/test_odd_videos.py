@@ -203,6 +203,16 @@ def test_what_an_hdr_screen_was_mastered_for_is_kept(tmp_path):
             assert marks(mux(source, SOUND, 16_000, tmp_path / f"new.{suffix}")) == pytest.approx(expected, rel=1e-3)
 
 
+def test_transparency_is_kept_or_named(tmp_path):
+    source = write_video(tmp_path / "a.webm", codec="libvpx-vp9", times_s=STEPS[:4], pixel_format="yuva420p",
+                         options={"cpu-used": "8"})
+    beside = b"\x75\xa1"  # BlockAdditions, one a picture
+    assert source.read_bytes().count(beside) == 4
+    assert plan_mux(source, tmp_path / "b.mp4").notes == ("left out: its transparency",)
+    assert plan_mux(source, tmp_path / "b.mkv").notes == ()
+    assert mux(source, SOUND, 16_000, tmp_path / "b.mkv").read_bytes().count(beside) == 4
+
+
 def with_more(path: Path, source: Path, more: str) -> Path:
     """A copy of a video with another picture stream, a cover or an attachment."""
     with av.open(str(source)) as read, av.open(str(path), "w") as written:

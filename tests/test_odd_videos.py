@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from browser import launched_browser
 from conftest import REPOSITORY, coded_grey, decode_grey, write_video
 from mp4_atoms import add_to_sample_description
 from odd_videos import KINDS, PLAIN, RATES, REORDERED, SLOW_KINDS, STEPS, Odd, edited, sound, whole
@@ -86,6 +87,39 @@ def test_each_rate_is_kept(tmp_path, rate):
     for suffix, options in (("mp4", PLAIN), ("mkv", REORDERED), ("ts", REORDERED)):
         odd = whole(tmp_path / f"a.{suffix}", [float(i / rate) for i in range(9)], fps=rate, options=options)
         assert_right(odd, 2 * float(rate))
+
+
+PLAY = """async address => {
+    const video = document.createElement("video");
+    video.muted = true;
+    const end = new Promise(done => {
+        video.onended = () => done("ended");
+        video.onerror = () => done(video.error.message);
+        setTimeout(() => done("goes on"), 20000);
+    });
+    video.src = address;
+    await video.play();
+    return [await end, video.duration, video.getVideoPlaybackQuality().totalVideoFrames];
+}"""
+
+
+@pytest.mark.slow
+def test_a_browser_plays_what_is_written_as_long_and_every_picture(tmp_path):
+    """Chromium follows edit lists by itself."""
+    played = ("edit that cuts the tail, mp4", "edit that cuts both, with sound, mp4", "two edits, mp4",
+              "edit that cuts the head among B-frames, mp4", "no whole picture first, ts", "pictures before zero, mkv",
+              "pictures 2 s after the sound, ts", "begins 0.2 s before the clock turns over, a.ts")
+    with launched_browser() as browser:
+        page = browser.new_page()
+        (tmp_path / "empty.html").write_text("<!DOCTYPE html>")
+        page.goto((tmp_path / "empty.html").as_uri())
+        for number, kind in enumerate(played):
+            (tmp_path / str(number)).mkdir()
+            odd = KINDS[kind](tmp_path / str(number))
+            written = mux(odd.path, SOUND, 16_000, odd.path.with_name("new.mp4"))
+            end, length_s, pictures = page.evaluate(PLAY, written.as_uri())
+            assert end == "ended" and pictures == len(odd.times_s), (kind, end, pictures)
+            assert length_s == pytest.approx(picture_duration_s(odd.path), abs=AAC_FRAME_S), kind
 
 
 def test_matroska_keeps_what_an_edit_list_shows(tmp_path):
@@ -201,6 +235,16 @@ def test_what_an_hdr_screen_was_mastered_for_is_kept(tmp_path):
         assert len(expected) == 18 and expected[12:14] == [1000, 400]
         for suffix in ("mp4", "mkv"):
             assert marks(mux(source, SOUND, 16_000, tmp_path / f"new.{suffix}")) == pytest.approx(expected, rel=1e-3)
+
+
+def test_transparency_is_kept_or_named(tmp_path):
+    source = write_video(tmp_path / "a.webm", codec="libvpx-vp9", times_s=STEPS[:4], pixel_format="yuva420p",
+                         options={"cpu-used": "8"})
+    beside = b"\x75\xa1"  # BlockAdditions, one a picture
+    assert source.read_bytes().count(beside) == 4
+    assert plan_mux(source, tmp_path / "b.mp4").notes == ("left out: its transparency",)
+    assert plan_mux(source, tmp_path / "b.mkv").notes == ()
+    assert mux(source, SOUND, 16_000, tmp_path / "b.mkv").read_bytes().count(beside) == 4
 
 
 def with_more(path: Path, source: Path, more: str) -> Path:

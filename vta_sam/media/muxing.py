@@ -124,6 +124,8 @@ def _left_out(source: InputContainer, pictures: Any, suffix: str, encoded: bool)
     """What the source holds that the new file won't."""
     if suffix == ".mov" and pictures.codec_context.codec_tag in _DOLBY_VISION:
         yield "Dolby Vision's settings"
+    if suffix != ".mkv" and ("alpha_mode", "1") in {(key.lower(), value) for key, value in pictures.metadata.items()}:
+        yield "its transparency"  # of VP8 and VP9, which Matroska keeps beside the pictures
     for stream in source.streams:
         kind = stream.type
         if kind == "video" and stream.index != pictures.index:

@@ -76,6 +76,7 @@ _HAVING = frozenset("contain contains feature features had has have include incl
 _NOT_HAVING = frozenset("aren't can't cannot didn't doesn't don't isn't never no not won't".split())
 _BETWEEN = frozenset("actually currently even ever longer really yet".split())  # a negator and its phrase
 _WITHIN_PHRASE = ("DT", "JJ", "JJR", "JJS", "PRP$", "CD", "VBG", "VBN", "NN", "NNS", "NNP", "NNPS", "POS")
+_BEFORE_OF = _NO_THING | _SOUNDS | _AMOUNTS | _SIGNS  # "no sound of cars"
 _BEGINS_PHRASE = frozenset("a an another her his its my one our some that the their these this those your".split())
 # after a noun phrase: "a dog that isn't there"
 _NOT_THERE = re.compile(
@@ -250,7 +251,7 @@ def _is_negated(tokens: list[Token], start: int) -> bool:
             begun, article = False, after in _BEGINS_PHRASE
         elif word == "," and _goes_on_to_or(tokens, place):
             begun = False
-        elif word == "of" and before in _NO_THING | _SOUNDS | _AMOUNTS | _SIGNS:
+        elif word == "of" and before in _BEFORE_OF:
             begun = False
         elif word not in _BETWEEN:
             if begun or tokens[place].tag not in _WITHIN_PHRASE:

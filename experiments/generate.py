@@ -42,7 +42,7 @@ def main(settings):
     sampler = sampling.applied(build_sampler(recipe, folder))
 
     def pipeline():
-        loaded = load(folder, device)
+        loaded = load(folder, device, settings.precision)
         loaded.sampler = sampler
         return loaded
 

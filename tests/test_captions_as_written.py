@@ -3,7 +3,7 @@
 import pytest
 from models import SPEC, make_features
 
-from vta_sam.generation.pipeline import notes_on
+from vta_sam.generation.inputs import notes_on
 from vta_sam.perception.captions import foreign_language, nouns
 from vta_sam.perception.features import words_of
 

@@ -36,6 +36,7 @@ class Played:
 
     spec, sampler, trained_on = SPEC, Sampler(), {}
     conditioner = codec = vocoder = None
+    precision = "fp32"
 
     def __init__(self, **faults):
         self.faults, self.asked, self.level, self.denoiser = faults, [], 0.5, torch.nn.Linear(1, 1)

@@ -10,8 +10,10 @@ import yaml
 from models import SPEC, make_batch, make_features, make_model_folder, make_seeing_model
 
 import vta_sam
+from vta_sam.checkpoints.model_folder import read_recipe
 from vta_sam.clip import ClipSpec
-from vta_sam.generation.pipeline import Pipeline, limited
+from vta_sam.generation.build import inference_precision
+from vta_sam.generation.pipeline import Pipeline, limited, load
 from vta_sam.perception.features import words_of
 from vta_sam.runtime.errors import InputError
 
@@ -144,6 +146,36 @@ def test_loud_sound_is_scaled_and_never_clipped():
 def test_numbers_that_make_no_sense_are_refused(pipeline, settings):
     with pytest.raises(InputError, match=next(iter(settings))):
         pipeline.sample_latents(make_batch("a"), [1], **settings)
+
+
+def test_half_precision(folder, tmp_path):
+    """Matrices in bf16, what is delicate in fp32; nearly the same latents."""
+    exact, half = load(folder), load(folder, precision="bf16")
+    wanted, found = (each.sample_latents(make_batch("a"), [1], steps=4) for each in (exact, half))
+    assert found.dtype == torch.float32 and not torch.equal(found, wanted)
+    assert (found - wanted).square().mean().sqrt() < 0.03 * wanted.square().mean().sqrt()
+    assert half.decode(found).dtype == torch.float32
+    layers = [module for module in half.denoiser.modules() if hasattr(module, "weight")]
+    assert {layer.weight.dtype for layer in layers if isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d))} == {
+        torch.bfloat16}
+    assert {layer.weight.dtype for layer in layers if isinstance(layer, (torch.nn.GroupNorm, torch.nn.LayerNorm))} == {
+        torch.float32}
+    assert all(parameter.dtype == torch.float32 for parameter in exact.denoiser.parameters())
+    long = half.generate_features(make_features("long", 3.0), seed=0, steps=1)
+    assert long.dtype == np.float32 and np.isfinite(long).all()
+    with pytest.raises(InputError, match="weights in bf16"):
+        half.save_pretrained(tmp_path / "new")
+
+
+def test_the_number_format_follows_device_and_model(folder):
+    recipe = read_recipe(folder)
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    assert inference_precision("auto", cuda, recipe) == "bf16" and inference_precision("auto", cpu, recipe) == "fp32"
+    assert inference_precision("fp32", cuda, recipe) == "fp32"
+    recipe.about["source"] = "VTA-LDM"
+    assert inference_precision("auto", cuda, recipe) == "fp32" and inference_precision("bf16", cuda, recipe) == "bf16"
+    with pytest.raises(InputError, match="precision=fp16: auto, fp32 or bf16"):
+        load(folder, precision="fp16")
 
 
 def test_as_many_seeds_as_clips(pipeline):

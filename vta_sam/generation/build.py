@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -42,6 +42,28 @@ def identify(folder: Path) -> dict[str, str]:
     except OSError as error:
         raise InputError(f"{error.filename} can't be read ({error.strerror}); copy the model folder again") from error
     return {"path": str(folder), "hash": digest.hexdigest()[:12]}
+
+
+Precision = Literal["fp32", "bf16"]
+
+
+def inference_precision(wanted: str, device: torch.device, recipe: ModelRecipe) -> Precision:
+    """The number format in which a model's networks compute.
+
+    Args:
+        wanted: "fp32", "bf16", or "auto": bf16 on a GPU, but for released models, which computed in fp32 when they were
+            published; fp32 on a processor.
+        device: of the networks.
+        recipe: of the model.
+
+    Raises:
+        InputError: another name.
+    """
+    if wanted == "auto":
+        return "bf16" if device.type == "cuda" and not recipe.about.get("source") else "fp32"
+    if wanted not in ("fp32", "bf16"):
+        raise InputError(f"precision={wanted}: auto, fp32 or bf16")
+    return "bf16" if wanted == "bf16" else "fp32"
 
 
 def load_extractors(recipe: ModelRecipe, folder: Path) -> Extractors:
@@ -105,13 +127,25 @@ def build_part(recipe: ModelRecipe, part: str, folder: Path) -> Any:
         raise InputError(f"{folder / YAML_NAME} describes a {part} that can't be built: {reason}") from error
 
 
-def load_networks(recipe: ModelRecipe, folder: Path, device: torch.device) -> tuple[Codec, Denoiser, Conditioner]:
-    """The recipe's codec, denoiser and conditioner with their weights, which need no gradient."""
+def load_networks(recipe: ModelRecipe, folder: Path, device: torch.device, precision: Precision = "fp32",
+                  ) -> tuple[Codec, Denoiser, Conditioner]:
+    """The recipe's codec, denoiser and conditioner with their weights, which need no gradient.
+
+    Args:
+        recipe: of the model.
+        folder: its own.
+        device: of the weights.
+        precision: bf16: matrices and kernels are kept in bf16, for use under autocast, which would else cast them anew
+            at every step. What is small and delicate stays in fp32: norms, biases, tables.
+    """
     with uninitialised():
         codec = build_part(recipe, "codec", folder)
         denoiser, conditioner = build_denoiser(recipe, folder)
     for part, module in (("codec", codec), ("denoiser", denoiser), ("conditioner", conditioner)):
         load_weights(module, folder, part, device).requires_grad_(False)
+        for layer in module.modules() if precision == "bf16" else ():
+            if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)):
+                layer.weight.data = layer.weight.data.bfloat16()
     return codec, denoiser, conditioner
 
 

@@ -21,7 +21,9 @@ from ..runtime.errors import InputError
 from ..runtime.files import printable, write_bytes
 
 if TYPE_CHECKING:  # the command line is checked before torch is imported
+    from ..clip import ClipFeatures, ClipSpec
     from ..diffusion.sampler import BaseSampler
+    from ..perception.features import Words
 
 
 RESULT_SUFFIXES = (".mp4", ".mkv", ".json", ".wav", ".png")  # of the files that one video may get
@@ -334,3 +336,31 @@ def check_sampling(guidance: Any, steps: Any) -> None:
         check_number("guidance", guidance, 0, 100)
     if steps is not None:
         check_number("steps", steps, 1, 1000, whole=True)
+
+
+def notes_on(prompts: Sequence[Words], features: ClipFeatures, spec: ClipSpec, finds_objects: bool) -> list[str]:
+    """Sentences for the user about words that have no effect, and about a video that the model hardly fits.
+
+    Args:
+        prompts: the prompt, and the negative one if there is one.
+        features: of the video.
+        spec: the model's time base.
+        finds_objects: whether the model reads objects.
+    """
+    words, notes = prompts[0], []
+    if words.language:
+        notes.append(f"the caption seems to be in {words.language}; name what sounds in English by objects=")
+    elif finds_objects and words.caption and not words.objects:
+        notes.append("the caption names no object that could be looked for; the sound follows the pictures alone")
+    if words.negated:
+        away = [list(words.negated)] == [prompt.objects for prompt in prompts[1:]]
+        notes.append(f"no {', no '.join(words.negated)}: not looked for" +
+                     (", and the sound is guided away from it" if away else ""))
+    if words.dropped:
+        notes.append(f"the caption has {len(words.objects) + words.dropped} nouns; the first {len(words.objects)} are "
+                     f"used and {words.dropped} left out")
+    if unknown := [word for word, row in zip(features.objects, features.object_embedding) if not row.any()]:
+        notes.append(f"the model's encoder doesn't know {', '.join(unknown)}; they have no effect on the sound")
+    if features.duration_s < spec.duration_s / 4:
+        notes.append(f"the video lasts {features.duration_s:.2f} s, the model was trained on {spec.duration_s:g} s")
+    return notes

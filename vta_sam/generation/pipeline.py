@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -24,13 +24,16 @@ from ..diffusion.sampler import BaseSampler, Predictor, classifier_guided, guide
 from ..diffusion.windows import Windows, decode_windowed, noise_of, vocode, windowed
 from ..importers.named_models import named_folder
 from ..media.guarded import Media, guarding
-from ..perception.features import Extractors, Words, caption_features, features_of, words_of
+from ..perception.features import Extractors, caption_features, features_of, words_of
 from ..runtime.distributed import choose_device
 from ..runtime.errors import InputError
 from ..vae.codec import Codec
 from ..vocoder import Vocoder
-from .build import build_objective, build_sampler, copy_inside, load_extractors, load_networks, load_vocoder
-from .inputs import check_sampling
+from .build import (
+    Precision, build_objective, build_sampler, copy_inside, inference_precision, load_extractors, load_networks,
+    load_vocoder
+)
+from .inputs import check_sampling, notes_on
 
 PEAK_LIMIT = 0.99
 _AT_ONCE = 8  # clips, or windows of a long one, in one call of a network
@@ -69,6 +72,7 @@ class Pipeline:
         extractors: makes the grounder and encoder, called once when the first video is read.
         trained_on: fingerprints and dimensions of the features that the model was trained on, where known.
         origin: recipe and folder that the model was loaded from, so that it can be saved again.
+        precision: fp32 or bf16, in which conditioner, denoiser and codec compute.
 
     Raises:
         InputError: the codec's time base is not the model's, the vocoder reads other log-mels than the codec decodes
@@ -78,7 +82,7 @@ class Pipeline:
     def __init__(self, *, spec: ClipSpec, codec: Codec, denoiser: Denoiser, conditioner: Conditioner,
                  latent_scale: float, sampler: BaseSampler, vocoder: Vocoder, objective: Objective | None = None,
                  extractors: Callable[[], Extractors] | None = None, trained_on: dict[str, Any] | None = None,
-                 origin: tuple[ModelRecipe, Path] | None = None):
+                 origin: tuple[ModelRecipe, Path] | None = None, precision: Precision = "fp32"):
         codec.require(spec)
         codec.require_vocoder(vocoder)
         require_latent(denoiser, codec)
@@ -86,24 +90,27 @@ class Pipeline:
         self.objective = objective or VPrediction()
         sampler.require(self.objective)
         self.latent_scale, self.sampler, self.vocoder = latent_scale, sampler, vocoder
-        self.trained_on, self.origin = trained_on or {}, origin
+        self.trained_on, self.origin, self.precision = trained_on or {}, origin, precision
         self._make_extractors = extractors
         self._extractors: Extractors | None = None
 
     @classmethod
-    def from_pretrained(cls, name_or_folder: str | os.PathLike, device: str | torch.device = "cpu") -> "Pipeline":
+    def from_pretrained(cls, name_or_folder: str | os.PathLike, device: str | torch.device = "cpu",
+                        precision: str = "auto") -> "Pipeline":
         """See :func:`load`."""
-        return load(name_or_folder, device)
+        return load(name_or_folder, device, precision)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write a model folder: current weights, model.yaml and a model card; :func:`load` reads it.
 
         Raises:
-            InputError: the folder exists, or this pipeline was not loaded from a model folder.
+            InputError: the folder exists, or this pipeline was not loaded from a model folder, or in bf16.
         """
         if self.origin is None:
             raise InputError("this pipeline was made from parts, without a recipe to save them by; training writes "
                              "model folders by itself")
+        if self.precision == "bf16":
+            raise InputError('this pipeline has its weights in bf16; load it with precision="fp32" to save it')
         recipe, source = self.origin
         parts = {"codec": self.codec, "denoiser": self.denoiser, "conditioner": self.conditioner,
                  "vocoder": self.vocoder}
@@ -159,7 +166,7 @@ class Pipeline:
             raise InputError(f"{len(batch)} clips need as many seeds, got {len(seeds)}")
         sampler = self.sampler_for(guidance, steps)
         noise = torch.stack([noise_of(seed, self.latent_shape, self.spec.columns) for seed in seeds])
-        with evaluating(self.denoiser, self.conditioner):
+        with self._computing(self.denoiser, self.conditioner):
             predict = self._predictor(batch, negative, sampler.guidance)
             generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
             return sampler.sample(predict, noise.to(self.device), self.objective, generators) / self.latent_scale
@@ -172,11 +179,11 @@ class Pipeline:
         """
         samples = latents.shape[2] * self.codec.column_samples
         waveforms = []
-        with evaluating(self.codec):
-            for chunk in latents.to(self.device).split(_AT_ONCE):
+        for chunk in latents.to(self.device).split(_AT_ONCE):
+            with self._computing(self.codec):
                 decoded = self.codec.decode(chunk)
-                sound = decoded[:, 0] if self._decodes_to_sound else self.vocoder(self._for_vocoder(decoded))
-                waveforms.append(sound[:, :samples].float().cpu())
+            sound = decoded[:, 0] if self._decodes_to_sound else self.vocoder(self._for_vocoder(decoded))
+            waveforms.append(sound[:, :samples].float().cpu())
         return limited(torch.cat(waveforms))
 
     def generate_batch(self, batch: ClipBatch, seeds: Sequence[int], guidance: float | None = None,
@@ -275,7 +282,7 @@ class Pipeline:
         windows = Windows.of_clips(spec, columns, sampler.overlap)
         channels, _, freq = self.latent_shape
         noise = noise_of(seed, (channels, windows.total, freq), spec.columns)[None].to(self.device)
-        with evaluating(self.denoiser, self.conditioner, self.codec):
+        with self._computing(self.denoiser, self.conditioner, self.codec):
             predictors = [
                 self._predictor(self._cut(features, windows, group),
                                 None if negative is None else self._cut(negative, windows, group), sampler.guidance)
@@ -288,6 +295,13 @@ class Pipeline:
         waveform = decoded[0, 0].float().cpu() if self._decodes_to_sound else \
             vocode(self.vocoder, self._for_vocoder(decoded), spec.mel_frames, spec.mel)
         return limited(waveform[:samples]).numpy()
+
+    @contextmanager
+    def _computing(self, *modules: nn.Module) -> Iterator[None]:
+        """A context in which the modules evaluate, in the pipeline's number format."""
+        with evaluating(*modules), torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" \
+                else nullcontext():
+            yield
 
     @property
     def _decodes_to_sound(self) -> bool:
@@ -324,7 +338,7 @@ class Pipeline:
         return predict if guide is None else classifier_guided(predict, *guide, self.objective)
 
 
-def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> Pipeline:
+def load(path: str | os.PathLike, device: str | torch.device = "cpu", precision: str = "auto") -> Pipeline:
     """The pipeline of a model folder or a released model, on a device.
 
     The model's grounder and encoder are built when a video is first read; they must be those it was trained with.
@@ -332,6 +346,7 @@ def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> Pipelin
     Args:
         path: a folder, or a name of :data:`.named_models.MODELS`; such a model is fetched and imported on first use.
         device: of the networks.
+        precision: see :func:`.build.inference_precision`.
 
     Raises:
         InputError: the folder is incomplete or not this project's, or the device is not here.
@@ -340,42 +355,15 @@ def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> Pipelin
     folder = named_folder(path)
     recipe = read_recipe(folder)
 
-    codec, denoiser, conditioner = load_networks(recipe, folder, device)
+    chosen = inference_precision(precision, device, recipe)
+    codec, denoiser, conditioner = load_networks(recipe, folder, device, chosen)
     return Pipeline(
         spec=recipe.spec, codec=codec, denoiser=denoiser, conditioner=conditioner,
         objective=build_objective(recipe, folder), latent_scale=recipe.latent_scale, trained_on=recipe.features,
         sampler=build_sampler(recipe, folder),
         vocoder=load_vocoder(recipe, folder), extractors=lambda: load_extractors(recipe, folder),
-        origin=(recipe, folder),
+        origin=(recipe, folder), precision=chosen,
     ).to(device)
-
-
-def notes_on(prompts: Sequence[Words], features: ClipFeatures, spec: ClipSpec, finds_objects: bool) -> list[str]:
-    """Sentences for the user about words that have no effect, and about a video that the model hardly fits.
-
-    Args:
-        prompts: the prompt, and the negative one if there is one.
-        features: of the video.
-        spec: the model's time base.
-        finds_objects: whether the model reads objects.
-    """
-    words, notes = prompts[0], []
-    if words.language:
-        notes.append(f"the caption seems to be in {words.language}; name what sounds in English by objects=")
-    elif finds_objects and words.caption and not words.objects:
-        notes.append("the caption names no object that could be looked for; the sound follows the pictures alone")
-    if words.negated:
-        away = [list(words.negated)] == [prompt.objects for prompt in prompts[1:]]
-        notes.append(f"no {', no '.join(words.negated)}: not looked for" +
-                     (", and the sound is guided away from it" if away else ""))
-    if words.dropped:
-        notes.append(f"the caption has {len(words.objects) + words.dropped} nouns; the first {len(words.objects)} are "
-                     f"used and {words.dropped} left out")
-    if unknown := [word for word, row in zip(features.objects, features.object_embedding) if not row.any()]:
-        notes.append(f"the model's encoder doesn't know {', '.join(unknown)}; they have no effect on the sound")
-    if features.duration_s < spec.duration_s / 4:
-        notes.append(f"the video lasts {features.duration_s:.2f} s, the model was trained on {spec.duration_s:g} s")
-    return notes
 
 
 def limited(waveform: Tensor) -> Tensor:

@@ -218,7 +218,7 @@ def describe(generated: Generated, pipeline: Pipeline) -> dict[str, Any]:
         "dropped_words": generated.dropped, "notes": generated.notes,
         "duration_s": features.duration_s, "samples": len(generated.waveform),
         "sample_rate_hz": rate_hz, "level": asdict(measure_level(generated.waveform, rate_hz)),
-        "code_version": __version__,
+        "precision": pipeline.precision, "code_version": __version__,
     }
 
 

@@ -99,6 +99,8 @@ class GenerateSettings(SharedWork):
                                                                       "model's")
     steps: Annotated[Whole, Field(ge=1, le=1000)] | None = setting("of the sampler; null: the model's")
     solver: Text | None = setting("dpm or ddpm; null: the model's")
+    precision: Literal["auto", "fp32", "bf16"] = setting(
+        "number format of the networks; auto: bf16 on a GPU, but for released models, else fp32", "auto")
     overlap: Annotated[Number, Field(ge=0, le=0.95)] | None = setting(
         "of neighbouring windows of a long video, as a share of a window; null: the model's (0.25)")
 

@@ -14,7 +14,7 @@ from vta_sam.conditioners.diff_foley import (
     pooled_windows, within_clip
 )
 from vta_sam.conditioners.foleycrafter import OnsetPredictor, OnsetTraining
-from vta_sam.conditioners.vta_sam_pretraining import onset_targets
+from vta_sam.conditioners.vta_sam_pretraining import contrastive_loss, onset_targets
 from vta_sam.diffusion.objective import SCHEDULE, VPrediction
 from vta_sam.diffusion.sampler import Sampler, classifier_guided
 from vta_sam.mel import LogMel, normalise
@@ -105,6 +105,24 @@ def sounding(*keys: str):
 
 def adam(module, rate=1e-2):
     return torch.optim.Adam([p for p in module.parameters() if p.requires_grad], rate)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_mixed_precision_leaves_contrastive_logits_as_they_are(dtype):
+    """Of vectors that are given as fp32, or as the bf16 that a layer under autocast returns."""
+    draws = torch.Generator().manual_seed(0)
+    video, sound, displaced = (torch.nn.functional.normalize(torch.randn(4, 3, 64, generator=draws), dim=-1).to(dtype)
+                               for _ in range(3))
+    scale = torch.tensor(100.0)
+
+    def losses(video, sound, displaced):
+        return torch.stack([between_clips(video, sound, scale)[0], within_clip(video, sound, displaced, scale)[0],
+                            contrastive_loss(video[:, 0], sound[:, 0], scale.log())])
+
+    with torch.autocast("cpu", torch.bfloat16):
+        found = losses(video, sound, displaced)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, losses(video.float(), sound.float(), displaced.float()))
 
 
 def test_contrastive_stage_learns_whose_sound_it_is():

@@ -70,6 +70,24 @@ def test_posterior_draws_by_hand():
     assert kl_to_standard_normal(torch.zeros(1, 2, 1, 1)) == 0
     mixed = torch.tensor([1.0, 0.0, math.log(4.0), 0.0]).reshape(1, 4, 1, 1)  # two channels: the mean of both
     assert kl_to_standard_normal(mixed).item() == pytest.approx(0.25 * (1 + 4 - 1 - math.log(4)))
+
+
+def test_padding_has_no_share_in_the_kl():
+    moments = torch.randn(2, 16, 8, 4, generator=torch.Generator().manual_seed(0))
+    real = torch.arange(8) < torch.tensor([[8], [3]])
+    parts = [kl_to_standard_normal(moments[:1]), kl_to_standard_normal(moments[1:, :, :3])]
+    assert kl_to_standard_normal(moments, real).item() == pytest.approx(((8 * parts[0] + 3 * parts[1]) / 11).item())
+    assert torch.equal(kl_to_standard_normal(moments, torch.ones(2, 8, dtype=bool)), kl_to_standard_normal(moments))
+
+
+def test_stage_1_counts_the_kl_of_real_columns():
+    module = MelVAE(build({**CODEC, "mel_mean": -5.0, "mel_std": 2.0}), {}, lambda m: None).eval()
+    short = collate([window_of(a_clip("a", duration_s=2.56), SPEC, 0)], SPEC)
+    kl = module.losses(short)["kl"]
+    real = short.column_mask[0]
+    assert 0 < real.sum() < len(real)
+    moments = module.codec.moments(module.codec.mel_of(short.waveform))
+    assert torch.equal(kl, kl_to_standard_normal(moments, short.column_mask)) and kl != kl_to_standard_normal(moments)
     assert sample_posterior(torch.full((1, 2, 1, 1), 1e4), torch.ones(1, 1, 1, 1)).isfinite().all()
 
 

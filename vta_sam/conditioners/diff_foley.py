@@ -119,7 +119,8 @@ def between_clips(video: Tensor, sound: Tensor, scale: Tensor) -> tuple[Tensor, 
     Returns:
         Loss; share of windows whose own sound is the nearest.
     """
-    logits = torch.einsum("bwd,cwd->wbc", video, sound)
+    with torch.autocast(video.device.type, enabled=False):  # bf16 would round a scaled logit of 100 by up to 0.25
+        logits = torch.einsum("bwd,cwd->wbc", video.float(), sound.float())
     labels = torch.arange(len(video), device=video.device).expand(logits.shape[0], -1)
     return _both_ways(logits * scale, labels), (logits.argmax(dim=2) == labels).float().mean()
 
@@ -136,9 +137,11 @@ def within_clip(video: Tensor, sound: Tensor, displaced: Tensor, scale: Tensor) 
     Returns:
         Loss; share of windows whose own moment is the nearest.
     """
-    logits = video @ torch.cat([sound, displaced], dim=1).transpose(1, 2)
+    with torch.autocast(video.device.type, enabled=False):
+        video, sound, displaced = video.float(), sound.float(), displaced.float()
+        logits = video @ torch.cat([sound, displaced], dim=1).transpose(1, 2)
+        back = sound @ video.transpose(1, 2)
     labels = torch.arange(video.shape[1], device=video.device).expand(len(video), -1)
-    back = sound @ video.transpose(1, 2)
     loss = (F.cross_entropy((logits * scale).flatten(0, 1), labels.flatten())
             + F.cross_entropy((back * scale).flatten(0, 1), labels.flatten())) / 2
     return loss, (logits.argmax(dim=2) == labels).float().mean()

@@ -91,7 +91,9 @@ class SoundEncoder(nn.Module):
 
 def contrastive_loss(a: Tensor, b: Tensor, log_scale: Tensor) -> Tensor:
     """Symmetric InfoNCE over a batch: row i of a belongs to row i of b. (B, D), (B, D) ⇒ scalar."""
-    logits = F.normalize(a, dim=1) @ F.normalize(b, dim=1).T * log_scale.clamp(max=math.log(100)).exp()
+    with torch.autocast(a.device.type, enabled=False):  # bf16 would round a logit of 100 by up to 0.25
+        a, b = F.normalize(a.float(), dim=1), F.normalize(b.float(), dim=1)
+        logits = a @ b.T * log_scale.clamp(max=math.log(100)).exp()
     labels = torch.arange(len(a), device=a.device)
     return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
 

@@ -181,8 +181,16 @@ def sample_posterior(moments: Tensor, noise: Tensor) -> Tensor:
     return mean + (0.5 * log_variance.clamp(-30, 20)).exp() * noise
 
 
-def kl_to_standard_normal(moments: Tensor) -> Tensor:
-    """KL(q ‖ N(0, 1)), mean over latent values, in nats."""
+def kl_to_standard_normal(moments: Tensor, real: Tensor | None = None) -> Tensor:
+    """KL(q ‖ N(0, 1)), mean over latent values, in nats.
+
+    Args:
+        moments: (B, 2C, columns, freq): mean, then log-variance.
+        real: (B, columns), True where a column counts; None: all count.
+    """
     mean, log_variance = moments.chunk(2, dim=1)
     log_variance = log_variance.clamp(-30, 20)
-    return 0.5 * (mean ** 2 + log_variance.exp() - 1 - log_variance).mean()
+    terms = mean ** 2 + log_variance.exp() - 1 - log_variance
+    if real is None:
+        return 0.5 * terms.mean()
+    return 0.5 * (terms * real[:, None, :, None]).mean() / real.float().mean().clamp(min=1e-6)

@@ -60,7 +60,7 @@ class MelVAE(StageModule):
         real = batch.column_mask.repeat_interleave(self.codec.stride, dim=1)[:, None, : mel.shape[2], None]
         share = real.float().mean().clamp(min=1e-6)
         return {"l1": (error.abs() * real).mean() / share, "mse": (error ** 2 * real).mean() / share,
-                "kl": kl_to_standard_normal(moments)}
+                "kl": kl_to_standard_normal(moments, batch.column_mask[:, :moments.shape[2]])}
 
     def measure(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
         losses = self.losses(batch)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ..dataset.shards.batch import Augmentation, ClipBatch
 from ..runtime.randomness import SampleDraws
-from ..runtime.stage_module import mean_of_processes
 from ..vae.codec import sample_posterior
 from .condition import Conditioner, Denoiser
 from .objective import TIME_END, Objective
@@ -86,7 +85,7 @@ class LatentDiffusion(L.LightningModule):
     def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
         batch = batch.with_draws(self.draw)
         loss, errors, times = self.errors(batch)
-        self.log("train/loss", mean_of_processes(self, loss), prog_bar=True, batch_size=len(batch))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
         self._log_bins("train", errors.detach(), times, batch)
         return loss
 

@@ -7,24 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning as L
-import torch.distributed as dist
 from torch import Tensor
-
-
-def mean_of_processes(module: L.LightningModule, figure: Tensor) -> Tensor:
-    """The mean of a figure over the processes that train a module together, detached, for the log of a training step.
-
-    Lightning's ``sync_dist`` would have every process and its device wait at a barrier first, once a micro-batch.
-
-    Args:
-        module: in training; without a trainer, as where a step is only timed, it is by itself.
-        figure: of this process.
-    """
-    figure, trainer = figure.detach().clone(), module._trainer
-    if trainer is not None and trainer.world_size > 1:
-        dist.all_reduce(figure)
-        figure /= trainer.world_size
-    return figure
 
 
 class StageModule(L.LightningModule):
@@ -52,10 +35,7 @@ class StageModule(L.LightningModule):
     def step(self, batch: Any, prefix: str) -> Tensor:
         loss, figures = self.measure(batch)
         self.log_dict({f"{prefix}/{name}": value.detach() for name, value in figures.items()}, batch_size=len(batch))
-        if prefix == "train":
-            self.log("train/loss", mean_of_processes(self, loss), prog_bar=True, batch_size=len(batch))
-        else:
-            self.log(f"{prefix}/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
+        self.log(f"{prefix}/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
         return loss
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:

@@ -102,7 +102,9 @@ def played_step(gpu: PlayedGPU, module: L.LightningModule, batch: ClipBatch, bf1
     trainer: Any = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda", 0)), global_step=0,
                                    global_rank=0)
     average, clipping = ExponentialMovingAverage(0.999, 0), GradientClipping(1.0, Path())
-    average.setup(trainer, module, "fit")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a copy of a played tensor asks where its values lie
+        average.setup(trainer, module, "fit")
     for _ in range(steps):
         micro = gpu.fresh()
         loss = micro_batch(gpu, module, batch, bf16)

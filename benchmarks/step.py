@@ -136,8 +136,8 @@ def main() -> None:
     rows = []
     for stage in options.stages:
         size = options.batch_size or job.fit[stage]["batch_size"]
-        batch, spent = batch_of(job, size, dims).to(device), {}
-        module = module_of(job, stage, dims).to(device)
+        module, spent = module_of(job, stage, dims).to(device), {}
+        batch = batch_of(job, size, dims).with_draws(module.draw).to(device)  # drawn for, as a loader hands it over
         for name in ("fp32", "bf16"):
             with attention_kernels(device):
                 spent[name] = seconds_a_step(module, batch, device, name == "bf16", options.repeat)

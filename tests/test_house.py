@@ -233,6 +233,16 @@ def test_a_step_of_every_stage_is_timed():
 
 
 @pytest.mark.slow
+def test_the_cost_of_a_step_on_a_gpu_is_counted():
+    told = benchmark("memory", "--size", "smoke", "--exp", "foleycrafter", "--stages", "onsets", "--batch", "2",
+                     "--json")
+    assert told.returncode == 0, told.stderr
+    [row] = json.loads(told.stdout)["rows"]
+    assert row["clips"] == 2 and row["parameters"] > 10_000 and row["moved_gb"] > 0
+    assert (row["waits_of_a_micro_batch"], row["waits_of_a_step"]) == (0, 1)
+
+
+@pytest.mark.slow
 def test_processes_that_train_together_are_timed(monkeypatch):
     import torch.multiprocessing
 

@@ -59,7 +59,8 @@ class ClipBatch(HasFeatures):
 
         Tensors of pinned memory are sent without waiting for their arrival.
         """
-        return self._sent(lambda tensor: tensor.to(*args, **{"non_blocking": tensor.is_pinned(), **kwargs}))
+        unblocked = {"non_blocking": True, **kwargs}
+        return self._sent(lambda tensor: tensor.to(*args, **unblocked if tensor.is_pinned() else kwargs))
 
     def pin_memory(self) -> "ClipBatch":
         """The batch in pinned memory, out of which :meth:`to` sends it to a GPU without waiting."""

@@ -250,9 +250,11 @@ def _pipeline_of(context: StageContext, codec: MelCodec, scale: float, sampler: 
     def make(module: LatentDiffusion) -> Pipeline:
         for network in networks.values():
             network.to(module.device)
+        # on a GPU as it trains; a processor's samples stay what they were
+        half = module.device.type == "cuda" and module.trainer.precision == "bf16-mixed"
         return Pipeline(spec=context.spec, codec=codec.to(module.device), denoiser=module.denoiser,
                         conditioner=module.conditioner, objective=module.objective, latent_scale=scale,
-                        sampler=sampler, vocoder=vocoder)
+                        sampler=sampler, vocoder=vocoder, precision="bf16" if half else "fp32")
 
     return make
 

@@ -237,7 +237,7 @@ def fit(
     data.draw = getattr(module, "draw", None)
     with attention_kernels(training_device()):
         precision = processes.on_first_rank(lambda: choose_precision(
-            settings.precision, module, next(iter(data.train_dataloader())), folder.path))
+            settings.precision, module, lambda: next(iter(data.train_dataloader())), folder.path))
     trainer = L.Trainer(
         default_root_dir=folder.path,
         max_steps=settings.steps,

@@ -12,7 +12,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
@@ -132,14 +132,14 @@ def stage_device(accelerator: str) -> torch.device:
     return torch.device(kind if kind != "gpu" else "cuda" if torch.cuda.is_available() else "mps")
 
 
-def choose_precision(wanted: str, module: L.LightningModule, batch: ClipBatch, folder: Path) -> Precision:
+def choose_precision(wanted: str, module: L.LightningModule, batch: Callable[[], ClipBatch], folder: Path) -> Precision:
     """Lightning's name of a number format.
 
     Args:
         wanted: "fp32", "bf16", or "auto", which times a training step in both on this machine's device (bf16 that a CPU
             emulates is slower than fp32).
         module: whose step is timed, on a copy.
-        batch: that the step reads.
+        batch: reads the batch that is timed; not called where nothing is.
         folder: the stage's; the answer of "auto" is kept there, so that a resumed run computes as it did before.
 
     Raises:
@@ -153,7 +153,8 @@ def choose_precision(wanted: str, module: L.LightningModule, batch: ClipBatch, f
     kept = folder / "precision.json"
     if not kept.exists():
         device = training_device()
-        seconds = {name: _seconds_a_step(module, batch, device, name == "bf16") for name in names}
+        read = batch()
+        seconds = {name: _seconds_a_step(module, read, device, name == "bf16") for name in names}
         chosen = "bf16" if seconds["bf16"] < WORTH_IT * seconds["fp32"] else "fp32"
         write_text(kept, json.dumps({"chosen": chosen, "seconds_a_step": seconds, "device": device}) + "\n")
     return names[json.loads(kept.read_text())["chosen"]]

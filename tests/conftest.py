@@ -22,10 +22,11 @@ from weights_server import shelf, small  # noqa: F401  fixtures of the tests of 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Files begun first, those of most processor time first: else one of pytest's processes would be left alone with one of
 # them in the end
-LONGEST = ("test_golden.py", "test_extract_killed.py", "test_metrics_alignment.py", "test_grounded_sam.py",
-           "test_train_smoke.py", "test_study.py", "test_decoding.py", "test_extract_damaged.py", "test_evaluation.py",
-           "test_training_resume.py", "test_processes.py", "test_sharding.py", "test_configs.py", "test_front_door.py",
-           "test_house.py", "test_generate_cli.py", "test_evaluation_parts.py", "test_compiled.py")
+LONGEST = ("test_golden.py", "test_played_gpu.py", "test_extract_killed.py", "test_generate_damaged.py",
+           "test_metrics_alignment.py", "test_grounded_sam.py", "test_train_smoke.py", "test_study.py",
+           "test_decoding.py", "test_extract_damaged.py", "test_evaluation.py", "test_training_resume.py",
+           "test_processes.py", "test_sharding.py", "test_configs.py", "test_front_door.py", "test_house.py",
+           "test_generate_cli.py", "test_evaluation_parts.py", "test_compiled.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

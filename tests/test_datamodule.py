@@ -48,6 +48,18 @@ def test_loader_processes_change_nothing(root):
     assert_same(batches(data_of(root, batch_size=3, workers=2), 7), batches(data_of(root, batch_size=3), 7))
 
 
+def test_parts_of_batches_go_through_a_pipe_where_shared_memory_is_small(root, monkeypatch):
+    """As in a container, which often has 64 MB of it."""
+    monkeypatch.setattr("torch.UntypedStorage._share_filename_cpu_", None)
+    monkeypatch.setattr("torch.UntypedStorage._share_fd_cpu_", None)
+    monkeypatch.setattr("vta_sam.dataset.shards.datamodule._ENOUGH_BYTES", 1 << 60)
+    data = data_of(root, batch_size=3, workers=2)
+    data.draw = noise_of_rows
+    piped = batches(data, 7)
+    assert_same(piped, batches(data_of(root, batch_size=3), 7))
+    assert all(torch.equal(batch.draws["noise"], SampleDraws(batch.seeds, "test").normal(3)) for batch in piped)
+
+
 def noise_of_rows(batch):
     return {"noise": SampleDraws(batch.seeds, "test").normal(3), "key": list(batch.keys)}
 

@@ -69,6 +69,21 @@ class ClipBatch(HasFeatures):
     def _sent(self, send: Callable[[Tensor], Tensor]) -> "ClipBatch":
         return self._each(lambda tensor: tensor if tensor is self.seeds else send(tensor), lambda values: values)
 
+    def parted(self) -> tuple["ClipBatch", list[np.ndarray]]:
+        """The batch without its numbers, and these, which pickle by value where tensors would go to shared memory."""
+        arrays: list[np.ndarray] = []
+
+        def take(tensor: Tensor) -> Tensor:
+            arrays.append(tensor.numpy())
+            return torch.empty(0)
+
+        return self._each(take, lambda values: values), arrays
+
+    def joined(self, arrays: list[np.ndarray]) -> "ClipBatch":
+        """What :meth:`parted` parted."""
+        left = iter(arrays)
+        return self._each(lambda _: torch.from_numpy(next(left)), lambda values: values)
+
     def with_draws(self, draw: "Draw | None") -> "ClipBatch":
         """The batch with its draws: those that a loader's worker has made already, or ``draw``'s, on its device."""
         if draw is None or self.draws is not None:

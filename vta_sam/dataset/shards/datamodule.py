@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import signal
 import threading
 from collections import OrderedDict
@@ -17,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -162,16 +164,18 @@ class _TrainingSamples(IterableDataset):
         world: number of processes.
         batch_size: of this process.
         draw: the stage's draws, made here; None: the step makes its own.
+        piped: parts come as :meth:`ClipBatch.parted`, through the worker's pipe; else torch hands them over in shared
+            memory.
     """
 
     def __init__(self, reader: ShardReader, order: SampleOrder, spec: ClipSpec, stage: str, start: int,
-                 rank: int, world: int, batch_size: int = 1, draw: Draw | None = None):
+                 rank: int, world: int, batch_size: int = 1, draw: Draw | None = None, piped: bool = False):
         self.reader, self.order, self.spec, self.stage = reader, order, spec, stage
         self.start, self.rank, self.world = start, rank, world
-        self.batch_size, self.draw = batch_size, draw
+        self.batch_size, self.draw, self.piped = batch_size, draw, piped
         self.table = dict(FEATURES)
 
-    def __iter__(self) -> Iterator[ClipBatch | None]:
+    def __iter__(self) -> Iterator[ClipBatch | tuple[ClipBatch, list[np.ndarray]] | None]:
         for name, row in self.table.items():
             register_feature(name, row)  # a spawned worker has this project's own features alone
         info = get_worker_info()
@@ -180,7 +184,8 @@ class _TrainingSamples(IterableDataset):
         for batch in itertools.count():
             first = (worker - batch * self.batch_size) % workers  # row of the batch
             rows = list(islice(windows, len(range(first, self.batch_size, workers))))
-            yield collate(rows, self.spec).with_draws(self.draw) if rows else None
+            part = collate(rows, self.spec).with_draws(self.draw) if rows else None
+            yield part.parted() if part is not None and self.piped else part
 
     def _windows(self, part: int, parts: int) -> Iterator[ClipWindow]:
         for epoch, shard, index in self.order.samples(self.start, part, parts):
@@ -213,6 +218,19 @@ def _end_by_sigterm_of(process: int) -> None:
     os._exit(0)
 
 
+def _unchanged(part: Any) -> Any:
+    """In place of torch's own function, which makes tensors of arrays."""
+    return part
+
+
+_SHARED_MEMORY, _ENOUGH_BYTES = Path("/dev/shm"), 1 << 30
+
+
+def _is_shared_memory_small() -> bool:
+    """Whether the place through which torch hands tensors over holds but a few batches: 64 MB in many a container."""
+    return _SHARED_MEMORY.is_dir() and shutil.disk_usage(_SHARED_MEMORY).free < _ENOUGH_BYTES
+
+
 class _Batches:
     """Batches out of the parts that the loader's workers have made, so that neither order nor content depends on their
     number.
@@ -236,7 +254,7 @@ class _Batches:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         workers = max(1, self.parts.num_workers)
         for batch in itertools.count():
-            parts = list(islice(iterator, workers))
+            parts = [part[0].joined(part[1]) if isinstance(part, tuple) else part for part in islice(iterator, workers)]
             if workers == 1:
                 yield parts[0].pin_memory() if self.pinned else parts[0]
             else:
@@ -313,8 +331,9 @@ class ShardDataModule(L.LightningDataModule):
         reader = ShardReader(self.storage, shards, self._kept_shards(world), self.latents)
         order = SampleOrder(reader.counts, self.streams, self.seed)
         samples = _TrainingSamples(reader, order, self.spec, self.stage, self._start, rank, world, self.batch_size,
-                                   self.draw)
-        loader = DataLoader(samples, batch_size=None, num_workers=self.workers, worker_init_fn=_outlive_signals)
+                                   self.draw, piped=self.workers > 0 and _is_shared_memory_small())
+        loader = DataLoader(samples, batch_size=None, num_workers=self.workers, worker_init_fn=_outlive_signals,
+                            collate_fn=_unchanged)
         return _Batches(loader, self.batch_size, self._on_gpu)
 
     def val_dataloader(self) -> _FixedBatches:

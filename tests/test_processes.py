@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_data import stage_settings, write_dataset
-from together import CLIPS_A_STEP, STEPS, finish, start, train
+from together import CLIPS_A_STEP, STEPS, choose, finish, start, train
 
 from vta_sam.runtime.distributed import Processes, gathered
 from vta_sam.runtime.errors import InputError
@@ -143,6 +143,11 @@ def test_one_that_dies_takes_the_other_along(root, alone, tmp_path):
     assert ended[1][0] == -signal.SIGKILL and ended[0][0] not in (0, EXIT_STATUS)
     assert "Connection closed by peer" in ended[0][1] or "Connection reset" in ended[0][1], ended[0][1][-2000:]
     assert time.monotonic() - began < 120
+
+
+def test_the_first_process_times_steps_that_the_others_do_not_take(tmp_path):
+    assert [status for status, _ in finish(start(2, tmp_path, work=choose), 60)] == [0, 0]
+    assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text()
 
 
 @pytest.mark.slow

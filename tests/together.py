@@ -9,15 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import lightning as L
+import torch
 import torch.distributed as dist
 from forks import Fork
 from test_training_resume import diffusion_parts
 from tiny_data import CODEC, CONDITIONER, stage_context, stage_folder, stage_settings
 
 from vta_sam.dataset.shards.schema import read_dataset
-from vta_sam.runtime.distributed import Processes
+from vta_sam.runtime.distributed import Processes, gathered
 from vta_sam.training import codec_stages, diffusion_stage
 from vta_sam.training import stage as stage_module
+from vta_sam.training.optimisation import choose_precision
 from vta_sam.training.preemption import EXIT_STATUS, Preempted, Preemption
 from vta_sam.training.stages import STAGES
 
@@ -82,6 +84,26 @@ def train(stage: str, root: Path, out: Path, vae: Path | None = None, act=lambda
     finally:
         stage_module.fit = original
     return losses.found
+
+
+class Gathering(L.LightningModule):
+    """Its loss compares the clips of all processes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(3))
+
+    def training_step(self, batch, batch_idx):
+        return gathered(batch * self.weight).square().mean()
+
+
+def choose(out: str) -> None:
+    """The first process times steps for all; each writes what was chosen to ``out``."""
+    processes = Processes.of_environment()
+    with processes.connected():
+        chosen = processes.on_first_rank(
+            lambda: choose_precision("auto", Gathering(), lambda: torch.ones(2, 3), Path(out)))
+        (Path(out) / str(processes.rank)).write_text(chosen)
 
 
 def main(root: str, out: str, vae: str, wanted: str, act: str = "", strategy: str = "ddp") -> None:

@@ -135,10 +135,14 @@ class Processes:
         outcome: list[Any] = [None]
         refused: InputError | None = None
         if self.first:
+            global _alone
+            _alone = True
             try:
                 outcome = [(work(), False)]
             except InputError as error:
                 refused, outcome = error, [(None, True)]
+            finally:
+                _alone = False
         dist.broadcast_object_list(outcome, src=0, group=_long_wait_group)
         if refused is not None:
             raise refused
@@ -191,6 +195,7 @@ class Processes:
 
 
 _long_wait_group: Any = None  # process group with the time limit of _WORK_LIMIT, while connected
+_alone = False  # whether the first process works while the others wait
 
 
 def gathered(x: Tensor) -> Tensor:
@@ -201,7 +206,7 @@ def gathered(x: Tensor) -> Tensor:
     The gather's backward pass sums the processes' gradients of a row, and DDP averages over processes, so that the
     gradient equals one process's with the whole batch.
     """
-    if not (dist.is_initialized() and torch.is_grad_enabled()):
+    if _alone or not (dist.is_initialized() and torch.is_grad_enabled()):
         return x
     from torch.distributed.nn.functional import all_gather
 

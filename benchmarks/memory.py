@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import lightning as L
 import torch
@@ -29,12 +27,14 @@ from step import batch_of, job_of
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 from played_gpu import Counts, PlayedGPU  # noqa: E402
 
+from vta_sam.checkpoints.model_folder import uninitialised  # noqa: E402
 from vta_sam.checkpoints.parts import build  # noqa: E402
 from vta_sam.dataset.shards.batch import Augmentation, ClipBatch  # noqa: E402
 from vta_sam.diffusion.condition import connect  # noqa: E402
 from vta_sam.diffusion.latent_diffusion import LatentDiffusion  # noqa: E402
 from vta_sam.runtime.cli import run  # noqa: E402
 from vta_sam.training.callbacks import ExponentialMovingAverage, GradientClipping  # noqa: E402
+from vta_sam.training.optimisation import prepare_blocks  # noqa: E402
 from vta_sam.training.part_stages import PartInputs, PartStage  # noqa: E402
 from vta_sam.training.stage import JobSettings, StageSettings  # noqa: E402
 from vta_sam.training.stages import STAGES  # noqa: E402
@@ -44,19 +44,10 @@ from vta_sam.vocoder.hifigan_training import Discriminators, VocoderTraining  # 
 DIMENSIONS = {"frame_dim": 768, "object_dim": 768, "caption_dim": 768}  # CLIP ViT-L/14's
 
 
-@contextmanager
-def undrawn() -> Iterator[None]:
-    """Inside, initial weights are not drawn: a played GPU reads no values."""
-    names = [name for name in vars(torch.nn.init) if name.endswith("_") and not name.startswith("_")]
-    untouched: Any = {name: lambda tensor, *_, **__: tensor for name in names}
-    with mock.patch.multiple(torch.nn.init, **untouched):
-        yield
-
-
 def module_of(job: JobSettings, stage: str) -> L.LightningModule:
     """The LightningModule that a stage fits, with weights of no meaning."""
     settings, row = StageSettings.of(job.fit[stage]), STAGES[stage]
-    with undrawn():
+    with uninitialised():
         if stage == "vae":
             return MelVAE(build({k: v for k, v in job.networks["codec"].items() if v is not None}), settings.weights,
                           settings.optimise())
@@ -155,11 +146,15 @@ def main() -> None:
     arguments.add_argument("--stages", nargs="+", default=None, help="default: those of the experiment")
     arguments.add_argument("--batch", type=int, default=None, help="clips; default: the size's own")
     arguments.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    arguments.add_argument("--checkpointed", action="store_true", help="stage diffusion with gradient_checkpointing")
     options = arguments.parse_args()
+    if options.checkpointed and options.precision == "bf16":
+        arguments.error("--checkpointed goes with --precision fp32: torch's checkpoints don't know played autocast")
     job, rows = job_of(options.exp, options.size), []
     for stage in options.stages or [stage for stage in job.stages if stage != "figures"]:
         clips = options.batch or job.fit[stage]["batch_size"]
         batch, module = batch_of(job, clips, DIMENSIONS), module_of(job, stage)
+        prepare_blocks(module, options.checkpointed and stage == "diffusion", False, torch.device("cpu"))
         with PlayedGPU.played() as gpu:
             played = played_step(gpu, module, batch, options.precision == "bf16", steps=2)
         both = (played.micro, played.step)

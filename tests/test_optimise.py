@@ -2,11 +2,14 @@
 
 import math
 
+import lightning as L
 import pytest
 import torch
 from torch import nn
 
-from vta_sam.training.optimisation import AdamWithWarmup
+from vta_sam.diffusion.condition import Denoiser
+from vta_sam.runtime.errors import InputError
+from vta_sam.training.optimisation import AdamWithWarmup, prepare_blocks
 
 
 def test_the_rate_rises_and_falls():
@@ -69,6 +72,57 @@ def test_a_factor_of_zero_freezes():
     module.body(module.encoder(torch.ones(1, 3))).square().sum().backward()
     made["optimizer"].step()
     assert torch.equal(module.encoder.weight, before) and module.encoder.weight.grad is None
+
+
+class Blocks(Denoiser):
+    latent_channels = token_dim = 1
+
+    def __init__(self):
+        super().__init__()
+        self.done = []
+
+    def forward(self, latent, times, condition):
+        raise NotImplementedError
+
+    def checkpoint_blocks(self):
+        self.done.append("checkpointed")
+
+    def compile_blocks(self):
+        self.done.append("compiled")
+
+
+class Bare(Blocks):
+    checkpoint_blocks, compile_blocks = Denoiser.checkpoint_blocks, Denoiser.compile_blocks
+
+
+def stage_of(denoiser):
+    module = L.LightningModule()
+    if denoiser is not None:
+        module.denoiser = denoiser
+    return module
+
+
+def test_blocks_are_checkpointed_and_compiled_where_asked(monkeypatch):
+    cpu, denoiser = torch.device("cpu"), Blocks()
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    prepare_blocks(stage_of(None), False, False, cpu)
+    for network, words in ((None, "stage diffusion"), (Bare(), "Bare")):
+        for asked in ((True, False), (False, True)):
+            with pytest.raises(InputError, match=words):
+                prepare_blocks(stage_of(network), *asked, cpu)
+    prepare_blocks(stage_of(denoiser), True, True, cpu)
+    assert denoiser.done == ["checkpointed", "compiled"]
+
+
+def test_without_a_compiler_blocks_run_as_they_are(monkeypatch):
+    def missing(function):
+        raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found\nin any place")
+
+    monkeypatch.setattr(torch, "compile", missing)
+    denoiser = Blocks()
+    with pytest.warns(UserWarning, match="compile=true: .*No working C.. compiler found.*run as they are"):
+        prepare_blocks(stage_of(denoiser), False, True, torch.device("cpu"))
+    assert not denoiser.done
 
 
 def test_decay_pulls_matrices_only():

@@ -145,6 +145,19 @@ def test_one_that_dies_takes_the_other_along(root, alone, tmp_path):
     assert time.monotonic() - began < 120
 
 
+@pytest.mark.slow
+def test_activations_that_are_computed_again_change_nothing(root, alone, tmp_path):
+    folder, found = alone
+    calls: list[object] = []
+    with pytest.MonkeyPatch.context() as patch:
+        again = torch.utils.checkpoint.checkpoint
+        patch.setattr("torch.utils.checkpoint.checkpoint", lambda *a, **k: calls.append(a) or again(*a, **k))
+        losses = train("diffusion", root, tmp_path / "diffusion", folder / "vae" / "model",
+                       gradient_checkpointing=True)
+    assert losses == found["diffusion"] and len(calls) >= STEPS
+    assert_near(tmp_path / "diffusion", folder / "diffusion", 0.0)
+
+
 def test_the_first_process_times_steps_that_the_others_do_not_take(tmp_path):
     assert [status for status, _ in finish(start(2, tmp_path, work=choose), 60)] == [0, 0]
     assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text()

@@ -106,6 +106,14 @@ class Denoiser(nn.Module, ABC):
         """Submodules that sharded training gathers one at a time, in the order of their use; []: all at once."""
         return []
 
+    def checkpoint_blocks(self) -> None:
+        """Have the backward pass compute activations of the blocks again, which takes time and saves memory."""
+        raise InputError(f"gradient_checkpointing: {type(self).__name__} can't do without its activations")
+
+    def compile_blocks(self) -> None:
+        """Have torch compile the repeated blocks, each kind once, when they are first used."""
+        raise InputError(f"compile: {type(self).__name__} has no repeated blocks")
+
     def weights_of(self, source: "Denoiser") -> tuple[dict[str, Tensor], dict[str, str]]:
         """The weights of another denoiser, fitted to this one: those of layers that read channels beside the latent are
         resized.

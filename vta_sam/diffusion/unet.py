@@ -64,6 +64,12 @@ class LatentUNet(Denoiser):
     def blocks(self) -> list[nn.Module]:
         return [part for part in self.modules() if isinstance(part, (BasicTransformerBlock, ResnetBlock2D))]
 
+    def checkpoint_blocks(self) -> None:
+        self.unet.enable_gradient_checkpointing()
+
+    def compile_blocks(self) -> None:
+        self.unet.compile_repeated_blocks()
+
     def weights_of(self, source: Denoiser) -> tuple[dict[str, Tensor], dict[str, str]]:
         """The first layer reads [latent ; column map ; coordinates]: it takes the source's weights where the source has
         as many channels of a kind, and zeros elsewhere."""

@@ -19,7 +19,8 @@ from pydantic_core.core_schema import no_info_after_validator_function
 from ..checkpoints.parts import TARGET, dotted_path
 from ..runtime.errors import InputError
 from ..runtime.typed_settings import (
-    READY, UNKNOWN, Block, Count, Keys, Kind, LocalPath, Number, Place, Positive, Share, Text, nearest, setting,
+    READY, UNKNOWN, Block, Count, Keys, Kind, LocalPath, Number, Place, Positive, Share, Switch, Text, nearest,
+    setting,
 )
 from .signatures import Signature, signature_of
 
@@ -168,6 +169,8 @@ class FitBlock(Block):
     precision: Literal["auto", "fp32", "bf16"] = setting("number format; auto: the faster one, measured", "auto")
     accelerator: Text = setting("Lightning's name of the kind of device, or auto", "auto")
     strategy: Literal["ddp", "fsdp2"] = setting("of several processes; fsdp2: sharded, experimental", "ddp")
+    gradient_checkpointing: Switch = setting("of stage diffusion: less memory, more time", False)
+    compile: Switch = setting("of stage diffusion: the denoiser's blocks, by torch.compile", False)
 
 
 class StageBlock(Block):

@@ -32,7 +32,8 @@ from .callbacks import (
     AtomicCheckpointIO, ExponentialMovingAverage, GradientClipping, LastCheckpoint, StepProgress, load_mapped
 )
 from .optimisation import (
-    attention_kernels, choose_precision, fill_whole, may_leave_out, to_be_sharded, training_device
+    attention_kernels, choose_precision, fill_whole, may_leave_out, prepare_blocks, stage_device, to_be_sharded,
+    training_device
 )
 from .preemption import Preemption
 from .run_folder import StageFolder
@@ -174,6 +175,8 @@ class FitSettings:
         accelerator: Lightning's name of the kind of device, or auto.
         strategy: of several processes, ddp (each has the whole network) or fsdp2 (sharded; experimental: no
             averaged weights, which can't be sharded).
+        gradient_checkpointing: of the denoiser's blocks; see :meth:`.Denoiser.checkpoint_blocks`.
+        compile: the denoiser's blocks; without a compiler they run as they are, with a warning.
     """
 
     steps: int
@@ -186,6 +189,8 @@ class FitSettings:
     precision: str = "auto"
     accelerator: str = "auto"
     strategy: str = "ddp"
+    gradient_checkpointing: bool = False
+    compile: bool = False
 
     def __post_init__(self):
         if self.strategy not in ("ddp", "fsdp2"):
@@ -238,6 +243,7 @@ def fit(
     with attention_kernels(training_device()):
         precision = processes.on_first_rank(lambda: choose_precision(
             settings.precision, module, lambda: next(iter(data.train_dataloader())), folder.path))
+    prepare_blocks(module, settings.gradient_checkpointing, settings.compile, stage_device(settings.accelerator))
     trainer = L.Trainer(
         default_root_dir=folder.path,
         max_steps=settings.steps,

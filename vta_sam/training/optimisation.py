@@ -29,7 +29,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..dataset.shards.batch import ClipBatch
-from ..diffusion.condition import Condition, Conditioner
+from ..diffusion.condition import Condition, Conditioner, Denoiser
 from ..diffusion.latent_diffusion import LatentDiffusion
 from ..runtime.distributed import choose_accelerator
 from ..runtime.errors import InputError
@@ -115,6 +115,40 @@ def attention_kernels(device: str) -> Iterator[None]:
     """
     with sdpa_kernel(SDPBackend.MATH) if device == "cpu" else nullcontext():
         yield
+
+
+def prepare_blocks(module: L.LightningModule, checkpointed: bool, compiled: bool, device: torch.device) -> None:
+    """Have the blocks of a denoiser checkpointed or compiled.
+
+    Args:
+        module: of the diffusion stage, unless nothing is asked for.
+        checkpointed: see :meth:`.Denoiser.checkpoint_blocks`.
+        compiled: see :meth:`.Denoiser.compile_blocks`; where nothing can be compiled here, a warning says why.
+        device: of the training.
+
+    Raises:
+        InputError: it is another stage's module, or its denoiser has no such blocks.
+    """
+    if not (checkpointed or compiled):
+        return
+    denoiser = getattr(module, "denoiser", None)
+    if not isinstance(denoiser, Denoiser):
+        raise InputError("gradient_checkpointing and compile are for stage diffusion; leave them out of the others")
+    if checkpointed:
+        denoiser.checkpoint_blocks()
+    if compiled and (reason := _why_nothing_compiles(device)):
+        warnings.warn(f"compile=true: nothing can be compiled here ({reason}), so the blocks run as they are")
+    elif compiled:
+        denoiser.compile_blocks()
+
+
+def _why_nothing_compiles(device: torch.device) -> str | None:
+    """What the compiler says of a sum; None: it compiles it."""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(2, device=device))
+    except Exception as error:  # of any kind: no compiler, no Triton, no headers, no room for its files
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+    return None
 
 
 Precision = Literal["32-true", "bf16-mixed"]

@@ -128,7 +128,7 @@ class GuardedReader:
             message, code = str(header.get("message")), header.get("errno")
         except TimeoutError:
             self.close()
-            raise InputError(f"{path}: decoding took longer than {limit_s:g} s") from None
+            raise InputError(f"{path}: decoding took longer than {limit_s:g} s; limit_s= allows more") from None
         except (EOFError, ConnectionError):
             status = self.close()
             raise InputError(f"{path}: the decoder crashed on it (exit status {status})") from None
@@ -145,7 +145,8 @@ class GuardedReader:
             raise cause
         self.close()  # after a failed allocation the state of the decoder's libraries is undefined
         if kind == "memory":
-            raise InputError(f"{path}: decoding needs more than {self.memory_mb} MB of memory")
+            raise InputError(f"{path}: decoding needs more than {self.memory_mb} MB of memory; memory_mb= allows "
+                             "more")
         if kind == "fault":
             raise RuntimeError(f"reading {path} failed in the decoding process:\n{message}")
         raise InputError(f"{path}: the decoder's process broke on it (it answers {kind!r:.80})")
@@ -318,11 +319,11 @@ class GuardedMedia(Media):
         self.reader.close()
 
     def _scan(self, operation: Callable[..., T], video: Path, *arguments: Any) -> T:
-        scanned_s = _bytes_of(video) / _SCANNED_BYTES_PER_S
+        scanned_s = _size_of(video) / _SCANNED_BYTES_PER_S
         return self.reader.call(operation, video, *arguments, limit_s=self.reader.limit_s + scanned_s)
 
     def _limit_s(self, video: Path, duration_s: float) -> float:
-        length_s = min(duration_s, _bytes_of(video) / _LEAST_BYTES_PER_S)
+        length_s = min(duration_s, _size_of(video) / _LEAST_BYTES_PER_S)
         return self.reader.limit_s * (1 + length_s / _SHARE_S)
 
 
@@ -331,7 +332,7 @@ def guarding(media: Media | None) -> AbstractContextManager[Media]:
     return GuardedMedia() if media is None else nullcontext(media)
 
 
-def _bytes_of(video: Path) -> int:
+def _size_of(video: Path) -> int:
     """0 where there is no such file, which the child says."""
     try:
         return video.stat().st_size

@@ -157,6 +157,7 @@ def parse(script: Path, arguments: list[str], monkeypatch) -> None:
     spec = importlib.util.spec_from_file_location(f"documented_{script.stem}", script)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up
     spec.loader.exec_module(module)
     with pytest.raises(Parsed):
         module.main()

@@ -285,10 +285,10 @@ def test_a_bad_true_sound_leaves_its_clip_out(few):
 
 def test_errors_of_the_machine_are_a_files_own(few, monkeypatch):
     """One that can't be read from the disk, and a truth that is damaged."""
-    def read(path, policy):
+    def read(path, *policy):
         if path == few / "same" / "c1.wav":
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
-        return usual(path, policy)
+        return usual(path, *policy)
 
     usual = vta_sam.evaluation.measure.read_sound
     monkeypatch.setattr(vta_sam.evaluation.measure, "read_sound", read)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import time
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pebble.pool.process import PoolManager
 
 from vta_sam.evaluation.measure import map_guarded
 from vta_sam.evaluation.sounds import FeatureCache, cache_key
@@ -41,6 +43,26 @@ def test_jobs_that_end_their_process_harm_no_other():
     assert "took longer than 12 s" in done[3] and "more than 2048 MB" in done[4]
     for i in (0, 2, 5):
         assert done[i].split()[1] != str(os.getpid())
+
+
+@pytest.mark.slow
+def test_a_pool_that_breaks_gives_its_jobs_to_another(monkeypatch):
+    """pebble gives up where a process ends before it has heard of its job."""
+    usual, breaks = PoolManager.find_expired_task, [True, True]
+
+    def find(self, worker_id):
+        if breaks:
+            breaks.pop()
+            raise BrokenProcessPool("All workers expired")
+        return usual(self, worker_id)
+
+    monkeypatch.setattr(PoolManager, "find_expired_task", find)
+    jobs = [(i, "die" if i == 1 else "") for i in range(8)]
+    done = list(map_guarded(act, jobs, 2, 60, 2048, lambda job, why: f"{job[0]} {why}"))
+    assert [int(line.split()[0]) for line in done] == list(range(8)) and "crashed" in done[1] and not breaks
+    breaks += [True] * 3
+    with pytest.raises(BrokenProcessPool):
+        list(map_guarded(act, jobs, 2, 60, 2048, lambda job, why: f"{job[0]} {why}"))
 
 
 @pytest.mark.slow

@@ -14,7 +14,6 @@ from transformers import (
     CLIPConfig, CLIPTextModelWithProjection, CLIPVisionModelWithProjection, T5Config, T5EncoderModel
 )
 
-from vta_sam.importers import audioldm
 from vta_sam.importers import components as whole_model
 from vta_sam.importers import systems
 
@@ -52,7 +51,7 @@ def back_end_state(released) -> dict[str, torch.Tensor]:
     names = [key.removeprefix("first_stage_model.") for key in tiny if key != "scale_factor"]
     names += [f"{block}.nin_shortcut.{kind}" for block in ("encoder.down.2.block.0", "decoder.up.1.block.0")
               for kind in ("weight", "bias")]
-    back_end = audioldm.BackEnd.of(audioldm.BackEndShape())
+    back_end = systems.BackEnd.of(systems.BackEndShape())
     shapes: dict[str, tuple[nn.Module, Callable[[str], str]]] = {
         name: (back_end.vocoder, audioldm_vocoder) if name.startswith("vocoder.") else (back_end.codec, audioldm_vae)
         for name in names}
@@ -122,10 +121,10 @@ def test_vta_ldm(meta, written, back_end_state, tmp_path, monkeypatch):
             | prefixed(f"{feature}clip_text.", CLIPTextModelWithProjection(config.text_config)))
     old = f"{feature}clip_text.text_model.embeddings.position_ids"  # which older code saved
     main[old] = torch.zeros(1, 77, dtype=torch.int64)
-    monkeypatch.setattr(systems, "read_state", lambda path: main)
     sounding = {f"first_stage_model.{name}": value for name, value in back_end_state.items()}
     scale = torch.tensor(0.92, device="cpu")
-    monkeypatch.setattr(audioldm, "read_state", lambda path: {"state_dict": {"scale_factor": scale, **sounding}})
+    audioldm = {"state_dict": {"scale_factor": scale, **sounding}}
+    monkeypatch.setattr(systems, "read_state", lambda path: audioldm if path.suffix == ".ckpt" else main)
     sound, account = systems.import_vta_ldm(tmp_path, tmp_path / "model")
     assert len(sound.taken) == 398 and len(account.taken) == len(main) - 1 and set(account.left_out) == {old}
     assert numbers(written["denoiser"]) == 578_052_168

@@ -12,6 +12,7 @@ import resource
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import TimeoutError as LateError
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -54,30 +55,59 @@ def map_guarded(work: Callable[[J], R], jobs: Iterable[J], workers: int, limit_s
     if workers == 0:
         yield from map(work, jobs)
         return
+    source, begun = iter(jobs), deque[J]()
+    for attempt in range(_POOLS):
+        try:
+            yield from _through_pool(work, source, begun, workers, limit_s, memory_mb, failed)
+            return
+        except BrokenProcessPool:  # pebble gives up where a process ends before it has heard of its job
+            if attempt == _POOLS - 1:
+                raise
+
+
+_POOLS = 3  # that one another's unfinished jobs are given to
+
+
+def _through_pool(work: Callable[[J], R], source: Iterator[J], begun: deque[J], workers: int, limit_s: float,
+                  memory_mb: int, failed: Callable[[J, str], R]) -> Iterator[R]:
+    """Arguments as of :func:`map_guarded`; source: of further jobs; begun: jobs without a result yet, kept up to date.
+    """
     context = multiprocessing.get_context("spawn")
     with ProcessPool(workers, context=context, initializer=_confine, initargs=(memory_mb,)) as pool:
         waiting: deque = deque()
 
-        def first() -> R:
-            job, future = waiting.popleft()
+        def give(job: J) -> None:
             try:
-                return future.result()
+                waiting.append(pool.schedule(work, args=(job,), timeout=limit_s))
+            except RuntimeError as error:
+                raise BrokenProcessPool(str(error)) from error
+
+        def first() -> R:
+            job, future = begun[0], waiting[0]
+            try:
+                result = future.result()
             except LateError:
-                return failed(job, f"took longer than {limit_s:g} s")
+                result = failed(job, f"took longer than {limit_s:g} s")
             except ProcessExpired as error:
-                return failed(job, f"crashed the process that measured it (exit status {error.exitcode})")
+                result = failed(job, f"crashed the process that measured it (exit status {error.exitcode})")
             except MemoryError:
-                return failed(job, f"needs more than {memory_mb} MB of memory")
+                result = failed(job, f"needs more than {memory_mb} MB of memory")
+            begun.popleft()
+            waiting.popleft()
+            return result
 
         try:
-            for job in jobs:
-                waiting.append((job, pool.schedule(work, args=(job,), timeout=limit_s)))
+            for job in list(begun):
+                give(job)
+            for job in source:
+                begun.append(job)
+                give(job)
                 if len(waiting) > 2 * workers:
                     yield first()
             while waiting:
                 yield first()
-        finally:  # the caller stopped early, or a job raised
-            for _, future in waiting:
+        finally:  # the caller stopped early, a job raised, or the pool broke
+            for future in waiting:
                 future.cancel()
 
 

@@ -6,9 +6,10 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import Callable, Sequence
+from typing import Callable, Iterator, Sequence
 
 import one_thread  # noqa: F401  isort: skip  before numpy
 
@@ -109,6 +110,21 @@ def decode_grey(picture: np.ndarray) -> int:
     return round((float(picture.mean()) - 20) / 9) % 24
 
 
+@contextmanager
+def usual_priority() -> Iterator[None]:
+    """Also a decorator. SVT-AV1 makes its caller a real-time process where it may, as root, and what that one starts
+    later is one too: a browser, say, that leaves no core to anybody."""
+    if not hasattr(os, "sched_getscheduler"):  # no Linux
+        yield
+        return
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, *before)
+
+
+@usual_priority()
 def write_video(
     path: Path,
     *,

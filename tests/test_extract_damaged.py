@@ -143,12 +143,12 @@ def test_more_than_a_thousand_damaged_videos_through_the_command_line(everything
     out = tmp_path / "out"
     command = [sys.executable, REPOSITORY / "data_prep" / "extract.py", f"videos={folder}", f"manifest={manifest}",
                f"out={out}", "grounder=tiny", "encoder=tiny", f"fps={FPS:g}", "workers=2", "limit_s=5",
-               "memory_mb=1024", "shard_size=100"]
+               "memory_mb=1024", "shard_size=50"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     run = run_watched(command, environment, limit_s=400)
     assert run.status == 0, run.errors
     assert "Traceback" not in run.errors + run.output and not run.left
-    reasons = check_out(out, manifest, folder, case_of, 100)
+    reasons = check_out(out, manifest, folder, case_of, 50)
     assert len(reasons) >= sum(case.known == FAILS for case in cases)
 
     before = contents(out)

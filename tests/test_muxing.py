@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from fractions import Fraction
 from itertools import product
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from conftest import usual_priority
 
 from vta_sam.media import VIDEO_SUFFIXES
 from vta_sam.media.audio import read_audio
@@ -37,6 +39,7 @@ REORDERED = {"libx264": {"bf": "2", "preset": "ultrafast", "b-adapt": "0"},
              "mpeg4": {"bf": "2"}, "mpeg2video": {"bf": "2"}}
 
 
+@usual_priority()
 def a_video(path: Path, encoder: str = "libx264", pictures: int = 6, times: list[int] | None = None, rotation: int = 0,
             reordered: bool = False, sound: str | None = None, size: tuple[int, int] = SIZE, **stream: Any) -> Path:
     """A few moving pictures. times: in ms; None: ten a second. sound: a layout (mono, stereo, 5.1). stream: attributes
@@ -258,3 +261,10 @@ def test_what_was_written_wrongly_is_not_kept(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="holds 11 of 12 pictures, so it is not kept"):
         mux(source, SOUND, 16_000, tmp_path / "b.mp4")
     assert list(tmp_path.iterdir()) == [source]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="priorities of Linux")
+def test_writing_av1_leaves_the_process_its_priority(tmp_path):
+    before = os.sched_getscheduler(0), os.sched_getparam(0).sched_priority
+    a_video(tmp_path / "a.mkv", "libsvtav1")
+    assert (os.sched_getscheduler(0), os.sched_getparam(0).sched_priority) == before

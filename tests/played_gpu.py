@@ -212,16 +212,16 @@ class PlayedGPU(FakeTensorMode):
 
     @contextmanager
     def _own_autocast(self) -> Iterator[None]:
-        library = torch.library.Library("aten", "IMPL")
+        kernels = torch.library.Library("aten", "IMPL")
         for names, dtype_of in ((LOWER, lambda: torch.get_autocast_dtype("cuda")), (SINGLE, lambda: torch.float32)):
             for name in names:
                 packet, _, overload = name.partition(".")
                 func = getattr(getattr(aten, packet), overload or "default")
-                library.impl(func, self._casting(func, dtype_of), "AutocastCUDA", allow_override=True)
+                kernels.impl(func, self._casting(func, dtype_of), "AutocastCUDA", allow_override=True)
         try:
             yield
         finally:
-            library._destroy()
+            kernels._destroy()
 
     def _casting(self, func: Any, dtype_of: Callable[[], torch.dtype]) -> Callable:
         keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)

@@ -44,7 +44,7 @@ def played(operation):
     return play
 
 LIES = {"picture_duration_s": "long", "probe": {"width": 1}, "write_mux": 7,
-        "plan_mux": decoding.json_of({"target": "/etc/passwd", "codec": "h264", "encoded": False, "notes": []})}
+        "plan_mux": {"target": "/etc/passwd", "codec": "h264", "encoded": False, "notes": []}}
 decoding.OPERATIONS = {name: played(operation) for name, operation in decoding.OPERATIONS.items()}
 decoding.serve(decoding.Connection(int(sys.argv[1]), writable=False), socket.socket(fileno=int(sys.argv[2])),
                int(sys.argv[3]))

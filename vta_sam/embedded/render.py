@@ -152,9 +152,8 @@ def render(scene: Scene) -> tuple[np.ndarray, SceneTruth]:
 
 def _camera(backdrop: np.ndarray, shift_px: np.ndarray) -> np.ndarray:
     """Cut the moving picture out of a backdrop that is MARGIN_PX larger on every side ⇒ (128, 96, 128, 3) uint8."""
-    rows, columns = (np.arange(n)[None] - np.round(s)[:, None].astype(int) + MARGIN_PX
-                     for n, s in ((HEIGHT_PX, shift_px[:, 1]), (WIDTH_PX, shift_px[:, 0])))
-    return backdrop[rows[:, :, None], columns[:, None, :]]
+    corners = MARGIN_PX - np.round(shift_px).astype(int)
+    return np.stack([backdrop[top:top + HEIGHT_PX, left:left + WIDTH_PX] for left, top in corners])
 
 
 def _blend(picture: np.ndarray, sprite: np.ndarray, centre: np.ndarray, alpha: np.ndarray) -> tuple[int, int, int, int]:

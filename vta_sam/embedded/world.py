@@ -8,7 +8,7 @@ import json
 import multiprocessing
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from .truth import SCENES_VERSION, Event, SceneTruth, read_truth, write_truth
 
 MANIFEST_COLUMNS = ("id", "path", "caption", "objects", "label", "split", "start", "duration")
 Progress = Callable[[int, int], None]
+Clip = tuple[str, int]  # split, index
 _BYTES_OF_CLIP = 90_000  # of its mp4 and truth, about
 _LONGEST_WAIT_S = 600.0  # for another process that makes the same clip
 _SHOWN = 3  # failures that a sentence names
@@ -48,8 +49,8 @@ class WorldPlan:
 
     out: Path
     seed: int
-    clips: tuple[tuple[str, int], ...]
-    missing: tuple[tuple[str, int], ...]
+    clips: tuple[Clip, ...]
+    missing: tuple[Clip, ...]
     plan: Plan
 
 
@@ -64,14 +65,17 @@ def plan_world(out: Path, counts: dict[str, int], seed: int) -> WorldPlan:
     new = set(missing)
     items = [Item(_video_path(out, *clip).name, Deed.MAKE, size=_BYTES_OF_CLIP) if clip in new else
              Item(_video_path(out, *clip).name, Deed.KEEP) for clip in clips]
-    manifest = Item("manifest.csv", Deed.REPLACE if (out / "manifest.csv").exists() else Deed.MAKE,
+    found = (out / "manifest.csv").exists()
+    kept = found and not missing and _lists(out, clips)
+    manifest = Item("manifest.csv", Deed.KEEP if kept else Deed.REPLACE if found else Deed.MAKE,
                     f"of {counted(len(clips), 'clip')}")
     title = f"embedded world of seed {seed}: " + ", ".join(f"{count} {split}" for split, count in counts.items())
     return WorldPlan(out, seed, clips, missing, Plan(title, [*items, manifest], out))
 
 
 def make_world(planned: WorldPlan, workers: int = 1, progress: Progress | None = None) -> dict[str, str]:
-    """Make what was planned ⇒ {clip that could not be written: reason}. The manifest is written last, if there is none.
+    """Make what was planned ⇒ {clip that could not be written: reason}. The manifest is written last, unless it is that
+    of these clips already.
 
     Processes that make one world part its clips between them.
 
@@ -84,7 +88,7 @@ def make_world(planned: WorldPlan, workers: int = 1, progress: Progress | None =
         InputError: the folder holds a world of another version or seed.
         EndOfRun: the disk is full, or the folder can't be written to.
     """
-    out, seed, failures = planned.out, planned.seed, dict[str, str]()
+    out, seed, failures, rows = planned.out, planned.seed, dict[str, str](), dict[Clip, tuple]()
     done = len(planned.clips) - len(planned.missing)
     with writing_to(out):
         _claim(out, seed)
@@ -95,20 +99,22 @@ def make_world(planned: WorldPlan, workers: int = 1, progress: Progress | None =
             if left and wait_s:
                 warnings.warn(f"another process is making {len(left)} of the clips in {out}; waiting for it")
             elsewhere = []
-            for job, fault in _each([(*job, wait_s) for job in left], workers):
-                if fault is None:
+            for job, made in _each([(*job, wait_s) for job in left], workers):
+                if made is None:
                     elsewhere.append(job[:-1])
                     continue
-                if fault:
-                    failures[_video_path(out, *job[2:4]).name] = fault
+                if isinstance(made, str):
+                    failures[_video_path(out, *job[2:4]).name] = made
+                else:
+                    rows[job[2:4]] = made
                 done += 1
                 if progress is not None:
                     progress(done, len(planned.clips))
             left = elsewhere
         for job in left:
             failures[_video_path(out, *job[2:4]).name] = "another process has been at it for too long"
-        if not failures:
-            _write_manifest(out, [make_scene(seed, *clip) for clip in planned.clips])
+        if not failures and not _lists(out, planned.clips):
+            _write_manifest(out, [rows.get(clip) or _row(out, make_scene(seed, *clip)) for clip in planned.clips])
     return failures
 
 
@@ -143,10 +149,9 @@ def failed_clips(failures: dict[str, str]) -> str:
             "manifest of all yet; the same command tries them again")
 
 
-def write_clip(out: Path, seed: int, split: str, index: int) -> Path:
+def write_clip(out: Path, scene: Scene) -> Path:
     """Render one clip and write its truth and then its mp4, each whole or not at all ⇒ the mp4's path."""
-    scene = make_scene(seed, split, index)
-    path = _video_path(out, split, index)
+    path = _video_path(out, scene.split, scene.index)
     pictures, truth = render(scene)
     sound = render_sound(scene)
     write_truth(path, truth)
@@ -155,7 +160,7 @@ def write_clip(out: Path, seed: int, split: str, index: int) -> Path:
     return path
 
 
-def _each(jobs: list[tuple], workers: int) -> Iterator[tuple[tuple, str | None]]:
+def _each(jobs: list[tuple], workers: int) -> Iterator[tuple[tuple, tuple | str | None]]:
     if workers <= 1:
         for job in jobs:
             yield job, _write_or_say(*job)
@@ -168,25 +173,31 @@ def _each(jobs: list[tuple], workers: int) -> Iterator[tuple[tuple, str | None]]
             yield running[future], future.result()
 
 
-def _write_or_say(out: Path, seed: int, split: str, index: int, wait_s: float) -> str | None:
-    """Write a clip ⇒ ""; why it can't be written; None where another process is at it for longer than ``wait_s``."""
+def _write_or_say(out: Path, seed: int, split: str, index: int, wait_s: float) -> tuple | str | None:
+    """Write a clip ⇒ its row of the manifest; why it can't be written; None where another process is at it for longer
+    than ``wait_s``."""
     path = _video_path(out, split, index)
     with writing_to(out):
         try:
             with claimed(path, wait_s) as mine:
                 if not mine:
                     return None
+                scene = make_scene(seed, split, index)
                 if not path.is_file():
-                    write_clip(out, seed, split, index)
+                    write_clip(out, scene)
         except Exception as error:
             if write_fault(error, out) is not None:
                 raise
             return reason_of(error, path)
-    return ""
+    return _row(out, scene)
 
 
 def _video_path(out: Path, split: str, index: int) -> Path:
     return Path(out) / split / f"{split}-{index:06d}.mp4"
+
+
+def _relative_path(out: Path, split: str, index: int) -> str:
+    return _video_path(out, split, index).relative_to(out).as_posix()
 
 
 def _require_same_world(out: Path, seed: int) -> bool:
@@ -213,16 +224,25 @@ def _claim(out: Path, seed: int) -> None:
             write_text(out / "world.json", json.dumps({"scenes_version": SCENES_VERSION, "seed": seed}) + "\n")
 
 
-def _write_manifest(out: Path, scenes: list[Scene]) -> Path:
+def _row(out: Path, scene: Scene) -> tuple:
+    """A clip's row of the manifest."""
+    label = scene.words[0] if len(scene.words) == 1 else ""
+    return (scene.id, _relative_path(out, scene.split, scene.index), scene.caption, ";".join(scene.words), label,
+            scene.split, 0.0, DURATION_S)
+
+
+def _write_manifest(out: Path, rows: list[tuple]) -> None:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(MANIFEST_COLUMNS)
-    for scene in scenes:
-        path = _video_path(out, scene.split, scene.index).relative_to(out).as_posix()
-        label = scene.words[0] if len(scene.words) == 1 else ""
-        writer.writerow((scene.id, path, scene.caption, ";".join(scene.words), label, scene.split, 0.0, DURATION_S))
+    csv.writer(text, lineterminator="\n").writerows([MANIFEST_COLUMNS, *rows])
     write_text(out / "manifest.csv", text.getvalue())
-    return out / "manifest.csv"
+
+
+def _lists(out: Path, clips: Sequence[Clip]) -> bool:
+    """Whether the manifest there is that of these clips; a world's clips are the same wherever they are listed."""
+    try:
+        return [row["path"] for row in read_manifest(out)] == [_relative_path(out, *clip) for clip in clips]
+    except (InputError, OSError, ValueError, KeyError):
+        return False
 
 
 def read_manifest(out: Path) -> list[dict[str, str]]:

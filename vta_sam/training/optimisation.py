@@ -61,7 +61,7 @@ class AdamWithWarmup:
     def __call__(self, module: nn.Module) -> dict:
         """The optimiser and schedule, as LightningModule.configure_optimizers returns them."""
         groups = self._groups(module)
-        fused = all(parameter.is_cuda and not isinstance(parameter, DTensor)
+        fused = all(parameter.device.type in ("cpu", "cuda") and not isinstance(parameter, DTensor)
                     for group in groups for parameter in group["params"])
         optimiser = torch.optim.AdamW(groups, betas=(self.betas[0], self.betas[1]), fused=fused or None)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, self.factor)

@@ -1,6 +1,9 @@
 """The rate over time, and who is trained at which rate."""
 
+import copy
+import json
 import math
+import time
 
 import lightning as L
 import pytest
@@ -8,8 +11,9 @@ import torch
 from torch import nn
 
 from vta_sam.diffusion.condition import Denoiser
+from vta_sam.generation.build import keep_strided_convolutions
 from vta_sam.runtime.errors import InputError
-from vta_sam.training.optimisation import AdamWithWarmup, prepare_blocks
+from vta_sam.training.optimisation import AdamWithWarmup, choose_precision, prepare_blocks
 
 
 def test_the_rate_rises_and_falls():
@@ -123,6 +127,39 @@ def test_without_a_compiler_blocks_run_as_they_are(monkeypatch):
     with pytest.warns(UserWarning, match="compile=true: .*No working C.. compiler found.*run as they are"):
         prepare_blocks(stage_of(denoiser), False, True, torch.device("cpu"))
     assert not denoiser.done
+
+
+def test_convolutions_with_a_stride_compute_in_fp32_on_processors():
+    """Down to one column: there bf16 with AMX is wrong."""
+    layers = nn.ModuleList([nn.Conv2d(32, 32, 3, 2, 1), nn.Conv2d(32, 32, 3, 1, 1)])
+    names, x = set(layers.state_dict()), torch.randn(4, 32, 8, 2)
+    keep_strided_convolutions(layers)
+    for part in (layers, copy.deepcopy(layers)):
+        with torch.no_grad():
+            part[0].weight.mul_(2)  # a copy computes with its own kernel
+        exact = nn.functional.conv2d(x, part[0].weight, part[0].bias, 2, 1)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(part[0](x), exact)
+            assert [layer(x.bfloat16()).dtype for layer in part] == [torch.float32, torch.bfloat16]
+    assert set(layers.state_dict()) == names
+
+
+class Overflowing(L.LightningModule):
+    """A step whose loss is finite in fp32 alone, and faster in bf16."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def training_step(self, batch, batch_idx):
+        half = torch.is_autocast_enabled("cpu")
+        time.sleep(0 if half else 0.005)
+        return self.layer(batch).sum() * (float("nan") if half else 1.0)
+
+
+def test_a_format_in_which_the_loss_is_not_finite_is_not_chosen(tmp_path):
+    assert choose_precision("auto", Overflowing(), lambda: torch.ones(2, 4), tmp_path) == "32-true"
+    assert json.loads((tmp_path / "precision.json").read_text())["seconds_a_step"]["bf16"] is None
 
 
 def test_decay_pulls_matrices_only():

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import shutil
 from pathlib import Path
+from types import MethodType
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..checkpoints.model_folder import YAML_NAME, ModelRecipe, load_weights, uninitialised, weights_file
 from ..diffusion.condition import Conditioner, Denoiser, connect
@@ -64,6 +65,27 @@ def inference_precision(wanted: str, device: torch.device, recipe: ModelRecipe) 
     if wanted not in ("fp32", "bf16"):
         raise InputError(f"precision={wanted}: auto, fp32 or bf16")
     return "bf16" if wanted == "bf16" else "fp32"
+
+
+def keep_strided_convolutions(module: nn.Module) -> None:
+    """Have convolutions with a stride compute in fp32 under autocast on a processor.
+
+    In bf16 with AMX, oneDNN reads beyond the input of a convolution with a stride whose output is one column wide:
+    outputs and the kernel's gradient then hold whatever was in memory, NaN or worse (torch 2.14.1, Sapphire Rapids). A
+    UNet's downsampling of the last two frequency rows is one.
+
+    Args:
+        module: changed in place; its convolutions in bf16 get fp32 kernels back.
+    """
+    for layer in module.modules():
+        if isinstance(layer, (nn.Conv1d, nn.Conv2d)) and max(layer.stride) > 1:
+            layer.weight.data = layer.weight.data.float()
+            layer.forward = MethodType(_in_fp32, layer)  # type: ignore[method-assign]
+
+
+def _in_fp32(layer: Any, x: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        return type(layer).forward(layer, x.float())
 
 
 def load_extractors(recipe: ModelRecipe, folder: Path) -> Extractors:
@@ -146,6 +168,8 @@ def load_networks(recipe: ModelRecipe, folder: Path, device: torch.device, preci
         for layer in module.modules() if precision == "bf16" else ():
             if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)):
                 layer.weight.data = layer.weight.data.bfloat16()
+        if precision == "bf16" and device.type == "cpu":
+            keep_strided_convolutions(module)
     return codec, denoiser, conditioner
 
 

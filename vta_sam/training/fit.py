@@ -26,6 +26,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from ..dataset.shards.datamodule import ShardDataModule
+from ..generation.build import keep_strided_convolutions
 from ..runtime.distributed import Processes, choose_accelerator, visible_gpus
 from ..runtime.errors import InputError
 from .callbacks import (
@@ -240,6 +241,8 @@ def fit(
     if sharded:
         to_be_sharded(module)
     data.draw = getattr(module, "draw", None)
+    if accelerator == "cpu":
+        keep_strided_convolutions(module)
     with attention_kernels(training_device()):
         precision = processes.on_first_rank(lambda: choose_precision(
             settings.precision, module, lambda: next(iter(data.train_dataloader())), folder.path))

@@ -171,7 +171,7 @@ def choose_precision(wanted: str, module: L.LightningModule, batch: Callable[[],
 
     Args:
         wanted: "fp32", "bf16", or "auto", which times a training step in both on this machine's device (bf16 that a CPU
-            emulates is slower than fp32).
+            emulates is slower than fp32; a loss that is finite in fp32 alone decides for it).
         module: whose step is timed, on a copy.
         batch: reads the batch that is timed; not called where nothing is.
         folder: the stage's; the answer of "auto" is kept there, so that a resumed run computes as it did before.
@@ -190,12 +190,13 @@ def choose_precision(wanted: str, module: L.LightningModule, batch: Callable[[],
         read = batch()
         seconds = {name: _seconds_a_step(module, read, device, name == "bf16") for name in names}
         chosen = "bf16" if seconds["bf16"] < WORTH_IT * seconds["fp32"] else "fp32"
-        write_text(kept, json.dumps({"chosen": chosen, "seconds_a_step": seconds, "device": device}) + "\n")
+        told = {name: spent if math.isfinite(spent) else None for name, spent in seconds.items()}
+        write_text(kept, json.dumps({"chosen": chosen, "seconds_a_step": told, "device": device}) + "\n")
     return names[json.loads(kept.read_text())["chosen"]]
 
 
 def _seconds_a_step(module: L.LightningModule, batch: ClipBatch, device: str, bf16: bool, repeats: int = 3) -> float:
-    """The fastest of a few forward and backward passes, after one to warm up."""
+    """The fastest of a few forward and backward passes, after one to warm up; infinity where a loss is not finite."""
     trial = copy.deepcopy(module).to(device)
     batch = batch.to(device)
     times = []
@@ -208,8 +209,8 @@ def _seconds_a_step(module: L.LightningModule, batch: ClipBatch, device: str, bf
         loss.backward()
         if device == "cuda":
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
+        times.append(time.perf_counter() - start if loss.isfinite() else math.inf)
+    return max(times) if math.inf in times else min(times[1:])
 
 
 def to_be_sharded(module: L.LightningModule) -> None:

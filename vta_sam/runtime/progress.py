@@ -104,7 +104,7 @@ class Phase:
         self.before_s = job.elapsed_s
         console, self._since = job.console, time.monotonic()
         self._live = not console.quiet and (console.is_jupyter or console.is_terminal and not console.is_dumb_terminal)
-        columns = [_Line(self), *([BarColumn(20)] if console.width >= _BAR_FROM else [])]
+        columns = [*([BarColumn(20)] if console.width >= _BAR_FROM else []), _Line(self)]
         self.bar = Progress(*columns, console=console, refresh_per_second=2, disable=not self._live,
                             get_time=time.monotonic)
         self.bar.add_task(name, total=total, completed=begun)

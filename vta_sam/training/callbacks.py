@@ -264,7 +264,8 @@ class StepProgress(L.Callback):
         self.job.times.end()
         if self._phase and not trainer.sanity_checking:
             shown = [f"{k} {float(v):.3f}" for k, v in trainer.callback_metrics.items() if k in SHOWN]
-            self.job.console.print(f"  {self.job.name}, step {trainer.global_step}: {', '.join(shown)}")
+            self.job.console.print(f"  {self.job.name}, step {trainer.global_step}: {', '.join(shown)}",
+                                   soft_wrap=not self.job.console.is_terminal)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if self._phase:  # Lightning leaves teardown out, and the cursor would stay hidden

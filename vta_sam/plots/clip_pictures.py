@@ -281,8 +281,9 @@ def seconds_picture(path: str | os.PathLike, runs: Mapping[str, Mapping[str, Map
             spent = run.get(stage, {}) if len(runs) == 1 else {name: sum(run.get(stage, {}).values())}
             y, left = row + (number - (len(runs) - 1) / 2) * height, 0.0
             for part, seconds in spent.items():
-                colour = COLOURS[(number if len(runs) > 1 else parts.index(part)) % len(COLOURS)]
-                axes.barh(y, seconds, height * 0.9, left, color=colour, label="_" * (part in shown) + part)
+                again, colour = divmod(number if len(runs) > 1 else parts.index(part), len(COLOURS))
+                axes.barh(y, seconds, height * 0.9, left, color=COLOURS[colour], edgecolor="white", linewidth=0,
+                          hatch="///" if again else None, label="_" * (part in shown) + part)
                 shown, left = [*shown, part], left + seconds
             axes.text(left, y, f" {left:.0f} s", va="center", fontsize=8)
     if [part for part in shown if part]:

@@ -20,8 +20,8 @@ def main(settings):
 
     from vta_sam.dataset.extraction.check import check_dataset, plan_check, write_check
     from vta_sam.dataset.extraction.dataset_statistics import faults_table, statistics_tables
-    from vta_sam.dataset.extraction.progress import progress_bar
     from vta_sam.runtime.files import alone_in
+    from vta_sam.runtime.progress import progress_bar
 
     shards, out = settings.shards, settings.out or settings.shards / "check"
     plan_check(shards, out, settings.overlay, settings.keys or ()).say()

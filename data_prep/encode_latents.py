@@ -20,11 +20,11 @@ def count_shards(settings) -> int:
 @program("encode_latents", EncodeSettings, shards=count_shards)
 def main(settings):
     from vta_sam.checkpoints.model_folder import read_recipe
-    from vta_sam.dataset.extraction.progress import terminal_progress
     from vta_sam.dataset.shards.latents import batch_samples_on, encode_dataset, latents_folder, plan_latents
     from vta_sam.dataset.shards.schema import read_dataset
     from vta_sam.dataset.shards.storage import storage_of
     from vta_sam.runtime.distributed import choose_device, share_of_plan, share_of_work
+    from vta_sam.runtime.progress import terminal_progress
     from vta_sam.training.codec_stages import load_codec
 
     device = choose_device(settings.device, settings.threads)

@@ -22,9 +22,10 @@ def main(settings):
 
     from vta_sam.checkpoints.parts import build
     from vta_sam.dataset.extraction.extract import Extraction
-    from vta_sam.dataset.extraction.progress import summary, terminal_progress
+    from vta_sam.dataset.extraction.shard_folder import summary
     from vta_sam.perception.features import build_features
     from vta_sam.runtime.distributed import share_of_plan, share_of_work
+    from vta_sam.runtime.progress import terminal_progress
 
     out = settings.out
     rank, world = share_of_work(settings.rank, settings.world)

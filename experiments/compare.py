@@ -10,7 +10,6 @@ from vta_sam.settings import CompareSettings
 def main(settings):
     from rich.progress import Progress
 
-    from vta_sam.dataset.extraction.progress import terminal_progress
     from vta_sam.evaluation.comparison.page import page_item, write_comparison
     from vta_sam.evaluation.evaluate import evaluate, pair_files
     from vta_sam.evaluation.request import request_of, systems_and_reference
@@ -18,6 +17,7 @@ def main(settings):
         console, end_of_report, figures_table, missing_lines, plan_report, write_evaluation
     )
     from vta_sam.runtime.files import alone_in
+    from vta_sam.runtime.progress import terminal_progress
 
     systems, reference = systems_and_reference(settings.systems, str(settings.reference))
     request = request_of(settings.model_dump(), systems, reference)

@@ -8,13 +8,13 @@ from vta_sam.settings import EvaluateSettings
 
 @program("evaluate", EvaluateSettings, writes_to=("out",))
 def main(settings):
-    from vta_sam.dataset.extraction.progress import terminal_progress
     from vta_sam.evaluation.evaluate import evaluate, pair_files
     from vta_sam.evaluation.request import named_folders, request_of
     from vta_sam.evaluation.results import (
         console, differences_table, end_of_report, figures_table, missing_lines, plan_report, write_evaluation
     )
     from vta_sam.runtime.files import alone_in
+    from vta_sam.runtime.progress import terminal_progress
 
     request = request_of(settings.model_dump(), named_folders(settings.generated), settings.reference)
     paired, out = pair_files(request), settings.out

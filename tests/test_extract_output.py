@@ -16,9 +16,9 @@ import rich.console
 from programs import call
 from test_extract import BrightnessGrounder, contents, extract, write_manifest
 
-import vta_sam.dataset.extraction.progress as report
 import vta_sam.dataset.extraction.shard_folder as output
-from vta_sam.dataset.extraction.shard_folder import failures
+import vta_sam.runtime.progress as report
+from vta_sam.dataset.extraction.shard_folder import failures, summary
 from vta_sam.dataset.manifests.manifest import read_manifest, slices
 from vta_sam.dataset.shards.records import read_shard
 from vta_sam.dataset.shards.schema import read_dataset
@@ -213,7 +213,7 @@ def test_errors_of_one_clip_are_listed_and_the_summary_names_them(world, tmp_pat
     listed = {entry["id"]: entry["reason"] for path in out.glob("*.jsonl") for entry in failures(path)}
     failed = sum(shard.failed for shard in info.splits["train"])
     assert {"v0", "v2"} <= set(listed) and failed == len(listed) and "Input/output error" in listed["v0"]
-    rich.console.Console(width=200).print(report.summary(info, out))
+    rich.console.Console(width=200).print(summary(info, out))
     said = capsys.readouterr().out
     assert "v0" in said and "Input/output error" in said and f"{out}/*.failed.jsonl" in said
     full = BrightnessGrounder()
@@ -243,4 +243,4 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch, capsys):
 
 @pytest.mark.parametrize("pace, said", [(12.34, "12.3 clips/s"), (0.5, "0.5 clips/s"), (0.0139, "71.9 s a clip")])
 def test_a_slow_pace_is_told_in_seconds(pace, said):
-    assert report._pace(pace) == said
+    assert report.pace(pace) == said

@@ -188,8 +188,35 @@ def test_the_main_job_is_held_to_its_limits(tmp_path, minutes, peak_gb, status):
     assert told.returncode == status, told.stderr
     result = json.loads(told.stdout)
     assert result["within_limits"] is (status == 0)
-    assert result["rows"][-1] == {"stage": "all", "minutes": minutes, "share": "100%"}
+    assert result["rows"][-1] == {"stage": "all", "minutes": minutes, "share": "100%", "seconds": 60 * minutes}
     assert result["machine"]["cores"] >= 1
+
+
+def test_two_main_jobs_are_compared_and_drawn(tmp_path):
+    """The second run is of an earlier version, which told no parts, and had a stage fewer."""
+    (tmp_path / "now").mkdir()
+    (tmp_path / "before").mkdir()
+    for run, seconds in (("now", {"vae": 100.0, "diffusion": 300.0}), ("before", {"vae": 400.0})):
+        (tmp_path / run / "seconds.json").write_text(json.dumps(seconds))
+        (tmp_path / run / "figures.json").write_text(json.dumps({"peak_memory_gb": 4, "timing": {}}))
+    parts = {"vae": {"steps": 90.0, "validation": 10.0}, "diffusion": {"steps": 300.0}}
+    (tmp_path / "now" / "seconds_parts.json").write_text(json.dumps({
+        stage: {"parts": found, "machine": "a processor", "expected_s": 50} for stage, found in parts.items()}))
+    picture = tmp_path / "stages.svg"
+    compared = "main_job", "--run", str(tmp_path / "now"), "--beside", str(tmp_path / "before"), "--picture"
+    told = benchmark(*compared, str(picture), "--json")
+    assert told.returncode == 0, told.stderr
+    rows = {row["stage"]: row for row in json.loads(told.stdout)["rows"]}
+    assert list(rows) == ["vae", "  steps", "  validation", "diffusion", "all"]
+    assert rows["vae"] == {"stage": "vae", "minutes": 1.67, "share": "25%", "seconds": 100, "expected_s": 50,
+                           "beside_s": 400, "ratio": 0.25}
+    assert rows["all"]["expected_s"] == 100 and (rows["all"]["beside_s"], rows["all"]["ratio"]) == (400, 0.25)
+    assert "ratio" not in rows["diffusion"] and "ratio" not in rows["  steps"]
+    drawn = picture.read_text(encoding="utf-8")
+    assert drawn.startswith("<?xml") and all(f"<!-- {text} -->" in drawn for text in (
+        "vae", "diffusion", str(tmp_path / "now"), str(tmp_path / "before"), " 400 s", " 300 s", "seconds"))
+    again = benchmark(*compared, str(tmp_path / "stages.pdf"))
+    assert again.returncode == 2 and "give it one of these suffixes" in again.stderr
 
 
 def test_an_unfinished_main_job_is_said_so(tmp_path):

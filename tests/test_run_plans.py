@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
@@ -19,6 +20,7 @@ from vta_sam.runtime.errors import InputError
 from vta_sam.runtime.work_plan import Deed
 from vta_sam.training.data_sources import ShardData
 from vta_sam.training.job import TrainingJob
+from vta_sam.training.preemption import Preempted
 from vta_sam.training.stages import STAGES
 
 ORDER = ("vae", "condition", "diffusion", "figures")
@@ -341,3 +343,46 @@ def test_shares_are_compared_before_any_worker_starts(history, monkeypatch, chan
     with pytest.raises(InputError, match=sentence):
         history.run()
     assert not history.files()
+
+
+def expected(history: History, **more: Any) -> str:
+    return dict(history.job(plan=True, **more)._prepare_plan().facts)["expected"]
+
+
+def test_a_plan_promises_no_time_that_another_machine_took(history, monkeypatch):
+    unknown = "told once the first steps are timed"
+    assert expected(history) == unknown  # though conf/size has seconds of every stage
+    history.run()
+    assert expected(history) == "nothing is left to be made"
+    run = history.folder / "runs" / "vta_sam-0"
+    (run / "seconds.json").write_text(json.dumps({"data": 1.0, "vae": 100.0, "condition": 60.0, "diffusion": 500.0,
+                                                  "figures": 40.0}))
+    assert expected(history, name="again") == "about 12 min, by what was seen on this machine"
+    history.change(fit__diffusion__fit__steps=40, name="longer")  # of which no stage here tells but by shares
+    assert expected(history) == "about 5 min, by what was seen on this machine"  # 200 s · (1 + 10 / 25)
+    monkeypatch.setattr("vta_sam.training.job.processor_name", lambda: "another one")
+    assert expected(history) == unknown
+    monkeypatch.undo()
+    (run / "seconds_parts.json").write_text("{")
+    assert expected(history) == unknown
+
+
+def test_time_until_a_request_to_stop_counts_and_that_of_a_failure_does_not(history, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def ends(error: Exception | None):
+        now[0] += 30.0
+        if error:
+            raise error
+
+    job, run = history.job(), history.folder / "runs" / "vta_sam-0"
+    for error in (Preempted(requeue=False), InputError("a step is not finite")):
+        with pytest.raises(type(error)):
+            job.timed("vae", lambda: ends(error))
+    assert json.loads((run / "seconds.json").read_text())["vae"] == 30
+    job.timed("vae", lambda: ends(None))
+    told = json.loads((run / "seconds_parts.json").read_text())["vae"]
+    assert told["parts"] == {"start-up": 60} and told["expected_s"] == 5
+    history.run()
+    assert json.loads((run / "seconds.json").read_text())["vae"] == 0, "a stage that is made counts from its start"

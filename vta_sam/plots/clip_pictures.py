@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import textwrap
+from pathlib import Path
 from typing import Any, Literal, Mapping, Sequence
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -253,6 +255,49 @@ def curve_picture(
     _save(figure, path)
 
 
+def seconds_picture(path: str | os.PathLike, runs: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+    """Write bars of seconds as an SVG or PNG, one a stage and run, from the first stage down.
+
+    One run's bars are parted by what the seconds went to; of several, colours are the runs'.
+
+    Args:
+        path: of the picture; its suffix is its format.
+        runs: {run: {stage: {part: seconds}}}.
+
+    Raises:
+        InputError: there is no such format, or nothing to draw.
+    """
+    if Path(path).suffix not in (".svg", ".png"):
+        raise InputError(f"{path}: the picture is an .svg or a .png; give it one of these suffixes")
+    stages = list(dict.fromkeys(stage for run in runs.values() for stage in run))
+    if not stages:
+        raise InputError(f"{path}: no run has a stage whose seconds could be drawn")
+    parts = list(dict.fromkeys(part for run in runs.values() for stage in run.values() for part in stage))
+    height = 0.8 / len(runs)
+    figure = _figure(_WIDTH, 0.9 + 0.28 * len(stages) * len(runs) + 0.1 * len(stages), layout="constrained")
+    axes, shown = figure.subplots(), list[str]()
+    for number, (name, run) in enumerate(runs.items()):
+        for row, stage in enumerate(stages):
+            spent = run.get(stage, {}) if len(runs) == 1 else {name: sum(run.get(stage, {}).values())}
+            y, left = row + (number - (len(runs) - 1) / 2) * height, 0.0
+            for part, seconds in spent.items():
+                again, colour = divmod(number if len(runs) > 1 else parts.index(part), len(COLOURS))
+                axes.barh(y, seconds, height * 0.9, left, color=COLOURS[colour], edgecolor="white", linewidth=0,
+                          hatch="///" if again else None, label="_" * (part in shown) + part)
+                shown, left = [*shown, part], left + seconds
+            axes.text(left, y, f" {left:.0f} s", va="center", fontsize=8)
+    if [part for part in shown if part]:
+        for text in axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0)).get_texts():
+            text.set_parse_math(False)
+    axes.set_yticks(range(len(stages)), stages)
+    axes.set(ylim=(len(stages) - 0.5, -0.5), xlabel="seconds")
+    axes.margins(x=0.08)
+    axes.grid(axis="x", color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)
+
+
 def spectrogram_image(waveform: np.ndarray, sample_rate_hz: int) -> np.ndarray:
     """Mono sound (samples,) ⇒ a picture of its log-mel (H, W, 3) uint8, for a logger."""
     duration_s = len(waveform) / sample_rate_hz
@@ -310,6 +355,7 @@ def _pixels(figure: Figure) -> np.ndarray:
 
 
 def _save(figure: Figure, path: str | os.PathLike) -> None:
-    # without matplotlib's version in it, so that the same picture is the same bytes
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+    # without matplotlib's version or a date in it, so that the same picture is the same bytes
+    svg = Path(path).suffix == ".svg"
+    with atomic_path(path) as temporary, rc_context({"svg.hashsalt": "vta_sam"}):
+        figure.savefig(temporary, format="svg" if svg else "png", metadata={"Date" if svg else "Software": None})

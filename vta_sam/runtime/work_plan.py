@@ -1,13 +1,21 @@
-"""What a program will write: worked out before anything is done, said, and then done."""
+"""What a program will write: worked out before anything is done, said, and then done. And the time that its work takes:
+of a stage by part, and of training steps by the recent ones.
+"""
 
 from __future__ import annotations
 
+import math
+import platform
 import shutil
 import sys
-from collections.abc import Sequence
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from statistics import median
 from typing import TextIO
 
 from rich.console import Console
@@ -20,6 +28,7 @@ from .files import existing_folder, printable
 _ROWS = 12  # items that stand in a row each; of more, each deed is a row
 _NAMED = 3  # items that the row of a deed names
 _WIDTH = 200  # characters of a log's line
+_TIMED = 3  # steps before a time is said
 
 
 class Deed(StrEnum):
@@ -138,3 +147,105 @@ def counted(count: int, noun: str) -> str:
 
 def _plain(text: str) -> str:
     return escape(printable(text))
+
+
+def processor_name() -> str:
+    """The model of this machine's processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+class PartTimes:
+    """Seconds of a stage by part. Every moment belongs to one part, so that their sum is the whole.
+
+    A moment of no part is "start-up" until the stage's last phase has ended, and "finish" after it.
+
+    Attributes:
+        began: the moment of the start, by time.perf_counter().
+    """
+
+    def __init__(self) -> None:
+        self._spent: dict[str, float] = {}
+        self._parts = ["start-up"]
+        self.began = self._since = time.perf_counter()
+
+    def seconds(self) -> dict[str, float]:
+        """{part: seconds} until now."""
+        now = time.perf_counter()
+        self._spent[self._parts[-1]] = self._spent.get(self._parts[-1], 0.0) + now - self._since
+        self._since = now
+        return dict(self._spent)
+
+    def begin(self, part: str) -> None:
+        """From here on a part within the present one."""
+        self.seconds()
+        self._parts.append(part)
+
+    def end(self) -> None:
+        """The part that was begun last has ended."""
+        self.seconds()
+        self._parts.pop()
+
+    @contextmanager
+    def part(self, name: str, last: bool = False) -> Iterator[None]:
+        """Inside, the seconds are a part's, but for those of parts that are begun there. last: of the phases."""
+        depth = len(self._parts)
+        self.begin(name)
+        try:
+            yield
+        finally:  # an error may have left inner parts open
+            self.seconds()
+            del self._parts[depth:]
+            if last:
+                self._parts[0] = "finish"
+
+
+class StepPace:
+    """The time of training steps, by recent ones. Validations and checkpoints count as they were seen, and not before.
+
+    Args:
+        steps: of the whole stage.
+        validate_every, checkpoint_every: in steps. A validation comes with a checkpoint.
+        clips: of a step, of all processes.
+
+    Attributes:
+        step_s: seconds of a step with its reading; None: too few were taken.
+    """
+
+    def __init__(self, steps: int, validate_every: int, checkpoint_every: int, clips: int):
+        self.steps, self.validate_every, self.checkpoint_every = steps, validate_every, checkpoint_every
+        self.clips = clips
+        self.step_s: float | None = None
+        self._steps, self._validations, self._saves = (deque[float](maxlen=size) for size in (50, 5, 5))
+        self._warm, self._validation_s, self._save_s = False, 0.0, 0.0
+
+    def add(self, step_s: float, validation_s: float, save_s: float) -> None:
+        """Count a step, with what came before it since the last one. The first step warms up, and doesn't count."""
+        if validation_s:
+            self._validations.append(validation_s + save_s)
+            self._validation_s = median(self._validations)
+        elif save_s:
+            self._saves.append(save_s)
+            self._save_s = median(self._saves)
+        if self._warm:
+            self._steps.append(step_s)
+        self._warm = True
+        if len(self._steps) >= _TIMED:
+            self.step_s = median(self._steps)
+
+    def seconds(self, start: int = 0) -> float | None:
+        """Seconds from step ``start`` to the end, with the validation or checkpoint that is due at ``start``; None: too
+        few steps were taken."""
+        if self.step_s is None:
+            return None
+
+        def due(every: int) -> int:
+            return self.steps // every - max(0, start - 1) // every
+
+        saves = due(self.checkpoint_every) - due(math.lcm(self.checkpoint_every, self.validate_every))
+        return ((self.steps - start) * self.step_s + due(self.validate_every) * self._validation_s
+                + saves * self._save_s)

@@ -325,8 +325,8 @@ class TrainSettings(GroupSettings):
     validation: ValidationBlock | None = setting("what is sampled while stage diffusion trains")
     figures: FiguresBlock | None = setting("what stage figures measures")
     embedded_clips: dict[Literal["train", "val", "test"], Count] | None = setting("clips of data=embedded, by split")
-    embedded_expected_s: Annotated[Number, Field(ge=0)] | None = setting("seconds that making them took where it was "
-                                                                         "measured, for the plan")
+    embedded_expected_s: Annotated[Number, Field(ge=0)] | None = setting(
+        "seconds that making them took elsewhere: their share of a job; 0: not known")
     overfit: OverfitBlock | None = setting("clips of overfit.py; +exp=overfit has it")
     _given: dict[str, Any] = PrivateAttr(default_factory=dict)
 

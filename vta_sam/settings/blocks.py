@@ -184,7 +184,7 @@ class StageBlock(Block):
     weights: dict[str, Number] = setting("of the loss terms, by name", {})
     workers: Count = setting("loader processes of each device", 0)
     streams: Positive = setting("of the order of samples: a multiple of processes times workers", 8)
-    expected_s: NotNegative = setting("seconds that the stage took where it was measured, for the plan", 0.0)
+    expected_s: NotNegative = setting("seconds that the stage took elsewhere: its share of a job; 0: not known", 0.0)
     schedule_steps: Positive | None = setting("steps over which the rate falls; null: all of fit.steps")
 
 
@@ -209,7 +209,7 @@ class FiguresBlock(Block):
     clips: Positive = Field(description="held-out clips that are measured")
     batch_size: Positive = Field(description="clips at once")
     samples: Count = Field(description="clips that get a video and a picture")
-    expected_s: NotNegative = setting("seconds that it took where it was measured, for the plan", 0.0)
+    expected_s: NotNegative = setting("seconds that it took elsewhere: its share of a job; 0: not known", 0.0)
 
 
 class ConditionSizes(Block):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -34,6 +33,7 @@ from ..metrics.signal import envelope_correlation
 from ..runtime.errors import InputError
 from ..runtime.files import write_text
 from ..runtime.randomness import seed_of
+from ..runtime.work_plan import processor_name
 from ..training.data_sources import embedded_shards
 from .plan import Row
 
@@ -162,7 +162,7 @@ def measure_row(row: Row, seed: int, run: Path, told: list[str], cache: Path | N
         row.study, row.table, row.name, seed, kept, values, figures["parameters"], figures["seconds"],
         round(sampling_seconds(model, shards), 4), measure_controls(model, shards, seed) if row.controls else {}, told,
         {"code_version": __version__, "torch": torch.__version__, "device": figures["device"],
-         "processor": _processor(), "cores": os.cpu_count(), "clips": figures["clips"],
+         "processor": processor_name(), "cores": os.cpu_count(), "clips": figures["clips"],
          "peak_memory_gb": figures["peak_memory_gb"], "beside": beside},
     )
 
@@ -194,11 +194,3 @@ def _data_of(run: Path, model: Path) -> tuple[Path, Path]:
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 5)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

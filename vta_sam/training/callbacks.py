@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from lightning.pytorch.profilers import Profiler
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
@@ -30,7 +31,9 @@ from ..metrics.signal import envelope_correlation
 from ..plots.clip_pictures import spectrogram_image, timeline_image
 from ..runtime.errors import InputError
 from ..runtime.files import atomic_path, write_text
+from ..runtime.progress import JobProgress, Phase
 from ..runtime.randomness import seed_of
+from ..runtime.work_plan import PartTimes, StepPace
 from .preemption import REQUEUE, Preempted, Preemption
 
 
@@ -196,50 +199,82 @@ SHOWN = (
 LOSS_EVERY = 10  # steps: to read a loss the host waits for the device
 
 
-class StepProgress(L.Callback):
-    """One line a stage: steps done of all, loss of every tenth, time left.
+class TimesOfParts(Profiler):
+    """Tells a stage's account of time when Lightning reads a batch and when it writes a checkpoint.
 
     Args:
-        label: the stage.
-        steps: of the whole stage.
+        times: the account.
     """
 
-    def __init__(self, label: str, steps: int):
-        self.label, self.steps = label, steps
-        self._progress: Progress | None = None
-        self._note, self._shown_step = "", -1
+    PARTS = {"[_TrainingEpochLoop].train_dataloader_next": "reading", "save_checkpoint": "checkpoints"}
+
+    def __init__(self, times: PartTimes):
+        super().__init__()
+        self.times = times
+
+    def start(self, action_name: str) -> None:
+        if part := self.PARTS.get(action_name):
+            self.times.begin(part)
+
+    def stop(self, action_name: str) -> None:
+        if action_name in self.PARTS:
+            self.times.end()
+
+
+class StepProgress(L.Callback):
+    """Shows the steps of a stage, with the loss of every tenth, and keeps account of what their time goes to.
+
+    Stands before the callbacks that write checkpoints, so that a validation has ended for it when they do.
+
+    Args:
+        job: the progress of the whole job.
+        pace: of the stage's steps.
+    """
+
+    def __init__(self, job: JobProgress, pace: StepPace):
+        self.job, self.pace = job, pace
+        self._open, self._step = ExitStack(), -1
+        self._phase: Phase | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
-        self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} steps"),
-            TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-        )
-        self._progress.start()
-        self._task = self._progress.add_task(self.label, total=self.steps, completed=trainer.global_step, note="")
+        self._step = trainer.global_step
+        self._phase = self._open.enter_context(
+            self.job.phase("steps", self.pace.steps, steps=self.pace, begun=self._step))
+        self._before = self.job.times.seconds()
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        if not self._progress or trainer.global_step == self._shown_step:  # a step may last several batches
+        if not self._phase or trainer.global_step == self._step:  # a step may last several batches
             return
-        self._shown_step = trainer.global_step
-        if self._shown_step % LOSS_EVERY == 0 or not self._note:
+        self._step = trainer.global_step
+        now = self.job.times.seconds()
+        steps, reading, *other = (now.get(part, 0.0) - self._before.get(part, 0.0)
+                                  for part in ("steps", "reading", "validation", "checkpoints"))
+        self._before = now
+        self.pace.add(steps + reading, *other)
+        note = None
+        if trainer.is_global_zero and (self._step % LOSS_EVERY == 0 or not self._phase.note):
             loss = trainer.callback_metrics.get("train/loss")
-            self._note = f"loss {loss:.4f}" if loss is not None else ""
-        self._progress.update(self._task, completed=trainer.global_step, note=self._note)
+            note = f"loss {loss:.4f}" if loss is not None else ""
+        self._phase.update(self._step, note)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.job.times.begin("validation")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._progress and not trainer.sanity_checking:
+        self.job.times.end()
+        if self._phase and not trainer.sanity_checking:
             shown = [f"{k} {float(v):.3f}" for k, v in trainer.callback_metrics.items() if k in SHOWN]
-            self._progress.console.print(f"  {self.label}, step {trainer.global_step}: {', '.join(shown)}")
+            self.job.console.print(f"  {self.job.name}, step {trainer.global_step}: {', '.join(shown)}",
+                                   soft_wrap=not self.job.console.is_terminal)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self.teardown(trainer, pl_module, "fit")  # which Lightning leaves out; the cursor would stay hidden
+        if self._phase:  # Lightning leaves teardown out, and the cursor would stay hidden
+            self._open.__exit__(type(exception), exception, exception.__traceback__)
+            self._phase = None
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if self._progress:
-            self._progress.stop()
-            self._progress = None
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._open.close()
+        self._phase = None
 
 
 @dataclass

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import Progress
 
 from ..checkpoints.model_folder import ModelRecipe, load_weights, read_recipe
 from ..checkpoints.parts import build, class_of, sketch
@@ -152,12 +151,11 @@ def encode_latents(context: StageContext, codec: MelCodec, accelerator: str = "a
     device = stage_device(accelerator)
     codec.to(device)
     planned = plan_latents(root, info, codec, out, processes.rank, processes.world)
-    with Progress(console=context.console) as progress:
-        task = progress.add_task("latent shards", total=sum(shard.records for shard in planned.mine))
+    with context.progress.phase("latents", sum(shard.records for shard in planned.mine), last=False) as phase:
         processes.on_all_ranks(lambda: encode_dataset(
-            root, info, codec, out, progress=lambda n: progress.advance(task, n), planned=planned,
+            root, info, codec, out, progress=phase.advance, planned=planned,
             batch_samples=batch_samples_on(device), measure=False))
-    processes.on_first_rank(lambda: encode_dataset(root, info, codec, out))  # all are there: they are measured
+        processes.on_first_rank(lambda: encode_dataset(root, info, codec, out))  # all are there: they are measured
     return out
 
 

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 import numpy as np
 from rich.console import Console
-from rich.progress import Progress
 
 from ..checkpoints.parts import build
 from ..clip import ClipFeatures, ClipSpec
@@ -22,6 +21,7 @@ from ..metrics.onsets import detect_onsets
 from ..perception.base import differences, kind_of, require_known
 from ..perception.features import build_features
 from ..runtime.errors import InputError
+from ..runtime.progress import JobProgress
 
 Recipe = dict[str, Any]
 
@@ -50,7 +50,11 @@ class DataSource(Protocol):
         ...
 
     def prepare(self, spec: ClipSpec, grounder: Recipe, encoder: Recipe, console: Console) -> Root:
-        """⇒ where the shards lie, made if they aren't there."""
+        """⇒ where the shards lie, made if they aren't there.
+
+        A source that makes them may take ``progress`` too, the job's :class:`~vta_sam.runtime.progress.JobProgress`,
+        and say by an attribute ``expected_s`` how many seconds that took where it was measured.
+        """
         ...
 
     def video(self, record: ClipFeatures) -> Path | None:
@@ -141,7 +145,8 @@ class EmbeddedData:
     """The embedded world: scenes are rendered to mp4 files, and those go through extraction like anybody's.
 
     root: folder for both. counts: clips per split. seed: of the scenes (not of training). workers: processes.
-    expected_s: how long making it took where that was measured. features: {name: recipe} of further features per frame.
+    expected_s: how long making it took where that was measured: its share of the job. features: {name: recipe} of
+    further features per frame.
     """
 
     root: str
@@ -165,8 +170,13 @@ class EmbeddedData:
 
     def describe(self) -> str:
         counts = ", ".join(f"{count} {split}" for split, count in self.counts.items())
-        there = "made before" if (self.videos / "manifest.csv").exists() else "rendered now"
+        there = "made before" if self.made else "rendered now"
         return f"the embedded world in {self.root}: {counts} clips ({there})"
+
+    @property
+    def made(self) -> bool:
+        """Whether the videos are all there."""
+        return (self.videos / "manifest.csv").exists()
 
     def recipes(self, grounder: Recipe | None, encoder: Recipe | None) -> tuple[Recipe, Recipe]:
         """Recipes as named. Raises InputError where one is not."""
@@ -175,20 +185,21 @@ class EmbeddedData:
                              "example)")
         return grounder, encoder
 
-    def prepare(self, spec: ClipSpec, grounder: Recipe, encoder: Recipe, console: Console) -> Path:
+    def prepare(self, spec: ClipSpec, grounder: Recipe, encoder: Recipe, console: Console,
+                progress: JobProgress | None = None) -> Path:
         from ..dataset.extraction.extract import extract_dataset
         from ..embedded.world import write_world
 
-        with Progress(console=console) as progress:
-            task = progress.add_task("render scenes", total=sum(self.counts.values()))
+        progress, clips = progress or JobProgress(console), sum(self.counts.values())
+        with progress.phase("render scenes", clips, last=False) as phase:
             manifest = write_world(self.videos, self.counts, self.seed, self.workers,
-                                   lambda done, total: progress.update(task, completed=done, total=total))
-            task = progress.add_task("extract features", total=sum(self.counts.values()))
+                                   lambda done, total: phase.update(done))
+        with progress.phase("extract features", clips) as phase:
             extractors = build(grounder), build(encoder)
             out = embedded_shards(Path(self.root), grounder, encoder, spec, list(self.features))
             extract_dataset(manifest, self.videos, out, *extractors, spec.fps, workers=self.workers,
                             features=build_features(self.features), sample_rate_hz=spec.sample_rate_hz,
-                            progress=lambda done, total, *_: progress.update(task, completed=done, total=total))
+                            progress=lambda done, total, *_: phase.update(done))
         return out
 
     def video(self, record: ClipFeatures) -> Path | None:

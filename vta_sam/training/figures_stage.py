@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import Progress
 from rich.table import Table
 
 from .. import __version__
@@ -170,10 +169,8 @@ class FiguresStage(Stage):
         source, data = context.source, context.datamodule("figures", job.numbers("diffusion"))
         clips = held_out(data.reader(source.test_split), data.reader(source.train_split), pipeline,
                          job.figures["clips"], lambda record, wave: true_onsets(source, record, wave))
-        with Progress(console=context.console) as progress:
-            task = progress.add_task("generate and measure", total=2 * len(clips.records) + len(clips.single))
-            figures, sounds = measure(pipeline, clips, job.seed, job.figures["batch_size"],
-                                      lambda n: progress.advance(task, n))
+        with context.progress.phase("generate and measure", 2 * len(clips.records) + len(clips.single)) as phase:
+            figures, sounds = measure(pipeline, clips, job.seed, job.figures["batch_size"], phase.advance)
             figures["seed"], figures["exp"] = job.seed, job.exp
         show(folder, pipeline, clips, sounds, source, job.folder / "diffusion", job.figures["samples"])
         write_text(folder / "measured.json", json.dumps(figures, indent=1) + "\n")

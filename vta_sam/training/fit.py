@@ -24,13 +24,17 @@ from lightning.fabric.plugins.environments import LightningEnvironment, TorchEla
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from rich.console import Console
 
 from ..dataset.shards.datamodule import ShardDataModule
 from ..generation.build import keep_strided_convolutions
 from ..runtime.distributed import Processes, choose_accelerator, visible_gpus
 from ..runtime.errors import InputError
+from ..runtime.progress import JobProgress
+from ..runtime.work_plan import StepPace
 from .callbacks import (
-    AtomicCheckpointIO, ExponentialMovingAverage, GradientClipping, LastCheckpoint, StepProgress, load_mapped
+    AtomicCheckpointIO, ExponentialMovingAverage, GradientClipping, LastCheckpoint, StepProgress, TimesOfParts,
+    load_mapped
 )
 from .optimisation import (
     attention_kernels, choose_precision, fill_whole, may_leave_out, prepare_blocks, stage_device, to_be_sharded,
@@ -214,6 +218,7 @@ def fit(
     loggers: Sequence[LoggerFactory] = (),
     callbacks: Sequence[L.Callback] = (),
     preemption: Preemption | None = None,
+    progress: JobProgress | None = None,
 ) -> None:
     """Train ``module`` from where its folder left off, then fill it with the chosen checkpoint's averaged weights.
 
@@ -222,12 +227,13 @@ def fit(
         data: of the stage.
         folder: of the stage, claimed.
         settings: how to fit.
-        label: on the progress bar.
+        label: on the line of progress, where ``progress`` knows of no stage.
         monitor: (figure, "min" or "max") that chooses the checkpoint.
         loggers: factories.
         callbacks: the stage's own.
         preemption: a request to stop, and the processes that train together. None: this process alone, without
             such requests.
+        progress: of the job. None: of this fit alone.
 
     Raises:
         Preempted: the job was asked to stop, and has saved its state.
@@ -240,6 +246,8 @@ def fit(
     sharded = settings.strategy == "fsdp2" and processes.world > 1  # one process has no other to share with
     if sharded:
         to_be_sharded(module)
+    progress = progress or JobProgress(Console(quiet=not processes.first))
+    progress.name = progress.name or label
     data.draw = getattr(module, "draw", None)
     if accelerator == "cpu":
         keep_strided_convolutions(module)
@@ -255,7 +263,10 @@ def fit(
         val_check_interval=settings.validate_every * settings.accumulate, check_val_every_n_epoch=None,
         num_sanity_val_steps=0, log_every_n_steps=10, enable_progress_bar=False, enable_model_summary=False,
         logger=[make(save_dir=str(folder.path), name="logs") for make in loggers] or False,
-        callbacks=_callbacks(folder, settings, label, monitor, callbacks, preemption, sharded),
+        profiler=TimesOfParts(progress.times),
+        callbacks=_callbacks(folder, settings, monitor, callbacks, preemption, sharded, StepProgress(progress, StepPace(
+            settings.steps, settings.validate_every, settings.checkpoint_every,
+            data.batch_size * settings.accumulate * processes.world))),
     )
     resume = folder.last_checkpoint if folder.last_checkpoint.exists() else None
     if resume:
@@ -300,15 +311,15 @@ class BatchCount(L.Callback):
             counts.update({name: count + more for name, count in counts.items()})
 
 
-def _callbacks(folder: StageFolder, settings: FitSettings, label: str, monitor: tuple[str, str],
-               callbacks: Sequence[L.Callback], preemption: Preemption, sharded: bool) -> list[L.Callback]:
+def _callbacks(folder: StageFolder, settings: FitSettings, monitor: tuple[str, str], callbacks: Sequence[L.Callback],
+               preemption: Preemption, sharded: bool, progress: StepProgress) -> list[L.Callback]:
     """The stage's own callbacks, and the callbacks of every fit. Their order counts."""
     figure, mode = monitor
     return [
         *callbacks,  # before the average, which puts the raw weights back when validation ends
         *([] if sharded else [ExponentialMovingAverage(settings.ema_decay, settings.ema_start)]),
         GradientClipping(settings.clip_norm, folder.path),
-        StepProgress(label, settings.steps),
+        progress,
         BatchCount(settings.accumulate),
         ModelCheckpoint(folder.best_checkpoint.parent, filename="best", monitor=figure, mode=mode,
                         enable_version_counter=False),

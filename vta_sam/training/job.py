@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
+import inspect
 import os
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cached_property
 from pathlib import Path
@@ -24,11 +23,11 @@ from ..generation.build import identify
 from ..importers.named_models import MODELS, named_folder, to_be_imported
 from ..runtime.distributed import Processes
 from ..runtime.errors import InputError
-from ..runtime.files import write_text
-from ..runtime.work_plan import Deed, Item, Plan
+from ..runtime.progress import JobProgress
+from ..runtime.work_plan import Deed, Item, PartTimes, Plan, processor_name
 from .data_sources import DataSource
 from .preemption import EXIT_STATUS, Preempted, Preemption, queue_name, requeue
-from .run_folder import DATASET, StageFolder, leaves, locked
+from .run_folder import DATASET, StageFolder, TimeAccount, leaves, locked, seen_on
 from .stage import JobSettings, Stage, StageContext
 from .stages import STAGES
 
@@ -47,6 +46,7 @@ class TrainingJob(JobSettings):
             raise InputError("model=… is for measuring a finished model; give stages=[figures] with it")
         self.processes = Processes.of_environment()
         self.console = Console()
+        self.progress = JobProgress(self.console)
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> "TrainingJob":
@@ -130,10 +130,14 @@ class TrainingJob(JobSettings):
         grounder, encoder = self._name_extractors()
         if self.model is not None:
             self.processes.on_first_rank(lambda: named_folder(str(self.model)))  # a released one is fetched once
+        self.progress = self._progress(plan.items)
+        takes = inspect.signature(self.source.prepare).parameters  # a source of one's own may know of no progress
+        shown = {"progress": self.progress} if "progress" in takes else {}
         root = self.timed("data", lambda: self.processes.on_first_rank(
-            lambda: self.source.prepare(self.spec, grounder, encoder, self.console)))
+            lambda: self.source.prepare(self.spec, grounder, encoder, self.console, **shown)))
         context = StageContext(self.seed, self.spec, root, read_dataset(root), self.source,
-                               [build(logger, _partial_=True) for logger in self.logger], self.console, preemption)
+                               [build(logger, _partial_=True) for logger in self.logger], self.console, preemption,
+                               self.progress)
         context.info.require(str(root), fps=self.spec.fps, sample_rate_hz=self.spec.sample_rate_hz)
         for name in self.stages:
             self._run_stage(STAGES[name], context)
@@ -145,8 +149,8 @@ class TrainingJob(JobSettings):
     def _run_stage(self, stage: Stage, context: StageContext) -> None:
         folder = stage.folder(self)
         deed = self.processes.on_first_rank(lambda: self.stage_folder(stage.name).claim(self.overwrite))
-        if deed in (Deed.MAKE, Deed.MAKE_AGAIN):
-            self._account({stage.name: 0.0})
+        if deed in (Deed.MAKE, Deed.MAKE_AGAIN) and self.processes.first:
+            TimeAccount(self.folder).begin_anew(stage.name)
         if folder.done:
             where = folder.model if folder.model.exists() else folder.path
             self.console.print(f"{stage.name}: done before, {where}", highlight=False)
@@ -159,21 +163,46 @@ class TrainingJob(JobSettings):
         self.processes.on_first_rank(lambda: stage.report(self, context))
 
     def timed(self, name: str, work: Callable[[], Any]) -> Any:
-        """Do ``work`` and add its seconds to the run's account, which survives a restart."""
-        start = time.perf_counter()
-        result = work()
-        self._account({name: self._seconds().get(name, 0.0) + time.perf_counter() - start})
+        """Do ``work`` and add its seconds to the run's account, which survives a restart: also those up to a request to
+        stop, after which the next start goes on."""
+        with self.progress.stage(name) as times:
+            try:
+                result = work()
+            except (Preempted, KeyboardInterrupt):
+                self._note(name, times)
+                raise
+        self._note(name, times)
         return result
 
-    def _seconds(self) -> dict[str, float]:
-        """The run's account of time."""
-        account = self.folder / "seconds.json"
-        return json.loads(account.read_text()) if account.exists() else {}
-
-    def _account(self, seconds: dict[str, float]) -> None:
+    def _note(self, name: str, times: PartTimes) -> None:
         if self.processes.first:
-            spent = self._seconds() | {name: round(found, 1) for name, found in seconds.items()}
-            write_text(self.folder / "seconds.json", json.dumps(spent) + "\n")
+            TimeAccount(self.folder).add(name, times.seconds(), self._machine, self._elsewhere_s.get(name, 0.0))
+
+    @property
+    def _device(self) -> str:
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+        if self.processes.world > 1:
+            return f"{self.processes.world} processes on {self.processes.machines} machines, each {device}"
+        return device
+
+    @property
+    def _machine(self) -> str:
+        """What times depend on, in words."""
+        return f"{processor_name()}, {self._device}"
+
+    @property
+    def _elsewhere_s(self) -> dict[str, float]:
+        """{stage: seconds where they were measured}, of the making of data too; 0: not known."""
+        return {"data": getattr(self.source, "expected_s", 0.0)} | {
+            name: STAGES[name].plan(self)[1] for name in self.stages}
+
+    def _progress(self, items: Sequence[Item]) -> JobProgress:
+        """The progress of the job. items: of its plan."""
+        ahead = [item.name for item in items if item.deed not in (Deed.KEEP, Deed.TAKE_BACK)]
+        if hasattr(self.source, "expected_s") and not getattr(self.source, "made", False):
+            ahead = ["data", *ahead]
+        seen_s = seen_on(self._machine, self.folder, [STAGES[name].folder(self) for name in self.stages])
+        return JobProgress(self.console, self.stages, ahead, self._elsewhere_s, seen_s)
 
     # ------------------------------------------------------------------ before the first stage
 
@@ -215,21 +244,19 @@ class TrainingJob(JobSettings):
         if not fetched or not self.plan:  # a plan fetches nothing
             self._check()
         items, refusals = [], []
-        expected_s = getattr(self.source, "expected_s", 0.0)
         for name in self.stages:
-            work, stage_s = STAGES[name].plan(self)
+            work, _ = STAGES[name].plan(self)
             try:
                 deed, why = self.stage_folder(name).deed(self.overwrite)
             except InputError as error:
                 refusals.append(str(error))
                 continue
             writes = deed not in (Deed.KEEP, Deed.TAKE_BACK)
-            expected_s += stage_s if writes else 0
             items.append(Item(name, deed, "; ".join(filter(None, (work if writes else "", why))),
                               STAGES[name].size(self) if writes else None))
         if refusals:
             raise InputError("\n".join(refusals))
-        return Plan(f"{self.exp}, seed {self.seed}", items, self.folder, facts=self._facts(expected_s),
+        return Plan(f"{self.exp}, seed {self.seed}", items, self.folder, facts=self._facts(items),
                     notes=[f"{name} is fetched first, and compared with the settings then" for name in fetched])
 
     def _check(self) -> None:
@@ -238,13 +265,9 @@ class TrainingJob(JobSettings):
         else:
             STAGES["figures"].check(self)
 
-    def _facts(self, expected_s: float) -> list[tuple[str, str]]:
-        device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
-        if self.processes.world > 1:
-            device = f"{self.processes.world} processes on {self.processes.machines} machines, each {device}"
-        expected = f"about {expected_s / 60:.0f} minutes, if this machine is like the one it was measured on " \
-            "(conf/size)" if expected_s else "not measured for this size"
-        return [("data", self.source.describe()), ("device", device), ("expected", expected)]
+    def _facts(self, items: Sequence[Item]) -> list[tuple[str, str]]:
+        return [("data", self.source.describe()), ("device", self._device),
+                ("expected", self._progress(items).outlook())]
 
 
 def _require_unet_used(config: dict[str, Any]) -> None:

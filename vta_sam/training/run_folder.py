@@ -8,8 +8,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Set
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence, Set
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ DATASET = "dataset"  # the name under which a stage's inputs hold the identity o
 _LENGTH, _SCHEDULE = "fit.fit.steps", "fit.schedule_steps"  # in a stage's settings
 _SHORTER = "shorter.json"  # a list of the identities that a stage had before it was trained further
 _PLACES = ("root", "videos")  # in the settings of a data source whose identity is known
+_NUMBERS = ("fit", "figures", "clip")  # in a stage's settings: what its time depends on most
 FROM_DATA = "from_data"  # in a conditioner's config: a dimension that is read from the dataset
 
 
@@ -255,6 +256,64 @@ class _Length:
         return (f"\nits learning rate falls over its {self.schedule} steps, and would have fallen otherwise in a "
                 "longer stage; to train it further at the rate that it ended with, add "
                 f"+fit.{folder.path.name}.schedule_steps={self.schedule}; or {init}")
+
+
+class TimeAccount:
+    """A run's account of time, which survives a restart: ``seconds.json``, {stage: seconds}, and of the same seconds
+    ``seconds_parts.json``, {stage: {parts: {part: seconds}, machine, expected_s}}, which runs of earlier versions lack.
+
+    Args:
+        run: its folder.
+    """
+
+    def __init__(self, run: Path):
+        self._seconds, self._parts = run / "seconds.json", run / "seconds_parts.json"
+
+    def add(self, stage: str, parts: dict[str, float], machine: str, expected_s: float) -> None:
+        """Add what a stage has taken now: {part: seconds}, on this machine, and what it took where it was measured."""
+        spent, told = self._read()
+        spent[stage] = round(spent.get(stage, 0.0) + sum(parts.values()), 1)
+        before = told.get(stage, {}).get("parts", {})
+        parts = {part: round(before.get(part, 0.0) + parts.get(part, 0.0), 2) for part in [*before, *parts]}
+        self._write(spent, told | {stage: {"parts": parts, "machine": machine, "expected_s": expected_s}})
+
+    def begin_anew(self, stage: str) -> None:
+        """A stage is made again: what it took before doesn't count."""
+        spent, told = self._read()
+        self._write(spent | {stage: 0.0}, {name: found for name, found in told.items() if name != stage})
+
+    def on(self, machine: str, folders: Sequence[StageFolder]) -> dict[str, float]:
+        """{stage: seconds} of the finished stages that took their time on this machine, with the numbers of these."""
+        spent, told = self._read()
+        found: dict[str, float] = {}
+        for folder in folders:
+            name = folder.path.name
+            stored = self._parts.parent / name / "config.yaml"
+            if told.get(name, {}).get("machine") == machine and stored.with_name("done").exists():
+                config = yaml.safe_load(stored.read_text(encoding="utf-8"))
+                if all(config.get(key) == folder.config.get(key) for key in _NUMBERS):
+                    found[name] = float(spent[name])
+        return found
+
+    def _read(self) -> tuple[dict[str, float], dict[str, Any]]:
+        spent, told = (json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+                       for path in (self._seconds, self._parts))
+        return spent, told
+
+    def _write(self, spent: dict[str, float], told: dict[str, Any]) -> None:
+        write_text(self._seconds, json.dumps(spent) + "\n")
+        write_text(self._parts, json.dumps(told, indent=1) + "\n")
+
+
+def seen_on(machine: str, run: Path, folders: Sequence[StageFolder]) -> dict[str, float]:
+    """{stage: seconds} that stages of a run took on a machine: in this run, else in the last one beside it."""
+    others = sorted((path for path in run.parent.glob("*/seconds_parts.json") if path.parent != run),
+                    key=lambda path: path.stat().st_mtime)
+    seen: dict[str, float] = {}
+    for path in [*others, run / "seconds_parts.json"]:
+        with suppress(OSError, ValueError, TypeError, AttributeError, KeyError, yaml.YAMLError):  # it may be damaged
+            seen |= TimeAccount(path.parent).on(machine, folders)
+    return seen
 
 
 def _text(config: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,6 +27,7 @@ from ..diffusion.condition import Pretrained
 from ..importers.named_models import named_folder
 from ..runtime.distributed import Processes
 from ..runtime.errors import InputError
+from ..runtime.progress import JobProgress
 from ..runtime.randomness import seed_of
 from .data_sources import DataSource
 from .fit import FitSettings, LoggerFactory, fit
@@ -51,7 +53,7 @@ class StageSettings:
         workers: loader processes.
         streams: of the order of samples (dataset/shards/datamodule.py), a multiple of any number of processes times
             workers; another number is another order.
-        expected_s: how long the stage took where it was measured (the config says where), for the plan.
+        expected_s: how long the stage took where it was measured (the config says where): its share of the job.
     """
 
     fit: FitSettings
@@ -237,6 +239,7 @@ class StageContext:
         loggers: factories, called for each stage.
         console: of the plan and the progress.
         preemption: a request to stop, and the processes that train together.
+        of_job: the progress of the job; None: there is no job.
     """
 
     seed: int
@@ -247,6 +250,12 @@ class StageContext:
     loggers: list[LoggerFactory]
     console: Console
     preemption: Preemption = field(default_factory=lambda: Preemption(Processes()))
+    of_job: JobProgress | None = None
+
+    @cached_property
+    def progress(self) -> JobProgress:
+        """What counts of steps and clips are shown on."""
+        return self.of_job or JobProgress(self.console)
 
     @property
     def processes(self) -> Processes:
@@ -265,7 +274,7 @@ class StageContext:
             label: str, monitor: tuple[str, str], callbacks: Sequence[L.Callback] = ()) -> None:
         """See fit(); each process takes its share of a step."""
         fit(module, data, folder, settings.split_over(self.processes.world).fit, label, monitor, self.loggers,
-            callbacks, self.preemption)
+            callbacks, self.preemption, self.progress)
 
     def save(self, folder: StageFolder, recipe: ModelRecipe, parts: dict[str, torch.nn.Module]) -> None:
         """Write the stage's model folder, once."""
@@ -338,7 +347,7 @@ class Stage(ABC):
         """Show or write what belongs to a finished stage, whether it was finished now or before."""
 
     def plan(self, job: JobSettings) -> tuple[str, float]:
-        """The plan's description of the work, and its expected time in seconds."""
+        """The plan's description of the work, and the seconds that it took where it was measured; 0: not known."""
         numbers = job.numbers(self.name)
         work = f"{numbers.fit.steps} steps of {numbers.batch_size} clips, precision {numbers.fit.precision}"
         return work, numbers.expected_s

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,8 +19,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
 from ...runtime.errors import EndOfRun, InputError
-from ...runtime.files import claimed, sweep_claims, write_fault, write_text
+from ...runtime.files import claimed, printable, sweep_claims, write_fault, write_text
 from ...runtime.work_plan import Deed, Item, counted
 from ..manifests.manifest import Slice
 from ..shards.records import read_members, write_records
@@ -28,6 +33,7 @@ from ..shards.schema import DatasetInfo, ShardInfo, decode_record, read_dataset
 STATE_FILE = "extraction.json"
 _LOCK_FILE = ".extraction.lock"
 _STALE_S = 60.0  # a file is written in seconds: a temporary file older than this belongs to a killed worker
+_REASONS, _CLIPS = 5, 3  # that are shown, of failures; clips of each
 
 Record = dict[str, bytes]  # members by suffix
 
@@ -252,3 +258,33 @@ def failures(path: str | os.PathLike) -> list[dict[str, str]]:
         return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
         raise InputError(f"{path} can't be read ({error}); delete it and its tar, and extract again") from error
+
+
+def summary(info: DatasetInfo, out: Path) -> Group:
+    """A table of shards, records and failures of each split, and the most frequent reasons of failures with the first
+    clips that they befell, to be printed.
+
+    Args:
+        info: the dataset.
+        out: its folder.
+    """
+    table = Table("split", "shards", "records", "failed", title=Text(printable(out)))
+    clips: dict[str, list[str]] = {}
+    for split, shards in sorted(info.splits.items()):
+        failed = sum(shard.failed for shard in shards)
+        table.add_row(split, str(len(shards)), str(sum(shard.records for shard in shards)), str(failed))
+        for shard in shards:
+            if shard.failed:
+                for entry in failures(out / f"{Path(shard.name).stem}.failed.jsonl"):
+                    # without the file's name, so that the same reasons count together
+                    reason = re.sub(rf"[^\s'\"]*{re.escape(entry['path'])}", "…", entry["reason"])
+                    clips.setdefault(reason, []).append(entry["id"])
+    frequent = sorted(clips.items(), key=lambda item: -len(item[1]))[:_REASONS]
+    lines = [Text(printable(f"{len(ids)} clips: {reason} ({', '.join(ids[:_CLIPS])}{', …' * (len(ids) > _CLIPS)})"))
+             for reason, ids in frequent]
+    if clips:
+        lines.append(Text(printable(f"All that failed, with their reasons: {out / '*.failed.jsonl'}; retry_failed=true "
+                                    "tries them again.")))
+    if not (out / "dataset.json").exists():
+        lines.append(Text("Other workers' shards are missing still; dataset.json is written with the last of them."))
+    return Group(table, *lines)

@@ -6,13 +6,17 @@ from __future__ import annotations
 import json
 import signal
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import tiny_data
 import torch
+from models import make_model_folder
+from programs import REPOSITORY, call
 from safetensors.torch import load_file
-from tiny_data import stage_settings, write_dataset
-from together import CLIPS_A_STEP, STEPS, choose, finish, start, train
+from tiny_data import FRAME_DIM, OBJECT_DIM, SPEC, a_clip, stage_settings, write_dataset
+from together import CLIPS_A_STEP, STEPS, choose, finish, job, sampled, start, train, validate
 
 from vta_sam.runtime.distributed import Processes, gathered
 from vta_sam.runtime.errors import InputError
@@ -171,3 +175,68 @@ def test_what_the_first_refuses_ends_all(root, tmp_path):
     ended = finish(start(2, root, tmp_path, tmp_path, "vae"))
     assert ended[1][0] == 2 and ended[0][0] == 1
     assert "was made with another config" in ended[0][1] and "was made with another config" not in ended[1][1]
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A dataset of clips of one thing each, a model of random weights, and its figures by one process ⇒ (arguments of
+    the train program but for runs=, folder of that run)."""
+    folder = tmp_path_factory.mktemp("measured")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny_data, "a_clip", a_clip_of_one_thing)
+        info = write_dataset(folder / "shards", {"train": 2, "val": 1, "test": 5})
+    recipes = {"grounder": {"_target_": "tiny_grounder"}, "encoder": {"_target_": "tiny_encoder"}}
+    replace(info, recipes=recipes).write(folder / "shards")
+    model = make_model_folder(folder, spec=SPEC, dims={"frame_dim": FRAME_DIM, "object_dim": OBJECT_DIM})
+    arguments = ["+exp=vta_sam", "size=smoke", "data=shards", f"data.root={folder}/shards", "stages=[figures]",
+                 f"model={model}", "figures.batch_size=2", "figures.clips=5", "sampler.steps=2", "threads=1"]
+    done = call("experiments/train.py", *arguments, f"runs={folder}/runs", cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    return arguments, folder / "runs" / "vta_sam-0"
+
+
+def a_clip_of_one_thing(key, **more):
+    clip = a_clip(key, **more)
+    return clip.replace(objects=clip.objects[:1], label=clip.objects[0], object_embedding=clip.object_embedding[:1],
+                        probs=clip.probs[:, :1], boxes=clip.boxes[:, :1], areas=clip.areas[:, :1])
+
+
+def figures_of(run):
+    found = json.loads((run / "figures.json").read_text())
+    sounds = {path.name: path.read_bytes() for path in (run / "figures" / "generated").glob("*.wav")}
+    return {name: value for name, value in found.items() if name not in ("seconds", "peak_memory_gb")}, sounds
+
+
+def test_several_processes_part_a_run_s_figures_and_find_those_of_one(measured, tmp_path):
+    arguments, alone = measured
+    ended = finish(start(2, "", *arguments, f"runs={tmp_path}", work=job))
+    assert [status for status, _ in ended] == [0, 0], ended
+    expected, sounds = figures_of(alone)
+    assert "swap" in expected and expected["clips"] == 5 and expected["vae"]["mel_error_share"] > 0
+    assert figures_of(tmp_path / "vta_sam-0") == (expected, sounds)
+
+
+def test_a_process_that_is_asked_to_stop_ends_the_figures_of_all(measured, tmp_path):
+    arguments, _ = measured
+    ended = finish(start(2, "1:stop", *arguments, f"runs={tmp_path}", work=job))
+    assert [status for status, _ in ended] == [EXIT_STATUS, EXIT_STATUS], ended
+    assert not (tmp_path / "vta_sam-0" / "figures.json").exists()
+
+
+def test_what_one_process_can_t_generate_ends_all_with_its_sentence(measured, tmp_path):
+    arguments, _ = measured
+    ended = finish(start(2, "1:refuse", *arguments, f"runs={tmp_path}", work=job))
+    assert [status for status, _ in ended] == [2, 2], ended
+    assert "error: process 1 of 2: the second batch can't be generated" in ended[1][1]
+    assert "can't be generated" not in ended[0][1] and "Traceback" not in ended[0][1] + ended[1][1]
+
+
+def test_processes_part_the_samples_of_a_validation_and_log_those_of_one(tmp_path):
+    model = make_model_folder(tmp_path)
+    expected, batches = sampled(model, Processes())
+    assert batches == [["a", "b"], ["c", "d"], ["e"]] and len(expected) == 6
+    assert [status for status, _ in finish(start(2, model, tmp_path, work=validate))] == [0, 0]
+    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert [logged for logged, _ in found] == [expected, expected]
+    # the last round's batch twice: all call the networks equally often
+    assert [mine for _, mine in found] == [[["a", "b"], ["e"]], [["c", "d"], ["e"]]]

@@ -26,6 +26,7 @@ from vta_sam.dataset.shards.schema import read_dataset
 from vta_sam.generation.pipeline import Pipeline, load
 from vta_sam.runtime.distributed import Processes, gathered
 from vta_sam.runtime.errors import InputError
+from vta_sam.runtime.stage_module import rows_before
 from vta_sam.training import callbacks, codec_stages, diffusion_stage
 from vta_sam.training import stage as stage_module
 from vta_sam.training.optimisation import choose_precision
@@ -183,4 +184,13 @@ def validate(model: str, out: str) -> None:
     processes = Processes.of_environment()
     with processes.connected():
         found = sampled(Path(model), processes)
+    (Path(out) / f"{processes.rank}.json").write_text(json.dumps(found))
+
+
+def before(out: str) -> None:
+    """Each process writes the rows before its own to ``out``/<rank>.json: six numbers, parted as clips are."""
+    processes = Processes.of_environment()
+    with processes.connected():
+        mine = torch.arange(6).reshape(3, 2)[:, processes.rank]
+        found = rows_before(mine).tolist(), rows_before(mine[:, None].float().expand(-1, 2)).tolist()
     (Path(out) / f"{processes.rank}.json").write_text(json.dumps(found))

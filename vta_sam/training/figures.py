@@ -141,10 +141,8 @@ class SoundMaker:
 
     def through_codec(self, waveforms: torch.Tensor) -> np.ndarray:
         """True sound (B, samples) through codec and vocoder ⇒ sound (B, samples)."""
-        @torch.no_grad()
         def made(rows: range) -> np.ndarray:
-            chunk = waveforms[rows.start:rows.stop].to(self.pipeline.device)
-            return self.pipeline.decode(self.pipeline.codec.posterior_mean(chunk)).numpy()
+            return self.pipeline.decode(self.pipeline.encode(waveforms[rows.start:rows.stop])).numpy()
 
         return self._joined(len(waveforms), made)
 
@@ -157,7 +155,8 @@ class SoundMaker:
         @torch.no_grad()
         def made(rows: range) -> list[ErrorShare]:
             mel = codec.mel_of(waveforms[rows.start:rows.stop].to(self.pipeline.device))
-            decoded = codec.decode(codec.moments(mel).chunk(2, dim=1)[0])[:, 0].float().cpu().numpy()
+            with self.pipeline.computing(codec):
+                decoded = codec.decode(codec.moments(mel).chunk(2, dim=1)[0])[:, 0].float().cpu().numpy()
             return [mel_error_share(t, d, mean_mel) for t, d in zip(mel[:, 0].cpu().numpy(), decoded)]
 
         rounds = self.preemption.parted(in_batches(len(waveforms), self.batch_size), made)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -18,6 +21,9 @@ from vta_sam.conditioners.vta_sam_pretraining import contrastive_loss, onset_tar
 from vta_sam.diffusion.objective import SCHEDULE, VPrediction
 from vta_sam.diffusion.sampler import Sampler, classifier_guided
 from vta_sam.mel import LogMel, normalise
+from vta_sam.runtime.errors import InputError
+from vta_sam.training.part_stages import PartStage
+from vta_sam.training.stages import STAGES
 
 
 def alphas_cumprod(timestep: torch.Tensor) -> torch.Tensor:
@@ -190,3 +196,42 @@ def test_onset_stage_learns_onsets_and_ignores_padding():
     whole = module.measure(batch)[0]
     batch.frame_embedding[:, 12:] = 9.0
     assert torch.allclose(module.measure(batch)[0], whole)
+
+
+def classifier_training() -> ClassifierTraining:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        encoder, classifier = AlignedFrameEncoder(FRAME_DIM, 16, 8, 1), AlignmentClassifier(8, 8 * 4, SPEC, 32, 1)
+    return ClassifierTraining(classifier, encoder, 1.0, lambda m: None, VPrediction())
+
+
+def noisy_batch(*keys):
+    batch = make_batch(*keys)
+    batch.moments = torch.randn(len(keys), 16, SPEC.columns, 4, generator=torch.Generator().manual_seed(1))
+    batch.seeds = torch.arange(len(keys)) + 3
+    return batch
+
+
+@pytest.mark.parametrize("keys, others", [("a", []), ("aa", []), ("aab", [0, 2]), ("abc", [0, 1, 2])])
+def test_a_clip_s_own_pictures_are_never_another_s(keys, others):
+    """In a batch of one, and where a clip follows itself. By hand: the terms that are left."""
+    module, batch = classifier_training(), noisy_batch(*keys)
+    told = []
+    logit = module.classifier.logit
+    module.classifier.logit = lambda *arguments: told.append(logit(*arguments)) or told[-1]
+    loss, figures = module.measure(batch)
+    own, other, displaced_ = told
+    wrong = torch.cat([other[others], displaced_])
+    softplus = torch.nn.functional.softplus
+    torch.testing.assert_close(loss, (softplus(-own).mean() + softplus(wrong).mean()) / 2)
+    expected = ((own > 0).float().mean() + (wrong <= 0).float().mean()) / 2
+    torch.testing.assert_close(figures["accuracy"], expected)
+
+
+def test_a_batch_without_another_clip_is_refused_before_training():
+    kind = STAGES["classifier"]
+    job = SimpleNamespace(stages=["classifier"], numbers=lambda stage: SimpleNamespace(batch_size=1))
+    with mock.patch.object(PartStage, "check"), pytest.raises(InputError, match=r"fit\.classifier\.batch_size=1: .*2"):
+        kind.check(job)
+    with mock.patch.object(PartStage, "check"), mock.patch.dict("os.environ", RANK="1", WORLD_SIZE="2"):
+        kind.check(job)  # the other process has another clip

@@ -69,6 +69,14 @@ def test_motion_meets_sound(films):
     assert again.mean == pytest.approx(score["ours"])
 
 
+def test_every_published_score_is_computed_where_all_are_asked_for(films):
+    told = settings(metrics="all", flow="full", backbones="tiny", resamples=100, set_resamples=20, workers=0)
+    figures = evaluate(request_of(told, {"late": films / "late"}, films / "true"))[0].systems["late"].figures
+    for key in ("av_align_sta_published", "kl_eps1e_6_tiny", "kl_sigmoid_tiny", "kl_sigmoid_eps1e_6_tiny"):
+        assert figures[key].score is not None and figures[key].score.n > 0, key
+    assert "rows" in figures["kernel_distance_tiny"].reason and "500" in figures["fad_infinity_published_tiny"].reason
+
+
 def test_broken_pictures_leave_the_sound(films, tmp_path):
     for name in ("f0", "f1", "f2"):
         (tmp_path / f"{name}.mp4").write_bytes((films / "true" / f"{name}.mp4").read_bytes())

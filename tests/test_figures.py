@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from models import make_batch, make_features, make_model_folder
 from tiny_data import SPEC, a_clip
 
 from vta_sam.dataset.shards.batch import collate, window_of
@@ -13,7 +14,11 @@ from vta_sam.evaluation.evaluate import evaluate
 from vta_sam.evaluation.measurements import SoundMeasurements
 from vta_sam.evaluation.request import Request
 from vta_sam.evaluation.sounds import WaveformFeatures
-from vta_sam.training.figures import HeldOut, Scoring, left_out, levels, swap_objects
+from vta_sam.generation.attention_maps import attention_maps
+from vta_sam.generation.pipeline import load
+from vta_sam.runtime.distributed import Processes
+from vta_sam.training.figures import HeldOut, Scoring, SoundMaker, left_out, levels, swap_objects
+from vta_sam.training.preemption import Preemption
 
 
 def clicks(times_s) -> np.ndarray:
@@ -116,3 +121,20 @@ def test_the_class_is_scored_only_where_the_tagger_knows_it(truth):
         assert ("sound_class" in figures) is scored is ("sound_class" not in left_out(clips))
     assert "of 6 clips 0 have one object alone, of a class that the embedded tagger knows" in left_out(unknown)["swap"]
     assert all(truth.label == "" for truth in scoring.truths)
+
+
+def test_a_model_in_bf16_as_a_gpu_has_it_is_measured_too(tmp_path):
+    """Its weights are bf16: every network is called where sounds are cast to them."""
+    folder, batch = make_model_folder(tmp_path), make_batch("a", "b")
+    batch.waveform = 0.1 * torch.randn(batch.waveform.shape, generator=torch.Generator().manual_seed(0))
+    clips = HeldOut([make_features(key) for key in "ab"], batch, [np.array([])] * 2, np.zeros(64, np.float32))
+    made = {}
+    for precision in ("fp32", "bf16"):
+        pipeline, ticks = load(folder, precision=precision), []
+        made[precision] = SoundMaker(pipeline, 1, Preemption(Processes()), ticks.append).make(clips, 0)
+        maps = attention_maps(pipeline, batch.select([0]), seed=0)
+        assert ticks == [1, 1, 1, 1] and maps and all(np.isfinite(level).all() for level in maps.values())
+    exact, half = made["fp32"], made["bf16"]
+    assert half.generated.shape == half.reconstructed.shape == tuple(batch.waveform.shape)
+    assert half.error_share == pytest.approx(exact.error_share, rel=0.02) and not np.array_equal(
+        half.reconstructed, exact.reconstructed)

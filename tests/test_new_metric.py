@@ -7,7 +7,6 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import pytest
@@ -24,7 +23,6 @@ from vta_sam.evaluation.metric_table import metric_table as all_rows
 from vta_sam.evaluation.metric_table import register_metric
 from vta_sam.evaluation.request import Request
 from vta_sam.evaluation.results import figures_table, write_evaluation
-from vta_sam.generation.pipeline import Pipeline
 from vta_sam.runtime.errors import InputError
 from vta_sam.training import figures
 from vta_sam.training import figures_stage as run_report
@@ -77,14 +75,10 @@ def test_it_stands_in_evaluations_and_on_the_page(registered, folders):
     assert keys[-1] == KEY, "it stands with the others of its group"
 
 
-def test_it_stands_in_the_figures_of_a_run(registered, monkeypatch):
+def test_it_stands_in_the_figures_of_a_run(registered):
     waves = np.stack([clicks(i, 5.12) for i in range(4)])
     clips = held_out(waves, [np.array([1.0])] * 4)
-    unused = cast(Pipeline, None)
-    monkeypatch.setattr(figures, "generate", lambda *_: 0.5 * waves[:, ::-1])
-    monkeypatch.setattr(figures, "through_codec", lambda *_: waves)
-    monkeypatch.setattr(figures, "codec_error_share", lambda *_: 0.1)
-    found, _ = figures.measure(unused, clips, seed=0, batch_size=4, tick=lambda _: None)
+    found = figures.measure(clips, figures.Sounds(0.5 * waves[:, ::-1], waves, 0.1), seed=0)
     assert set(found["timing"]) == {"envelope_correlation", "onset_f1", KEY} == set(found["ceiling"])
     assert found["timing"][KEY]["score"]["mean"] >= 0 == found["ceiling"][KEY]["score"]["mean"]
     assert figures.mean_scores(found)[KEY] == found["timing"][KEY]["score"]["mean"]

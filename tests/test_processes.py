@@ -6,17 +6,24 @@ from __future__ import annotations
 import json
 import signal
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import tiny_data
 import torch
+from models import make_model_folder
+from programs import REPOSITORY, call
 from safetensors.torch import load_file
-from tiny_data import stage_settings, write_dataset
-from together import CLIPS_A_STEP, STEPS, choose, finish, start, train
+from tiny_data import FRAME_DIM, OBJECT_DIM, SPEC, a_clip, stage_settings, write_dataset
+from together import CLIPS_A_STEP, STEPS, before, choose, finish, job, sampled, start, train, validate
 
+from vta_sam.dataset.shards.batch import Augmentation
+from vta_sam.diffusion.latent_diffusion import LatentDiffusion
+from vta_sam.diffusion.objective import TIME_END, VPrediction
 from vta_sam.runtime.distributed import Processes, gathered
 from vta_sam.runtime.errors import InputError
-from vta_sam.runtime.stage_module import logged_mean
+from vta_sam.runtime.stage_module import logged_mean, logged_means
 from vta_sam.training.preemption import EXIT_STATUS
 
 STAGES = ("vae", "condition", "diffusion")
@@ -79,13 +86,16 @@ def test_one_process_needs_nobody():
         assert gathered(x) is x
 
 
-def test_processes_wait_for_each_others_loss_only_where_it_is_logged():
+def test_processes_wait_for_each_others_loss_only_where_it_is_logged(monkeypatch):
     module, asked = torch.nn.Identity(), []
-    strategy = SimpleNamespace(reduce=lambda value, reduce_op: asked.append(module.trainer.global_step) or value / 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce",
+                        lambda value: asked.append(module.trainer.global_step) or value.add_(3))
     for step in range(30):
-        module.trainer = SimpleNamespace(world_size=2, global_step=step, log_every_n_steps=10, strategy=strategy)
-        assert logged_mean(module, torch.ones(())) == (0.5 if step in (9, 19, 29) else 1.0)
-    assert asked == [9, 19, 29]
+        module.trainer = SimpleNamespace(world_size=2, global_step=step, log_every_n_steps=10)
+        assert logged_mean(module, torch.ones(())) == (2.0 if step in (9, 19, 29) else 1.0)
+        one, four = logged_means(module, {"one": torch.ones(()), "four": torch.tensor(4.0)}).values()
+        assert (one, four) == ((2.0, 3.5) if step in (9, 19, 29) else (1.0, 4.0))
+    assert asked == [9, 9, 19, 19, 29, 29]
 
 
 @pytest.mark.parametrize("batch_size, accumulate, world, parted", [
@@ -171,3 +181,100 @@ def test_what_the_first_refuses_ends_all(root, tmp_path):
     ended = finish(start(2, root, tmp_path, tmp_path, "vae"))
     assert ended[1][0] == 2 and ended[0][0] == 1
     assert "was made with another config" in ended[0][1] and "was made with another config" not in ended[1][1]
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A dataset of clips of one thing each, a model of random weights, and its figures by one process ⇒ (arguments of
+    the train program but for runs=, folder of that run)."""
+    folder = tmp_path_factory.mktemp("measured")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny_data, "a_clip", a_clip_of_one_thing)
+        info = write_dataset(folder / "shards", {"train": 2, "val": 1, "test": 5})
+    recipes = {"grounder": {"_target_": "tiny_grounder"}, "encoder": {"_target_": "tiny_encoder"}}
+    replace(info, recipes=recipes).write(folder / "shards")
+    model = make_model_folder(folder, spec=SPEC, dims={"frame_dim": FRAME_DIM, "object_dim": OBJECT_DIM})
+    arguments = ["+exp=vta_sam", "size=smoke", "data=shards", f"data.root={folder}/shards", "stages=[figures]",
+                 f"model={model}", "figures.batch_size=2", "figures.clips=5", "sampler.steps=2", "threads=1"]
+    done = call("experiments/train.py", *arguments, f"runs={folder}/runs", cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    return arguments, folder / "runs" / "vta_sam-0"
+
+
+def a_clip_of_one_thing(key, **more):
+    clip = a_clip(key, **more)
+    return clip.replace(objects=clip.objects[:1], label=clip.objects[0], object_embedding=clip.object_embedding[:1],
+                        probs=clip.probs[:, :1], boxes=clip.boxes[:, :1], areas=clip.areas[:, :1])
+
+
+def figures_of(run):
+    found = json.loads((run / "figures.json").read_text())
+    sounds = {path.name: path.read_bytes() for path in (run / "figures" / "generated").glob("*.wav")}
+    return {name: value for name, value in found.items() if name not in ("seconds", "peak_memory_gb")}, sounds
+
+
+def test_several_processes_part_a_run_s_figures_and_find_those_of_one(measured, tmp_path):
+    arguments, alone = measured
+    ended = finish(start(2, "", *arguments, f"runs={tmp_path}", work=job))
+    assert [status for status, _ in ended] == [0, 0], ended
+    expected, sounds = figures_of(alone)
+    assert "swap" in expected and expected["clips"] == 5 and expected["vae"]["mel_error_share"] > 0
+    assert figures_of(tmp_path / "vta_sam-0") == (expected, sounds)
+
+
+def test_a_process_that_is_asked_to_stop_ends_the_figures_of_all(measured, tmp_path):
+    arguments, _ = measured
+    ended = finish(start(2, "1:stop", *arguments, f"runs={tmp_path}", work=job))
+    assert [status for status, _ in ended] == [EXIT_STATUS, EXIT_STATUS], ended
+    assert not (tmp_path / "vta_sam-0" / "figures.json").exists()
+
+
+def test_what_one_process_can_t_generate_ends_all_with_its_sentence(measured, tmp_path):
+    arguments, _ = measured
+    ended = finish(start(2, "1:refuse", *arguments, f"runs={tmp_path}", work=job))
+    assert [status for status, _ in ended] == [2, 2], ended
+    assert "error: process 1 of 2: the second batch can't be generated" in ended[1][1]
+    assert "can't be generated" not in ended[0][1] and "Traceback" not in ended[0][1] + ended[1][1]
+
+
+def test_processes_part_the_samples_of_a_validation_and_log_those_of_one(tmp_path):
+    model = make_model_folder(tmp_path)
+    expected, batches = sampled(model, Processes())
+    assert batches == [["a", "b"], ["c", "d"], ["e"]] and len(expected) == 6
+    assert [status for status, _ in finish(start(2, model, tmp_path, work=validate))] == [0, 0]
+    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert [logged for logged, _ in found] == [expected, expected]
+    # the last round's batch twice: all call the networks equally often
+    assert [mine for _, mine in found] == [[["a", "b"], ["e"]], [["c", "d"], ["e"]]]
+
+
+def test_every_clip_has_another_before_it_as_in_one_process(tmp_path):
+    assert [status for status, _ in finish(start(2, tmp_path, work=before))] == [0, 0]
+    for rank, expected in enumerate(([5, 1, 3], [0, 2, 4])):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == [expected, [[row, row] for row in expected]]
+
+
+def test_errors_by_time_are_those_of_all_processes_rows_since_they_were_last_logged(monkeypatch):
+    draws = torch.Generator().manual_seed(0)
+    errors, times = torch.rand(25, 8, generator=draws), torch.randint(TIME_END, (25, 8), generator=draws)
+    logged: dict[str, dict[int, dict[str, float]]] = {"one": {}, "first": {}, "second": {}}
+
+    def module(name, world):
+        made = LatentDiffusion(torch.nn.Identity(), torch.nn.Identity(), VPrediction(), 1.0, 0.0, Augmentation(), None)
+        made._trainer = SimpleNamespace(world_size=world, global_step=0, log_every_n_steps=10)
+        made.log = lambda key, value, **_: logged[name].setdefault(
+            made.trainer.global_step, {}).update({key: value.item()})
+        return made
+
+    one, first, second = module("one", 1), module("first", 2), module("second", 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda value: value.add_(second._binned[1]))
+    for step in range(25):
+        for each, rows in ((second, slice(1, None, 2)), (first, slice(0, None, 2)), (one, slice(None))):
+            each.trainer.global_step = step
+            each._count_bins(errors[step, rows], times[step, rows], 8)
+    assert list(logged["one"]) == list(logged["first"]) == [9, 19]
+    for step in (9, 19):
+        since, at = errors[step - 9:step + 1].flatten(), times[step - 9:step + 1].flatten() // (TIME_END // 4)
+        by_hand = {f"train/mse_t{i * TIME_END // 4}": since[at == i].mean().item() for i in range(4)}
+        assert logged["one"][step] == pytest.approx(by_hand, rel=1e-5)
+        assert logged["first"][step] == pytest.approx(by_hand, rel=1e-5)

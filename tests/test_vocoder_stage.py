@@ -19,7 +19,7 @@ from vta_sam.importers.named_models import named_folder
 from vta_sam.runtime.errors import InputError
 from vta_sam.training import codec_stages, diffusion_stage
 from vta_sam.training.codec_stages import train_vocoder
-from vta_sam.vocoder import HiFiGAN
+from vta_sam.vocoder import HiFiGAN, hifigan_training
 
 HIFIGAN = {"_target_": "hifigan", "channels": 32}
 VTA_LDM = {"_target_": "vta_ldm", "token_dim": 16, "positions": False,
@@ -101,3 +101,14 @@ def test_stage_3_starts_from_another_model_and_says_what_it_took(context, vae, t
 def test_a_vocoder_that_has_nothing_to_learn_is_refused(context, tmp_path):
     with pytest.raises(InputError, match="GriffinLim"):
         train_vocoder(context, stage_folder(tmp_path), stage_settings(2), {"_target_": "griffin_lim"}, {})
+
+
+def test_a_stage_that_was_begun_with_other_discriminators_is_refused_in_words(context, tmp_path, monkeypatch):
+    """As those from before spectral norm: their checkpoint has other parameters."""
+    settings, adversary = stage_settings(2), {"period_width": 1, "scale_width": 4, "periods": [2], "scales": 1}
+    settings.weights.update(mel=45.0, features=2.0, adversarial=1.0)
+    with monkeypatch.context() as former:
+        former.setattr(hifigan_training, "spectral_norm", hifigan_training.weight_norm)
+        train_vocoder(context, stage_folder(tmp_path), settings, HIFIGAN, adversary)
+    with pytest.raises(InputError, match=r"last\.ckpt is a checkpoint of another model: \d+ of its parameters differ"):
+        train_vocoder(context, stage_folder(tmp_path), settings, HIFIGAN, adversary)

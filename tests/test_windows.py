@@ -1,15 +1,21 @@
 """Long latents: windows cover and blend, one window is the plain thing, and noise doesn't depend on the length."""
 
+import numpy as np
 import pytest
 import torch
-from models import SPEC
+from models import SPEC, make_model_folder
 
 from vta_sam.clip import MelSpec
 from vta_sam.diffusion.objective import VPrediction
 from vta_sam.diffusion.sampler import Sampler
 from vta_sam.diffusion.windows import Windows, decode_windowed, noise_of, vocode, windowed
+from vta_sam.evaluation.embeddings import Ceiling, RoundTrip
+from vta_sam.evaluation.measurements import SoundMeasurements
+from vta_sam.evaluation.sounds import FeatureCache, sound_features
+from vta_sam.generation.pipeline import limited, load
 from vta_sam.runtime.errors import InputError
 from vta_sam.runtime.randomness import SampleDraws
+from vta_sam.vae.codec import Codec
 from vta_sam.vocoder import GriffinLim
 
 
@@ -133,3 +139,98 @@ def test_seams_lie_where_it_is_quiet_and_do_not_click():
     loud = torch.cat([stitched[2_000:17_000], stitched[20_000:30_000]])
     levels = loud.unfold(0, 400, 400).square().mean(dim=1).sqrt()
     assert levels.min() > 0.5 * levels.median()
+
+
+@pytest.fixture(scope="module")
+def round_trip(tmp_path_factory):
+    """Codec and vocoder of a model folder without the other networks."""
+    folder = make_model_folder(tmp_path_factory.mktemp("trip"))
+    pipeline = load(folder)
+    for part in ("denoiser", "conditioner"):
+        (folder / f"{part}.safetensors").unlink()
+    return RoundTrip(folder), pipeline
+
+
+def noise(seconds: float, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 0.1, round(16_000 * seconds)).astype(np.float32)
+
+
+def test_a_sound_of_a_clip_s_length_takes_the_round_trip_in_one_piece(round_trip):
+    trip, pipeline = round_trip
+    sounds = [noise(pipeline.spec.duration_s, seed) for seed in range(3)] + [noise(0.61)]
+    for together, sound in zip(trip(sounds), sounds):
+        whole = np.pad(sound, (0, -len(sound) % pipeline.codec.column_samples))
+        expected = pipeline.decode(pipeline.encode(torch.from_numpy(whole)[None]))[0].numpy()[:len(sound)]
+        assert np.array_equal(trip([sound])[0], expected) and np.abs(expected).max() > 0.01
+        assert np.abs(together - expected).max() < 2e-3  # in a batch, whose rounding the vocoder's phases make much of
+
+
+def test_a_long_sound_takes_the_round_trip_in_windows(round_trip, monkeypatch):
+    """With networks that hear one frame alone the windows make what one piece makes; no piece is larger than a clip."""
+    trip, _ = round_trip
+    hop, seen = trip.spec.hop_samples, []
+
+    def moments(mel):
+        seen.append(mel.shape[0] * mel.shape[2] / trip.codec.stride)
+        return mel[:, 0].unflatten(1, (-1, trip.codec.stride)).transpose(1, 2).repeat(1, 2, 1, 1)
+
+    def decode(latents):
+        seen.append(latents.shape[0] * latents.shape[2])
+        return latents.transpose(1, 2).flatten(1, 2)[:, None]
+
+    def vocoder(mel):
+        seen.append(mel.shape[1] / trip.codec.stride)
+        return mel.exp().mean(dim=2).repeat_interleave(hop, dim=1)
+
+    monkeypatch.setattr(trip.codec, "moments", moments)
+    monkeypatch.setattr(trip.codec, "decode", decode)
+    monkeypatch.setattr(trip, "vocoder", vocoder)
+    sounds = [noise(seconds, seed) for seed, seconds in enumerate((20.0, 1.28, 3.3))]
+    found = trip(sounds)
+    assert max(seen) <= 8 * trip.spec.columns and len(seen) > 6
+    for sound, made in zip(sounds, found):
+        whole = np.pad(sound, (0, -len(sound) % trip.codec.column_samples))
+        mel = trip.codec.mel_of(torch.from_numpy(whole)[None])[:, 0]
+        expected = limited(mel.exp().mean(dim=2).repeat_interleave(hop, dim=1))[0, :len(sound)].numpy()
+        assert made.shape == sound.shape and np.abs(made - expected).max() < 1e-5
+
+
+def test_a_codec_of_one_s_own_encodes_a_long_sound_whole_and_decodes_it_in_windows(round_trip, monkeypatch):
+    trip, _ = round_trip
+    pieces = []
+
+    class Samples(Codec):
+        mel, decodes_to, stride, latent_channels, latent_freq = trip.spec.mel, "waveform", 2560, 2560, 1
+
+        def encode_moments(self, waveform):
+            whole = waveform.reshape(-1, 2560).T[:, :, None]
+            return np.concatenate([whole, whole])
+
+        def decode(self, latent):
+            pieces.append(latent.shape[2])
+            return latent[..., 0].transpose(1, 2).flatten(1)[:, None]
+
+    monkeypatch.setattr(trip, "codec", Samples())
+    sound = noise(7.7)
+    [found] = trip([sound])
+    assert np.abs(found - sound).max() < 1e-6 and max(pieces) == trip.spec.columns
+
+
+def test_the_ceiling_of_many_sounds_is_measured_some_at_once_and_kept(round_trip, tmp_path, monkeypatch):
+    trip, pipeline = round_trip
+    waves = {f"c{i}": noise(1.28, i) for i in range(5)}
+    true = {key: SoundMeasurements(sound_features(wave), key, waveform=wave) for key, wave in waves.items()}
+    calls = []
+    monkeypatch.setattr(RoundTrip, "__call__", lambda self, sounds: calls.append(len(sounds)) or list(sounds))
+    for made in ([2, 2, 1], [0, 0, 0]):
+        ceiling = Ceiling(pipeline.origin[1], cache=FeatureCache(tmp_path), batch_size=2)
+        found: dict[str, SoundMeasurements] = {}
+        for key, sound in true.items():
+            found |= ceiling.add(key, sound)
+        found |= ceiling.finish()
+        assert list(found) == list(waves) and calls == made
+        assert all(np.array_equal(found[key].waveform, wave) for key, wave in waves.items())
+        calls.clear()
+    assert not ceiling.add("long", SoundMeasurements(sound_features(noise(2)), "a", waveform=noise(1.28)))
+    assert list(ceiling.add("longer", SoundMeasurements(sound_features(noise(2)), "b", waveform=noise(20)))) == [
+        "long", "longer"]

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import lightning as L
+import numpy as np
 import torch
 import torch.distributed as dist
 from forks import Fork
+from models import make_batch
+from programs import call
 from test_training_resume import diffusion_parts
 from tiny_data import CODEC, CONDITIONER, stage_context, stage_folder, stage_settings
 
 from vta_sam.dataset.shards.schema import read_dataset
+from vta_sam.generation.pipeline import Pipeline, load
 from vta_sam.runtime.distributed import Processes, gathered
-from vta_sam.training import codec_stages, diffusion_stage
+from vta_sam.runtime.errors import InputError
+from vta_sam.runtime.stage_module import rows_before
+from vta_sam.training import callbacks, codec_stages, diffusion_stage
 from vta_sam.training import stage as stage_module
 from vta_sam.training.optimisation import choose_precision
 from vta_sam.training.preemption import EXIT_STATUS, Preempted, Preemption
@@ -125,3 +135,62 @@ def main(root: str, out: str, vae: str, wanted: str, act: str = "", strategy: st
         os._exit(EXIT_STATUS)
     if processes.first:
         (Path(out) / "losses.json").write_text(json.dumps(found))
+
+
+def job(fault: str, *arguments: str) -> None:
+    """The train program. fault: "", or "RANK:stop", "RANK:refuse": what happens to a process in its first batch of
+    sounds."""
+    rank, _, kind = fault.partition(":")
+    generate = Pipeline.generate_batch
+
+    def faulty(*args, **kwargs):
+        if kind == "refuse":
+            raise InputError("the second batch can't be generated")
+        os.kill(os.getpid(), signal.SIGTERM)
+        return generate(*args, **kwargs)
+
+    if rank == os.environ["RANK"]:
+        Pipeline.generate_batch = faulty  # type: ignore[method-assign]
+    done = call("experiments/train.py", *arguments, cwd=TESTS.parent)
+    print(done.stdout, done.stderr)
+    sys.exit(done.returncode)
+
+
+def sampled(model: Path, processes: Processes) -> tuple[dict[str, float], list[list[str]]]:
+    """A validation's figures of five clips, sampled two at once, and the keys of the batches that this process sampled.
+    """
+    pipeline, batches, logged = load(model), list[list[str]](), dict[str, float]()
+    generate = pipeline.generate_batch
+
+    def counted(batch, *args, **kwargs):
+        batches.append(batch.keys)
+        return generate(batch, *args, **kwargs)
+
+    pipeline.generate_batch = counted  # type: ignore[method-assign]
+    batch = make_batch(*"abcde")
+    noise = np.random.default_rng(0).normal(0, 0.1, (5, batch.spec.samples)).astype(np.float32)
+    reference = callbacks.Reference(batch, noise, [np.array([0.2, 0.7])] * 5)
+    samples = callbacks.ValidationSamples(lambda module: pipeline, reference, steps=2, seed=0,
+                                          preemption=Preemption(processes))
+    module = SimpleNamespace(log_dict=lambda values, **_: logged.update(values))
+    trainer = SimpleNamespace(sanity_checking=False, is_global_zero=processes.first, loggers=[], global_step=0)
+    with mock.patch.object(callbacks, "SAMPLED_AT_ONCE", 2):
+        samples.on_validation_epoch_end(trainer, module)  # type: ignore[arg-type]
+    return logged, batches
+
+
+def validate(model: str, out: str) -> None:
+    """Each process writes what it logged and sampled to ``out``/<rank>.json."""
+    processes = Processes.of_environment()
+    with processes.connected():
+        found = sampled(Path(model), processes)
+    (Path(out) / f"{processes.rank}.json").write_text(json.dumps(found))
+
+
+def before(out: str) -> None:
+    """Each process writes the rows before its own to ``out``/<rank>.json: six numbers, parted as clips are."""
+    processes = Processes.of_environment()
+    with processes.connected():
+        mine = torch.arange(6).reshape(3, 2)[:, processes.rank]
+        found = rows_before(mine).tolist(), rows_before(mine[:, None].float().expand(-1, 2)).tolist()
+    (Path(out) / f"{processes.rank}.json").write_text(json.dumps(found))

@@ -24,8 +24,8 @@ from ..diffusion.objective import TIME_END, Objective
 from ..diffusion.positions import sinusoids
 from ..mel import LOG_FLOOR, LogMel, normalise
 from ..runtime.distributed import gathered
-from ..runtime.randomness import SampleDraws
-from ..runtime.stage_module import StageModule
+from ..runtime.randomness import SampleDraws, seed_of
+from ..runtime.stage_module import StageModule, rows_before
 from ..vae.codec import sample_posterior
 from .vta_sam_pretraining import mean_per_frame
 
@@ -269,7 +269,7 @@ class AlignmentClassifier(nn.Module):
 @dataclass(frozen=True)
 class ClassifierDraws:
     """The random draws of a step: ``posterior`` and ``noise`` (B, C, columns, freq), ``times`` (B,), and ``shift``
-    (B,), the frames by which a clip's pictures are displaced.
+    (B,), the frames by which a clip's pictures are displaced. And no draw: ``clip`` (B,), a number of each clip's own.
 
     Args:
         objective: draws the times.
@@ -282,7 +282,8 @@ class ClassifierDraws:
         draws, shape = SampleDraws(batch.seeds, "classifier"), (batch.moments.shape[1] // 2, *batch.moments.shape[2:])
         frames = batch.frame_mask.shape[1]
         return {"posterior": draws.normal(*shape), "times": self.objective.draw_times(draws),
-                "noise": draws.normal(*shape), "shift": draws.integer(frames // 2) + frames // 4}
+                "noise": draws.normal(*shape), "shift": draws.integer(frames // 2) + frames // 4,
+                "clip": torch.tensor([seed_of(key) for key in batch.keys])}
 
 
 class ClassifierTraining(StageModule):
@@ -307,17 +308,23 @@ class ClassifierTraining(StageModule):
 
     def measure(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """(Loss, accuracy) over equally many own, other and displaced pictures; own ones weigh as much as the other two
-        together."""
+        together.
+
+        The other pictures are those of the clip before in the batch of all processes. A clip that comes after itself,
+        as one that is alone, is given its displaced pictures only.
+        """
         batch = batch.with_draws(self.draw)
         assert batch.moments is not None and batch.draws is not None, "the classifier is trained on latent shards"
         drawn = batch.draws
         latent = sample_posterior(batch.moments, drawn["posterior"]) * self.latent_scale
         noisy, features = self.objective.noised(latent, drawn["noise"], drawn["times"]), self.encoder(batch)
-        pictures = (features, features.roll(1, 0), displaced(features, drawn["shift"]))
-        logits = [self.classifier.logit(noisy, drawn["times"], x) for x in pictures]
-        wrong = torch.cat(logits[1:])
-        loss = (F.softplus(-logits[0]).mean() + F.softplus(wrong).mean()) / 2
-        accuracy = ((logits[0] > 0).float().mean() + (wrong <= 0).float().mean()) / 2
+        pictures = (features, rows_before(features), displaced(features, drawn["shift"]))
+        own, *wrong = [self.classifier.logit(noisy, drawn["times"], x) for x in pictures]
+        another = rows_before(drawn["clip"]) != drawn["clip"]
+        counts = torch.cat([another.to(own.dtype), torch.ones_like(own)])
+        falsehoods = torch.cat(wrong)
+        loss = (F.softplus(-own).mean() + (F.softplus(falsehoods) * counts).sum() / counts.sum()) / 2
+        accuracy = ((own > 0).float().mean() + ((falsehoods <= 0) * counts).sum() / counts.sum()) / 2
         return loss, {"accuracy": accuracy}
 
 

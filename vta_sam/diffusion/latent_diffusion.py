@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
+import torch
 from torch import Tensor
 
 from ..dataset.shards.batch import Augmentation, ClipBatch
 from ..runtime.randomness import SampleDraws
-from ..runtime.stage_module import logged_mean
+from ..runtime.stage_module import logged_mean, logged_now, logging_interval, over_processes
 from ..vae.codec import sample_posterior
 from .condition import Conditioner, Denoiser
 from .objective import TIME_END, Objective
@@ -63,6 +64,8 @@ class LatentDiffusion(L.LightningModule):
         self.dropout, self.augment, self.optimise = dropout, augment, optimise
         self.latent_scale = latent_scale
         self.draw = DiffusionDraws(objective, augment)
+        # the interval between two entries of the logs, and (2, TIME_BINS): its sums of errors, and of rows
+        self._binned: tuple[int, Tensor | float] = -1, 0.0
 
     @property
     def denoiser(self) -> Denoiser:
@@ -87,24 +90,37 @@ class LatentDiffusion(L.LightningModule):
         batch = batch.with_draws(self.draw)
         loss, errors, times = self.errors(batch)
         self.log("train/loss", logged_mean(self, loss), prog_bar=True, batch_size=len(batch))
-        self._log_bins("train", errors.detach(), times, batch)
+        self._count_bins(errors.detach(), times, len(batch))
         return loss
 
     def validation_step(self, batch: ClipBatch, batch_idx: int) -> None:
         batch = batch.with_draws(self.draw)
         loss, errors, times = self.errors(batch)
         self.log("val/loss", loss, batch_size=len(batch))
-        self._log_bins("val", errors, times, batch)
+        self._log_bins(errors, times, batch)
 
-    def _log_bins(self, prefix: str, errors: Tensor, times: Tensor, batch: ClipBatch) -> None:
-        """The mean error of each bin of times with a row in the batch. Rows are counted on the host, and the others'
-        errors set to 0 on the device: a boolean index would wait for it."""
+    def _count_bins(self, errors: Tensor, times: Tensor, clips: int) -> None:
+        """In training: the mean error of each bin of times, over all processes' rows since it was last logged, or since
+        the run was resumed; NaN of a bin without a row. Sums stay on the device."""
+        inside = times // BIN_WIDTH == torch.arange(TIME_BINS, device=times.device)[:, None]
+        sums = torch.stack([(errors * inside).sum(dim=1), inside.sum(dim=1).to(errors.dtype)])
+        interval = logging_interval(self)
+        self._binned = interval, sums + self._binned[1] if interval == self._binned[0] else sums
+        if logged_now(self):  # in each batch of that step, where its gradient is accumulated; the last one's is kept
+            errors_sum, rows = over_processes(self, self._binned[1])
+            for i, mean in enumerate(errors_sum / rows):
+                self.log(f"train/mse_t{i * BIN_WIDTH}", mean, batch_size=clips)
+
+    def _log_bins(self, errors: Tensor, times: Tensor, batch: ClipBatch) -> None:
+        """In validation, where all processes have the same clips: the mean error of each bin of times with a row in the
+        batch. Rows are counted on the host, and the others' errors set to 0 on the device: a boolean index would wait
+        for it."""
         assert batch.draws is not None
         for i in range(TIME_BINS):
             inside = batch.draws["bin"].count(i)
             if inside:
                 mean = (errors * (times // BIN_WIDTH == i)).sum() / inside
-                self.log(f"{prefix}/mse_t{i * BIN_WIDTH}", mean, batch_size=inside)
+                self.log(f"val/mse_t{i * BIN_WIDTH}", mean, batch_size=inside)
 
     def configure_optimizers(self):
         return self.optimise(self)

@@ -7,17 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
-from ..generation.build import identify
-from ..generation.pipeline import Pipeline, load
+from ..checkpoints.model_folder import read_recipe
+from ..diffusion.windows import Windows, vocode
+from ..generation.build import identify, inference_precision, load_codec, load_vocoder
+from ..generation.pipeline import limited
 from ..media.audio import fit_length, resample
 from ..mel import SAMPLE_RATE_HZ
 from ..metrics.backbones import Backbone, embed
+from ..runtime.distributed import mixed_precision
 from ..runtime.errors import InputError
+from ..vae.codec import MelCodec
+from ..vocoder import Vocoder
 from .measure import backbone_key
 from .measurements import SoundMeasurements
 from .metric import Metric, waveform_value
@@ -144,38 +151,121 @@ class BackboneEmbeddings:
             self.cache.put(backbone_key(backbone.fingerprint, sound.digest), arrays)
 
 
+_AT_ONCE = 8  # windows in one call of a network
+
+
+class RoundTrip:
+    """Sound through a model's codec and vocoder, in bounded memory. The model's other networks are not loaded.
+
+    Args:
+        folder: of the model.
+        device: of torch.
+    """
+
+    def __init__(self, folder: Path, device: str = "cpu"):
+        recipe, self.device = read_recipe(folder), torch.device(device)
+        self.spec, self.precision = recipe.spec, inference_precision("auto", self.device, recipe)
+        self.codec = load_codec(recipe, folder, self.device, self.precision).to(self.device).eval()
+        vocoder = load_vocoder(recipe, folder)
+        self.vocoder: Vocoder = vocoder.to(self.device) if isinstance(vocoder, nn.Module) else vocoder
+
+    @torch.inference_mode()
+    def __call__(self, waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Sounds (samples,) of any lengths, at the rate of figures ⇒ each as long, through codec and vocoder.
+
+        A sound longer than the model's clip goes through the codec in windows of a clip that overlap by a quarter and
+        are cross-faded, and through the vocoder in chunks, as in generation. A codec of one's own encodes it whole.
+        """
+        rate_hz = self.spec.sample_rate_hz
+        sounds = [resample(waveform, SAMPLE_RATE_HZ, rate_hz) for waveform in waveforms]
+        made = [limited(self._vocoded(decoded)).numpy() for decoded in self._decoded(sounds)]
+        return [fit_length(resample(sound, rate_hz, SAMPLE_RATE_HZ), len(waveform))
+                for sound, waveform in zip(made, waveforms)]
+
+    def _decoded(self, sounds: Sequence[np.ndarray]) -> list[Tensor]:
+        """⇒ log-mels (1, 1, frames, n_mels), or waveforms (1, 1, samples), of the padded sounds."""
+        layouts, heard = [], []
+        for sound in sounds:
+            columns = -(-len(sound) // self.codec.column_samples)
+            size = min(columns, self.spec.columns)
+            layouts.append(Windows(columns, size, size // 4))
+            heard.append(self._heard(fit_length(sound, columns * self.codec.column_samples)))
+        cuts = sorted((layout.size, i, start) for i, layout in enumerate(layouts) for start in layout.starts)
+        windows: dict[tuple[int, int], Tensor] = {}
+        for size, alike in groupby(cuts, key=lambda cut: cut[0]):
+            while some := list(islice(alike, _AT_ONCE)):
+                steps = self.codec.stride if self._by_mel else 1
+                cut = torch.cat([heard[i][:, :, start * steps:(start + size) * steps] for _, i, start in some])
+                with mixed_precision(self.precision, self.device):
+                    latents = self.codec.moments(cut).chunk(2, dim=1)[0] if self._by_mel else cut
+                    decoded = self.codec.decode(latents).float().cpu()
+                windows |= {(i, start): row for (_, i, start), row in zip(some, decoded)}
+        return [layout.blend((windows[i, start][None] for start in layout.starts), 2, self.codec.stride)
+                for i, layout in enumerate(layouts)]
+
+    @property
+    def _by_mel(self) -> bool:
+        """Whether a window can be encoded by itself: a codec of one's own may normalise what it gets."""
+        return isinstance(self.codec, MelCodec)
+
+    def _heard(self, sound: np.ndarray) -> Tensor:
+        """What windows are cut out of: the sound's log-mel (1, 1, frames, n_mels), or its latents."""
+        waveform = torch.from_numpy(sound)[None].to(self.device)
+        if isinstance(self.codec, MelCodec):
+            return self.codec.mel_of(waveform)
+        with mixed_precision(self.precision, self.device):
+            return self.codec.posterior_mean(waveform)
+
+    def _vocoded(self, decoded: Tensor) -> Tensor:
+        if self.codec.decodes_to == "waveform":
+            return decoded[0, 0]
+        return vocode(self.vocoder, decoded[:, 0].to(self.device), self.spec.mel_frames, self.spec.mel)
+
+
 @dataclass
 class Ceiling:
-    """The ceiling of a model's figures: the true sound through its VAE and vocoder.
+    """The ceiling of a model's figures: the true sound through its VAE and vocoder, some sounds at once.
 
-    folder: of the model. metrics: the ones that need waveforms. device: of torch.
+    folder: of the model. metrics: the ones that need waveforms. device: of torch. batch_size: sounds at once, of a clip
+    of the model each; as many fewer as they are longer.
     """
 
     folder: Path
     metrics: Sequence[Metric] = ()
     device: str = "cpu"
     cache: FeatureCache = FeatureCache(None)
-    pipeline: Pipeline = field(init=False)
+    batch_size: int = 1
+    through: RoundTrip = field(init=False)
     hash: str = field(init=False)
+    _waiting: list[tuple[str, SoundMeasurements, np.ndarray]] = field(default_factory=list)
 
     def __post_init__(self):
-        self.pipeline = load(self.folder, self.device)
+        self.through = RoundTrip(self.folder, self.device)
         self.hash = identify(self.folder)["hash"]
 
-    def measure(self, true: SoundMeasurements) -> SoundMeasurements:
-        """A true sound, with its waveform ⇒ the same sound encoded, decoded and vocoded, measured like any other."""
+    def add(self, clip: str, true: SoundMeasurements) -> dict[str, SoundMeasurements]:
+        """A true sound, with its waveform ⇒ {clip: that sound encoded, decoded and vocoded, measured like any other},
+        of it and of those that came before it, in their order; {} until there are enough."""
         assert true.waveform is not None
-        digest = cache_key("ceiling", self.hash, true.digest)
-        key = cache_key("waveform", digest)
-        cached = self.cache.get(key)
-        waveform = cached["waveform"] if cached is not None else self.through(true.waveform)
-        if cached is None:
-            self.cache.put(key, {"waveform": waveform})
-        values = {metric.key: waveform_value(metric, true.waveform, waveform) for metric in self.metrics}
-        return SoundMeasurements(sound_features(waveform), digest, waveform=waveform, pair_values=values)
+        self._waiting.append((clip, true, true.waveform))
+        clips = sum(max(1, len(sound) / SAMPLE_RATE_HZ / self.through.spec.duration_s) for *_, sound in self._waiting)
+        return self.finish() if clips >= self.batch_size else {}
 
-    def through(self, waveform: np.ndarray) -> np.ndarray:
-        """(samples,) of any length ⇒ (samples,), through VAE and vocoder."""
-        moments = torch.from_numpy(self.pipeline.codec.encode_moments(waveform))[None]
-        mean = moments.chunk(2, dim=1)[0].to(self.pipeline.device)
-        return fit_length(self.pipeline.decode(mean)[0].numpy(), len(waveform))
+    def finish(self) -> dict[str, SoundMeasurements]:
+        """⇒ those that are still waiting."""
+        waiting, self._waiting = self._waiting, []
+        digests = [cache_key("ceiling", _CEILING_VERSION, self.hash, true.digest) for _, true, _ in waiting]
+        keys = [cache_key("waveform", digest) for digest in digests]
+        found = [self.cache.get(key) for key in keys]
+        made = iter(self.through([true for (_, _, true), cached in zip(waiting, found) if cached is None]))
+        measured = {}
+        for (clip, _, true), digest, key, cached in zip(waiting, digests, keys, found):
+            waveform = next(made) if cached is None else cached["waveform"]
+            if cached is None:
+                self.cache.put(key, {"waveform": waveform})
+            values = {metric.key: waveform_value(metric, true, waveform) for metric in self.metrics}
+            measured[clip] = SoundMeasurements(sound_features(waveform), digest, waveform=waveform, pair_values=values)
+        return measured
+
+
+_CEILING_VERSION = 2  # in windows, since sounds may be long

@@ -81,7 +81,8 @@ def evaluate(request: Request, progress: Progress = lambda done, clips, failed: 
     embeddings = BackboneEmbeddings.of(request.backbones, request.weights, request.device, request.batch_size, cache)
     metrics = metrics_for(embeddings.titles, request.flows, everything=request.metrics == "all")
     on_waveforms = tuple(metric for metric in metrics if metric.needs_waveform)
-    ceiling = Ceiling(request.ceiling, on_waveforms, request.device, cache) if request.ceiling else None
+    ceiling = Ceiling(request.ceiling, on_waveforms, request.device, cache, request.batch_size) if request.ceiling \
+        else None
     measured = Measurements(plan, request.skip_bad)
     clips = _measured(request, plan, on_waveforms, embeddings.fingerprints, ceiling is not None)
     for done, clip in enumerate(clips, 1):
@@ -90,10 +91,14 @@ def evaluate(request: Request, progress: Progress = lambda done, clips, failed: 
             sounds = [sound for sound in clip.sounds.values() if not isinstance(sound, str)]
             true = measured.truths[clip.id].sound
             if ceiling is not None:
-                measured.ceiling[clip.id] = ceiling.measure(true)
-                sounds.append(measured.ceiling[clip.id])
+                bounds = ceiling.add(clip.id, true)
+                measured.ceiling |= bounds
+                sounds += bounds.values()
             embeddings.add([true, *sounds])
         progress(done, len(plan.clips), measured.failed)
+    if ceiling is not None:
+        measured.ceiling |= (bounds := ceiling.finish())
+        embeddings.add(bounds.values())
     embeddings.finish()
     if not measured.truths:
         raise InputError(f"none of the {len(plan.clips)} clips of {request.reference} can be scored; the first: "

@@ -69,11 +69,11 @@ def attention_maps(pipeline: Pipeline, clip: ClipBatch, seed: int, time: int = T
         return {}
     clip = clip.to(pipeline.device)
     assert clip.waveform is not None
-    mean = pipeline.codec.posterior_mean(clip.waveform)
+    mean = pipeline.encode(clip.waveform)
     at = torch.full((1,), time, device=mean.device)
     noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(seed)).to(mean)
     noisy = pipeline.objective.noised(mean * pipeline.latent_scale, noise, at)
-    with recorded_attention(denoiser.unet) as recorded:
+    with recorded_attention(denoiser.unet) as recorded, pipeline.computing(denoiser, pipeline.conditioner):
         denoiser(noisy, at, pipeline.conditioner(clip))
     levels: dict[str, list[np.ndarray]] = {}
     columns = mean.shape[2]

@@ -160,17 +160,29 @@ def load_networks(recipe: ModelRecipe, folder: Path, device: torch.device, preci
         precision: bf16: matrices and kernels are kept in bf16, for use under autocast, which would else cast them anew
             at every step. What is small and delicate stays in fp32: norms, biases, tables.
     """
+    codec = load_codec(recipe, folder, device, precision)
     with uninitialised():
-        codec = build_part(recipe, "codec", folder)
         denoiser, conditioner = build_denoiser(recipe, folder)
-    for part, module in (("codec", codec), ("denoiser", denoiser), ("conditioner", conditioner)):
-        load_weights(module, folder, part, device).requires_grad_(False)
-        for layer in module.modules() if precision == "bf16" else ():
-            if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)):
-                layer.weight.data = layer.weight.data.bfloat16()
-        if precision == "bf16" and device.type == "cpu":
-            keep_strided_convolutions(module)
+    for part, module in (("denoiser", denoiser), ("conditioner", conditioner)):
+        _fill(module, part, folder, device, precision)
     return codec, denoiser, conditioner
+
+
+def load_codec(recipe: ModelRecipe, folder: Path, device: torch.device, precision: Precision = "fp32") -> Codec:
+    """The recipe's codec alone; arguments as of :func:`load_networks`."""
+    with uninitialised():
+        codec: Codec = build_part(recipe, "codec", folder)
+    _fill(codec, "codec", folder, device, precision)
+    return codec
+
+
+def _fill(module: nn.Module, part: str, folder: Path, device: torch.device, precision: Precision) -> None:
+    load_weights(module, folder, part, device).requires_grad_(False)
+    for layer in module.modules() if precision == "bf16" else ():
+        if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)):
+            layer.weight.data = layer.weight.data.bfloat16()
+    if precision == "bf16" and device.type == "cpu":
+        keep_strided_convolutions(module)
 
 
 def load_vocoder(recipe: ModelRecipe, folder: Path) -> Any:

@@ -166,10 +166,16 @@ class Pipeline:
             raise InputError(f"{len(batch)} clips need as many seeds, got {len(seeds)}")
         sampler = self.sampler_for(guidance, steps)
         noise = torch.stack([noise_of(seed, self.latent_shape, self.spec.columns) for seed in seeds])
-        with self._computing(self.denoiser, self.conditioner):
+        with self.computing(self.denoiser, self.conditioner):
             predict = self._predictor(batch, negative, sampler.guidance)
             generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
             return sampler.sample(predict, noise.to(self.device), self.objective, generators) / self.latent_scale
+
+    @torch.no_grad()
+    def encode(self, waveforms: Tensor) -> Tensor:
+        """Sound (B, samples) ⇒ latents (B, C, columns, freq) in the VAE's own scale, the mean of each posterior."""
+        with self.computing(self.codec):
+            return self.codec.posterior_mean(waveforms.to(self.device)).float()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -180,7 +186,7 @@ class Pipeline:
         samples = latents.shape[2] * self.codec.column_samples
         waveforms = []
         for chunk in latents.to(self.device).split(_AT_ONCE):
-            with self._computing(self.codec):
+            with self.computing(self.codec):
                 decoded = self.codec.decode(chunk)
             sound = decoded[:, 0] if self._decodes_to_sound else self.vocoder(self._for_vocoder(decoded))
             waveforms.append(sound[:, :samples].float().cpu())
@@ -282,7 +288,7 @@ class Pipeline:
         windows = Windows.of_clips(spec, columns, sampler.overlap)
         channels, _, freq = self.latent_shape
         noise = noise_of(seed, (channels, windows.total, freq), spec.columns)[None].to(self.device)
-        with self._computing(self.denoiser, self.conditioner, self.codec):
+        with self.computing(self.denoiser, self.conditioner, self.codec):
             predictors = [
                 self._predictor(self._cut(features, windows, group),
                                 None if negative is None else self._cut(negative, windows, group), sampler.guidance)
@@ -297,7 +303,7 @@ class Pipeline:
         return limited(waveform[:samples]).numpy()
 
     @contextmanager
-    def _computing(self, *modules: nn.Module) -> Iterator[None]:
+    def computing(self, *modules: nn.Module) -> Iterator[None]:
         """A context in which the modules evaluate, in the pipeline's number format."""
         with evaluating(*modules), torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" \
                 else nullcontext():

@@ -165,6 +165,14 @@ class Processes:
         if failed:
             raise SystemExit(2)  # the one that failed says why
 
+    def gathered_by_first(self, value: T) -> list[T]:
+        """The values of all processes, in their order, in the first; [] in the others. Pickled, and never stored."""
+        values: list[Any] | None = [value] if self.first else None
+        if self.world > 1:
+            values = [None] * self.world if self.first else None
+            dist.gather_object(value, values, group=_long_wait_group)
+        return values or []
+
     def highest(self, value: int) -> int:
         """⇒ the largest of all processes' values."""
         if self.world == 1:
@@ -202,9 +210,8 @@ def gathered(x: Tensor) -> Tensor:
     """(B, …) of each process ⇒ (world · B, …) of all, differentiable. In validation x is returned as it is, since
     every process has the same clips there.
 
-    It serves losses that compare a batch's clips with each other. Every process computes the loss on the whole batch.
-    The gather's backward pass sums the processes' gradients of a row, and DDP averages over processes, so that the
-    gradient equals one process's with the whole batch.
+    For losses that compare a batch's clips. Every process computes the loss on the whole batch. The gather's backward
+    pass sums the processes' gradients of a row, and DDP averages: it is one process's gradient of the whole batch.
     """
     if _alone or not (dist.is_initialized() and torch.is_grad_enabled()):
         return x
@@ -280,13 +287,8 @@ def share_of_work(rank: int | None, world: int | None, environ: Mapping[str, str
 
 
 def share_in_words(rank: int | None, world: int | None, environ: Mapping[str, str] = os.environ) -> str | None:
-    """Which share of the work the environment gives this process, for users who didn't ask for one; None: all of it, or
-    the share that they asked for.
-
-    Args:
-        rank: the setting, as :func:`share_of_work` takes it.
-        world: likewise.
-    """
+    """Which share of the work the environment gives this process, for users who didn't ask for one by rank and world of
+    :func:`share_of_work`; None: all of it, or the share that they asked for."""
     mine, parts = share_of_work(rank, world, environ)
     starter = _starter(environ)
     if rank is not None or starter is None or parts == 1:

@@ -38,6 +38,7 @@ class SampleDraws:
         """⇒ (B, *shape), U[0, 1)."""
         return torch.stack([torch.rand(shape, generator=g) for g in self._generators])
 
-    def integer(self, high: int) -> Tensor:
-        """⇒ (B,) int64 in [0, high)."""
-        return torch.stack([torch.randint(high, (), generator=g) for g in self._generators])
+    def integer(self, high: int | Sequence[int]) -> Tensor:
+        """⇒ (B,) int64 in [0, high), where each row may have its own bound."""
+        bounds = [high] * len(self._generators) if isinstance(high, int) else high
+        return torch.stack([torch.randint(bound, (), generator=g) for g, bound in zip(self._generators, bounds)])

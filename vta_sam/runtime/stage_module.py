@@ -7,7 +7,46 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning as L
+import torch
+import torch.distributed as dist
 from torch import Tensor
+
+from .distributed import gathered
+
+
+def _trainer(module: L.LightningModule) -> Any:
+    try:
+        return module.trainer
+    except RuntimeError:
+        return None
+
+
+def logging_interval(module: L.LightningModule) -> int:
+    """The number of the interval that a training step belongs to: loggers get what is measured in its last step. 0
+    without a trainer."""
+    trainer = _trainer(module)
+    return trainer.global_step // trainer.log_every_n_steps if trainer else 0
+
+
+def logged_now(module: L.LightningModule) -> bool:
+    """Whether what is measured in this training step goes to the loggers; False without a trainer."""
+    trainer = _trainer(module)
+    return trainer is not None and (trainer.global_step + 1) % trainer.log_every_n_steps == 0
+
+
+def over_processes(module: L.LightningModule, value: Tensor) -> Tensor:
+    """The sum of a value over all processes, each of which has to call it. No host waits for a GPU, as it would in
+    Lightning's ``strategy.reduce``, which begins with a barrier.
+
+    Args:
+        module: in training.
+        value: of this process.
+    """
+    value = value.detach()
+    if module.trainer.world_size > 1:
+        value = value.clone()
+        dist.all_reduce(value)
+    return value
 
 
 def logged_mean(module: L.LightningModule, value: Tensor) -> Tensor:
@@ -18,13 +57,30 @@ def logged_mean(module: L.LightningModule, value: Tensor) -> Tensor:
         module: that logs it; it may have no trainer.
         value: of this process.
     """
-    try:
-        trainer = module.trainer
-    except RuntimeError:
+    if not logged_now(module):
         return value.detach()
-    if trainer.world_size == 1 or (trainer.global_step + 1) % trainer.log_every_n_steps:  # type: ignore[attr-defined]
-        return value.detach()
-    return trainer.strategy.reduce(value.detach().clone(), reduce_op="mean")
+    return over_processes(module, value) / module.trainer.world_size
+
+
+def logged_means(module: L.LightningModule, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As :func:`logged_mean` of several scalars, in one exchange of the processes."""
+    if not logged_now(module) or module.trainer.world_size == 1:
+        return {name: value.detach() for name, value in values.items()}
+    first = next(iter(values.values()))
+    together = torch.stack([value.detach().to(first.device, torch.float32) for value in values.values()])
+    return dict(zip(values, logged_mean(module, together)))
+
+
+def rows_before(x: Tensor) -> Tensor:
+    """(B, …) of each process ⇒ (B, …), for each row the one before it among the rows of all processes, in the order in
+    which one process has them; for the first row the last one.
+
+    Sample n of a step is row n // world of process n % world. Every process calls it in training, with as many rows.
+    """
+    whole = gathered(x)
+    world = len(whole) // len(x)
+    ordered = whole.unflatten(0, (world, len(x))).transpose(0, 1).flatten(0, 1)
+    return ordered.roll(1, 0)[dist.get_rank() if world > 1 else 0::world]
 
 
 class StageModule(L.LightningModule):
@@ -51,11 +107,10 @@ class StageModule(L.LightningModule):
 
     def step(self, batch: Any, prefix: str) -> Tensor:
         loss, figures = self.measure(batch)
-        self.log_dict({f"{prefix}/{name}": value.detach() for name, value in figures.items()}, batch_size=len(batch))
-        if prefix == "train":
-            self.log("train/loss", logged_mean(self, loss), prog_bar=True, batch_size=len(batch))
-        else:
-            self.log(f"{prefix}/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
+        train = prefix == "train"
+        logged = logged_means(self, {"loss": loss, **figures}) if train else {"loss": loss, **figures}
+        self.log_dict({f"{prefix}/{name}": logged[name].detach() for name in figures}, batch_size=len(batch))
+        self.log(f"{prefix}/loss", logged["loss"], prog_bar=True, batch_size=len(batch), sync_dist=not train)
         return loss
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:

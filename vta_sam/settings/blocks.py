@@ -163,7 +163,7 @@ class FitBlock(Block):
     validate_every: Positive = Field(description="steps between validations, of which one chooses the weights")
     checkpoint_every: Positive = Field(description="steps between checkpoints: at most so many are lost by a kill")
     accumulate: Positive = setting("batches a step, of one process", 1)
-    clip_norm: NotNegative = setting("largest norm of the gradient; 0: it is not clipped", 1.0)
+    clip_norm: NotNegative = setting("largest norm of the gradient (of a vocoder: either side's); 0: not clipped", 1.0)
     ema_decay: Share = setting("of the averaged weights, which are validated and kept", 0.99)
     ema_start: Count = setting("step from which weights are averaged", 0)
     precision: Literal["auto", "fp32", "bf16"] = setting("number format; auto: the faster one, measured", "auto")
@@ -181,6 +181,8 @@ class StageBlock(Block):
     learning_rate: NotNegative = Field(description="AdamW's")
     warmup_steps: Count = Field(description="steps in which the rate rises")
     weight_decay: NotNegative = setting("AdamW's", 0.01)
+    betas: Annotated[list[Annotated[Number, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = setting(
+        "AdamW's", [0.9, 0.99])
     weights: dict[str, Number] = setting("of the loss terms, by name", {})
     workers: Count = setting("loader processes of each device", 0)
     streams: Positive = setting("of the order of samples: a multiple of processes times workers", 8)

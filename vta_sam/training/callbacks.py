@@ -29,6 +29,7 @@ from ..metrics.intervals import bootstrap_interval
 from ..metrics.onsets import detect_onsets, onset_f1
 from ..metrics.signal import envelope_correlation
 from ..plots.clip_pictures import spectrogram_image, timeline_image
+from ..runtime.distributed import Processes
 from ..runtime.errors import InputError
 from ..runtime.files import atomic_path, write_text
 from ..runtime.progress import JobProgress, Phase
@@ -44,7 +45,8 @@ class GradientClipping(L.Callback):
     the keys of its own batches to ``folder``/nonfinite-<rank>.json.
 
     Args:
-        max_norm: of the gradient of all parameters together; 0: gradients are not clipped.
+        max_norm: of the gradient of all parameters together, or, of a module that has ``sides`` (modules with losses of
+            their own, as a vocoder and its discriminators), of each side's; 0: gradients are not clipped.
         folder: of the stage.
     """
 
@@ -63,21 +65,24 @@ class GradientClipping(L.Callback):
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
         """DDP has averaged the processes' gradients by now, so that all processes see a norm that one of them spoiled.
         """
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        total = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-        norm = total.full_tensor() if isinstance(total, DTensor) else total
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        sides = [list(side.parameters()) for side in getattr(pl_module, "sides", ())] or [trained]
+        totals = [get_total_norm([parameter.grad for parameter in side if parameter.grad is not None])
+                  for side in sides]
+        norms = torch.stack([total.full_tensor() if isinstance(total, DTensor) else total for total in totals])
         keys, losses = self._keys, torch.stack(self._losses)
         self._keys, self._losses = [], []  # of accumulated batches, all of the step's
-        if torch.isfinite(torch.cat([losses, norm.reshape(1).to(losses)])).all():  # one wait for the device
+        if torch.isfinite(torch.cat([losses, norms.to(losses)])).all():  # one wait for the device
             if self.max_norm > 0:
-                clip_grads_with_norm_(parameters, self.max_norm, total)
+                for side, total in zip(sides, totals):
+                    clip_grads_with_norm_(side, self.max_norm, total)
             return
-        path = self.folder / f"nonfinite-{trainer.global_rank}.json"
+        path, norm = self.folder / f"nonfinite-{trainer.global_rank}.json", float(torch.linalg.vector_norm(norms))
         noted = {"step": trainer.global_step, "losses": [str(loss) for loss in losses.tolist()],
-                 "gradient_norm": str(float(norm)), "clips": keys}
+                 "gradient_norm": str(norm), "clips": keys}
         write_text(path, json.dumps(noted, indent=1) + "\n")
         raise InputError(
-            f"step {trainer.global_step}: the loss is {float(losses.mean()):g}, the gradient's norm {float(norm):g}; "
+            f"step {trainer.global_step}: the loss is {float(losses.mean()):g}, the gradient's norm {norm:g}; "
             f"the step was not taken, its clips stand in {path}. Look at those clips, or lower learning_rate; the same "
             "command goes on from the last checkpoint")
 
@@ -286,6 +291,24 @@ class Reference:
     onsets_s: Sequence[np.ndarray]
 
 
+def in_batches(count: int, batch_size: int) -> list[range]:
+    """The rows of ``count`` clips, in batches."""
+    return [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
+
+
+def _means(scores: Sequence[Mapping[str, float | None]]) -> dict[str, float]:
+    """Of every clip's scores by name: their means, with 95 % intervals; of defined ones alone."""
+    figures: dict[str, float] = {}
+    for name in scores[0]:
+        interval = bootstrap_interval([score[name] for score in scores])
+        if interval.n:
+            figures |= {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
+    return figures
+
+
+SAMPLED_AT_ONCE = 16  # clips; another number rounds otherwise
+
+
 class ValidationSamples(L.Callback):
     """Generates sound for the same clips at every validation, and logs how well it is timed.
 
@@ -297,38 +320,44 @@ class ValidationSamples(L.Callback):
         steps: of sampling.
         seed: of sampling.
         media: how many clips' sound and pictures go to loggers that take them.
+        preemption: knows the processes that train together, each of which samples its share of the batches. None: this
+            one has all.
     """
 
     def __init__(self, make: Callable[[Any], Pipeline], reference: Reference, steps: int, seed: int,
-                 media: int = 4):
+                 media: int = 4, preemption: Preemption | None = None):
         self.make, self.reference, self.steps, self.media = make, reference, steps, media
         self.seeds = [seed_of(seed, key) for key in reference.batch.keys]
+        self.preemption = preemption or Preemption(Processes())
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking:
             return
-        pipeline, parts = self.make(pl_module), []
-        for start in range(0, len(self.seeds), 16):
-            rows = range(start, min(start + 16, len(self.seeds)))
-            parts.append(pipeline.generate_batch(
-                self.reference.batch.select(rows), [self.seeds[r] for r in rows], steps=self.steps
-            ))
-        waveforms, rate_hz = torch.cat(parts).numpy(), self.reference.batch.spec.sample_rate_hz
-        sounds = [resample(waveform, rate_hz, SAMPLE_RATE_HZ) for waveform in waveforms]
-        correlations = [envelope_correlation(w, t) for w, t in zip(sounds, self.reference.waveforms)]
-        scores = [onset_f1(t, detect_onsets(w)) for w, t in zip(sounds, self.reference.onsets_s)]
-        figures: dict[str, Sequence[float | None]] = {
-            "val/envelope_correlation": correlations, "val/onset_f1": scores}
-        for name, values in figures.items():
-            interval = bootstrap_interval(values)
-            if interval.n:
-                logged = {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
-                pl_module.log_dict(logged, batch_size=1, sync_dist=True)
+        pipeline, waveforms, scores = self.make(pl_module), list[np.ndarray](), list[dict[str, float | None]]()
+        rounds = self.preemption.parted(in_batches(len(self.seeds), SAMPLED_AT_ONCE),
+                                        lambda rows: self._sampled(pipeline, rows), ends=False)
+        for media, found in (part for parts in rounds for part in parts):
+            waveforms += media
+            scores += found
+        # one number in all processes, by which each of them chooses a checkpoint
+        pl_module.log_dict(self.preemption.processes.on_first_rank(lambda: _means(scores)), batch_size=1)
         if trainer.is_global_zero:
             for logger in trainer.loggers:
-                self._log_media(logger, waveforms[: self.media], trainer.global_step)
+                self._log_media(logger, waveforms, trainer.global_step)
 
-    def _log_media(self, logger, waveforms: np.ndarray, step: int) -> None:
+    def _sampled(self, pipeline: Pipeline, rows: range) -> tuple[list[np.ndarray], list[dict[str, float | None]]]:
+        """Of a batch of the clips: the sounds for loggers, and every clip's scores."""
+        batch = self.reference.batch.select(rows)
+        waveforms = pipeline.generate_batch(batch, [self.seeds[row] for row in rows], steps=self.steps).numpy()
+        scores: list[dict[str, float | None]] = []
+        for row, waveform in zip(rows, waveforms):
+            sound = resample(waveform, batch.spec.sample_rate_hz, SAMPLE_RATE_HZ)
+            scores.append({
+                "val/envelope_correlation": envelope_correlation(sound, self.reference.waveforms[row]),
+                "val/onset_f1": onset_f1(self.reference.onsets_s[row], detect_onsets(sound))})
+        return [waveform for row, waveform in zip(rows, waveforms) if row < self.media], scores
+
+    def _log_media(self, logger, waveforms: Sequence[np.ndarray], step: int) -> None:
         batch = self.reference.batch
         rate_hz = batch.spec.sample_rate_hz
         for i, waveform in enumerate(waveforms):

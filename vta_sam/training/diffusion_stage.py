@@ -175,7 +175,7 @@ def train_diffusion(context: StageContext, folder: StageFolder, settings: StageS
     networks = {"vocoder": vocoder} if vocoder_recipe is not parts.vocoder else {}
     make = _pipeline_of(context, codec, scale, sampler, vocoder, networks)
     samples = ValidationSamples(make, reference_of(context, data, parts.validation["clips"]),
-                                parts.validation["steps"], context.seed)
+                                parts.validation["steps"], context.seed, preemption=context.preemption)
     context.fit(module, data, folder, settings, "diffusion", MONITOR, [samples])
     licences = parts.starts.licences()
     model = ModelRecipe(

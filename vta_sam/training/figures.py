@@ -31,6 +31,8 @@ from ..metrics.intervals import Resampling, bootstrap_interval, derangement
 from ..metrics.signal import ErrorShare, mel_error_share
 from ..runtime.randomness import seed_of
 from ..vae.codec import MelCodec
+from .callbacks import in_batches
+from .preemption import Preemption
 
 Tick = Callable[[int], None]
 TINY = "tiny"  # the backbone of this stage: the embedded tagger, which is shipped
@@ -61,6 +63,11 @@ class HeldOut:
         """Rows with one object only, of one of the tagger's classes."""
         return [i for i, r in enumerate(self.records) if r.label in self.classes and len(r.objects) == 1]
 
+    @property
+    def labels(self) -> list[str]:
+        """The classes of these rows."""
+        return [self.records[i].label for i in self.single]
+
 
 def held_out(reader: ShardReader, train: ShardReader, pipeline: Pipeline, clips: int,
              onsets_of: Callable[[ClipFeatures, np.ndarray], np.ndarray]) -> HeldOut:
@@ -81,40 +88,87 @@ def held_out(reader: ShardReader, train: ShardReader, pipeline: Pipeline, clips:
     return HeldOut(records, batch, onsets, (total / count).astype(np.float32))
 
 
-def generate(pipeline: Pipeline, batch: ClipBatch, seed: int, batch_size: int, tick: Tick) -> np.ndarray:
-    """⇒ (B, samples), one sound per clip, seeded by (seed, key, sample 0) as ``generate.py shards=`` does."""
-    parts = []
-    for start in range(0, len(batch), batch_size):
-        rows = range(start, min(start + batch_size, len(batch)))
-        part = batch.select(rows)
-        parts.append(pipeline.generate_batch(part, [seed_of(seed, key, 0) for key in part.keys]))
-        tick(len(rows))
-    return torch.cat(parts).numpy()
+@dataclass
+class Sounds:
+    """What a model makes of held-out clips; in processes other than the first nothing.
+
+    Args:
+        generated: (n, samples).
+        reconstructed: (n, samples), the true sound through codec and vocoder: the ceiling.
+        error_share: share of the true mels' variance that the codec loses; None: it is none of mels.
+        swapped: (single, samples), generated for :func:`swap_objects`' clips; None: these have fewer than two classes.
+    """
+
+    generated: np.ndarray
+    reconstructed: np.ndarray
+    error_share: float | None = None
+    swapped: np.ndarray | None = None
 
 
-@torch.no_grad()
-def through_codec(pipeline: Pipeline, waveforms: torch.Tensor, batch_size: int, tick: Tick) -> np.ndarray:
-    """True sound through codec and vocoder, the ceiling ⇒ sound (B, samples)."""
-    sounds = []
-    for chunk in waveforms.split(batch_size):
-        sounds.append(pipeline.decode(pipeline.codec.posterior_mean(chunk.to(pipeline.device))))
-        tick(len(chunk))
-    return torch.cat(sounds).numpy()
+@dataclass
+class SoundMaker:
+    """Makes the sounds that figures are measured on.
 
+    Every process makes its share of the batches, and the first gets all. A batch is whole in one process, so that
+    sounds are the same for any number of processes.
 
-@torch.no_grad()
-def codec_error_share(pipeline: Pipeline, clips: HeldOut, batch_size: int) -> float | None:
-    """The share of the true mels' variance that the codec loses; None: it is none of mels."""
-    codec, mean_mel = pipeline.codec, clips.train_mean_mel
-    if not isinstance(codec, MelCodec) or mean_mel is None:
-        return None
-    assert clips.batch.waveform is not None
-    total = ErrorShare(0.0, 0.0)
-    for chunk in clips.batch.waveform.split(batch_size):
-        mel = codec.mel_of(chunk.to(pipeline.device))
-        decoded = codec.decode(codec.moments(mel).chunk(2, dim=1)[0])[:, 0].float().cpu().numpy()
-        total = sum((mel_error_share(t, d, mean_mel) for t, d in zip(mel[:, 0].cpu().numpy(), decoded)), start=total)
-    return round(total.share, 4)
+    Args:
+        pipeline: the finished model.
+        batch_size: clips of a batch.
+        preemption: knows the processes of the job; a request to stop ends the work between batches.
+        tick: called with the numbers of clips made, in the first process.
+    """
+
+    pipeline: Pipeline
+    batch_size: int
+    preemption: Preemption
+    tick: Tick
+
+    def make(self, clips: HeldOut, seed: int) -> Sounds:
+        """All of them. Every process calls it."""
+        assert clips.batch.waveform is not None
+        return Sounds(self.generate(clips.batch, seed), self.through_codec(clips.batch.waveform),
+                      self.codec_error_share(clips),
+                      self.generate(swap_objects(clips, seed)[0], seed) if len(set(clips.labels)) >= 2 else None)
+
+    def generate(self, batch: ClipBatch, seed: int) -> np.ndarray:
+        """⇒ (B, samples), one sound per clip, seeded by (seed, key, sample 0) as ``generate.py shards=`` does."""
+        def made(rows: range) -> np.ndarray:
+            part = batch.select(rows)
+            return self.pipeline.generate_batch(part, [seed_of(seed, key, 0) for key in part.keys]).numpy()
+
+        return self._joined(len(batch), made)
+
+    def through_codec(self, waveforms: torch.Tensor) -> np.ndarray:
+        """True sound (B, samples) through codec and vocoder ⇒ sound (B, samples)."""
+        def made(rows: range) -> np.ndarray:
+            return self.pipeline.decode(self.pipeline.encode(waveforms[rows.start:rows.stop])).numpy()
+
+        return self._joined(len(waveforms), made)
+
+    def codec_error_share(self, clips: HeldOut) -> float | None:
+        """The share of the true mels' variance that the codec loses; None: it is none of mels."""
+        codec, waveforms, mean_mel = self.pipeline.codec, clips.batch.waveform, clips.train_mean_mel
+        if not isinstance(codec, MelCodec) or mean_mel is None or waveforms is None:
+            return None
+
+        @torch.no_grad()
+        def made(rows: range) -> list[ErrorShare]:
+            mel = codec.mel_of(waveforms[rows.start:rows.stop].to(self.pipeline.device))
+            with self.pipeline.computing(codec):
+                decoded = codec.decode(codec.moments(mel).chunk(2, dim=1)[0])[:, 0].float().cpu().numpy()
+            return [mel_error_share(t, d, mean_mel) for t, d in zip(mel[:, 0].cpu().numpy(), decoded)]
+
+        rounds = self.preemption.parted(in_batches(len(waveforms), self.batch_size), made)
+        total = sum((share for found in rounds for shares in found for share in shares), start=ErrorShare())
+        return round(total.share, 4)
+
+    def _joined(self, clips: int, made: Callable[[range], np.ndarray]) -> np.ndarray:
+        parts: list[np.ndarray] = []
+        for found in self.preemption.parted(in_batches(clips, self.batch_size), made):
+            parts += found
+            self.tick(sum(map(len, found)))
+        return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
 
 
 def swap_objects(clips: HeldOut, seed: int) -> tuple[ClipBatch, list[int], list[str]]:
@@ -249,33 +303,26 @@ def levels(sounds: Sequence[SoundMeasurements]) -> dict[str, float]:
     }
 
 
-def measure(pipeline: Pipeline, clips: HeldOut, seed: int, batch_size: int,
-            tick: Tick) -> tuple[dict[str, Any], np.ndarray]:
-    """Every figure of a finished model ⇒ (figures, the generated sound (n, samples)). Needs at least two clips."""
-    assert clips.batch.waveform is not None
-    waveforms = generate(pipeline, clips.batch, seed, batch_size, tick)
-    reconstructed = through_codec(pipeline, clips.batch.waveform, batch_size, tick)
+def measure(clips: HeldOut, sounds: Sounds, seed: int) -> dict[str, Any]:
+    """Every figure of a finished model. Needs at least two clips."""
     scoring = Scoring(clips, seed)
-    generated, ceiling = scoring.measure(waveforms), scoring.measure(reconstructed)
+    generated, ceiling = scoring.measure(sounds.generated), scoring.measure(sounds.reconstructed)
     bounds = scoring.timing(ceiling)
     figures: dict[str, Any] = {
         "clips": len(clips.records),
         "timing": scoring.timing(generated),
         "ceiling": bounds,
         "level": {"generated": levels(generated), "true": levels([truth.sound for truth in scoring.truths])},
-        "vae": {"mel_error_share": codec_error_share(pipeline, clips, batch_size),
-                "onset_f1": bounds["onset_f1"]["score"]},
+        "vae": {"mel_error_share": sounds.error_share, "onset_f1": bounds["onset_f1"]["score"]},
     }
-    rows = clips.single
-    labels = [clips.records[i].label for i in rows]
+    rows, labels = clips.single, clips.labels
     if rows:
         figures["vae"]["sound_class"] = scoring.sound_class([ceiling[i] for i in rows], rows, labels)
     figures |= scoring.others(generated, ceiling)
     if "sound_class" in figures:
         figures["sound_class"]["chance"] = 1 / len(clips.classes)
-    if len(set(labels)) >= 2:
-        swapped, _, named = swap_objects(clips, seed)
-        other = scoring.measure(generate(pipeline, swapped, seed, batch_size, tick), rows)
+    if sounds.swapped is not None:
+        other, (_, _, named) = scoring.measure(sounds.swapped, rows), swap_objects(clips, seed)
         figures["swap"] = {
             "follows_the_new_word": scoring.sound_class(other, rows, named),
             "stays_with_the_picture": scoring.sound_class(other, rows, labels),
@@ -283,12 +330,12 @@ def measure(pipeline: Pipeline, clips: HeldOut, seed: int, batch_size: int,
         }
     if reasons := left_out(clips):
         figures["left_out"] = reasons
-    return figures, waveforms
+    return figures
 
 
 def left_out(clips: HeldOut) -> dict[str, str]:
     """⇒ {figure: why it is not measured}, of those that the embedded tagger scores."""
-    labels = [clips.records[i].label for i in clips.single]
+    labels = clips.labels
     known = (f"of {len(clips.records)} clips {len(labels)} have one object alone, of a class that the embedded tagger "
              "knows")
     reasons = {"sound_class": f"{known}; two are needed"} if len(labels) < 2 else {}

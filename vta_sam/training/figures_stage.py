@@ -28,7 +28,7 @@ from ..plots.clip_pictures import attention_picture, clip_picture, curve_picture
 from ..runtime.files import write_text
 from .data_sources import DataSource, true_onsets
 from .diffusion_stage import build_sampling
-from .figures import HeldOut, held_out, mean_scores, measure
+from .figures import HeldOut, SoundMaker, Sounds, held_out, mean_scores, measure
 from .fit import close
 from .stage import JobSettings, Stage, StageContext
 
@@ -144,7 +144,6 @@ class FiguresStage(Stage):
     """Measures the run's model, or ``model=…`` ⇒ figures.json, samples and pictures."""
 
     name = "figures"
-    one_process = True
     trains = False
 
     def settings(self, job: JobSettings) -> dict[str, Any]:
@@ -161,18 +160,31 @@ class FiguresStage(Stage):
             build_sampling(job.sampler, read_recipe(_model(job)).objective or {"_target_": "v_prediction"})
 
     def train(self, job: JobSettings, context: StageContext) -> None:
-        """Generate and measure; nothing is trained."""
-        folder = self.folder(job).path
+        """Generate, each process its share, and measure, the first alone; nothing is trained."""
+        prepared: list[tuple[Pipeline, HeldOut]] = []
+        context.processes.on_all_ranks(lambda: prepared.append(self._prepared(job, context)))
+        pipeline, clips = prepared[0]
+        with context.progress.phase("generate", 2 * len(clips.records) + len(clips.single)) as phase:
+            sounds = SoundMaker(pipeline, job.figures["batch_size"], context.preemption, phase.advance).make(
+                clips, job.seed)
+        context.processes.on_first_rank(lambda: self._measure(job, context, pipeline, clips, sounds))
+
+    def _prepared(self, job: JobSettings, context: StageContext) -> tuple[Pipeline, HeldOut]:
+        """The finished model on this process's device, and the clips."""
         pipeline = load(_model(job), device="cuda" if torch.cuda.is_available() else "cpu")
         pipeline.sampler = build(job.sampler)  # with model=…, of a model trained with another one
         pipeline.sampler.require(pipeline.objective)
         source, data = context.source, context.datamodule("figures", job.numbers("diffusion"))
-        clips = held_out(data.reader(source.test_split), data.reader(source.train_split), pipeline,
-                         job.figures["clips"], lambda record, wave: true_onsets(source, record, wave))
-        with context.progress.phase("generate and measure", 2 * len(clips.records) + len(clips.single)) as phase:
-            figures, sounds = measure(pipeline, clips, job.seed, job.figures["batch_size"], phase.advance)
-            figures["seed"], figures["exp"] = job.seed, job.exp
-        show(folder, pipeline, clips, sounds, source, job.folder / "diffusion", job.figures["samples"])
+        return pipeline, held_out(data.reader(source.test_split), data.reader(source.train_split), pipeline,
+                                  job.figures["clips"], lambda record, wave: true_onsets(source, record, wave))
+
+    def _measure(self, job: JobSettings, context: StageContext, pipeline: Pipeline, clips: HeldOut,
+                 sounds: Sounds) -> None:
+        folder = self.folder(job).path
+        figures = measure(clips, sounds, job.seed)
+        figures["seed"], figures["exp"] = job.seed, job.exp
+        show(folder, pipeline, clips, sounds.generated, context.source, job.folder / "diffusion",
+             job.figures["samples"])
         write_text(folder / "measured.json", json.dumps(figures, indent=1) + "\n")
 
     def report(self, job: JobSettings, context: StageContext) -> None:

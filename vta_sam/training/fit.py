@@ -173,7 +173,7 @@ class FitSettings:
         steps: optimiser steps.
         validate_every, checkpoint_every: in steps.
         accumulate: batches per step, of one process; see StageSettings.split_over for several.
-        clip_norm: largest norm of the gradient; 0: gradients are not clipped.
+        clip_norm: largest norm of the gradient, or of that of each of a module's ``sides``; 0: it is not clipped.
         ema_decay: of the averaged weights, which are validated and kept.
         ema_start: the step from which weights are averaged.
         precision: auto, fp32 or bf16.
@@ -274,8 +274,8 @@ def fit(
     try:
         with attention_kernels(trainer.strategy.root_device.type), preemption.training():
             trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
-    except SystemExit:
-        if trainer.interrupted:  # Lightning ends the program with status 1 on Ctrl-C
+    except SystemExit as end:
+        if end.code == 1 and trainer.interrupted:  # Lightning's way to end the program on Ctrl-C
             raise KeyboardInterrupt from None
         raise
     finally:

@@ -19,6 +19,7 @@ from ..conditioners.vta_sam_pretraining import ConditionPretraining
 from ..dataset.shards.batch import Augmentation
 from ..diffusion.condition import Conditioner, Pretrained
 from ..diffusion.objective import Objective, VPrediction
+from ..runtime.distributed import Processes
 from ..runtime.errors import InputError
 from .codec_stages import encode_latents, latent_scale, load_codec, planned_codec, require_conditioner_latent
 from .run_folder import StageFolder
@@ -182,6 +183,12 @@ class ClassifierStage(PartStage):
 
     name = "classifier"
     on_latents = True
+
+    def check(self, job: JobSettings) -> None:
+        super().check(job)
+        if self.name in job.stages and job.numbers(self.name).batch_size * Processes.of_environment().world < 2:
+            raise InputError("fit.classifier.batch_size=1: the classifier learns to tell a clip's own pictures from "
+                             "those of another clip in the batch; give 2 or more")
 
     def module(self, inputs: PartInputs) -> L.LightningModule:
         return ClassifierTraining(inputs.part(self.name), inputs.part(ContrastiveStage.name), inputs.latent_scale,

@@ -1,15 +1,19 @@
-"""Preemption of a job: it ends the step, saves, and goes back into the scheduler's queue where that asked for it."""
+"""Preemption of a job: it ends the step, saves, and goes back into the scheduler's queue where that asked for it. And
+work that the job's processes part among themselves, which a request to stop ends between two rounds."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 from ..runtime.cluster.scheduler import scheduler_of
 from ..runtime.distributed import Processes
 
+P = TypeVar("P")
+T = TypeVar("T")
 STOP, REQUEUE = 1, 2  # requests; the larger wins where processes have different ones
 _ASKED = {signal.SIGTERM: STOP, signal.SIGUSR1: REQUEUE}
 EXIT_STATUS = 75  # EX_TEMPFAIL: not done, to be tried again
@@ -66,15 +70,41 @@ class Preemption:
     def training(self) -> Iterator[None]:
         """Inside, a signal waits until :meth:`asked` is called. Outside, it ends the work at once: files are written
         whole or not at all there, and the next run goes on from them."""
-        self._training = True
+        before, self._training = self._training, True
         try:
             yield
         finally:
-            self._training = False
+            self._training = before
 
     def asked(self) -> int:
         """STOP, REQUEUE or 0, the same in all processes. Every process has to call it at the same step."""
         return self.processes.highest(self._asked)
+
+    def parted(self, parts: Sequence[P], work: Callable[[P], T], ends: bool = True) -> Iterator[list[T]]:
+        """Have the processes work on parts, in rounds of one part each ⇒ after each round the results of its parts, in
+        their order, in the first process; [] in the others.
+
+        All call ``work`` equally often, since a sharded network gathers its parameters from all of them in each call:
+        a process without a part in the last round works on the round's first part, for nothing.
+
+        Args:
+            parts: the same in every process.
+            work: on a part. An InputError of one process ends all. Its results are pickled.
+            ends: whether a request to stop ends the work after a round.
+
+        Raises:
+            Preempted: the job was asked to stop; in all processes after the same round.
+        """
+        processes = self.processes
+        with self.training():
+            for start in range(0, len(parts), processes.world):
+                turn, made = parts[start:start + processes.world], list[T]()
+                mine = turn[processes.rank if processes.rank < len(turn) else 0]
+                processes.on_all_ranks(lambda: made.append(work(mine)))
+                found = processes.gathered_by_first(made if processes.rank < len(turn) else [])
+                yield [result for results in found for result in results]
+                if ends and (asked := self.asked()):
+                    raise Preempted(asked == REQUEUE)
 
     def _handle(self, number: int, frame: object) -> None:
         self._asked = max(self._asked, _ASKED[signal.Signals(number)])

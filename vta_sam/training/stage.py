@@ -47,7 +47,7 @@ class StageSettings:
     Attributes:
         fit: steps, validations, checkpoints; see FitSettings.
         batch_size: clips a batch, of one process; times fit.accumulate, clips a step, of all.
-        learning_rate, warmup_steps, weight_decay: AdamW's.
+        learning_rate, warmup_steps, weight_decay, betas: AdamW's.
         schedule_steps: over which the rate falls; it keeps its end for further ones. None: fit.steps.
         weights: of the loss terms.
         workers: loader processes.
@@ -61,6 +61,7 @@ class StageSettings:
     learning_rate: float
     warmup_steps: int
     weight_decay: float = 0.01
+    betas: Sequence[float] = field(default_factory=lambda: [0.9, 0.99])
     weights: dict[str, float] = field(default_factory=dict)
     workers: int = 0
     streams: int = 8
@@ -96,7 +97,7 @@ class StageSettings:
 
     def optimise(self, slower: dict[str, float] | None = None) -> AdamWithWarmup:
         return AdamWithWarmup(self.learning_rate, self.schedule_steps or self.fit.steps, self.warmup_steps,
-                              self.weight_decay, slower=slower or {})
+                              self.weight_decay, (self.betas[0], self.betas[1]), slower=slower or {})
 
 
 @dataclass

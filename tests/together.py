@@ -12,8 +12,8 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from forks import Fork
-from test_training_resume import diffusion_parts
 from tiny_data import CODEC, CONDITIONER, stage_context, stage_folder, stage_settings
+from tiny_stages import diffusion_parts
 
 from vta_sam.dataset.shards.schema import read_dataset
 from vta_sam.runtime.distributed import Processes, gathered

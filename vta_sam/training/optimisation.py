@@ -1,5 +1,5 @@
-"""How every stage is optimised: AdamW and its schedule, attention kernels, the number format, which is measured, and
-FSDP2.
+"""How every stage is optimised: AdamW and its schedule, averaged weights, attention kernels, the number format, which
+is measured, and FSDP2.
 
 FSDP2 is for networks that one GPU can't hold, and experimental: torch's fully_shard shards parameters, gradients and
 moments, Lightning's ModelParallelStrategy writes checkpoints, which stay whole files.
@@ -22,11 +22,13 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..dataset.shards.batch import ClipBatch
 from ..diffusion.condition import Condition, Conditioner, Denoiser
@@ -86,6 +88,51 @@ class AdamWithWarmup:
             decay = self.weight_decay if parameter.ndim > 1 else 0.0
             groups.setdefault((self.learning_rate * factor, decay), []).append(parameter)
         return [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
+
+
+class _AveragedWeights(AveragedModel):
+    """torch's, which at every update asks the device whether it is the first: here only until one was made."""
+
+    _begun = False
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        if not self._begun:
+            self._begun = bool(self.n_averaged > 0)
+        if not self._begun:
+            super().update_parameters(model)
+            return
+        assert self.multi_avg_fn is not None
+        self.multi_avg_fn([each.detach() for each in self.module.parameters()],
+                          [each.detach() for each in model.parameters()], self.n_averaged)
+        for mine, its in zip(self.module.buffers(), model.buffers(), strict=True):
+            mine.copy_(its)
+        self.n_averaged += 1
+
+
+class ExponentialMovingAverage(WeightAveraging):
+    """An exponential moving average of the weights, which is validated and kept. Buffers are the model's own.
+
+    Args:
+        decay: of the average.
+        start_step: the optimiser step after which averaging begins, counted from 0.
+    """
+
+    def __init__(self, decay: float, start_step: int):
+        super().__init__()
+        self.decay, self.start_step = decay, start_step
+
+    @property
+    def state_key(self) -> str:
+        return "EMAWeightAveraging"  # Lightning's class, under whose name checkpoints of older runs keep the state
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit":  # the module is moved to the device only after this
+            self._average_model = _AveragedWeights(pl_module, trainer.strategy.root_device, use_buffers=False,
+                                                   multi_avg_fn=get_ema_multi_avg_fn(self.decay))
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        return step_idx is not None and step_idx >= self.start_step
 
 
 _KNOWN_PACKAGES = ("vta_sam", "torch", "diffusers", "transformers")

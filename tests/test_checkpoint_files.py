@@ -3,11 +3,13 @@ they are damaged."""
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import shutil
 import signal
 import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -161,6 +163,24 @@ def test_a_disk_that_fills_while_steps_go_on(root, whole, tmp_path, room, asked,
     assert not list(folder.last_checkpoint.parent.glob(".*"))
     resumed = run_stage("condition", root, tmp_path)
     assert sorted(resumed.losses) == list(range(step + 1, STEPS + 1))
+
+
+def test_an_error_of_the_writer_ends_training_at_the_step_at_which_it_is_known(root, tmp_path, monkeypatch):
+    failed, reached = threading.Event(), []
+
+    def fail(*_):
+        failed.set()
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(tmp_path))
+
+    def third(module):
+        assert failed.wait(10)
+        time.sleep(0.2)  # for the thread to end
+
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", fail)
+    acts = [At(step, lambda module, step=step: reached.append(step)) for step in range(1, STEPS + 1)]
+    with pytest.raises(OSError, match="Input/output error"):
+        train(root, tmp_path, At(3, third), *acts)
+    assert reached == [1, 2, 3]
 
 
 def test_a_job_that_is_asked_to_stop_stops_when_its_state_is_written(root, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -140,7 +140,8 @@ class CheckpointWriter(AtomicCheckpointIO):
         if self._stager is None or self._thread is None:
             gpu = torch.cuda.is_available()
             self._stager, self._thread = DefaultStager(StagingOptions(gpu, False, False, gpu)), ThreadPoolExecutor(1)
-        self._writing = self._thread.submit(self._write, self._stager.stage(due))
+        copied = cast(dict[str, dict[str, Any]], self._stager.stage(due))  # not a future
+        self._writing = self._thread.submit(self._write, copied)
 
     def _write(self, due: Mapping[str, Mapping[str, Any]]) -> None:
         for path, checkpoint in due.items():

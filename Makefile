@@ -12,7 +12,7 @@ TEST_ARGS ?=
 TEST_PROCESSES ?= -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install train smoke test test-slow test-all slurm test-slurm golden lint structure clean
+.PHONY: help install train smoke test test-slow test-all test-base slurm test-slurm golden lint structure clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,13 +36,16 @@ smoke: install ## the same with everything tiny, from nothing, in a minute or tw
 	$(BIN)/python experiments/train.py +exp=vta_sam size=smoke runs=out/smoke/runs data.root=out/smoke/data $(ARGS)
 
 test: install ## the quick tests
-	$(BIN)/python -m pytest -m "not slow and not slurm" $(TEST_PROCESSES) $(TEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow and not slurm and not base" $(TEST_PROCESSES) $(TEST_ARGS)
 
 test-slow: install ## the tests that take longer
 	$(BIN)/python -m pytest -m slow $(TEST_PROCESSES) $(TEST_ARGS)
 
 test-all: install ## both, which share what they make
-	$(BIN)/python -m pytest -m "not slurm" $(TEST_PROCESSES) $(TEST_ARGS)
+	$(BIN)/python -m pytest -m "not slurm and not base" $(TEST_PROCESSES) $(TEST_ARGS)
+
+test-base: install ## train three steps of each stage of size=base, stopped and resumed (minutes, 15 GB of memory and disk)
+	$(BIN)/python -m pytest -m base -s $(TEST_ARGS)
 
 # Daemons that only root may start; SLURM itself comes from the system's packages
 slurm: ## install SLURM for its tests (root, Debian's apt; nothing elsewhere)

@@ -33,8 +33,9 @@ from vta_sam.dataset.shards.batch import Augmentation, ClipBatch  # noqa: E402
 from vta_sam.diffusion.condition import connect  # noqa: E402
 from vta_sam.diffusion.latent_diffusion import LatentDiffusion  # noqa: E402
 from vta_sam.runtime.cli import run  # noqa: E402
-from vta_sam.training.callbacks import ExponentialMovingAverage, GradientClipping  # noqa: E402
-from vta_sam.training.optimisation import prepare_blocks  # noqa: E402
+from vta_sam.training.optimisation import (  # noqa: E402
+    ExponentialMovingAverage, GradientClipping, prepare_blocks
+)
 from vta_sam.training.part_stages import PartInputs, PartStage  # noqa: E402
 from vta_sam.training.stage import JobSettings, StageSettings  # noqa: E402
 from vta_sam.training.stages import STAGES  # noqa: E402

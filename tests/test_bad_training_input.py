@@ -45,7 +45,7 @@ def vae(tmp_path):
 
 
 def train(root, tmp_path, stage="condition", spec=SPEC, **parts):
-    from test_training_resume import diffusion_parts
+    from tiny_stages import diffusion_parts
 
     context, settings = stage_context(root, read_dataset(root), spec=spec), stage_settings(2)
     folder = stage_folder(tmp_path / "run")

@@ -10,7 +10,7 @@ import safetensors.numpy
 import torch
 from rich.console import Console
 from test_extract import BrightnessEncoder, BrightnessGrounder, write_manifest
-from test_training_resume import diffusion_parts
+from tiny_stages import diffusion_parts
 from tiny_data import CODEC, SPEC, UNET, a_clip, build, stage_context, stage_folder, stage_settings
 
 from vta_sam.checkpoints import parts

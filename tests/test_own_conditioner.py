@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training_resume import diffusion_parts, run_stage
+from tiny_stages import diffusion_parts, run_stage
 from tiny_data import SPEC, a_clip, stage_context, stage_folder, stage_settings, write_dataset
 
 from vta_sam.checkpoints import model_folder, parts

@@ -17,10 +17,10 @@ import lightning as L
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_training_resume import pretraining, run_stage
 from tiny_data import (
     CAPTION_DIM, CONDITIONER, FRAME_DIM, SPEC, stage_context, stage_folder, stage_settings, write_dataset
 )
+from tiny_stages import pretraining, run_stage
 
 from vta_sam.dataset.shards import datamodule
 from vta_sam.dataset.shards.schema import read_dataset

@@ -4,9 +4,12 @@ others along."""
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -24,7 +27,8 @@ from vta_sam.diffusion.objective import TIME_END, VPrediction
 from vta_sam.runtime.distributed import Processes, gathered
 from vta_sam.runtime.errors import InputError
 from vta_sam.runtime.stage_module import logged_mean, logged_means
-from vta_sam.training.preemption import EXIT_STATUS
+from vta_sam.training.callbacks import AtomicCheckpointIO
+from vta_sam.training.preemption import EXIT_STATUS, Preempted
 
 STAGES = ("vae", "condition", "diffusion")
 
@@ -143,6 +147,30 @@ def test_one_that_is_asked_to_stop_stops_all_and_another_number_of_processes_goe
     assert sorted(resumed) == list(range(step + 1, STEPS + 1))
     for now, (loss, keys) in resumed.items():
         assert keys == expected["condition"][now][1] and loss == pytest.approx(expected["condition"][now][0], abs=1e-4)
+
+
+def on_a_slow_disk(root, out, stop_at):
+    """Stage 2; says of which step the last checkpoint is when training is over."""
+    save, processes = AtomicCheckpointIO.save_checkpoint, Processes.of_environment()
+    AtomicCheckpointIO.save_checkpoint = lambda *arguments, **named: (time.sleep(1), save(*arguments, **named))[1]
+
+    def at(step):
+        if step == int(stop_at):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with suppress(Preempted), processes.connected():
+        train("condition", Path(root), Path(out) / "condition", act=at, processes=processes)
+    content = torch.load(Path(out) / "condition" / "checkpoints" / "last.ckpt", weights_only=True)
+    print(f"last step {content['global_step']}", flush=True)
+    os._exit(0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop_at, last", [(4, 4), (0, STEPS)])
+def test_no_process_is_through_before_the_first_has_written(root, tmp_path, stop_at, last):
+    """The first writes while steps go on; the others have nothing to write."""
+    for status, said in finish(start(2, root, tmp_path, stop_at, work=on_a_slow_disk)):
+        assert status == 0 and f"last step {last}" in said, said
 
 
 @pytest.mark.slow

@@ -14,8 +14,7 @@ from omegaconf import OmegaConf
 from programs import REPOSITORY
 
 from vta_sam.runtime.randomness import SampleDraws
-from vta_sam.training.callbacks import GradientClipping
-from vta_sam.training.optimisation import AdamWithWarmup
+from vta_sam.training.optimisation import AdamWithWarmup, GradientClipping
 from vta_sam.training.stage import StageSettings
 from vta_sam.vocoder import HiFiGAN
 from vta_sam.vocoder.hifigan_training import (

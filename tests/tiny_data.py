@@ -48,7 +48,8 @@ CONDITIONER: dict[str, Any] = {
 
 
 def a_clip(key: str, duration_s: float = SPEC.duration_s, fps: float = SPEC.fps, frame_dim: int = FRAME_DIM,
-           words: tuple[str, ...] = WORDS, sample_rate_hz: int = 16_000) -> ClipFeatures:
+           words: tuple[str, ...] = WORDS, sample_rate_hz: int = 16_000, object_dim: int = OBJECT_DIM,
+           caption_dim: int = CAPTION_DIM) -> ClipFeatures:
     """Bursts of noise at a few moments; the pictures (column 0 of the embedding) and the first object's probability
     are high exactly then, all else is noise. It depends on the key alone."""
     random = np.random.default_rng([ord(c) for c in key])
@@ -63,20 +64,20 @@ def a_clip(key: str, duration_s: float = SPEC.duration_s, fps: float = SPEC.fps,
     frame_embedding[:, 0] += 2 * loud
     probs = random.random((frames, len(objects))) * 0.2
     probs[:, 0] += 0.7 * loud
-    meaning = {word: np.random.default_rng([ord(c) for c in word]).normal(size=OBJECT_DIM) for word in words}
+    meaning = {word: np.random.default_rng([ord(c) for c in word]).normal(size=object_dim) for word in words}
     return ClipFeatures(
         key=key, caption="a " + " and a ".join(objects), objects=[str(o) for o in objects], fps=fps,
         waveform=np.clip(waveform, -1, 1).astype(np.float32), frame_embedding=frame_embedding.astype(np.float32),
         probs=probs.astype(np.float32), boxes=np.full((frames, len(objects), 4), 0.5, np.float32),
         areas=np.full((frames, len(objects)), 0.1, np.float32),
         object_embedding=np.array([meaning[o] for o in objects], np.float32),
-        caption_tokens=random.normal(size=(3, CAPTION_DIM)).astype(np.float32), duration_s=duration_s,
+        caption_tokens=random.normal(size=(3, caption_dim)).astype(np.float32), duration_s=duration_s,
         sample_rate_hz=sample_rate_hz,
     ).validate()
 
 
 def write_dataset(folder: Path, counts: dict[str, int] = COUNTS, shard_records: int = 8, **clip: Any) -> DatasetInfo:
-    """Shards of :func:`a_clip` and their dataset.json. clip: its other arguments (duration_s, fps, frame_dim)."""
+    """Shards of :func:`a_clip` and their dataset.json. clip: its other arguments (duration_s, fps, frame_dim, …)."""
     folder.mkdir(parents=True, exist_ok=True)
     splits: dict[str, list[ShardInfo]] = {}
     for split, count in counts.items():
@@ -89,7 +90,8 @@ def write_dataset(folder: Path, counts: dict[str, int] = COUNTS, shard_records: 
     info = DatasetInfo(
         grounder="grounder of a test", encoder="encoder of a test", fps=clip.get("fps", SPEC.fps),
         sample_rate_hz=clip.get("sample_rate_hz", 16_000), frame_dim=clip.get("frame_dim", FRAME_DIM),
-        object_dim=OBJECT_DIM, caption_dim=CAPTION_DIM, config_hash="0", manifest_hash="0", code_version="0",
+        object_dim=clip.get("object_dim", OBJECT_DIM), caption_dim=clip.get("caption_dim", CAPTION_DIM),
+        config_hash="0", manifest_hash="0", code_version="0",
         splits=splits,
     )
     info.write(folder)

@@ -19,8 +19,8 @@ import torch.distributed as dist
 from forks import Fork
 from models import make_batch
 from programs import call
-from test_training_resume import diffusion_parts
 from tiny_data import CODEC, CONDITIONER, stage_context, stage_folder, stage_settings
+from tiny_stages import diffusion_parts
 
 from vta_sam.dataset.shards.schema import read_dataset
 from vta_sam.generation.pipeline import Pipeline, load

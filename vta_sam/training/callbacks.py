@@ -1,25 +1,23 @@
-"""Callbacks of training: clipping, averaged weights, checkpoints, progress, and generated samples."""
+"""Callbacks of training: checkpoints and their writer, progress, and generated samples."""
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.profilers import Profiler
-from torch import nn
-from torch.distributed.tensor import DTensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from ..dataset.shards.batch import ClipBatch
 from ..generation.pipeline import Pipeline
@@ -30,106 +28,108 @@ from ..metrics.onsets import detect_onsets, onset_f1
 from ..metrics.signal import envelope_correlation
 from ..plots.clip_pictures import spectrogram_image, timeline_image
 from ..runtime.distributed import Processes
-from ..runtime.errors import InputError
-from ..runtime.files import atomic_path, write_text
+from ..runtime.files import atomic_path
 from ..runtime.progress import JobProgress, Phase
 from ..runtime.randomness import seed_of
 from ..runtime.work_plan import PartTimes, StepPace
 from .preemption import REQUEUE, Preempted, Preemption
 
 
-class GradientClipping(L.Callback):
-    """Clips the norm of the gradient, and ends the fit where a loss or the norm is NaN or infinite.
+_TO_GO_ON = ("optimizer_states", "current_model_state")  # three quarters of a checkpoint
 
-    The optimiser doesn't take such a step, so that the weights and the last checkpoint stay good. Every process writes
-    the keys of its own batches to ``folder``/nonfinite-<rank>.json.
 
-    Args:
-        max_norm: of the gradient of all parameters together, or, of a module that has ``sides`` (modules with losses of
-            their own, as a vocoder and its discriminators), of each side's; 0: gradients are not clipped.
-        folder: of the stage.
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints beside their place and renames them, so that a kill leaves the old one or the new one.
+
+    Lightning's own writes to the system's temporary folder and moves, which copies where that is another disk.
     """
 
-    def __init__(self, max_norm: float, folder: Path):
-        self.max_norm, self.folder = max_norm, folder
-        self._keys: list[str] = []
-        self._losses: list[torch.Tensor] = []
+    def save_checkpoint(self, checkpoint: Mapping[str, Any], path, storage_options: Any = None) -> None:
+        try:
+            with atomic_path(path, sync=True) as temporary, open(temporary, "wb") as file:
+                torch.save(checkpoint, file)  # by Python's file, whose errors say what the system said
+        except Exception as error:
+            fault: BaseException | None = error
+            while fault is not None and not isinstance(fault, OSError):
+                fault = fault.__context__  # torch ends its archive although it can't, which is a second error
+            if fault is None:
+                raise
+            raise OSError(fault.errno, fault.strerror, os.fspath(path)) from error
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int,
-                             ) -> None:
-        self._keys += batch.keys
-
-    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: torch.Tensor) -> None:
-        self._losses.append(loss.detach())
-
-    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
-        """DDP has averaged the processes' gradients by now, so that all processes see a norm that one of them spoiled.
-        """
-        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        sides = [list(side.parameters()) for side in getattr(pl_module, "sides", ())] or [trained]
-        totals = [get_total_norm([parameter.grad for parameter in side if parameter.grad is not None])
-                  for side in sides]
-        norms = torch.stack([total.full_tensor() if isinstance(total, DTensor) else total for total in totals])
-        keys, losses = self._keys, torch.stack(self._losses)
-        self._keys, self._losses = [], []  # of accumulated batches, all of the step's
-        if torch.isfinite(torch.cat([losses, norms.to(losses)])).all():  # one wait for the device
-            if self.max_norm > 0:
-                for side, total in zip(sides, totals):
-                    clip_grads_with_norm_(side, self.max_norm, total)
-            return
-        path, norm = self.folder / f"nonfinite-{trainer.global_rank}.json", float(torch.linalg.vector_norm(norms))
-        noted = {"step": trainer.global_step, "losses": [str(loss) for loss in losses.tolist()],
-                 "gradient_norm": str(norm), "clips": keys}
-        write_text(path, json.dumps(noted, indent=1) + "\n")
-        raise InputError(
-            f"step {trainer.global_step}: the loss is {float(losses.mean()):g}, the gradient's norm {norm:g}; "
-            f"the step was not taken, its clips stand in {path}. Look at those clips, or lower learning_rate; the same "
-            "command goes on from the last checkpoint")
+    def load_checkpoint(self, path, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
+        return load_mapped(path)
 
 
-class _AveragedWeights(AveragedModel):
-    """torch's, which at every update asks the device whether it is the first: here only until one was made."""
+class CheckpointWriter(AtomicCheckpointIO):
+    """Writes checkpoints while steps go on.
 
-    _begun = False
+    The state is copied to host memory, from a GPU into pinned buffers, which are kept for the next checkpoint. A thread
+    writes the copy. One copy is on its way at a time: the next checkpoint waits for it. Whatever waits for the thread
+    raises its error. Lightning's AsyncCheckpointIO would copy on the GPU, and hold any number of copies.
 
-    @torch.no_grad()
-    def update_parameters(self, model: nn.Module) -> None:
-        if not self._begun:
-            self._begun = bool(self.n_averaged > 0)
-        if not self._begun:
-            super().update_parameters(model)
-            return
-        assert self.multi_avg_fn is not None
-        self.multi_avg_fn([each.detach() for each in self.module.parameters()],
-                          [each.detach() for each in model.parameters()], self.n_averaged)
-        for mine, its in zip(self.module.buffers(), model.buffers(), strict=True):
-            mine.copy_(its)
-        self.n_averaged += 1
-
-
-class ExponentialMovingAverage(WeightAveraging):
-    """An exponential moving average of the weights, which is validated and kept. Buffers are the model's own.
+    ``best`` holds the weights that are kept, and nothing that only going on needs. It is copied and written together
+    with the checkpoint that is saved after it, first: a kill never leaves a last checkpoint that knows of a better step
+    than ``best`` is of.
 
     Args:
-        decay: of the average.
-        start_step: the optimiser step after which averaging begins, counted from 0.
+        best: path of the checkpoint of the kept weights.
+        aside: False: steps wait until a checkpoint is written, and no copy is made.
     """
 
-    def __init__(self, decay: float, start_step: int):
-        super().__init__()
-        self.decay, self.start_step = decay, start_step
+    def __init__(self, best: Path, aside: bool = True):
+        self.best, self.aside = os.path.realpath(best), aside
+        self._kept: dict[str, Mapping[str, Any]] = {}
+        self._stager: DefaultStager | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        self._writing: Future[None] | None = None
 
-    @property
-    def state_key(self) -> str:
-        return "EMAWeightAveraging"  # Lightning's class, under whose name checkpoints of older runs keep the state
+    def save_checkpoint(self, checkpoint: Mapping[str, Any], path, storage_options: Any = None) -> None:
+        if os.path.realpath(path) == self.best:
+            self._kept = {self.best: {key: part for key, part in checkpoint.items() if key not in _TO_GO_ON}}
+            return
+        due, self._kept = {**self._kept, os.fspath(path): checkpoint}, {}
+        self.finish()
+        if not self.aside:
+            self._write(due)
+            return
+        if self._stager is None or self._thread is None:
+            gpu = torch.cuda.is_available()
+            self._stager, self._thread = DefaultStager(StagingOptions(gpu, False, False, gpu)), ThreadPoolExecutor(1)
+        copied = cast(dict[str, dict[str, Any]], self._stager.stage(due))  # not a future
+        self._writing = self._thread.submit(self._write, copied)
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage == "fit":  # the module is moved to the device only after this
-            self._average_model = _AveragedWeights(pl_module, trainer.strategy.root_device, use_buffers=False,
-                                                   multi_avg_fn=get_ema_multi_avg_fn(self.decay))
+    def _write(self, due: Mapping[str, Mapping[str, Any]]) -> None:
+        for path, checkpoint in due.items():
+            super().save_checkpoint(checkpoint, path)
 
-    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
-        return step_idx is not None and step_idx >= self.start_step
+    def finish(self) -> None:
+        """Wait until the last checkpoint is written. Raises the error of writing it, once."""
+        writing = self._writing
+        if writing is not None:
+            wait([writing])  # what interrupts this leaves it to be waited for
+            self._writing = None
+            writing.result()
+
+    def check(self) -> None:
+        """Raise the error of writing the last checkpoint, where it is known by now."""
+        if self._writing is not None and self._writing.done():
+            self.finish()
+
+    def teardown(self) -> None:
+        """The trainer's end, also by an exception: waits, raises as :meth:`finish`, and gives the buffers back."""
+        try:
+            self.finish()
+        finally:
+            if self._stager is not None and self._thread is not None:
+                self._thread.shutdown()
+                self._stager.close()
+            self._kept, self._stager, self._thread = {}, None, None
+
+
+def load_mapped(path: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint, tensors and numbers alone. A tensor stays in the file until it is read: what isn't
+    used takes no memory, and processes on one machine share what is."""
+    return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
 
 
 class LastCheckpoint(Checkpoint):
@@ -143,11 +143,13 @@ class LastCheckpoint(Checkpoint):
         every_steps: optimiser steps between checkpoints.
         validate_every_steps: optimiser steps between validations.
         preemption: a request to stop. Preempted is raised once the checkpoint is written.
+        writer: of the trainer's checkpoints.
     """
 
-    def __init__(self, path: Path, every_steps: int, validate_every_steps: int, preemption: Preemption):
+    def __init__(self, path: Path, every_steps: int, validate_every_steps: int, preemption: Preemption,
+                 writer: CheckpointWriter):
         self.path, self.every_steps, self.validate_every_steps = path, every_steps, validate_every_steps
-        self.preemption = preemption
+        self.preemption, self.writer = preemption, writer
         self._ended_step = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -160,6 +162,7 @@ class LastCheckpoint(Checkpoint):
         if step == self._ended_step:  # with accumulated gradients a step lasts several batches
             return
         self._ended_step = step
+        self.writer.check()
         if step % self.validate_every_steps:
             self._save(trainer, due=step % self.every_steps == 0)
 
@@ -172,27 +175,16 @@ class LastCheckpoint(Checkpoint):
         if due or asked:
             trainer.save_checkpoint(self.path)
         if asked:
+            self._finish(trainer)
             raise Preempted(asked == REQUEUE)
 
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._finish(trainer)
 
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints beside their place and renames them, so that a kill leaves the old one or the new one.
-
-    Lightning's own writes to the system's temporary folder and moves, which copies where that is another disk.
-    """
-
-    def save_checkpoint(self, checkpoint: Mapping[str, Any], path, storage_options: Any = None) -> None:
-        with atomic_path(path, sync=True) as temporary:
-            torch.save(checkpoint, temporary)
-
-    def load_checkpoint(self, path, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
-        return load_mapped(path)
-
-
-def load_mapped(path: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint, tensors and numbers alone. A tensor stays in the file until it is read: what isn't
-    used takes no memory, and processes on one machine share what is."""
-    return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    def _finish(self, trainer: L.Trainer) -> None:
+        """Wait in all processes for what the first one writes: none may end the job or read it before."""
+        self.writer.finish()
+        trainer.strategy.barrier("checkpoints are written")
 
 
 # Figures of validation that are printed

@@ -32,13 +32,10 @@ from ..runtime.distributed import Processes, choose_accelerator, visible_gpus
 from ..runtime.errors import InputError
 from ..runtime.progress import JobProgress
 from ..runtime.work_plan import StepPace
-from .callbacks import (
-    AtomicCheckpointIO, ExponentialMovingAverage, GradientClipping, LastCheckpoint, StepProgress, TimesOfParts,
-    load_mapped
-)
+from .callbacks import CheckpointWriter, LastCheckpoint, StepProgress, TimesOfParts, load_mapped
 from .optimisation import (
-    attention_kernels, choose_precision, fill_whole, may_leave_out, prepare_blocks, stage_device, to_be_sharded,
-    training_device
+    ExponentialMovingAverage, GradientClipping, attention_kernels, choose_precision, fill_whole, may_leave_out,
+    prepare_blocks, stage_device, to_be_sharded, training_device
 )
 from .preemption import Preemption
 from .run_folder import StageFolder
@@ -182,6 +179,7 @@ class FitSettings:
             averaged weights, which can't be sharded).
         gradient_checkpointing: of the denoiser's blocks; see :meth:`.Denoiser.checkpoint_blocks`.
         compile: the denoiser's blocks; without a compiler they run as they are, with a warning.
+        checkpoint_aside: steps go on while a checkpoint is written, out of a copy of it in the host's memory.
     """
 
     steps: int
@@ -196,6 +194,7 @@ class FitSettings:
     strategy: str = "ddp"
     gradient_checkpointing: bool = False
     compile: bool = False
+    checkpoint_aside: bool = True
 
     def __post_init__(self):
         if self.strategy not in ("ddp", "fsdp2"):
@@ -255,18 +254,19 @@ def fit(
         precision = processes.on_first_rank(lambda: choose_precision(
             settings.precision, module, lambda: next(iter(data.train_dataloader())), folder.path))
     prepare_blocks(module, settings.gradient_checkpointing, settings.compile, stage_device(settings.accelerator))
+    writer = CheckpointWriter(folder.best_checkpoint, settings.checkpoint_aside and not sharded)
     trainer = L.Trainer(
         default_root_dir=folder.path,
         max_steps=settings.steps,
-        accelerator=accelerator, precision=precision, **_devices(processes, sharded, may_leave_out(module)),
+        accelerator=accelerator, precision=precision, **_devices(processes, sharded, may_leave_out(module), writer),
         accumulate_grad_batches=settings.accumulate,
         val_check_interval=settings.validate_every * settings.accumulate, check_val_every_n_epoch=None,
         num_sanity_val_steps=0, log_every_n_steps=10, enable_progress_bar=False, enable_model_summary=False,
         logger=[make(save_dir=str(folder.path), name="logs") for make in loggers] or False,
         profiler=TimesOfParts(progress.times),
-        callbacks=_callbacks(folder, settings, monitor, callbacks, preemption, sharded, StepProgress(progress, StepPace(
-            settings.steps, settings.validate_every, settings.checkpoint_every,
-            data.batch_size * settings.accumulate * processes.world))),
+        callbacks=_callbacks(folder, settings, monitor, callbacks, preemption, sharded, writer, StepProgress(
+            progress, StepPace(settings.steps, settings.validate_every, settings.checkpoint_every,
+                               data.batch_size * settings.accumulate * processes.world))),
     )
     resume = folder.last_checkpoint if folder.last_checkpoint.exists() else None
     if resume:
@@ -280,7 +280,7 @@ def fit(
         raise
     finally:
         close(trainer.loggers)
-    best = read_checkpoint(folder.best_checkpoint, module)["state_dict"]  # Adam's moments stay in the file
+    best = read_checkpoint(folder.best_checkpoint, module)["state_dict"]
     if sharded:
         fill_whole(module, best)
     else:
@@ -312,7 +312,8 @@ class BatchCount(L.Callback):
 
 
 def _callbacks(folder: StageFolder, settings: FitSettings, monitor: tuple[str, str], callbacks: Sequence[L.Callback],
-               preemption: Preemption, sharded: bool, progress: StepProgress) -> list[L.Callback]:
+               preemption: Preemption, sharded: bool, writer: CheckpointWriter, progress: StepProgress,
+               ) -> list[L.Callback]:
     """The stage's own callbacks, and the callbacks of every fit. Their order counts."""
     figure, mode = monitor
     return [
@@ -323,15 +324,15 @@ def _callbacks(folder: StageFolder, settings: FitSettings, monitor: tuple[str, s
         BatchCount(settings.accumulate),
         ModelCheckpoint(folder.best_checkpoint.parent, filename="best", monitor=figure, mode=mode,
                         enable_version_counter=False),
-        LastCheckpoint(folder.last_checkpoint, settings.checkpoint_every, settings.validate_every, preemption),
+        LastCheckpoint(folder.last_checkpoint, settings.checkpoint_every, settings.validate_every, preemption, writer),
     ]
 
 
-def _devices(processes: Processes, sharded: bool, find_unused: bool) -> dict[str, Any]:
+def _devices(processes: Processes, sharded: bool, find_unused: bool, writer: CheckpointWriter) -> dict[str, Any]:
     """The trainer's arguments about devices and processes. Lightning doesn't read SLURM's variables by itself: its
     handler would save in the middle of a step, and whichever stage comes next would load its checkpoint."""
     if processes.world == 1:
-        return {"devices": 1, "plugins": [AtomicCheckpointIO(), LightningEnvironment()]}
+        return {"devices": 1, "plugins": [writer, LightningEnvironment()]}
     strategy = ModelParallelStrategy(data_parallel_size=processes.world, tensor_parallel_size=1,
                                      save_distributed_checkpoint=False) if sharded else \
         DDPStrategy(find_unused_parameters=find_unused, gradient_as_bucket_view=True)
@@ -339,7 +340,7 @@ def _devices(processes: Processes, sharded: bool, find_unused: bool) -> dict[str
     return {
         "devices": placed.local_world, "num_nodes": placed.machines, "use_distributed_sampler": False,
         "strategy": strategy,
-        "plugins": [AtomicCheckpointIO(), TorchElasticEnvironment()],
+        "plugins": [writer, TorchElasticEnvironment()],
     }
 
 

@@ -1,5 +1,5 @@
-"""How every stage is optimised: AdamW and its schedule, attention kernels, the number format, which is measured, and
-FSDP2.
+"""How every stage is optimised: AdamW and its schedule, averaged weights, clipping, attention kernels, the number
+format, which is measured, and FSDP2.
 
 FSDP2 is for networks that one GPU can't hold, and experimental: torch's fully_shard shards parameters, gradients and
 moments, Lightning's ModelParallelStrategy writes checkpoints, which stay whole files.
@@ -22,11 +22,14 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..dataset.shards.batch import ClipBatch
 from ..diffusion.condition import Condition, Conditioner, Denoiser
@@ -86,6 +89,100 @@ class AdamWithWarmup:
             decay = self.weight_decay if parameter.ndim > 1 else 0.0
             groups.setdefault((self.learning_rate * factor, decay), []).append(parameter)
         return [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
+
+
+class _AveragedWeights(AveragedModel):
+    """torch's, which at every update asks the device whether it is the first: here only until one was made."""
+
+    _begun = False
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        if not self._begun:
+            self._begun = bool(self.n_averaged > 0)
+        if not self._begun:
+            super().update_parameters(model)
+            return
+        assert self.multi_avg_fn is not None
+        self.multi_avg_fn([each.detach() for each in self.module.parameters()],
+                          [each.detach() for each in model.parameters()], self.n_averaged)
+        for mine, its in zip(self.module.buffers(), model.buffers(), strict=True):
+            mine.copy_(its)
+        self.n_averaged += 1
+
+
+class ExponentialMovingAverage(WeightAveraging):
+    """An exponential moving average of the weights, which is validated and kept. Buffers are the model's own.
+
+    Args:
+        decay: of the average.
+        start_step: the optimiser step after which averaging begins, counted from 0.
+    """
+
+    def __init__(self, decay: float, start_step: int):
+        super().__init__()
+        self.decay, self.start_step = decay, start_step
+
+    @property
+    def state_key(self) -> str:
+        return "EMAWeightAveraging"  # Lightning's class, under whose name checkpoints of older runs keep the state
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit":  # the module is moved to the device only after this
+            self._average_model = _AveragedWeights(pl_module, trainer.strategy.root_device, use_buffers=False,
+                                                   multi_avg_fn=get_ema_multi_avg_fn(self.decay))
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        return step_idx is not None and step_idx >= self.start_step
+
+
+class GradientClipping(L.Callback):
+    """Clips the norm of the gradient, and ends the fit where a loss or the norm is NaN or infinite.
+
+    The optimiser doesn't take such a step, so that the weights and the last checkpoint stay good. Every process writes
+    the keys of its own batches to ``folder``/nonfinite-<rank>.json.
+
+    Args:
+        max_norm: of the gradient of all parameters together, or, of a module that has ``sides`` (modules with losses of
+            their own, as a vocoder and its discriminators), of each side's; 0: gradients are not clipped.
+        folder: of the stage.
+    """
+
+    def __init__(self, max_norm: float, folder: Path):
+        self.max_norm, self.folder = max_norm, folder
+        self._keys: list[str] = []
+        self._losses: list[torch.Tensor] = []
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int,
+                             ) -> None:
+        self._keys += batch.keys
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: torch.Tensor) -> None:
+        self._losses.append(loss.detach())
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
+        """DDP has averaged the processes' gradients by now, so that all processes see a norm that one of them spoiled.
+        """
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        sides = [list(side.parameters()) for side in getattr(pl_module, "sides", ())] or [trained]
+        totals = [get_total_norm([parameter.grad for parameter in side if parameter.grad is not None])
+                  for side in sides]
+        norms = torch.stack([total.full_tensor() if isinstance(total, DTensor) else total for total in totals])
+        keys, losses = self._keys, torch.stack(self._losses)
+        self._keys, self._losses = [], []  # of accumulated batches, all of the step's
+        if torch.isfinite(torch.cat([losses, norms.to(losses)])).all():  # one wait for the device
+            if self.max_norm > 0:
+                for side, total in zip(sides, totals):
+                    clip_grads_with_norm_(side, self.max_norm, total)
+            return
+        path, norm = self.folder / f"nonfinite-{trainer.global_rank}.json", float(torch.linalg.vector_norm(norms))
+        noted = {"step": trainer.global_step, "losses": [str(loss) for loss in losses.tolist()],
+                 "gradient_norm": str(norm), "clips": keys}
+        write_text(path, json.dumps(noted, indent=1) + "\n")
+        raise InputError(
+            f"step {trainer.global_step}: the loss is {float(losses.mean()):g}, the gradient's norm {norm:g}; "
+            f"the step was not taken, its clips stand in {path}. Look at those clips, or lower learning_rate; the same "
+            "command goes on from the last checkpoint")
 
 
 _KNOWN_PACKAGES = ("vta_sam", "torch", "diffusers", "transformers")

@@ -23,7 +23,8 @@ from ..runtime.files import write_text
 from ..runtime.work_plan import Deed
 
 # Numbers of processes, times measured elsewhere, places of copies, ways to compute the same
-NOT_RESULT_AFFECTING = ("workers", "expected_s", "latents", "cache", "cache_gb", "gradient_checkpointing", "compile")
+NOT_RESULT_AFFECTING = ("workers", "expected_s", "latents", "cache", "cache_gb", "gradient_checkpointing", "compile",
+                        "checkpoint_aside")
 DATASET = "dataset"  # the name under which a stage's inputs hold the identity of the clips
 _LENGTH, _SCHEDULE = "fit.fit.steps", "fit.schedule_steps"  # in a stage's settings
 _SHORTER = "shorter.json"  # a list of the identities that a stage had before it was trained further
@@ -186,6 +187,8 @@ class StageFolder:
         if deed is Deed.KEEP:
             shutil.rmtree(self.aside, ignore_errors=True)  # a kill kept finish() from it
         self.path.mkdir(parents=True, exist_ok=True)
+        for left in self.last_checkpoint.parent.glob(".*.partial*"):  # by a kill while a checkpoint was written
+            left.unlink(missing_ok=True)
         if self.inputs:  # before the config: a folder that has one is compared by both
             write_text(self.path / "inputs.json", json.dumps(_stored_inputs(self.path) | self.inputs, indent=1) + "\n")
         write_text(self.path / "config.yaml", _text(self.config))

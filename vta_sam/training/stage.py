@@ -299,10 +299,11 @@ class StageContext:
 def written_bytes(*networks: torch.nn.Module) -> int:
     """About how many bytes a stage writes that trains these networks, which may be sketches.
 
-    Two checkpoints hold fp32 weights, their average and Adam's two moments each; the model folder holds the weights.
+    The last checkpoint holds fp32 weights, their average and Adam's two moments; the best one and the model folder hold
+    averaged weights.
     """
     parameters = sum(parameter.numel() for network in networks for parameter in network.parameters())
-    return 4 * parameters * (2 * 4 + 1)
+    return 4 * parameters * (4 + 1 + 1)
 
 
 class Stage(ABC):

@@ -239,7 +239,7 @@ def fit(
     sharded = settings.strategy == "fsdp2" and processes.world > 1  # one process has no other to share with
     if sharded:
         to_be_sharded(module)
-    data.draw = getattr(module, "draw", None)
+    data.draw, data.unread = getattr(module, "draw", None), getattr(module, "unread", ())
     with attention_kernels(training_device()):
         precision = processes.on_first_rank(lambda: choose_precision(
             settings.precision, module, lambda: next(iter(data.train_dataloader())), folder.path))

@@ -41,7 +41,7 @@ class Recorder(L.Callback):
     saved there, or within a validation."""
 
     def __init__(self, stop_at=None, validating=False, kill=False):
-        self.losses, self.validations = {}, {}
+        self.losses, self.validations, self.waveforms = {}, {}, set()
         self.stop_at, self.validating, self.kill = stop_at, validating, kill
 
     def stop(self, trainer, validating):
@@ -52,6 +52,7 @@ class Recorder(L.Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.losses[trainer.global_step] = outputs["loss"].item(), tuple(batch.keys)
+        self.waveforms.add(batch.waveform is not None)
         self.stop(trainer, validating=False)
 
     def on_validation_start(self, trainer, pl_module):
@@ -105,6 +106,11 @@ def whole(root, tmp_path_factory):
     for stage in STAGES:
         done[stage] = folder / stage, run_stage(stage, root, folder / stage, vae=folder / "vae" / "model")
     return done
+
+
+def test_stage_3_gets_no_waveform(whole):
+    assert {stage: record.waveforms for stage, (_, record) in whole.items()} == {
+        "vae": {True}, "condition": {True}, "diffusion": {False}}
 
 
 def weights(folder):

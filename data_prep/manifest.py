@@ -20,8 +20,7 @@ def main() -> None:
     from rich import print as show
     from rich.progress import Progress
 
-    from vta_sam.dataset.manifests.folder import folder_draft
-    from vta_sam.dataset.manifests.vggsound import vggsound_draft
+    from vta_sam.dataset.manifests.folder import folder_draft, vggsound_draft
 
     given = options.model_dump(exclude={"out", "overwrite", "plan"})
     if verb == "vggsound":

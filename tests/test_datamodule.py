@@ -8,8 +8,9 @@ import pytest
 import torch
 from tiny_data import COUNTS, FRAME_DIM, SPEC, a_clip, write_dataset
 
-from vta_sam.dataset.shards import datamodule
+from vta_sam.dataset.shards import reader as reader_module
 from vta_sam.dataset.shards.datamodule import SampleOrder, ShardDataModule
+from vta_sam.dataset.shards.reader import ShardReader
 from vta_sam.dataset.shards.schema import from_pcm16, to_pcm16
 from vta_sam.runtime.errors import InputError
 from vta_sam.runtime.randomness import SampleDraws
@@ -185,7 +186,7 @@ def test_few_shards_in_memory_are_enough(root):
     reader = data.reader("train")
     for shard in (0, 1, 2, 1):
         reader.record(shard, 0)
-    assert len(reader._cache) == 1
+    assert len(reader._open) == 1
 
 
 @pytest.mark.parametrize("world, workers", [(1, 0), (2, 0), (2, 2), (1, 8)])
@@ -193,15 +194,15 @@ def test_no_loader_reads_a_shard_twice_in_an_epoch(tmp_path, monkeypatch, world,
     """However few shards may be kept; and with many loader processes each keeps few."""
     write_dataset(tmp_path, {"train": 32, "val": 1, "test": 1}, shard_records=2)
     data, read = data_of(tmp_path, workers=workers, cached_shards=1), []
-    once = datamodule.read_records
-    monkeypatch.setattr(datamodule, "read_records", lambda place, shard: read.append(shard.name) or once(place, shard))
+    once = reader_module.OpenShard
+    monkeypatch.setattr(reader_module, "OpenShard", lambda place, shard: read.append(shard.name) or once(place, shard))
     parts = world * max(1, workers)
     for part in range(parts):
-        reader = datamodule.ShardReader(tmp_path, data.info.shards("train"), data._kept_shards(world))
+        reader = ShardReader(tmp_path, data.info.shards("train"), data._open_shards(world))
         order = SampleOrder(reader.counts, data.streams, 0)
         for _, shard, index in islice(order.samples(0, part, parts), order.epoch_samples // parts):
             reader.record(shard, index)
-        assert len(read) == len(set(read)) and len(reader._cache) <= max(2, 16 // parts)
+        assert len(read) == len(set(read)) and len(reader._open) <= max(2, 16 // parts)
         read.clear()
 
 

@@ -12,9 +12,8 @@ from collections import Counter
 import pytest
 from conftest import REPOSITORY
 
-from vta_sam.dataset.manifests.folder import folder_draft, path_id
+from vta_sam.dataset.manifests.folder import folder_draft, path_id, read_vggsound, vggsound_draft
 from vta_sam.dataset.manifests.manifest import Row, object_words, read_manifest, write_manifest
-from vta_sam.dataset.manifests.vggsound import read_vggsound, vggsound_draft
 from vta_sam.dataset.shards.schema import member_key
 from vta_sam.runtime.errors import InputError
 

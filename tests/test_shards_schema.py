@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import webdataset
+from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from vta_sam.clip import FEATURES, ClipFeatures
 from vta_sam.dataset.shards import storage
-from vta_sam.dataset.shards.records import read_shard, write_shard
+from vta_sam.dataset.shards.records import read_members, read_shard, write_shard
 from vta_sam.dataset.shards.schema import (
-    DatasetInfo, ShardInfo, decode_record, encode_record, from_pcm16, member_key, read_dataset, to_pcm16
+    SOUND_HEADER_BYTES, DatasetInfo, ShardInfo, decode_record, encode_record, from_pcm16, member_key, read_dataset,
+    to_pcm16
 )
 from vta_sam.runtime.errors import InputError
 
@@ -84,9 +86,10 @@ def test_values_that_fp16_cannot_hold_are_refused():
 def test_a_damaged_record_is_refused_by_name(damage, words):
     members = encode_record(a_clip(key="x7"))
     damage(members)
-    with pytest.raises(InputError, match=words) as caught:
-        decode_record("x7", members)
-    assert "'x7'" in str(caught.value)
+    for unread in ((), {"waveform"}):
+        with pytest.raises(InputError, match=words) as caught:
+            decode_record("x7", members, unread)
+        assert "'x7'" in str(caught.value)
 
 
 @pytest.mark.parametrize("duration_s, frames", [
@@ -96,8 +99,26 @@ def test_a_flac_that_claims_more_than_its_record_is_not_read(duration_s, frames,
     flac = bytearray(members["flac"])
     flac[21:26] = ((flac[21] >> 4 << 36) | frames).to_bytes(5, "big")  # 36 bits of the STREAMINFO block: all samples
     monkeypatch.setattr("soundfile.SoundFile.read", lambda *_, **__: pytest.fail("it was read"))
-    with pytest.raises(InputError, match=f"'x7': its flac member claims {frames} samples at 16000 Hz"):
-        decode_record("x7", {**members, "flac": bytes(flac)})
+    for unread in ((), {"waveform"}):
+        with pytest.raises(InputError, match=f"'x7': its flac member claims {frames} samples at 16000 Hz"):
+            decode_record("x7", {**members, "flac": bytes(flac)}, unread)
+
+
+@pytest.mark.parametrize("samples, rate_hz", [(1, 8_000), (6_399, 16_000), (70_001, 44_100), (2**20 + 1, 48_000)])
+def test_a_waveform_that_is_not_read_has_its_length(samples, rate_hz):
+    noise = from_pcm16(np.random.default_rng(0).integers(-9000, 9000, samples).astype(np.int16))
+    members = encode_record(a_clip(waveform=noise, sample_rate_hz=rate_hz, duration_s=samples / rate_hz))
+    members["flac"] = members["flac"][:SOUND_HEADER_BYTES]
+    found = decode_record("a", members, {"waveform"})
+    assert found.waveform.shape == (samples,) and not found.waveform.any() and found.waveform.strides == (0,)
+    with pytest.raises(InputError, match="flac member can't be read"):
+        decode_record("a", members)
+
+
+def test_optional_features_that_nobody_reads_are_left_out():
+    members = encode_record(a_clip(objects=("dog",), mask_embedding=np.ones((5, 1, 256), np.float32)))
+    unread = {"mask_embedding", "probs"}
+    assert set(decode_record("a", members, unread).features) == set(FEATURES) - {"mask_embedding"}
 
 
 def test_a_sparse_or_immense_member_is_not_read(tmp_path, monkeypatch):
@@ -133,6 +154,27 @@ def test_webdataset_reads_the_same_records(tmp_path):
     samples = webdataset.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False)
     for sample, clip in zip(samples, clips, strict=True):
         assert_same(decode_record(sample["__key__"], sample), clip)
+
+
+@pytest.mark.parametrize("names", [
+    ("a.json", "a.flac", "a.safetensors"), ("./a.json", "x/a.FLAC", "x/y.z/b.json", "x/y.z/b.txt", "x/y.z/b.flac"),
+    ("__meta__", "__index__.json", "__x__/a.json", "a.json", "README", "notes.txt", "b.JSON", "b.jpg.txt"),
+    ("%2E.json", ".json", "x/.flac", "a", "é ü.json", "é ü.safetensors", "c" * 120 + ".json"),
+])
+def test_records_are_grouped_as_webdataset_groups_them(tmp_path, names):
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        folder = tarfile.TarInfo("x")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        for number, name in enumerate(names):
+            header = tarfile.TarInfo(name)
+            header.size = 600 * number
+            tar.addfile(header, io.BytesIO(bytes([number]) * 600 * number))
+    suffixes = {"json", "flac", "safetensors"}
+    with open(tmp_path / "a.tar", "rb") as file:
+        expected = [(sample["__key__"], {suffix: sample[suffix] for suffix in suffixes & set(sample)})
+                    for sample in group_by_keys(tar_file_expander([{"url": "", "stream": file}]), suffixes=suffixes)]
+    assert list(read_members(tmp_path / "a.tar")) == expected and expected
 
 
 def test_a_shard_may_be_empty_but_not_hold_a_key_twice(tmp_path):

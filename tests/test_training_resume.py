@@ -33,6 +33,11 @@ def whole(root, tmp_path_factory):
     return done
 
 
+def test_stage_3_gets_no_waveform(whole):
+    assert {stage: record.waveforms for stage, (_, record) in whole.items()} == {
+        "vae": {True}, "condition": {True}, "diffusion": {False}}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage, stop_at, validating, checkpoint", [
     ("vae", 3, False, 2), ("condition", 4, True, 2), ("diffusion", 8, True, 6),

@@ -33,7 +33,7 @@ class Recorder(L.Callback):
     saved there, or within a validation."""
 
     def __init__(self, stop_at=None, validating=False, kill=False):
-        self.losses, self.validations = {}, {}
+        self.losses, self.validations, self.waveforms = {}, {}, set()
         self.stop_at, self.validating, self.kill = stop_at, validating, kill
 
     def stop(self, trainer, validating):
@@ -44,6 +44,7 @@ class Recorder(L.Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.losses[trainer.global_step] = outputs["loss"].item(), tuple(batch.keys)
+        self.waveforms.add(batch.waveform is not None)
         self.stop(trainer, validating=False)
 
     def on_validation_start(self, trainer, pl_module):

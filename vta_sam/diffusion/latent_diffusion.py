@@ -54,7 +54,12 @@ class LatentDiffusion(L.LightningModule):
         dropout: probability that the whole condition is replaced by its null.
         augment: hides parts of the condition in training.
         optimise: (module) ⇒ Lightning's optimiser and schedule.
+
+    Attributes:
+        unread: fields of a batch that its steps don't read, which loaders leave out.
     """
+
+    unread = frozenset({"waveform"})  # latents stand for it
 
     def __init__(self, denoiser: Denoiser, conditioner: Conditioner, objective: Objective, latent_scale: float,
                  dropout: float, augment: Augmentation, optimise: Callable):

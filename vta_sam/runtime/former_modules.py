@@ -28,6 +28,7 @@ FORMER = {
     "grounding.grounded_sam": "perception.grounded_sam",
     "encoders": "perception", "encoders.base": "perception.base", "encoders.clip": "perception.clip_encoder",
     "manifests": "dataset.manifests", "manifests.manifest": "dataset.manifests.manifest",
+    "manifests.vggsound": "dataset.manifests.folder", "dataset.manifests.vggsound": "dataset.manifests.folder",
     "extraction": "dataset.extraction", "extraction.extract": "dataset.extraction.extract",
     "shards": "dataset.shards", "shards.schema": "dataset.shards.schema", "shards.writer": "dataset.shards.records",
     "shards.batch": "dataset.shards.batch",

@@ -18,7 +18,8 @@ import yaml
 from .. import __version__
 from ..checkpoints.model_folder import read_recipe
 from ..dataset.shards.batch import ClipBatch, collate, window_of
-from ..dataset.shards.datamodule import ShardReader, consecutive
+from ..dataset.shards.datamodule import consecutive
+from ..dataset.shards.reader import ShardReader
 from ..dataset.shards.schema import read_dataset
 from ..evaluation.evaluate import evaluate
 from ..evaluation.pairing import read_words

@@ -11,10 +11,11 @@ import torch
 from ..checkpoints.model_folder import ModelRecipe, load_weights, read_recipe
 from ..checkpoints.parts import build, class_of, sketch
 from ..clip import ClipSpec, MelSpec
-from ..dataset.shards.datamodule import ShardReader, consecutive
+from ..dataset.shards.datamodule import consecutive
 from ..dataset.shards.latents import (
     batch_samples_on, encode_dataset, is_complete, latents_folder, plan_latents, read_std
 )
+from ..dataset.shards.reader import ShardReader
 from ..generation.build import build_part
 from ..mel import log_mel, normalise
 from ..runtime.errors import InputError

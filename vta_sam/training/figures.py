@@ -16,7 +16,8 @@ import torch
 
 from ..clip import ClipFeatures
 from ..dataset.shards.batch import ClipBatch, collate, window_of
-from ..dataset.shards.datamodule import ShardReader, consecutive
+from ..dataset.shards.datamodule import consecutive
+from ..dataset.shards.reader import ShardReader
 from ..embedded.tiny_networks import TinyBackbone, load_tagger
 from ..evaluation.aggregate import SetFigures, figure_of_scores
 from ..evaluation.measurements import ClipTruth, SoundMeasurements

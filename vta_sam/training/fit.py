@@ -247,7 +247,7 @@ def fit(
         to_be_sharded(module)
     progress = progress or JobProgress(Console(quiet=not processes.first))
     progress.name = progress.name or label
-    data.draw = getattr(module, "draw", None)
+    data.draw, data.unread = getattr(module, "draw", None), getattr(module, "unread", ())
     if accelerator == "cpu":
         keep_strided_convolutions(module)
     with attention_kernels(training_device()):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -202,9 +202,9 @@ def window_of(
     return ClipWindow(cut, seed, valid_frames, valid_columns, moments)
 
 
-def collate(windows: Sequence[ClipWindow], spec: ClipSpec) -> ClipBatch:
+def collate(windows: Sequence[ClipWindow], spec: ClipSpec, unread: Collection[str] = ()) -> ClipBatch:
     """A batch of windows of one spec. Objects are padded to 8, caption tokens to the longest of the batch. A feature
-    that any clip lacks is left out."""
+    that any clip lacks is left out; so is the waveform, where ``unread`` names it."""
     records = [w.features for w in windows]
     tokens = [r.lengths["L"] for r in records]
     sizes = {"K": MAX_OBJECTS, "L": max(tokens)}
@@ -219,7 +219,7 @@ def collate(windows: Sequence[ClipWindow], spec: ClipSpec) -> ClipBatch:
         caption_mask=_mask(tokens, sizes["L"]),
         column_mask=_mask([w.valid_columns for w in windows], spec.columns),
         spec=spec,
-        waveform=_stack([r.waveform for r in records]),
+        waveform=None if "waveform" in unread else _stack([r.waveform for r in records]),
         moments=_stack(moments) if len(moments) == len(windows) else None,
         features={name: _stack([_padded(r.features[name], row, sizes) for r in records])
                   for name, row in FEATURES.items() if all(name in r.features for r in records)},

@@ -13,8 +13,7 @@ import os
 import shutil
 import signal
 import threading
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -28,10 +27,13 @@ from ...clip import FEATURES, ClipFeatures, ClipSpec, register_feature
 from ...runtime.errors import InputError
 from ...runtime.randomness import seed_of
 from .batch import ClipBatch, ClipWindow, Draw, collate, interleave, window_of
-from .latents import read_latents
-from .records import read_records
-from .schema import DatasetInfo, ShardInfo, read_dataset
+from .reader import ShardReader, Stored, read_ahead
+from .schema import DatasetInfo, read_dataset
 from .storage import Root, storage_of
+
+CACHED_GB = 8.0  # of a node
+_AHEAD, _THREADS = 32, 4  # records that a loader process reads in advance, and the threads that do it
+_SAMPLES_AHEAD = 8  # that a loader process makes in advance, besides what two batches need
 
 
 @dataclass(frozen=True)
@@ -104,51 +106,6 @@ def consecutive(counts: Sequence[int]) -> Iterator[tuple[int, int]]:
             yield shard, record
 
 
-class ShardReader:
-    """Random access to the records of one split.
-
-    Args:
-        root: the dataset's folder, URL or storage.
-        shards: of the split.
-        cached_shards: number of shards in memory, the most recently used.
-        latents: folder of latent shards, or None.
-    """
-
-    def __init__(self, root: Root, shards: list[ShardInfo], cached_shards: int, latents: Path | None = None):
-        self.storage, self.shards, self.cached_shards, self.latents = storage_of(root), shards, cached_shards, latents
-        self._cache: OrderedDict[int, tuple[list[ClipFeatures], dict[str, np.ndarray]]] = OrderedDict()
-
-    @property
-    def counts(self) -> tuple[int, ...]:
-        return tuple(shard.records for shard in self.shards)
-
-    def record(self, shard: int, index: int) -> tuple[ClipFeatures, np.ndarray | None]:
-        """The record, and its moments where there are latents.
-
-        Args:
-            shard: index of the shard.
-            index: of the record in it.
-        """
-        records, moments = self._load(shard)
-        record = records[index]
-        if self.latents is None:
-            return record, None
-        if record.key not in moments:
-            raise InputError(f"{self.latents} has no latent of clip {record.key!r}; delete that folder")
-        return record, moments[record.key]
-
-    def _load(self, shard: int) -> tuple[list[ClipFeatures], dict[str, np.ndarray]]:
-        if shard in self._cache:
-            self._cache.move_to_end(shard)
-            return self._cache[shard]
-        info = self.shards[shard]
-        records = read_records(self.storage, info)
-        self._cache[shard] = records, read_latents(self.latents, info) if self.latents else {}
-        while len(self._cache) > self.cached_shards:
-            self._cache.popitem(last=False)
-        return self._cache[shard]
-
-
 class _TrainingSamples(IterableDataset):
     """One process' share of the samples from ``start`` on, as parts of its batches: sample n of the process is read by
     loader worker n % workers, from streams of its own. A part holds a batch's samples of one worker; it is None where
@@ -180,18 +137,23 @@ class _TrainingSamples(IterableDataset):
             register_feature(name, row)  # a spawned worker has this project's own features alone
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        windows = self._windows(self.rank + self.world * worker, self.world * workers)
+        windows = self._windows(self.rank + self.world * worker, self.world * workers, _THREADS if info else 0)
         for batch in itertools.count():
             first = (worker - batch * self.batch_size) % workers  # row of the batch
             rows = list(islice(windows, len(range(first, self.batch_size, workers))))
-            part = collate(rows, self.spec).with_draws(self.draw) if rows else None
+            part = collate(rows, self.spec, self.reader.unread).with_draws(self.draw) if rows else None
             yield part.parted() if part is not None and self.piped else part
 
-    def _windows(self, part: int, parts: int) -> Iterator[ClipWindow]:
-        for epoch, shard, index in self.order.samples(self.start, part, parts):
-            record, moments = self.reader.record(shard, index)
+    def _windows(self, part: int, parts: int, threads: int) -> Iterator[ClipWindow]:
+        samples = self.order.samples(self.start, part, parts)
+        for (epoch, shard, index), stored in read_ahead(samples, self._stored, _AHEAD, threads):
+            record, moments = self.reader.decoded(shard, index, stored)
             seed = seed_of(self.order.seed, self.stage, epoch, record.key)
             yield window_of(record, self.spec, seed, self._crop(record, seed), moments)
+
+    def _stored(self, sample: tuple[int, int, int]) -> Stored | None:
+        _, shard, index = sample
+        return self.reader.stored(shard, index)
 
     def _crop(self, record: ClipFeatures, seed: int) -> int:
         """The first column of a crop: uniform over the starts that keep the crop inside the record."""
@@ -285,16 +247,22 @@ class ShardDataModule(L.LightningDataModule):
         stage: name of the stage.
         streams: see the module's docstring; a multiple of processes × workers.
         workers: loader processes; 0: the main process loads.
-        cached_shards: decoded shards that the loader processes keep in memory together.
+        cached_shards: shards that the loader processes hold open together, and at least those that their streams are in
+            and as many that come next, so that none is opened twice in an epoch. An open shard is a file and some 500
+            bytes a record.
         latents: folder of latent shards.
         val_clips: how many clips of the validation split to use.
         train_split: name of the training split.
         val_split: name of the validation split.
         expect: fields of dataset.json that the model relies on.
         val_batch_size: in validation, where every process gets every clip; None: as in training.
+        cached_gb: 10⁹ bytes that the loader processes of one node keep in memory together: of shards that no local file
+            holds, and of decoded records where all of the training split's fit in.
 
     Attributes:
         draw: the stage's random draws, which the loader's workers make for every batch; None: the step makes its own.
+        unread: fields of a batch that the stage doesn't read, "waveform" or optional features: they are neither decoded
+            nor sent, but by :meth:`reader` and :meth:`batches`.
 
     Raises:
         InputError: dataset.json can't be read, or contradicts spec and expect.
@@ -303,41 +271,47 @@ class ShardDataModule(L.LightningDataModule):
     def __init__(self, root: Root, spec: ClipSpec, batch_size: int, seed: int, stage: str, streams: int = 8,
                  workers: int = 0, cached_shards: int = 64, latents: Path | None = None, val_clips: int = 64,
                  train_split: str = "train", val_split: str = "val", expect: dict[str, object] | None = None,
-                 val_batch_size: int | None = None):
+                 val_batch_size: int | None = None, cached_gb: float = CACHED_GB):
         super().__init__()
         self.storage, self.spec, self.batch_size = storage_of(root), spec, batch_size
         self.val_batch_size = val_batch_size or batch_size
         self.seed, self.stage, self.streams, self.workers = seed, stage, streams, workers
-        self.cached_shards, self.latents, self.val_clips = cached_shards, latents, val_clips
+        self.cached_shards, self.cached_gb, self.latents, self.val_clips = cached_shards, cached_gb, latents, val_clips
         self.train_split, self.val_split = train_split, val_split
         self.info: DatasetInfo = read_dataset(self.storage)
         wanted = {"fps": spec.fps, "sample_rate_hz": spec.sample_rate_hz, **(expect or {})}
         self.info.require(str(self.storage), **wanted)
         self.draw: Draw | None = None
+        self.unread: Collection[str] = ()
         self._start = 0
 
-    def reader(self, split: str) -> ShardReader:
-        return ShardReader(self.storage, self.info.shards(split), self.cached_shards, self.latents)
+    def reader(self, split: str, unread: Collection[str] = ()) -> ShardReader:
+        """The records of a split, whole but for ``unread``."""
+        return ShardReader(self.storage, self.info.shards(split), self.cached_shards, self.latents, unread)
 
-    def _kept_shards(self, world: int) -> int:
-        """Shards that a loader process keeps: its part of ``cached_shards``, and at least those that its streams are in
-        and as many that come next, so that no shard is read twice in an epoch."""
+    def _open_shards(self, world: int) -> int:
+        """Shards that a loader process holds open: its part of ``cached_shards``, and at least those that its streams
+        are in and as many that come next."""
         workers = max(1, self.workers)
         return max(2 * -(-self.streams // (world * workers)), self.cached_shards // workers)
 
     def train_dataloader(self) -> _Batches:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        shards = self.info.shards(self.train_split)
-        reader = ShardReader(self.storage, shards, self._kept_shards(world), self.latents)
+        loaders = world // getattr(self.trainer, "num_nodes", 1) * max(1, self.workers)  # of this node
+        cached_bytes = int(self.cached_gb * 1e9) // loaders
+        reader = ShardReader(self.storage, self.info.shards(self.train_split), self._open_shards(world), self.latents,
+                             self.unread, cached_bytes, keep_decoded=True)
         order = SampleOrder(reader.counts, self.streams, self.seed)
         samples = _TrainingSamples(reader, order, self.spec, self.stage, self._start, rank, world, self.batch_size,
                                    self.draw, piped=self.workers > 0 and _is_shared_memory_small())
+        ahead = max(2, -(-_SAMPLES_AHEAD * self.workers // self.batch_size))  # of parts, which hold few samples or none
         loader = DataLoader(samples, batch_size=None, num_workers=self.workers, worker_init_fn=_outlive_signals,
-                            collate_fn=_unchanged)
+                            collate_fn=_unchanged, prefetch_factor=ahead if self.workers else None)
         return _Batches(loader, self.batch_size, self._on_gpu)
 
     def val_dataloader(self) -> _FixedBatches:
-        batches = (batch.with_draws(self.draw) for batch in self.batches(self.val_split, self.val_clips))
+        clips = self._clips(self.val_split, self.val_clips, self.unread)
+        batches = (batch.with_draws(self.draw) for batch in clips)
         return _FixedBatches([batch.pin_memory() if self._on_gpu else batch for batch in batches])
 
     @property
@@ -349,10 +323,13 @@ class ShardDataModule(L.LightningDataModule):
 
     def batches(self, split: str, limit: int | None = None) -> Iterator[ClipBatch]:
         """Clips of a split in stored order, cut from their beginning; the last batch may be short."""
-        reader = self.reader(split)
+        return self._clips(split, limit)
+
+    def _clips(self, split: str, limit: int | None, unread: Collection[str] = ()) -> Iterator[ClipBatch]:
+        reader = self.reader(split, unread)
         windows = (self._stored(reader, shard, index) for shard, index in islice(consecutive(reader.counts), limit))
         while chunk := list(islice(windows, self.val_batch_size)):
-            yield collate(chunk, self.spec)
+            yield collate(chunk, self.spec, unread)
 
     def _stored(self, reader: ShardReader, shard: int, index: int) -> ClipWindow:
         record, moments = reader.record(shard, index)

@@ -257,15 +257,41 @@ def _finish(splits: Mapping[str, Sequence[ShardInfo]], out: Path, fingerprint: s
     return every.std
 
 
+class OpenLatents:
+    """One latent shard, out of which a record's moments are read when they are asked for.
+
+    Args:
+        folder: of the latents.
+        shard: of the dataset.
+
+    Raises:
+        InputError: the file can't be read, or doesn't match the shard.
+    """
+
+    def __init__(self, folder: Path, shard: ShardInfo):
+        self.folder, path = folder, _path(folder, shard)
+        try:
+            self._file: Any = safetensors.safe_open(path, framework="numpy")  # mapped: no byte is read yet
+        except (OSError, safetensors.SafetensorError) as error:
+            raise InputError(f"{path} can't be read ({error}); delete the folder {folder}, and it is made again"
+                             ) from error
+        self.keys = frozenset(self._file.keys())
+        if len(self.keys) != shard.records:
+            raise InputError(f"{path} holds {len(self.keys)} records, {shard.name} holds {shard.records}; delete "
+                             f"{folder}")
+
+    def moments(self, key: str) -> np.ndarray:
+        """A record's moments, as stored: fp16. Raises InputError where the shard has none of it."""
+        if key not in self.keys:
+            raise InputError(f"{self.folder} has no latent of clip {key!r}; delete that folder")
+        moments: np.ndarray = self._file.get_tensor(key)
+        return moments
+
+
 def read_latents(folder: Path, shard: ShardInfo) -> dict[str, np.ndarray]:
     """The moments of one latent shard ⇒ {record key: float32}. Raises InputError where it doesn't match the shard."""
-    path = _path(folder, shard)
-    try:
-        moments = safetensors.numpy.load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(f"{path} can't be read ({error}); delete the folder {folder}, and it is made again") from error
-    if len(moments) != shard.records:
-        raise InputError(f"{path} holds {len(moments)} records, {shard.name} holds {shard.records}; delete {folder}")
+    OpenLatents(folder, shard)  # which raises
+    moments = safetensors.numpy.load_file(_path(folder, shard))
     return {key: array.astype(np.float32) for key, array in moments.items()}
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import tarfile
-from typing import BinaryIO, Callable, Iterable, Iterator, TypeVar
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import BinaryIO, TypeVar
 
-from webdataset.handlers import reraise_exception
-from webdataset.tariterators import group_by_keys, tar_file_expander
+from webdataset.tariterators import base_plus_ext
 
 from ...clip import ClipFeatures
 from ...runtime.errors import InputError
@@ -17,7 +18,9 @@ from .schema import MEMBERS, ShardInfo, decode_record, encode_record, member_key
 from .storage import Root, Storage, require_whole, storage_of
 
 Members = dict[str, bytes]  # of a record, by suffix
+Place = tuple[int, int]  # of a member: its first byte in the tar, and how many it has
 T = TypeVar("T")
+_OF_THE_TAR = re.compile(r"__[^/]*__($|/)")  # names that webdataset passes over
 
 
 def write_shard(path: str | os.PathLike, clips: Iterable[ClipFeatures]) -> int:
@@ -75,16 +78,17 @@ def read_records(root: Root, shard: ShardInfo) -> list[ClipFeatures]:
         InputError: the file is missing, damaged, or holds another number of records than dataset.json says.
     """
     where = storage_of(root).where(shard.name)
-    return _again_if_damaged(root, shard, lambda storage: list(_decoded(where, _all_members(storage, shard))))
+    return again_if_damaged(root, shard, lambda storage: list(_decoded(where, _all_members(storage, shard))))
 
 
 def read_stored(root: Root, shard: ShardInfo) -> list[tuple[str, Members]]:
     """The records of one shard as they are stored, for ``decode_record``; arguments and errors as of
     :func:`read_records`, but for what is inside a record."""
-    return _again_if_damaged(root, shard, lambda storage: _all_members(storage, shard))
+    return again_if_damaged(root, shard, lambda storage: _all_members(storage, shard))
 
 
-def _again_if_damaged(root: Root, shard: ShardInfo, read: Callable[[Storage], T]) -> T:
+def again_if_damaged(root: Root, shard: ShardInfo, read: Callable[[Storage], T]) -> T:
+    """``read`` of a storage; a second time where it raises InputError and a damaged copy in a cache can be replaced."""
     storage = storage_of(root)
     try:
         return read(storage)
@@ -96,12 +100,17 @@ def _again_if_damaged(root: Root, shard: ShardInfo, read: Callable[[Storage], T]
 
 def _all_members(storage: Storage, shard: ShardInfo) -> list[tuple[str, Members]]:
     where = storage.where(shard.name)
-    with _opened(where, lambda: storage.open(shard.name)) as file:
+    with opened(where, lambda: storage.open(shard.name)) as file:
         records = list(_members(where, file))
-    if len(records) != shard.records:
-        raise InputError(f"{where} holds {len(records)} records, dataset.json says {shard.records}: the file was cut "
-                         "or replaced; delete it and extract again")
+    require_count(where, len(records), shard)
     return records
+
+
+def require_count(where: str, found: int, shard: ShardInfo) -> None:
+    """Raise InputError where a shard holds another number of records than dataset.json says."""
+    if found != shard.records:
+        raise InputError(f"{where} holds {found} records, dataset.json says {shard.records}: the file was cut "
+                         "or replaced; delete it and extract again")
 
 
 def read_members(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -111,71 +120,100 @@ def read_members(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, bytes
     Raises:
         InputError: the file is missing, cut short, or no plain tar.
     """
-    with _opened(str(path), lambda: open(path, "rb")) as file:
+    with opened(str(path), lambda: open(path, "rb")) as file:
         yield from _members(str(path), file)
 
 
-def _opened(where: str, opener: Callable[[], BinaryIO]) -> BinaryIO:
+def opened(where: str, opener: Callable[[], BinaryIO]) -> BinaryIO:
+    """``opener``'s file. Raises InputError where it is missing or can't be opened."""
     try:
         return opener()
     except FileNotFoundError:
         raise InputError(f"{where} doesn't exist") from None
     except OSError as error:
-        raise _cut_short(where, error) from error
+        raise cut_short(where, error) from error
 
 
 def _decoded(where: str, members: Iterable[tuple[str, dict[str, bytes]]]) -> Iterator[ClipFeatures]:
     for key, found in members:
-        try:
-            yield decode_record(key, found)
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from error
+        yield decoded_record(where, key, found)
 
 
-def _members(where: str, file: BinaryIO) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """(key, {suffix: bytes}) of consecutive members with one key. webdataset gets the open file and never a name, which
-    it would open, or run, itself."""
+def decoded_record(where: str, key: str, members: Members, unread: Collection[str] = ()) -> ClipFeatures:
+    """``decode_record`` of a record of the shard ``where``, which its errors name."""
     try:
-        require_whole(file)
-        _require_order(where, file)
-        members = tar_file_expander([{"url": where, "stream": file}], handler=reraise_exception)
-        for sample in group_by_keys(members, suffixes=set(MEMBERS)):
-            yield sample["__key__"], {suffix: sample[suffix] for suffix in MEMBERS if suffix in sample}
+        return decode_record(key, members, unread)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def _members(where: str, file: BinaryIO) -> Iterator[tuple[str, Members]]:
+    """(key, {suffix: bytes}) of consecutive members with one key."""
+    for key, places in places_of(where, file):
+        try:
+            yield key, {suffix: stretch(file, *places[suffix]) for suffix in MEMBERS if suffix in places}
+        except (OSError, EOFError) as error:
+            raise cut_short(where, error) from error
+
+
+def stretch(file: BinaryIO, start: int, size: int) -> bytes:
+    """``size`` bytes of a file from ``start`` on. Raises EOFError where it ends before."""
+    file.seek(start)
+    parts = []
+    while size:
+        part = file.read(size)  # a raw file may give fewer
+        if not part:
+            raise EOFError("unexpected end of data")
+        parts.append(part)
+        size -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def places_of(where: str, file: BinaryIO) -> list[tuple[str, dict[str, Place]]]:
+    """(key, {suffix: place}) of a tar's records, which are the consecutive members with one key.
+
+    Raises:
+        InputError: the file is no whole tar, or its members are no records that a reader of the stream could put
+            together.
+    """
+    try:
+        return list(_grouped(where, require_whole(file)))
     except InputError:
         raise
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-        raise _cut_short(where, error) from error
+        raise cut_short(where, error) from error
 
 
-def _require_order(where: str, file: BinaryIO) -> None:
-    """Raise InputError where the tar's members are no records that a reader of the stream could put together. The file
-    is left at its beginning."""
+def _grouped(where: str, members: Sequence[tarfile.TarInfo]) -> Iterator[tuple[str, dict[str, Place]]]:
+    """Records as webdataset groups a tar's members, which are parted at the first dot of a name."""
     ended: set[str] = set()
-    key, suffixes = "", set[str]()
-    with tarfile.open(fileobj=file, mode="r:") as tar:
-        for member in tar:
-            folder, _, name = member.name.rpartition("/")
-            stem, dot, suffix = name.partition(".")
-            if not member.isfile() or not stem or not dot:
-                continue
-            if suffix not in MEMBERS:
-                if suffix.rpartition(".")[2] in MEMBERS:
-                    raise InputError(f"{where}: {member.name} has a dot in its clip's name, which readers cut at the "
-                                     "first dot; write it as %2E, or extract again")
-                continue
-            if (now := f"{folder}/{stem}") != key:
+    key, places = None, dict[str, Place]()
+    for member in members:
+        name = member.name
+        now, suffix = base_plus_ext(name)
+        if not member.isreg() or now is None or _OF_THE_TAR.match(name):
+            continue
+        if (suffix := suffix.lower()) not in MEMBERS and suffix.rpartition(".")[2] in MEMBERS:
+            raise InputError(f"{where}: {name} has a dot in its clip's name, which readers cut at the "
+                             "first dot; write it as %2E, or extract again")
+        if now != key:
+            if key is not None:
                 ended.add(key)
-                key, suffixes = now, set()
-            if now in ended:
-                raise InputError(f"{where}: {member.name} stands apart from the other members of its clip; the "
-                                 "members of a clip must stand together in the tar: write it again in that order, or "
-                                 "extract again")
-            if suffix in suffixes:
-                raise InputError(f"{where}: {member.name} stands twice in the tar; a clip stands there once: write it "
-                                 "again without the other, or extract again")
-            suffixes.add(suffix)
-    file.seek(0)
+                yield key, places
+            key, places = now, {}
+        if suffix in MEMBERS and now in ended:
+            raise InputError(f"{where}: {name} stands apart from the other members of its clip; the "
+                             "members of a clip must stand together in the tar: write it again in that order, or "
+                             "extract again")
+        if suffix in places:
+            raise InputError(f"{where}: {name} stands twice in the tar; a clip stands there once: write it "
+                             "again without the other, or extract again")
+        if suffix in MEMBERS:
+            places[suffix] = (member.offset_data, member.size)
+    if key is not None:
+        yield key, places
 
 
-def _cut_short(where: str, error: Exception) -> InputError:
+def cut_short(where: str, error: Exception) -> InputError:
+    """The error of a shard that can't be read."""
     return InputError(f"{where} is cut short or is no tar ({error}); delete it and extract again")

@@ -10,6 +10,8 @@ import dataclasses
 import io
 import json
 import os
+import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -24,10 +26,11 @@ from ...clip import FEATURES, ClipFeatures
 from ...runtime.errors import InputError
 from ...runtime.files import write_text
 from ...runtime.randomness import seed_of
-from .storage import Root, is_plain, storage_of
+from .storage import Root, storage_of
 
 FORMAT_VERSION = 1
 MEMBERS = ("json", "flac", "safetensors")
+SOUND_HEADER_BYTES = 42  # at the beginning of a flac member: its mark, and its STREAMINFO
 _PCM_SCALE = 32768.0
 _LONGEST_S = 4 * 3600.0  # of a clip
 _UNKNOWN_S = 600.0  # where a record's duration can't be one, sound up to here is read
@@ -76,7 +79,7 @@ def encode_record(clip: ClipFeatures) -> dict[str, bytes]:
     }
 
 
-def decode_record(key: str, members: dict[str, bytes]) -> ClipFeatures:
+def decode_record(key: str, members: dict[str, bytes], unread: Collection[str] = ()) -> ClipFeatures:
     """Members of one record ⇒ the clip, arrays as fp16 → float32, shapes checked.
 
     Members under other names are passed over, as are features that :data:`~vta_sam.clip.FEATURES` doesn't name.
@@ -84,6 +87,8 @@ def decode_record(key: str, members: dict[str, bytes]) -> ClipFeatures:
     Args:
         key: the name inside the tar (webdataset's ``__key__``).
         members: as :func:`encode_record` returns them.
+        unread: fields that nobody will read: "waveform", in whose place zeros of its length stand that take no memory
+            (the flac member may end after its first ``SOUND_HEADER_BYTES``), and optional features, which are left out.
 
     Raises:
         InputError: a member is missing, damaged or of the wrong form; it names the clip.
@@ -93,7 +98,8 @@ def decode_record(key: str, members: dict[str, bytes]) -> ClipFeatures:
     if missing:
         raise InputError(f"clip {key!r}: the record has no {' and no '.join(missing)} member; extract it again")
     words = _decode_words(key, members["json"])
-    pcm, sample_rate_hz = _decode_sound(key, members["flac"], words["duration_s"])
+    decode_sound = _unread_sound if "waveform" in unread else _decode_sound
+    waveform, sample_rate_hz = decode_sound(key, members["flac"], words["duration_s"])
     if sample_rate_hz != words["sample_rate_hz"]:
         raise InputError(f"clip {key!r}: sound at {sample_rate_hz} Hz, its json says {words['sample_rate_hz']} Hz")
     try:
@@ -103,8 +109,9 @@ def decode_record(key: str, members: dict[str, bytes]) -> ClipFeatures:
     lost = [name for name, row in FEATURES.items() if name not in arrays and not row.optional]
     if lost:
         raise InputError(f"clip {key!r}: its safetensors member lacks {', '.join(lost)}; extract it again")
-    features = {name: arrays[name].astype(np.float32) for name in FEATURES if name in arrays}
-    return ClipFeatures(key=key, waveform=from_pcm16(pcm), features=features, **words).validate()
+    features = {name: arrays[name].astype(np.float32) for name, row in FEATURES.items()
+                if name in arrays and not (row.optional and name in unread)}
+    return ClipFeatures(key=key, waveform=waveform, features=features, **words).validate()
 
 
 def source_video(videos: Path, clip: ClipFeatures) -> Path:
@@ -135,19 +142,33 @@ def from_pcm16(pcm: np.ndarray) -> np.ndarray:
 
 
 def _decode_sound(key: str, data: bytes, duration_s: float) -> tuple[np.ndarray, int]:
-    """The samples of a flac member, int16, and their rate.
+    """The samples of a flac member, float32, and their rate.
 
     The sizes in its header are checked first, since a few bytes can claim more than memory holds.
     """
-    longest_s = duration_s if 0 < duration_s <= _LONGEST_S else _UNKNOWN_S
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as sound:
-            if sound.frames > (longest_s + 1) * sound.samplerate:
-                raise InputError(f"clip {key!r}: its flac member claims {sound.frames} samples at {sound.samplerate} "
-                                 f"Hz, its json {duration_s} s, and it was not read; extract it again")
-            return sound.read(dtype="int16"), sound.samplerate
+            _require_length(key, sound.frames, sound.samplerate, duration_s)
+            return from_pcm16(sound.read(dtype="int16")), sound.samplerate
     except soundfile.SoundFileError as error:
         raise InputError(f"clip {key!r}: its flac member can't be read ({error}); extract it again") from error
+
+
+def _unread_sound(key: str, data: bytes, duration_s: float) -> tuple[np.ndarray, int]:
+    """Zeros of the shape that a flac member's header tells, which share one number in memory, and the rate there."""
+    if len(data) < SOUND_HEADER_BYTES or not data.startswith(b"fLaC"):
+        raise InputError(f"clip {key!r}: its flac member can't be read (it has no header); extract it again")
+    sizes = int.from_bytes(data[18:26], "big")  # 20 bits of rate, 3 of channels - 1, 5 of depth - 1, 36 of samples
+    samples, channels, sample_rate_hz = sizes & (1 << 36) - 1, (sizes >> 41 & 7) + 1, sizes >> 44
+    _require_length(key, samples, sample_rate_hz, duration_s)
+    return np.broadcast_to(np.float32(0), (samples,) if channels == 1 else (samples, channels)), sample_rate_hz
+
+
+def _require_length(key: str, samples: int, sample_rate_hz: int, duration_s: float) -> None:
+    longest_s = duration_s if 0 < duration_s <= _LONGEST_S else _UNKNOWN_S
+    if samples > (longest_s + 1) * sample_rate_hz:
+        raise InputError(f"clip {key!r}: its flac member claims {samples} samples at {sample_rate_hz} "
+                         f"Hz, its json {duration_s} s, and it was not read; extract it again")
 
 
 def _decode_words(key: str, data: bytes) -> dict[str, Any]:
@@ -312,10 +333,16 @@ def read_dataset(root: Root) -> DatasetInfo:
     except (TypeError, AttributeError) as error:
         raise InputError(f"{path}: 'splits' doesn't have the expected form ({error}); extract again") from error
     for shard in (shard for shards in splits.values() for shard in shards):
-        if not is_plain(shard.name):
+        if not _is_plain(shard.name):
             raise InputError(f"{path} names the shard {shard.name!r}, which is no plain file name, and was not opened; "
                              "extract again, and don't trust where it came from")
         if storage.lacks(shard.name):
             raise InputError(f"{path} names the shard {shard.name!r}, which is not in the folder; extract again")
     # a field of a later release adds information, and changes no known field
     return DatasetInfo(**{**{name: content[name] for name in fields & set(content)}, "splits": splits})
+
+
+def _is_plain(name: object) -> bool:
+    """True for a plain file name: letters, digits, ``_ - .``, no dot or dash first. By such a name a foreign
+    dataset.json can't lead out of its folder, to another server or to a command."""
+    return isinstance(name, str) and re.fullmatch(r"\w[\w.-]*", name) is not None

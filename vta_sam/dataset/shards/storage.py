@@ -7,7 +7,6 @@ import errno
 import io
 import logging
 import os
-import re
 import tarfile
 import time
 from collections.abc import Callable, Iterator
@@ -39,8 +38,9 @@ class Storage(Protocol):
         ...
 
     def lacks(self, name: str) -> bool:
-        """True where a file is known to be missing without asking a server."""
-        ...
+        """True where a file is known to be missing. A server isn't asked: for thousands of shards that takes minutes.
+        """
+        return False
 
     def read_text(self, name: str) -> str:
         """The text of a small file, in UTF-8. Raises FileNotFoundError; OSError or InputError where it can't be
@@ -51,9 +51,15 @@ class Storage(Protocol):
         """A shard, open for reading at its beginning, and seekable. Raises as :meth:`read_text`."""
         ...
 
+    def read(self, name: str, start: int, size: int) -> bytes:
+        """``size`` bytes of a shard from ``start`` on, fewer where it ends before. Raises as :meth:`read_text`."""
+        with self.open(name) as file:
+            file.seek(start)
+            return file.read(size)
+
     def evict(self, name: str) -> bool:
         """Drop the local copy of a damaged file ⇒ True where opening it again may bring another copy."""
-        ...
+        return False
 
     @property
     def latents_parent(self) -> Path:
@@ -62,7 +68,7 @@ class Storage(Protocol):
 
 
 @dataclass(frozen=True)
-class LocalStorage:
+class LocalStorage(Storage):
     """A local folder.
 
     Args:
@@ -88,16 +94,13 @@ class LocalStorage:
     def open(self, name: str) -> BinaryIO:
         return open(self.path / name, "rb")
 
-    def evict(self, name: str) -> bool:
-        return False
-
     @property
     def latents_parent(self) -> Path:
         return self.latents or self.path
 
 
-def require_whole(file: BinaryIO) -> None:
-    """Leave ``file`` at its beginning, once it is known to be a whole tar that unpacks to no more than its size.
+def require_whole(file: BinaryIO) -> list[tarfile.TarInfo]:
+    """The members of a whole tar that unpacks to no more than its size. ``file`` is left at its beginning.
 
     A tar ends with two empty blocks. tarfile takes a file that was cut between two members for a whole one, and reads a
     sparse member at the size that its header claims.
@@ -113,11 +116,12 @@ def require_whole(file: BinaryIO) -> None:
     with tarfile.open(fileobj=file, mode="r:") as tar:  # plain: a small compressed file may unpack to more than memory
         if not ends:
             raise tarfile.ReadError("its end mark is missing")
-        for member in tar:
-            if member.issparse() or member.size > _LARGEST_MEMBER:
-                raise tarfile.ReadError(f"its member {member.name!r} is sparse, or larger than "
-                                        f"{_LARGEST_MEMBER >> 30} GiB")
+        members = list(tar)
+    for member in members:
+        if member.issparse() or member.size > _LARGEST_MEMBER:
+            raise tarfile.ReadError(f"its member {member.name!r} is sparse, or larger than {_LARGEST_MEMBER >> 30} GiB")
     file.seek(0)
+    return members
 
 
 @dataclass(frozen=True)
@@ -214,7 +218,7 @@ def _open_kept(path: Path) -> BinaryIO | None:
 
 
 @dataclass(frozen=True)
-class RemoteStorage:
+class RemoteStorage(Storage):
     """The files of a dataset at a URL, through fsspec; requests that fail in passing are retried.
 
     Credentials are found by the protocol's package (environment, its own files, fsspec's configuration).
@@ -245,10 +249,6 @@ class RemoteStorage:
     def where(self, name: str) -> str:
         return f"{self.url}/{name}"
 
-    def lacks(self, name: str) -> bool:
-        """False: asking for each of thousands of shards would take minutes."""
-        return False
-
     def read_text(self, name: str) -> str:
         """The text of a small file, in UTF-8. Raises InputError where it can't be read."""
         data: bytes = self._retried(name, lambda system, path: system.cat_file(path))
@@ -265,6 +265,13 @@ class RemoteStorage:
             return file
 
         return self._retried(name, load)
+
+    def read(self, name: str, start: int, size: int) -> bytes:
+        """As of :class:`Storage`; without a cache the server is asked for these bytes alone."""
+        if self.cache is not None:
+            return super().read(name, start, size)
+        data: bytes = self._retried(name, lambda system, path: system.cat_file(path, start=start, end=start + size))
+        return data if len(data) <= size else data[start:start + size]  # some servers send the whole file
 
     def evict(self, name: str) -> bool:
         """Drop a damaged shard from the cache ⇒ True where there was one, so that it is fetched again."""
@@ -389,9 +396,3 @@ def with_cache(storage: Storage, folder: Path, limit_gb: float, fingerprint: str
         return storage
     dataset = f"{seed_of(storage.url, fingerprint) % 16**12:012x}"
     return replace(storage, cache=ShardCache(folder, int(limit_gb * 1e9), dataset))
-
-
-def is_plain(name: object) -> bool:
-    """True for a plain file name: letters, digits, ``_ - .``, no dot or dash first. By such a name a foreign
-    dataset.json can't lead out of its folder, to another server or to a command."""
-    return isinstance(name, str) and re.fullmatch(r"\w[\w.-]*", name) is not None

@@ -213,6 +213,7 @@ class FiguresBlock(Block):
     clips: Positive = Field(description="held-out clips that are measured")
     batch_size: Positive = Field(description="clips at once")
     samples: Count = Field(description="clips that get a video and a picture")
+    steps: Positive | None = setting("sampler steps of their sounds; null: the sampler's own")
     expected_s: NotNegative = setting("seconds that it took elsewhere: its share of a job; 0: not known", 0.0)
 
 

@@ -173,7 +173,7 @@ class FiguresStage(Stage):
         """The finished model on this process's device, and the clips."""
         pipeline = load(_model(job), device="cuda" if torch.cuda.is_available() else "cpu")
         pipeline.sampler = build(job.sampler)  # with model=…, of a model trained with another one
-        pipeline.sampler.require(pipeline.objective)
+        pipeline.sampler = pipeline.sampler_for(None, job.figures.get("steps"))
         source, data = context.source, context.datamodule("figures", job.numbers("diffusion"))
         return pipeline, held_out(data.reader(source.test_split), data.reader(source.train_split), pipeline,
                                   job.figures["clips"], lambda record, wave: true_onsets(source, record, wave))

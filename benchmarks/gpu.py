@@ -30,6 +30,7 @@ from _report import machine, median, parser, seconds
 from gpu_page import FOLDER, write_page
 from step import batch_of, job_of, module_of
 
+from vta_sam.generation.build import prepare_layers
 from vta_sam.runtime.cli import run
 
 CLIP_L = {"frame_dim": 768, "object_dim": 768, "caption_dim": 768}  # CLIP ViT-L/14's
@@ -131,6 +132,7 @@ class Step:
         self.batch = batch_of(job, clips, CLIP_L).to(lease.device)
         with torch.device(lease.device):
             self.module = module_of(job, stage, CLIP_L).to(lease.device)
+        prepare_layers(self.module, torch.device(lease.device))
         self.optimiser = self.module.configure_optimizers()["optimizer"]
         self.compile_s = 0.0
 

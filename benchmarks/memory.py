@@ -32,6 +32,7 @@ from vta_sam.checkpoints.parts import build  # noqa: E402
 from vta_sam.dataset.shards.batch import Augmentation, ClipBatch  # noqa: E402
 from vta_sam.diffusion.condition import connect  # noqa: E402
 from vta_sam.diffusion.latent_diffusion import LatentDiffusion  # noqa: E402
+from vta_sam.generation.build import prepare_layers  # noqa: E402
 from vta_sam.runtime.cli import run  # noqa: E402
 from vta_sam.training.optimisation import (  # noqa: E402
     ExponentialMovingAverage, GradientClipping, prepare_blocks
@@ -78,7 +79,7 @@ class PlayedStep:
 
 
 def played_step(gpu: PlayedGPU, module: L.LightningModule, batch: ClipBatch, bf16: bool = True,
-                steps: int = 1) -> PlayedStep:
+                steps: int = 1, prepared: bool = True) -> PlayedStep:
     """Train on a played GPU, inside which this is called ⇒ counts of the last step.
 
     Args:
@@ -87,8 +88,9 @@ def played_step(gpu: PlayedGPU, module: L.LightningModule, batch: ClipBatch, bf1
         batch: on the host.
         bf16: under autocast.
         steps: to take.
+        prepared: with :func:`~vta_sam.generation.build.prepare_layers`; without, as the H100 was measured.
     """
-    batch = ready(module, batch)
+    batch = ready(module, batch, prepared)
     optimised: Any = module.configure_optimizers()
     optimiser = optimised["optimizer"]
     trainer: Any = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda", 0)), global_step=0,
@@ -112,9 +114,11 @@ def played_step(gpu: PlayedGPU, module: L.LightningModule, batch: ClipBatch, bf1
     return PlayedStep(micro, step, sum(parameter.numel() for parameter in module.parameters()))
 
 
-def ready(module: L.LightningModule, batch: ClipBatch) -> ClipBatch:
+def ready(module: L.LightningModule, batch: ClipBatch, prepared: bool = True) -> ClipBatch:
     """The module is moved to the played GPU ⇒ the batch as a loader hands it over, drawn for and pinned."""
     module.to("cuda").train()
+    if prepared:
+        prepare_layers(module, torch.device("cuda"))
     return batch.with_draws(getattr(module, "draw", None)).pin_memory()
 
 
@@ -147,6 +151,7 @@ def main() -> None:
     arguments.add_argument("--stages", nargs="+", default=None, help="default: those of the experiment")
     arguments.add_argument("--batch", type=int, default=None, help="clips; default: the size's own")
     arguments.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    arguments.add_argument("--unprepared", action="store_true", help="norms as autocast has them, in fp32")
     arguments.add_argument("--checkpointed", action="store_true", help="stage diffusion with gradient_checkpointing")
     options = arguments.parse_args()
     if options.checkpointed and options.precision == "bf16":
@@ -157,7 +162,7 @@ def main() -> None:
         batch, module = batch_of(job, clips, DIMENSIONS), module_of(job, stage)
         prepare_blocks(module, options.checkpointed and stage == "diffusion", False, torch.device("cpu"))
         with PlayedGPU.played() as gpu:
-            played = played_step(gpu, module, batch, options.precision == "bf16", steps=2)
+            played = played_step(gpu, module, batch, options.precision == "bf16", 2, not options.unprepared)
         both = (played.micro, played.step)
         rows.append({"stage": stage, "parameters": played.parameters, "clips": clips,
                      "tflop": round(sum(counts.flops for counts in both) / 1e12, 1),

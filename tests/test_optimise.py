@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from vta_sam.diffusion.condition import Denoiser
-from vta_sam.generation.build import keep_strided_convolutions
+from vta_sam.generation.build import prepare_layers
 from vta_sam.runtime.errors import InputError
 from vta_sam.training.optimisation import AdamWithWarmup, choose_precision, prepare_blocks
 
@@ -133,7 +133,7 @@ def test_convolutions_with_a_stride_compute_in_fp32_on_processors():
     """Down to one column: there bf16 with AMX is wrong."""
     layers = nn.ModuleList([nn.Conv2d(32, 32, 3, 2, 1), nn.Conv2d(32, 32, 3, 1, 1)])
     names, x = set(layers.state_dict()), torch.randn(4, 32, 8, 2)
-    keep_strided_convolutions(layers)
+    prepare_layers(layers, torch.device("cpu"))
     for part in (layers, copy.deepcopy(layers)):
         with torch.no_grad():
             part[0].weight.mul_(2)  # a copy computes with its own kernel

@@ -79,16 +79,36 @@ def test_a_micro_batch_waits_for_nothing(gpu, exp):
     ("base", "vae", 16, 49.3, 34.8), ("base", "condition", 128, 1.7, 2.1), ("base", "diffusion", 16, 32.0, 28.3),
     ("large", "diffusion", 8, None, None)])
 def test_a_whole_step_costs_what_was_measured(gpu, size, stage, clips, tflop, gb):
-    """On an H100, without the average of weights (docs/performance.md); of size=large nothing was measured."""
+    """On an H100, without the average of weights (docs/performance.md), and with norms in fp32; of size=large nothing
+    was measured."""
     job = job_of("vta_sam", size)
-    played = played_step(gpu, module_of(job, stage), batch_of(job, clips, DIMENSIONS), steps=2)
+    played = played_step(gpu, module_of(job, stage), batch_of(job, clips, DIMENSIONS), steps=2, prepared=False)
     assert played.micro.waits == []
     # GradientClipping asks once whether the step is finite
-    assert [wait.split(":")[0] for wait in played.step.waits] == ["vta_sam/training/callbacks.py"]
+    assert [wait.split(":")[0] for wait in played.step.waits] == ["vta_sam/training/optimisation.py"]
     if tflop is not None:
         assert (played.micro.flops + played.step.flops) / 1e12 == pytest.approx(tflop, rel=0.06)
         assert (played.step.peak_bytes - 4 * played.parameters) / 1e9 == pytest.approx(gb, rel=0.05)
     assert played.step.alive_bytes < 5.2 * 4 * played.parameters, "weights, their average, two moments; no activation"
+
+
+def test_norms_of_the_denoiser_and_the_codec_write_bf16(gpu, monkeypatch):
+    job, written, moved = narrow("vta_sam"), [], []
+    count = PlayedGPU._count
+
+    def noting(self, func, args, kwargs, tensors, result):
+        if func.overloadpacket in (torch.ops.aten.native_group_norm, torch.ops.aten.native_layer_norm):
+            written.append(result[0].dtype)
+        return count(self, func, args, kwargs, tensors, result)
+
+    monkeypatch.setattr(PlayedGPU, "_count", noting)
+    for stage in ("vae", "diffusion"):
+        for prepared in (False, True):
+            written.clear()
+            module, batch = module_of(job, stage), batch_of(job, 2, DIMENSIONS)
+            moved.append(played_step(gpu, module, batch, prepared=prepared).micro.moved_bytes)
+            assert torch.bfloat16 in written if prepared else set(written) == {torch.float32}
+    assert moved[1] < 0.9 * moved[0] and moved[3] < 0.9 * moved[2]
 
 
 def pipeline_of(job: TrainingJob, solver: str) -> Pipeline:

@@ -9,7 +9,9 @@ from types import MethodType
 from typing import Any, Literal
 
 import torch
+from diffusers import ModelMixin
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ..checkpoints.model_folder import YAML_NAME, ModelRecipe, load_weights, uninitialised, weights_file
 from ..diffusion.condition import Conditioner, Denoiser, connect
@@ -67,25 +69,48 @@ def inference_precision(wanted: str, device: torch.device, recipe: ModelRecipe) 
     return "bf16" if wanted == "bf16" else "fp32"
 
 
-def keep_strided_convolutions(module: nn.Module) -> None:
-    """Have convolutions with a stride compute in fp32 under autocast on a processor.
+def prepare_layers(module: nn.Module, device: torch.device) -> None:
+    """Have layers compute under autocast as is right on a processor, and fast on a GPU; without autocast they compute
+    what they did.
 
-    In bf16 with AMX, oneDNN reads beyond the input of a convolution with a stride whose output is one column wide:
-    outputs and the kernel's gradient then hold whatever was in memory, NaN or worse (torch 2.14.1, Sapphire Rapids). A
-    UNet's downsampling of the last two frequency rows is one.
+    On a processor convolutions with a stride stay in fp32. In bf16 with AMX, oneDNN reads beyond the input of one whose
+    output is one column wide: outputs and the kernel's gradient then hold whatever was in memory, NaN or worse (torch
+    2.14.1, Sapphire Rapids). A UNet's downsampling of the last two frequency rows is one.
+
+    On a GPU the norms of diffusers' networks read and write autocast's number format. Autocast would have them in fp32,
+    with a copy before and after each. Their kernels sum in fp32 either way.
 
     Args:
-        module: changed in place; its convolutions in bf16 get fp32 kernels back.
+        module: changed in place; on a processor its strided convolutions in bf16 get fp32 kernels back.
+        device: where it computes.
     """
-    for layer in module.modules():
-        if isinstance(layer, (nn.Conv1d, nn.Conv2d)) and max(layer.stride) > 1:
-            layer.weight.data = layer.weight.data.float()
-            layer.forward = MethodType(_in_fp32, layer)  # type: ignore[method-assign]
+    if device.type == "cpu":
+        for layer in module.modules():
+            if isinstance(layer, (nn.Conv1d, nn.Conv2d)) and max(layer.stride) > 1:
+                layer.weight.data = layer.weight.data.float()
+                layer.forward = MethodType(_in_fp32, layer)  # type: ignore[method-assign]
+    elif device.type == "cuda":
+        networks = [part for part in module.modules() if isinstance(part, ModelMixin)]
+        for layer in (layer for network in networks for layer in network.modules()):
+            if isinstance(layer, (nn.GroupNorm, nn.LayerNorm)):
+                layer.forward = MethodType(_in_its_format, layer)  # type: ignore[method-assign]
 
 
 def _in_fp32(layer: Any, x: Tensor) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
         return type(layer).forward(layer, x.float())
+
+
+def _in_its_format(norm: nn.GroupNorm | nn.LayerNorm, x: Tensor) -> Tensor:
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind):
+        return type(norm).forward(norm, x)  # type: ignore[arg-type]
+    number_format = torch.get_autocast_dtype(kind)
+    weight, bias = (None if each is None else each.to(number_format) for each in (norm.weight, norm.bias))
+    with torch.autocast(kind, enabled=False):
+        if isinstance(norm, nn.GroupNorm):
+            return functional.group_norm(x.to(number_format), norm.num_groups, weight, bias, norm.eps)
+        return functional.layer_norm(x.to(number_format), norm.normalized_shape, weight, bias, norm.eps)
 
 
 def load_extractors(recipe: ModelRecipe, folder: Path) -> Extractors:
@@ -181,8 +206,8 @@ def _fill(module: nn.Module, part: str, folder: Path, device: torch.device, prec
     for layer in module.modules() if precision == "bf16" else ():
         if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)):
             layer.weight.data = layer.weight.data.bfloat16()
-    if precision == "bf16" and device.type == "cpu":
-        keep_strided_convolutions(module)
+    if precision == "bf16":
+        prepare_layers(module, device)
 
 
 def load_vocoder(recipe: ModelRecipe, folder: Path) -> Any:

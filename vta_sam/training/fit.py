@@ -27,7 +27,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from rich.console import Console
 
 from ..dataset.shards.datamodule import ShardDataModule
-from ..generation.build import keep_strided_convolutions
+from ..generation.build import prepare_layers
 from ..runtime.distributed import Processes, choose_accelerator, visible_gpus
 from ..runtime.errors import InputError
 from ..runtime.progress import JobProgress
@@ -248,12 +248,12 @@ def fit(
     progress = progress or JobProgress(Console(quiet=not processes.first))
     progress.name = progress.name or label
     data.draw, data.unread = getattr(module, "draw", None), getattr(module, "unread", ())
-    if accelerator == "cpu":
-        keep_strided_convolutions(module)
+    device = stage_device(settings.accelerator)
+    prepare_layers(module, device)
     with attention_kernels(training_device()):
         precision = processes.on_first_rank(lambda: choose_precision(
             settings.precision, module, lambda: next(iter(data.train_dataloader())), folder.path))
-    prepare_blocks(module, settings.gradient_checkpointing, settings.compile, stage_device(settings.accelerator))
+    prepare_blocks(module, settings.gradient_checkpointing, settings.compile, device)
     writer = CheckpointWriter(folder.best_checkpoint, settings.checkpoint_aside and not sharded)
     trainer = L.Trainer(
         default_root_dir=folder.path,

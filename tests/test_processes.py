@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tiny_data
 import torch
@@ -254,7 +255,9 @@ def test_every_clip_has_another_before_it_as_in_one_process(tmp_path):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == [expected, [[row, row] for row in expected]]
 
 
-def test_errors_by_time_are_those_of_all_processes_rows_since_they_were_last_logged(monkeypatch):
+def test_errors_by_time_are_those_of_all_processes_rows(monkeypatch):
+    """Of the last step that had a row in the bin; step 6 is bin 2's last. Each step has two batches, as with accumulated
+    gradients."""
     draws = torch.Generator().manual_seed(0)
     errors, times = torch.rand(25, 8, generator=draws), torch.randint(TIME_END, (25, 8), generator=draws)
     logged: dict[str, dict[int, dict[str, float]]] = {"one": {}, "first": {}, "second": {}}
@@ -267,14 +270,23 @@ def test_errors_by_time_are_those_of_all_processes_rows_since_they_were_last_log
         return made
 
     one, first, second = module("one", 1), module("first", 2), module("second", 2)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda value: value.add_(second._binned[1]))
+    monkeypatch.setattr(torch.distributed, "all_reduce",
+                        lambda value: value.add_(torch.stack(list(second._bin_sums.values()))))
+    width = TIME_END // 4
+    times[7:] %= 2 * width
+    times[6, 0] = 2 * width
+    times[3, 5] = 3 * width + 1
     for step in range(25):
         for each, rows in ((second, slice(1, None, 2)), (first, slice(0, None, 2)), (one, slice(None))):
             each.trainer.global_step = step
-            each._count_bins(errors[step, rows], times[step, rows], 8)
-    assert list(logged["one"]) == list(logged["first"]) == [9, 19]
-    for step in (9, 19):
-        since, at = errors[step - 9:step + 1].flatten(), times[step - 9:step + 1].flatten() // (TIME_END // 4)
-        by_hand = {f"train/mse_t{i * TIME_END // 4}": since[at == i].mean().item() for i in range(4)}
-        assert logged["one"][step] == pytest.approx(by_hand, rel=1e-5)
-        assert logged["first"][step] == pytest.approx(by_hand, rel=1e-5)
+            for half in torch.arange(8)[rows].chunk(2):
+                each._count_bins(errors[step, half], times[step, half], 8)
+    for name in ("one", "first"):
+        for step in (9, 19):
+            for i in range(4):
+                value, wanted = logged[name][step][f"train/mse_t{i * width}"], float("nan")
+                for earlier in range(step - 9, step + 1):
+                    if (inside := times[earlier] // width == i).any():
+                        wanted = errors[earlier][inside].mean().item()
+                assert value == pytest.approx(wanted, rel=1e-5, nan_ok=True), (name, step, i)
+        assert list(logged[name]) == [9, 19] and np.isnan(logged[name][19][f"train/mse_t{2 * width}"])

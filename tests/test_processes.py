@@ -53,6 +53,13 @@ def weights(folder):
             for name, value in load_file(path).items()}
 
 
+def chosen(folder):
+    """Of the checkpoint that a stage keeps: its step, and the figure by which it was chosen."""
+    best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
+    [score] = [state["best_model_score"] for key, state in best["callbacks"].items() if "ModelCheckpoint" in key]
+    return best["global_step"], score.item()
+
+
 def assert_near(left, right, limit):
     left, right = weights(left), weights(right)
     assert set(left) == set(right) and left
@@ -126,6 +133,8 @@ def test_two_processes_are_one_with_twice_the_batch(root, alone, tmp_path):
             assert keys == expected[stage][step][1] and len(keys) == CLIPS_A_STEP
             assert loss == pytest.approx(expected[stage][step][0], abs=1e-4), f"{stage}, step {step}"
         assert_near(tmp_path / stage, folder / stage, 1e-3)  # Adam makes much of rounding where a gradient is nothing
+        (step, score), (expected_step, expected_score) = chosen(tmp_path / stage), chosen(folder / stage)
+        assert step == expected_step and score == pytest.approx(expected_score, abs=1e-3)
 
 
 @pytest.mark.slow
@@ -256,7 +265,7 @@ def test_every_clip_has_another_before_it_as_in_one_process(tmp_path):
 
 
 def test_errors_by_time_are_those_of_all_processes_rows(monkeypatch):
-    """Of the last step that had a row in the bin; step 6 is bin 2's last. Each step has two batches, as with accumulated
+    """Of the last step that had a row in the bin; step 6 is bin 2's last. A step has two batches, as with accumulated
     gradients."""
     draws = torch.Generator().manual_seed(0)
     errors, times = torch.rand(25, 8, generator=draws), torch.randint(TIME_END, (25, 8), generator=draws)

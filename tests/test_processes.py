@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tiny_data
 import torch
@@ -54,6 +55,13 @@ def alone(root, tmp_path_factory):
 def weights(folder):
     return {f"{path.stem}.{name}": value for path in (folder / "model").glob("*.safetensors")
             for name, value in load_file(path).items()}
+
+
+def chosen(folder):
+    """Of the checkpoint that a stage keeps: its step, and the figure by which it was chosen."""
+    best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
+    [score] = [state["best_model_score"] for key, state in best["callbacks"].items() if "ModelCheckpoint" in key]
+    return best["global_step"], score.item()
 
 
 def assert_near(left, right, limit):
@@ -129,6 +137,8 @@ def test_two_processes_are_one_with_twice_the_batch(root, alone, tmp_path):
             assert keys == expected[stage][step][1] and len(keys) == CLIPS_A_STEP
             assert loss == pytest.approx(expected[stage][step][0], abs=1e-4), f"{stage}, step {step}"
         assert_near(tmp_path / stage, folder / stage, 1e-3)  # Adam makes much of rounding where a gradient is nothing
+        (step, score), (expected_step, expected_score) = chosen(tmp_path / stage), chosen(folder / stage)
+        assert step == expected_step and score == pytest.approx(expected_score, abs=1e-3)
 
 
 @pytest.mark.slow
@@ -282,7 +292,9 @@ def test_every_clip_has_another_before_it_as_in_one_process(tmp_path):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == [expected, [[row, row] for row in expected]]
 
 
-def test_errors_by_time_are_those_of_all_processes_rows_since_they_were_last_logged(monkeypatch):
+def test_errors_by_time_are_those_of_all_processes_rows(monkeypatch):
+    """Of the last step that had a row in the bin; step 6 is bin 2's last. A step has two batches, as with accumulated
+    gradients."""
     draws = torch.Generator().manual_seed(0)
     errors, times = torch.rand(25, 8, generator=draws), torch.randint(TIME_END, (25, 8), generator=draws)
     logged: dict[str, dict[int, dict[str, float]]] = {"one": {}, "first": {}, "second": {}}
@@ -295,14 +307,23 @@ def test_errors_by_time_are_those_of_all_processes_rows_since_they_were_last_log
         return made
 
     one, first, second = module("one", 1), module("first", 2), module("second", 2)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda value: value.add_(second._binned[1]))
+    monkeypatch.setattr(torch.distributed, "all_reduce",
+                        lambda value: value.add_(torch.stack(list(second._bin_sums.values()))))
+    width = TIME_END // 4
+    times[7:] %= 2 * width
+    times[6, 0] = 2 * width
+    times[3, 5] = 3 * width + 1
     for step in range(25):
         for each, rows in ((second, slice(1, None, 2)), (first, slice(0, None, 2)), (one, slice(None))):
             each.trainer.global_step = step
-            each._count_bins(errors[step, rows], times[step, rows], 8)
-    assert list(logged["one"]) == list(logged["first"]) == [9, 19]
-    for step in (9, 19):
-        since, at = errors[step - 9:step + 1].flatten(), times[step - 9:step + 1].flatten() // (TIME_END // 4)
-        by_hand = {f"train/mse_t{i * TIME_END // 4}": since[at == i].mean().item() for i in range(4)}
-        assert logged["one"][step] == pytest.approx(by_hand, rel=1e-5)
-        assert logged["first"][step] == pytest.approx(by_hand, rel=1e-5)
+            for half in torch.arange(8)[rows].chunk(2):
+                each._count_bins(errors[step, half], times[step, half], 8)
+    for name in ("one", "first"):
+        for step in (9, 19):
+            for i in range(4):
+                value, wanted = logged[name][step][f"train/mse_t{i * width}"], float("nan")
+                for earlier in range(step - 9, step + 1):
+                    if (inside := times[earlier] // width == i).any():
+                        wanted = errors[earlier][inside].mean().item()
+                assert value == pytest.approx(wanted, rel=1e-5, nan_ok=True), (name, step, i)
+        assert list(logged[name]) == [9, 19] and np.isnan(logged[name][19][f"train/mse_t{2 * width}"])

@@ -191,3 +191,13 @@ def test_a_clip_shorter_than_a_segment_counts_by_its_sound_alone(batch):
         assert generator_loss(scores, ones).item() == pytest.approx(generator_loss(scores).item(), rel=1e-5)
         half = torch.cat([ones[:, ::2], 0 * ones[:, ::2]], dim=1)
         assert generator_loss(scores, half).item() != pytest.approx(generator_loss(scores).item(), rel=1e-3)
+
+
+def test_it_trains_in_bf16_too(batch):
+    module = training().train()
+    exact = module.measure(batch)[1]
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, terms = module.measure(batch)
+    loss.backward()
+    assert all(terms[name].item() == pytest.approx(exact[name].item(), rel=0.1) for name in terms)
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in module.parameters())

@@ -84,7 +84,8 @@ def train(stage: str, root: Path, out: Path, vae: Path | None = None, act=lambda
     folder = processes.on_first_rank(lambda: stage_folder(out))
     told = stage_settings(STEPS, CLIPS_A_STEP, **settings)
     try:
-        with preemption.watching():
+        # so that two processes sample a clip each of a validation's two
+        with preemption.watching(), mock.patch.object(callbacks, "SAMPLED_AT_ONCE", 1):
             if stage == "vae":
                 codec_stages.train_vae(context, folder, told, CODEC)
             elif stage == "condition":

@@ -69,8 +69,9 @@ class LatentDiffusion(L.LightningModule):
         self.dropout, self.augment, self.optimise = dropout, augment, optimise
         self.latent_scale = latent_scale
         self.draw = DiffusionDraws(objective, augment)
-        # the interval between two entries of the logs, and (2, TIME_BINS): its sums of errors, and of rows
-        self._binned: tuple[int, Tensor | float] = -1, 0.0
+        # by step since the last entry of the logs: (TIME_BINS, 2), each bin's sum of errors, and its rows
+        self._bin_sums: dict[int, Tensor] = {}
+        self._bin_interval = -1
 
     @property
     def denoiser(self) -> Denoiser:
@@ -105,15 +106,19 @@ class LatentDiffusion(L.LightningModule):
         self._log_bins(errors, times, batch)
 
     def _count_bins(self, errors: Tensor, times: Tensor, clips: int) -> None:
-        """In training: the mean error of each bin of times, over all processes' rows since it was last logged, or since
-        the run was resumed; NaN of a bin without a row. Sums stay on the device."""
-        inside = times // BIN_WIDTH == torch.arange(TIME_BINS, device=times.device)[:, None]
-        sums = torch.stack([(errors * inside).sum(dim=1), inside.sum(dim=1).to(errors.dtype)])
-        interval = logging_interval(self)
-        self._binned = interval, sums + self._binned[1] if interval == self._binned[0] else sums
-        if logged_now(self):  # in each batch of that step, where its gradient is accumulated; the last one's is kept
-            errors_sum, rows = over_processes(self, self._binned[1])
-            for i, mean in enumerate(errors_sum / rows):
+        """In training: the mean error of each bin of times over the rows, of all processes, of the last step that had
+        some in the bin since the last entry of the logs; NaN where none had. The sums stay on the device until then."""
+        inside = [times // BIN_WIDTH == i for i in range(TIME_BINS)]
+        sums = torch.stack([torch.stack([(errors * rows).sum(), rows.sum()]) for rows in inside])
+        steps = self._bin_sums if logging_interval(self) == self._bin_interval else {}
+        steps[self.global_step] = steps.get(self.global_step, 0) + sums  # of each batch whose gradient is accumulated
+        self._bin_sums, self._bin_interval = steps, logging_interval(self)
+        if logged_now(self):
+            total = over_processes(self, torch.stack(list(steps.values())))  # (steps, bins, 2)
+            order = torch.arange(1, len(total) + 1, device=total.device)[:, None]
+            last = ((total[..., 1] > 0) * order).argmax(dim=0)
+            error, rows = total.gather(0, last[None, :, None].expand(-1, -1, 2))[0].unbind(dim=1)
+            for i, mean in enumerate(error / rows):
                 self.log(f"train/mse_t{i * BIN_WIDTH}", mean, batch_size=clips)
 
     def _log_bins(self, errors: Tensor, times: Tensor, batch: ClipBatch) -> None:

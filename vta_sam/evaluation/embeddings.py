@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,6 @@ from ..metrics.backbones import Backbone, embed
 from ..runtime.distributed import mixed_precision
 from ..runtime.errors import InputError
 from ..vae.codec import MelCodec
-from ..vocoder import Vocoder
 from .measure import backbone_key
 from .measurements import SoundMeasurements
 from .metric import Metric, waveform_value
@@ -166,8 +166,9 @@ class RoundTrip:
         recipe, self.device = read_recipe(folder), torch.device(device)
         self.spec, self.precision = recipe.spec, inference_precision("auto", self.device, recipe)
         self.codec = load_codec(recipe, folder, self.device, self.precision).to(self.device).eval()
-        vocoder = load_vocoder(recipe, folder)
-        self.vocoder: Vocoder = vocoder.to(self.device) if isinstance(vocoder, nn.Module) else vocoder
+        self.vocoder: Any = load_vocoder(recipe, folder)
+        if isinstance(self.vocoder, nn.Module):
+            self.vocoder.to(self.device)
 
     @torch.inference_mode()
     def __call__(self, waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -194,22 +195,23 @@ class RoundTrip:
         windows: dict[tuple[int, int], Tensor] = {}
         for size, alike in groupby(cuts, key=lambda cut: cut[0]):
             while some := list(islice(alike, _AT_ONCE)):
-                steps = self.codec.stride if self._by_mel else 1
-                cut = torch.cat([heard[i][:, :, start * steps:(start + size) * steps] for _, i, start in some])
-                with mixed_precision(self.precision, self.device):
-                    latents = self.codec.moments(cut).chunk(2, dim=1)[0] if self._by_mel else cut
-                    decoded = self.codec.decode(latents).float().cpu()
+                decoded = self._decoded_windows([(heard[i], start, size) for _, i, start in some])
                 windows |= {(i, start): row for (_, i, start), row in zip(some, decoded)}
         return [layout.blend((windows[i, start][None] for start in layout.starts), 2, self.codec.stride)
                 for i, layout in enumerate(layouts)]
 
-    @property
-    def _by_mel(self) -> bool:
-        """Whether a window can be encoded by itself: a codec of one's own may normalise what it gets."""
-        return isinstance(self.codec, MelCodec)
+    def _decoded_windows(self, cuts: Sequence[tuple[Tensor, int, int]]) -> Tensor:
+        """cuts: of what :meth:`_heard` returns, the first column and how many columns."""
+        codec = self.codec
+        steps = codec.stride if isinstance(codec, MelCodec) else 1
+        cut = torch.cat([heard[:, :, start * steps:(start + size) * steps] for heard, start, size in cuts])
+        with mixed_precision(self.precision, self.device):
+            latents = codec.moments(cut).chunk(2, dim=1)[0] if isinstance(codec, MelCodec) else cut
+            return codec.decode(latents).float().cpu()
 
     def _heard(self, sound: np.ndarray) -> Tensor:
-        """What windows are cut out of: the sound's log-mel (1, 1, frames, n_mels), or its latents."""
+        """What windows are cut out of: the sound's log-mel (1, 1, frames, n_mels), or the latents of a codec of one's
+        own, which may normalise what it gets, and so encodes the sound whole."""
         waveform = torch.from_numpy(sound)[None].to(self.device)
         if isinstance(self.codec, MelCodec):
             return self.codec.mel_of(waveform)

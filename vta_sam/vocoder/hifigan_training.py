@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from ..dataset.shards.batch import ClipBatch
@@ -80,10 +81,14 @@ class ScaleDiscriminator(nn.Module):
         x, features = waveform[:, None], []
         for _ in range(self.pool):
             x = F.avg_pool1d(x, 4, 2, 2)
-        for layer in self.layers:
-            x = F.leaky_relu(layer(x), _SLOPE)
-            features.append(x)
-        return self.score(x), features
+        with parametrize.cached():
+            with torch.autocast(x.device.type, enabled=False):  # torch's spectral norm can't be computed in bf16
+                for layer in (*self.layers, self.score):
+                    layer.weight
+            for layer in self.layers:
+                x = F.leaky_relu(layer(x), _SLOPE)
+                features.append(x)
+            return self.score(x), features
 
 
 class Discriminators(nn.Module):

@@ -131,13 +131,15 @@ def test_the_best_and_the_last_of_a_step_share_one_copy_whose_memory_is_used_aga
     places, writer, state = [], CheckpointWriter(tmp_path / "best.ckpt"), torch.zeros(1000)
     monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", lambda io, checkpoint, path, *_: places.append(
         (Path(path).stem, checkpoint["state_dict"]["weight"].data_ptr())))
+    copies, stage = [], callbacks.DefaultStager.stage
+    monkeypatch.setattr(callbacks.DefaultStager, "stage", lambda *given: copies.append(stage(*given)) or copies[-1])
     for step in range(3):
         content = {"global_step": step, "state_dict": {"weight": state.detach()}, "optimizer_states": [state.detach()]}
         if step:
             writer.save_checkpoint(content, tmp_path / "best.ckpt")
         writer.save_checkpoint(content, tmp_path / "last.ckpt")
     writer.teardown()
-    assert [name for name, _ in places] == ["last", "best", "last", "best", "last"]
+    assert [name for name, _ in places] == ["last", "best", "last", "best", "last"] and len(copies) == 3
     assert len({place for _, place in places}) == 1 and places[0][1] != state.data_ptr()
 
 

@@ -143,6 +143,20 @@ def test_the_best_and_the_last_of_a_step_share_one_copy_whose_memory_is_used_aga
     assert len({place for _, place in places}) == 1 and places[0][1] != state.data_ptr()
 
 
+def test_where_there_is_no_memory_for_a_copy_steps_wait(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("Registering memory failed with cudaError: 2.\nMore of it")
+
+    monkeypatch.setattr(callbacks.DefaultStager, "stage", refuse)
+    writer = CheckpointWriter(tmp_path / "best.ckpt")
+    writer.save_checkpoint({"global_step": 1}, tmp_path / "best.ckpt")
+    with pytest.warns(UserWarning, match=r"no memory for a copy of the state \(Registering .*: 2\.\), so steps wait"):
+        writer.save_checkpoint({"global_step": 1}, tmp_path / "last.ckpt")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt"]
+    writer.save_checkpoint({"global_step": 2}, tmp_path / "last.ckpt")
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 2
+
+
 @pytest.mark.parametrize("room, asked, step", [
     (lambda last, best: last / 2, False, 0), (lambda last, best: last + best / 2, False, 2),
     (lambda last, best: 3.5 * last + best, False, 6), (lambda last, best: 1.5 * last, True, 2),

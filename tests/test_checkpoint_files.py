@@ -131,14 +131,30 @@ def test_the_best_and_the_last_of_a_step_share_one_copy_whose_memory_is_used_aga
     places, writer, state = [], CheckpointWriter(tmp_path / "best.ckpt"), torch.zeros(1000)
     monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", lambda io, checkpoint, path, *_: places.append(
         (Path(path).stem, checkpoint["state_dict"]["weight"].data_ptr())))
+    copies, stage = [], callbacks.DefaultStager.stage
+    monkeypatch.setattr(callbacks.DefaultStager, "stage", lambda *given: copies.append(stage(*given)) or copies[-1])
     for step in range(3):
         content = {"global_step": step, "state_dict": {"weight": state.detach()}, "optimizer_states": [state.detach()]}
         if step:
             writer.save_checkpoint(content, tmp_path / "best.ckpt")
         writer.save_checkpoint(content, tmp_path / "last.ckpt")
     writer.teardown()
-    assert [name for name, _ in places] == ["last", "best", "last", "best", "last"]
+    assert [name for name, _ in places] == ["last", "best", "last", "best", "last"] and len(copies) == 3
     assert len({place for _, place in places}) == 1 and places[0][1] != state.data_ptr()
+
+
+def test_where_there_is_no_memory_for_a_copy_steps_wait(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("Registering memory failed with cudaError: 2.\nMore of it")
+
+    monkeypatch.setattr(callbacks.DefaultStager, "stage", refuse)
+    writer = CheckpointWriter(tmp_path / "best.ckpt")
+    writer.save_checkpoint({"global_step": 1}, tmp_path / "best.ckpt")
+    with pytest.warns(UserWarning, match=r"no memory for a copy of the state \(Registering .*: 2\.\), so steps wait"):
+        writer.save_checkpoint({"global_step": 1}, tmp_path / "last.ckpt")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt"]
+    writer.save_checkpoint({"global_step": 2}, tmp_path / "last.ckpt")
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 2
 
 
 @pytest.mark.parametrize("room, asked, step", [

@@ -270,6 +270,15 @@ def test_the_cost_of_a_step_on_a_gpu_is_counted():
 
 
 @pytest.mark.slow
+def test_what_a_checkpoint_costs_training_is_timed(tmp_path):
+    told = benchmark("checkpoints", "--parameters", "1", "--repeat", "1", "--folder", str(tmp_path), "--json")
+    assert told.returncode == 0, told.stderr
+    whole, apart, aside = json.loads(told.stdout)["rows"]
+    assert whole["gb"] > apart["gb"] == aside["gb"] > 0 and aside["stopped_s"] >= 0
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
 def test_processes_that_train_together_are_timed(monkeypatch):
     import torch.multiprocessing
 

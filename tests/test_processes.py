@@ -159,6 +159,28 @@ def test_one_that_is_asked_to_stop_stops_all_and_another_number_of_processes_goe
         assert keys == expected["condition"][now][1] and loss == pytest.approx(expected["condition"][now][0], abs=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate, before, after", [(1, 1, 2), (4, 1, 2), (4, 2, 1)])
+def test_average_and_best_score_are_the_same_after_a_change_of_processes(root, tmp_path, accumulate, before, after):
+    """Four clips a step: of one process in so many batches, of two in half as many or half as large ones."""
+    def told(world: int, folder: Path, *stop: str) -> list[int]:
+        more = [*stop, *[""] * (1 - len(stop)), "ddp", accumulate]
+        return [status for status, _ in finish(start(world, root, folder, tmp_path, "vae", *more))]
+
+    assert told(1, tmp_path / "whole") == [0]
+    assert told(before, tmp_path / "changed", f"0:4:{int(signal.SIGTERM)}") == [EXIT_STATUS] * before
+    assert told(after, tmp_path / "changed") == [0] * after
+    for name in ("best", "last"):
+        left, right = (torch.load(tmp_path / run / "vae" / "checkpoints" / f"{name}.ckpt", weights_only=True)
+                       for run in ("changed", "whole"))
+        assert left["global_step"] == right["global_step"]
+        for part in {"state_dict", "current_model_state"} & right.keys():  # averaged weights, and what is averaged
+            assert all((left[part][key] - value).abs().max() < 1e-3 for key, value in right[part].items())
+        scores, expected = (next(state["best_model_score"] for key, state in content["callbacks"].items()
+                                 if key.startswith("ModelCheckpoint")) for content in (left, right))
+        assert float(scores) == pytest.approx(float(expected), abs=1e-4)
+
+
 def on_a_slow_disk(root, out, stop_at):
     """Stage 2; says of which step the last checkpoint is when training is over."""
     save, processes = AtomicCheckpointIO.save_checkpoint, Processes.of_environment()

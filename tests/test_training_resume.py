@@ -74,8 +74,9 @@ def test_another_number_of_batches_a_step_validates_and_steps_as_before(before, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["condition", "diffusion"])
-@pytest.mark.parametrize("fall", [STEPS, STEPS // 2])
+@pytest.mark.parametrize("stage, fall", [
+    ("vae", STEPS), ("condition", STEPS), ("condition", STEPS // 2), ("diffusion", STEPS), ("diffusion", STEPS // 2),
+])
 def test_a_finished_stage_goes_on_to_more_steps_as_if_it_had_been_longer(stage, fall, root, whole, tmp_path):
     """The rate falls over all steps, or has come to its end before the further ones."""
     vae, short = whole["vae"][0] / "model", stage_settings(STEPS // 2, validate_every=4)

@@ -82,7 +82,7 @@ def train(stage: str, root: Path, out: Path, vae: Path | None = None, act=lambda
     stage_module.fit = lambda *args: original(*args[:7], callbacks=[*args[7], losses], preemption=args[8])
     context = stage_context(root, read_dataset(root), preemption=preemption)
     folder = processes.on_first_rank(lambda: stage_folder(out))
-    told = stage_settings(STEPS, CLIPS_A_STEP, **settings)
+    told = stage_settings(STEPS, CLIPS_A_STEP // settings.get("accumulate", 1), **settings)
     try:
         # so that two processes sample a clip each of a validation's two
         with preemption.watching(), mock.patch.object(callbacks, "SAMPLED_AT_ONCE", 1):
@@ -117,9 +117,10 @@ def choose(out: str) -> None:
         (Path(out) / str(processes.rank)).write_text(chosen)
 
 
-def main(root: str, out: str, vae: str, wanted: str, act: str = "", strategy: str = "ddp") -> None:
+def main(root: str, out: str, vae: str, wanted: str, act: str = "", strategy: str = "ddp", accumulate: str = "1",
+         ) -> None:
     """wanted: stages, comma-separated, each to a folder of its name under ``out``; losses to ``out``/losses.json.
-    act: "RANK:STEP:SIGNAL" sends a process a signal at the end of a step. strategy: see FitSettings."""
+    act: "RANK:STEP:SIGNAL" sends a process a signal at the end of a step. strategy, accumulate: see FitSettings."""
     processes = Processes.of_environment()
     rank, step, number = (int(part) for part in act.split(":")) if act else (-1, -1, 0)
 
@@ -129,7 +130,8 @@ def main(root: str, out: str, vae: str, wanted: str, act: str = "", strategy: st
 
     try:
         with processes.connected():
-            found = {stage: train(stage, Path(root), Path(out) / stage, Path(vae), at, processes, strategy=strategy)
+            found = {stage: train(stage, Path(root), Path(out) / stage, Path(vae), at, processes, strategy=strategy,
+                                  accumulate=int(accumulate))
                      for stage in wanted.split(",")}
     except Preempted as asked:
         print(f"stopped, requeue {asked.requeue}", flush=True)

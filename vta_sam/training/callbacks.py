@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
@@ -73,7 +74,7 @@ class CheckpointWriter(AtomicCheckpointIO):
 
     Args:
         best: path of the checkpoint of the kept weights.
-        aside: False: steps wait until a checkpoint is written, and no copy is made.
+        aside: False, or where memory for the copy is lacking: steps wait until a checkpoint is written.
     """
 
     def __init__(self, best: Path, aside: bool = True):
@@ -95,7 +96,15 @@ class CheckpointWriter(AtomicCheckpointIO):
         if self._stager is None or self._thread is None:
             gpu = torch.cuda.is_available()
             self._stager, self._thread = DefaultStager(StagingOptions(gpu, False, False, gpu)), ThreadPoolExecutor(1)
-        copied = cast(dict[str, dict[str, Any]], self._stager.stage(due))  # not a future
+        try:
+            copied = cast(dict[str, dict[str, Any]], self._stager.stage(due))  # not a future
+        except RuntimeError as error:  # as allocators and CUDA say it
+            self.teardown()
+            self.aside = False
+            warnings.warn(f"the host has no memory for a copy of the state ({str(error).splitlines()[0][:200]}), so "
+                          "steps wait for checkpoints, as by checkpoint_aside=false")
+            self._write(due)
+            return
         self._writing = self._thread.submit(self._write, copied)
 
     def _write(self, due: Mapping[str, Mapping[str, Any]]) -> None:

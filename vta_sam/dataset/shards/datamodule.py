@@ -262,7 +262,7 @@ class ShardDataModule(L.LightningDataModule):
     Attributes:
         draw: the stage's random draws, which the loader's workers make for every batch; None: the step makes its own.
         unread: fields of a batch that the stage doesn't read, "waveform" or optional features: they are neither decoded
-            nor sent, but by :meth:`reader` and :meth:`batches`.
+            nor sent, except by :meth:`reader` and :meth:`batches`.
 
     Raises:
         InputError: dataset.json can't be read, or contradicts spec and expect.

@@ -20,6 +20,8 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,7 @@ class SlowFile(io.FileIO):
         return super().readall()
 
 
+@dataclass(frozen=True)
 class SlowDisk(LocalStorage):
     """A folder on the played disk; a loader process that is forked has a cache, and a line, of its own.
 
@@ -62,12 +65,16 @@ class SlowDisk(LocalStorage):
         path: of the folder.
         latency_s: of a read.
         bytes_per_s: of all reads of a process; None: the disk that is there.
+        cached: blocks that were read, by the file.
+        line: to the disk.
+        began_s: when the first process read first.
     """
 
-    def __init__(self, path: Path, latency_s: float = 0.0, bytes_per_s: float | None = None):
-        super().__init__(path)
-        vars(self).update(latency_s=latency_s, bytes_per_s=bytes_per_s, cached={}, line=threading.Lock(),
-                          began_s=multiprocessing.Value("d"))
+    latency_s: float = 0.0
+    bytes_per_s: float | None = None
+    cached: dict[str, set[int]] = field(default_factory=dict)
+    line: Any = field(default_factory=threading.Lock)
+    began_s: Any = field(default_factory=partial(multiprocessing.Value, "d"))
 
     def open(self, name: str) -> Any:
         if self.bytes_per_s is None:
@@ -80,7 +87,8 @@ class SlowDisk(LocalStorage):
         """Sleep for what a read takes."""
         with self.began_s.get_lock():
             self.began_s.value = self.began_s.value or time.perf_counter()
-        known: set[int] = self.cached.setdefault(name, set())
+        assert self.bytes_per_s is not None
+        known = self.cached.setdefault(name, set())
         end = min(start + size, Path(name).stat().st_size)
         blocks = set(range(start // READ_AT_LEAST, -(-end // READ_AT_LEAST))) - known
         if not blocks:
@@ -138,7 +146,7 @@ def load(disk: SlowDisk, job: Any, clips: int, workers: int, streams: int, optio
     for _ in islice(batches, clips // options.batch):
         pass
     rate = clips / (time.perf_counter() - disk.began_s.value)  # the system's clock; processes have started by then
-    pids = [process.pid for process in multiprocessing.active_children() if process.pid not in others]
+    pids = [process.pid for process in multiprocessing.active_children() if process.pid and process.pid not in others]
     return rate, sum(map(held_mb, pids)), len(pids)
 
 
@@ -168,7 +176,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         clip_bytes = write(Path(folder), job, options.clips, options.disk_shard_clips)
         for workers in options.workers:
-            disk = SlowDisk(Path(folder), options.latency_ms / 1e3, options.mb_s * 1e6)
+            disk = SlowDisk(Path(folder), latency_s=options.latency_ms / 1e3, bytes_per_s=options.mb_s * 1e6)
             rate, _, _ = load(disk, job, options.clips, workers, options.streams, options)
             rows.append({"loaders": workers, "clips_per_s": round(rate, 1), "of_one": 1.0})
             print(rows[-1], file=sys.stderr, flush=True)

@@ -124,7 +124,8 @@ def test_decoded_records_are_kept_where_all_fit_in(roots, monkeypatch, cached_gb
 @pytest.mark.parametrize("workers, world, nodes, shares", [(0, 1, 1, 1), (2, 1, 1, 2), (8, 4, 2, 16)])
 def test_the_loaders_of_a_node_share_its_memory(roots, monkeypatch, workers, world, nodes, shares):
     made = []
-    monkeypatch.setattr(datamodule, "ShardReader", lambda *told, **more: made.append(told) or ShardReader(*told, **more))
+    monkeypatch.setattr(datamodule, "ShardReader", lambda *told, **more: made.append(told) or ShardReader(
+        *told, **more))
     data = data_of(roots[4], workers=workers, cached_gb=4.0)
     data.trainer = SimpleNamespace(global_rank=0, world_size=world, num_nodes=nodes)
     data.train_dataloader()

@@ -292,6 +292,18 @@ def test_processes_that_train_together_are_timed(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("reads", ["latents", "all"])
+def test_loading_is_measured(reads):
+    told = benchmark("loading", "--reads", reads, "--workers", "1", "2", "--clips", "8", "--disk-shard-clips", "3",
+                     "--streams", "2", "--mb-s", "100", "--shard-clips", "1", "3", "--memory-workers", "1", "--json")
+    assert told.returncode == 0, told.stderr
+    report = json.loads(told.stdout)
+    assert [row["loaders"] for row in report["rows"]] == [1, 2] and all(row["of_one"] > 0 for row in report["rows"])
+    assert [(row["shard_clips"], row["loaders"]) for row in report["more_rows"]] == [(1, 1), (3, 1)]
+    assert all(row["own_mb"] > 0 for row in report["more_rows"]) and 300 < report["clip_kb"] < 600
+
+
+@pytest.mark.slow
 def test_scaling_is_computed_from_what_is_measured():
     def told(*more: str) -> dict:
         done = benchmark("scaling", "--size", "smoke", "--gpus", "1", "16", "--shard-clips", "4", "--json", *more)

@@ -2,6 +2,7 @@
 
 import gc
 import io
+import pickle
 import threading
 from itertools import count, islice
 from types import SimpleNamespace
@@ -123,8 +124,8 @@ def test_decoded_records_are_kept_where_all_fit_in(roots, monkeypatch, cached_gb
 @pytest.mark.parametrize("workers, world, nodes, shares", [(0, 1, 1, 1), (2, 1, 1, 2), (8, 4, 2, 16)])
 def test_the_loaders_of_a_node_share_its_memory(roots, monkeypatch, workers, world, nodes, shares):
     made = []
-    monkeypatch.setattr(datamodule, "ShardReader",
-                        lambda *told, **more: made.append(told) or ShardReader(*told, **more))
+    monkeypatch.setattr(datamodule, "ShardReader", lambda *told, **more: made.append(told) or ShardReader(
+        *told, **more))
     data = data_of(roots[4], workers=workers, cached_gb=4.0)
     data.trainer = SimpleNamespace(global_rank=0, world_size=world, num_nodes=nodes)
     data.train_dataloader()
@@ -267,3 +268,13 @@ def test_moments_stay_as_they_are_stored(roots, tmp_path):
     record, moments = ShardReader(roots[16], info.shards("train"), 64, tmp_path).record(1, 3)
     assert moments.dtype == np.float16 and record.key == a_clip("train-19").key
     assert np.array_equal(moments, Encoder().encode_moments(record.waveform).astype(np.float16))
+
+
+def test_a_reader_that_was_used_goes_to_a_spawned_process(roots):
+    """Its open files and locks stay."""
+    samples = data_of(roots[4]).train_dataloader().parts.dataset
+    expected = [window.features.key for window in islice(samples._windows(0, 1, 2), 20)]
+    assert samples.reader._open
+    again = pickle.loads(pickle.dumps(samples))
+    assert not again.reader._open
+    assert [window.features.key for window in islice(again._windows(0, 1, 0), 20)] == expected

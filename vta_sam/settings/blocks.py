@@ -187,6 +187,7 @@ class StageBlock(Block):
         "AdamW's", [0.9, 0.99])
     weights: dict[str, Number] = setting("of the loss terms, by name", {})
     workers: Count = setting("loader processes of each device", 0)
+    cached_gb: NotNegative = setting("10⁹ bytes that the loader processes of a machine keep in memory together", 8.0)
     streams: Positive = setting("of the order of samples: a multiple of processes times workers", 8)
     expected_s: NotNegative = setting("seconds that the stage took elsewhere: its share of a job; 0: not known", 0.0)
     schedule_steps: Positive | None = setting("steps over which the rate falls; null: all of fit.steps")

@@ -22,9 +22,9 @@ from ..runtime.errors import InputError
 from ..runtime.files import write_text
 from ..runtime.work_plan import Deed
 
-# Numbers of processes, times measured elsewhere, places of copies, ways to compute the same
-NOT_RESULT_AFFECTING = ("workers", "expected_s", "latents", "cache", "cache_gb", "gradient_checkpointing", "compile",
-                        "checkpoint_aside")
+# Numbers of processes, memory, times measured elsewhere, places of copies, ways to compute the same
+NOT_RESULT_AFFECTING = ("workers", "cached_gb", "expected_s", "latents", "cache", "cache_gb", "gradient_checkpointing",
+                        "compile", "checkpoint_aside")
 DATASET = "dataset"  # the name under which a stage's inputs hold the identity of the clips
 _LENGTH, _SCHEDULE = "fit.fit.steps", "fit.schedule_steps"  # in a stage's settings
 _SHORTER = "shorter.json"  # a list of the identities that a stage had before it was trained further

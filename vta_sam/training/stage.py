@@ -20,7 +20,7 @@ from .. import __version__
 from ..checkpoints.model_folder import ModelRecipe, save_model
 from ..checkpoints.parts import canonical, class_of
 from ..clip import ClipSpec, MelSpec
-from ..dataset.shards.datamodule import ShardDataModule
+from ..dataset.shards.datamodule import CACHED_GB, ShardDataModule
 from ..dataset.shards.schema import DatasetInfo
 from ..dataset.shards.storage import Root
 from ..diffusion.condition import Pretrained
@@ -51,6 +51,7 @@ class StageSettings:
         schedule_steps: over which the rate falls; it keeps its end for further ones. None: fit.steps.
         weights: of the loss terms.
         workers: loader processes.
+        cached_gb: memory of all loader processes of a node, see ShardDataModule.
         streams: of the order of samples (dataset/shards/datamodule.py), a multiple of any number of processes times
             workers; another number is another order.
         expected_s: how long the stage took where it was measured (the config says where): its share of the job.
@@ -64,6 +65,7 @@ class StageSettings:
     betas: Sequence[float] = field(default_factory=lambda: [0.9, 0.99])
     weights: dict[str, float] = field(default_factory=dict)
     workers: int = 0
+    cached_gb: float = CACHED_GB
     streams: int = 8
     expected_s: float = 0.0
     schedule_steps: int | None = None
@@ -267,7 +269,7 @@ class StageContext:
         """
         return ShardDataModule(
             self.root, self.spec, settings.split_over(self.processes.world).batch_size, self.seed, stage,
-            streams=settings.streams, workers=settings.workers, latents=latents,
+            streams=settings.streams, workers=settings.workers, cached_gb=settings.cached_gb, latents=latents,
             train_split=self.source.train_split, val_split=self.source.val_split, val_batch_size=settings.batch_size,
         )
 

@@ -8,6 +8,7 @@ of workers doesn't change the order.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import shutil
@@ -162,6 +163,12 @@ class _TrainingSamples(IterableDataset):
         return seed_of("crop", seed) % (spare // step + 1) * step if spare > 0 else 0
 
 
+def _begin(worker: int) -> None:
+    """Prepare a loader process."""
+    gc.freeze()  # a collection would write to every object that it shares with its parent, and so copy half a GB
+    _outlive_signals(worker)
+
+
 def _outlive_signals(worker: int) -> None:
     """Make a loader process ignore SIGUSR1, and SIGTERM unless its parent sends it.
 
@@ -262,7 +269,7 @@ class ShardDataModule(L.LightningDataModule):
     Attributes:
         draw: the stage's random draws, which the loader's workers make for every batch; None: the step makes its own.
         unread: fields of a batch that the stage doesn't read, "waveform" or optional features: they are neither decoded
-            nor sent, but by :meth:`reader` and :meth:`batches`.
+            nor sent, except by :meth:`reader` and :meth:`batches`.
 
     Raises:
         InputError: dataset.json can't be read, or contradicts spec and expect.
@@ -305,7 +312,7 @@ class ShardDataModule(L.LightningDataModule):
         samples = _TrainingSamples(reader, order, self.spec, self.stage, self._start, rank, world, self.batch_size,
                                    self.draw, piped=self.workers > 0 and _is_shared_memory_small())
         ahead = max(2, -(-_SAMPLES_AHEAD * self.workers // self.batch_size))  # of parts, which hold few samples or none
-        loader = DataLoader(samples, batch_size=None, num_workers=self.workers, worker_init_fn=_outlive_signals,
+        loader = DataLoader(samples, batch_size=None, num_workers=self.workers, worker_init_fn=_begin,
                             collate_fn=_unchanged, prefetch_factor=ahead if self.workers else None)
         return _Batches(loader, self.batch_size, self._on_gpu)
 

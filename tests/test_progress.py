@@ -132,6 +132,8 @@ def test_what_an_earlier_run_took_here_goes_before_shares(clock):
     with job.stage("diffusion"), job.phase("steps", 100, steps=StepPace(100, 20, 20, 16)) as phase:
         clock.passes(200)
         assert phase.line().endswith("step 0/100 · 5 min left, 7 min of the job")
+        clock.passes(400)  # more than the other run took: nobody knows
+        assert phase.line().endswith("step 0/100")
 
 
 def test_clips_are_counted_and_what_was_there_before_is_no_measure(clock):
@@ -152,13 +154,13 @@ def test_clips_are_counted_and_what_was_there_before_is_no_measure(clock):
     lines = said.getvalue().splitlines()
     assert lines[0] == "data · render scenes 10/60 clips · 1.0 clips/s · 50 s left"
     assert lines[1] == "data · render scenes 60/60 clips · 1.0 clips/s · took 60 s" and len(lines) == 5
-    again, said = a_job()
+    again, said = a_job(ahead=STAGES, seen_s={"vae": 10.0})
     with again.stage("data"):
-        with again.phase("render scenes", 60, last=False):
-            pass
+        with again.phase("render scenes", 60, last=False) as phase:
+            assert phase.line() == "data · render scenes 0/60 clips", "they are there: their share is no time"
         with again.phase("extract features", 60) as phase:
             phase.update(60)
-    assert again.seen_s == {} and said.getvalue() == ""
+    assert again.seen_s == {"vae": 10.0} and said.getvalue() == ""
 
 
 def test_a_log_gets_a_line_now_and_then(clock):
@@ -226,7 +228,7 @@ def test_the_line_reads_every_tenth_loss():
             return torch.tensor(1.5)
 
     read: list[int] = []
-    trainer = SimpleNamespace(is_global_zero=True, global_step=0, callback_metrics=Metrics())
+    trainer = SimpleNamespace(is_global_zero=True, global_step=0, callback_metrics=Metrics(), sanity_checking=False)
     job, _ = a_job()
     progress = StepProgress(job, StepPace(30, 100, 100, 16))
     progress.on_train_start(trainer, None)
@@ -235,6 +237,11 @@ def test_the_line_reads_every_tenth_loss():
         progress.on_train_batch_end(trainer, None, None, None, batch)
         if trainer.global_step == 25:
             assert progress._phase.done == 25 and progress._phase.note == "loss 1.5000"
+    notes = []
+    for hook in (progress.on_validation_start, progress.on_validation_end):
+        hook(trainer, None)
+        notes.append(progress._phase.note)
+    assert notes == ["validating", "loss 1.5000"]
     progress.on_train_end(trainer, None)
     assert read == [1, 10, 20, 30]
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from importlib.util import find_spec
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -93,6 +94,13 @@ class _ProgressLines:
         self.print_line(f"{self.title}: {done}/{clips}{ahead}, {failed} failed")
 
 
+def _redraws(console: Console) -> bool:
+    """Whether a line can be drawn anew where it stands: on a terminal, and in a notebook by its widgets."""
+    if console.is_jupyter:
+        return find_spec("ipywidgets") is not None
+    return console.is_terminal and not console.is_dumb_terminal
+
+
 class Phase:
     """One count of a stage, such as its training steps or the clips that are rendered. See :meth:`JobProgress.phase`.
     """
@@ -103,7 +111,7 @@ class Phase:
         self.begun = begun if steps else None  # what was done before; None until the first clip tells
         self.before_s = job.elapsed_s
         console, self._since = job.console, time.monotonic()
-        self._live = not console.quiet and (console.is_jupyter or console.is_terminal and not console.is_dumb_terminal)
+        self._live = not console.quiet and _redraws(console)
         columns = [*([BarColumn(20)] if console.width >= _BAR_FROM else []), _Line(self)]
         self.bar = Progress(*columns, console=console, refresh_per_second=2, disable=not self._live,
                             get_time=time.monotonic)
@@ -276,11 +284,10 @@ class JobProgress:
         """What is left of the stage and of the job, at length and in short; "" where nothing is known."""
         whole_s = phase.whole_s if phase.last else None
         running = {} if whole_s is None else {self.name: whole_s}
-        left_s = phase.left_s
-        known_s = self.seconds_of(self.name, running)
-        if known_s is not None and (left_s is None or not phase.last):
+        left_s, known_s = phase.left_s, self.seconds_of(self.name) if self.name in self.ahead else None
+        if known_s is not None and (left_s is None or not phase.last) and known_s > self.elapsed_s:
             left_s = max(left_s or 0.0, known_s - self.elapsed_s)
-        elif left_s is None:
+        if left_s is None:
             return "", ""
         own = f"{duration(left_s)} left"
         if not phase.last and known_s is None:  # the stage's phases to come are not known, nor the job's stages

@@ -239,7 +239,7 @@ class StepProgress(L.Callback):
 
     def __init__(self, job: JobProgress, pace: StepPace):
         self.job, self.pace = job, pace
-        self._open, self._step = ExitStack(), -1
+        self._open, self._step, self._loss = ExitStack(), -1, ""
         self._phase: Phase | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -265,9 +265,13 @@ class StepProgress(L.Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.job.times.begin("validation")
+        if self._phase:
+            self._loss, self._phase.note = self._phase.note, "validating"
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.job.times.end()
+        if self._phase:
+            self._phase.note = self._loss
         if self._phase and not trainer.sanity_checking:
             shown = [f"{k} {float(v):.3f}" for k, v in trainer.callback_metrics.items() if k in SHOWN]
             self.job.console.print(f"  {self.job.name}, step {trainer.global_step}: {', '.join(shown)}",

@@ -310,10 +310,12 @@ class TimeAccount:
 
 def seen_on(machine: str, run: Path, folders: Sequence[StageFolder]) -> dict[str, float]:
     """{stage: seconds} that stages of a run took on a machine: in this run, else in the last one beside it."""
-    others = sorted((path for path in run.parent.glob("*/seconds_parts.json") if path.parent != run),
-                    key=lambda path: path.stat().st_mtime)
-    seen: dict[str, float] = {}
-    for path in [*others, run / "seconds_parts.json"]:
+    written: dict[Path, float] = {}
+    for path in run.parent.glob("*/seconds_parts.json"):
+        with suppress(OSError):  # another run may be removed meanwhile
+            written[path] = path.stat().st_mtime
+    own, seen = run / "seconds_parts.json", dict[str, float]()
+    for path in [*sorted(written.keys() - {own}, key=written.__getitem__), own]:
         with suppress(OSError, ValueError, TypeError, AttributeError, KeyError, yaml.YAMLError):  # it may be damaged
             seen |= TimeAccount(path.parent).on(machine, folders)
     return seen

@@ -121,6 +121,17 @@ def test_decoded_records_are_kept_where_all_fit_in(roots, monkeypatch, cached_gb
     assert len(decoded) == (CLIPS if cached_gb == 8 else 2 * CLIPS)
 
 
+def frozen(batch):
+    return {"frozen": [gc.get_freeze_count()] * len(batch)}
+
+
+def test_a_loader_process_copies_no_object_of_its_parent_to_collect_it(roots):
+    data = data_of(roots[4], workers=1)
+    data.draw = frozen
+    assert min(batches(data, 1)[0].draws["frozen"]) > gc.get_freeze_count() + 1000
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 8 worker processes")
 @pytest.mark.parametrize("workers, world, nodes, shares", [(0, 1, 1, 1), (2, 1, 1, 2), (8, 4, 2, 16)])
 def test_the_loaders_of_a_node_share_its_memory(roots, monkeypatch, workers, world, nodes, shares):
     made = []

@@ -13,7 +13,7 @@ import torch
 from vta_sam.runtime.errors import InputError
 from vta_sam.training.callbacks import AtomicCheckpointIO
 from vta_sam.training.fit import read_checkpoint
-from vta_sam.training.run_folder import StageFolder, locked
+from vta_sam.training.run_folder import StageFolder, locked, result_affecting
 
 HOLD = """
 import sys, time
@@ -67,6 +67,12 @@ def test_the_same_config_goes_on(tmp_path):
     folder.last_checkpoint.write_text("weights")
     StageFolder(folder.path, dict(reversed(CONFIG.items()))).claim(overwrite=False)  # order of keys says nothing
     assert folder.last_checkpoint.read_text() == "weights"
+
+
+def test_how_data_are_loaded_says_nothing_about_a_result():
+    """So that a run goes on with more memory or other loader processes, and one of an earlier release with any."""
+    settings = {"fit": {"steps": 10}, "workers": 2, "cached_gb": 4.0, "streams": 8}
+    assert result_affecting({"vae": settings}) == {"vae": {"fit": {"steps": 10}, "streams": 8}}
 
 
 def test_a_changed_config_stops_with_the_difference(tmp_path):

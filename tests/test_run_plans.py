@@ -355,8 +355,11 @@ def test_a_plan_promises_no_time_that_another_machine_took(history, monkeypatch)
     history.run()
     assert expected(history) == "nothing is left to be made"
     run = history.folder / "runs" / "vta_sam-0"
-    (run / "seconds.json").write_text(json.dumps({"data": 1.0, "vae": 100.0, "condition": 60.0, "diffusion": 500.0,
-                                                  "figures": 40.0}))
+    told = json.loads((run / "seconds_parts.json").read_text())
+    for stage, whole_s in zip(ORDER, (100.0, 60.0, 500.0, 40.0)):
+        assert told[stage]["whole_s"] is None  # a played stage counts nothing
+        told[stage]["whole_s"] = whole_s
+    (run / "seconds_parts.json").write_text(json.dumps(told))
     assert expected(history, name="again") == "about 12 min, by what was seen on this machine"
     history.change(fit__diffusion__fit__steps=40, name="longer")  # of which no stage here tells but by shares
     assert expected(history) == "about 5 min, by what was seen on this machine"  # 200 s · (1 + 10 / 25)
@@ -371,17 +374,17 @@ def test_time_until_a_request_to_stop_counts_and_that_of_a_failure_does_not(hist
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
-    def ends(error: Exception | None):
+    def ends(error: BaseException):
         now[0] += 30.0
-        if error:
-            raise error
+        raise error
 
     job, run = history.job(), history.folder / "runs" / "vta_sam-0"
     for error in (Preempted(requeue=False), InputError("a step is not finite")):
         with pytest.raises(type(error)):
             job.timed("vae", lambda: ends(error))
     assert json.loads((run / "seconds.json").read_text())["vae"] == 30
-    job.timed("vae", lambda: ends(None))
+    with pytest.raises(KeyboardInterrupt):
+        job.timed("vae", lambda: ends(KeyboardInterrupt()))
     told = json.loads((run / "seconds_parts.json").read_text())["vae"]
     assert told["parts"] == {"start-up": 60} and told["expected_s"] == 5
     history.run()

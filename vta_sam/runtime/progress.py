@@ -241,6 +241,7 @@ class JobProgress:
         yield self.times
         if name in self.ahead:
             self.ahead.remove(name)
+        self.seen_s.pop(name, None)  # another run's
         if self._last:  # a stage without phases found everything there
             seen_s = self._last.whole_s if self.partly else self.elapsed_s
             self.seen_s |= {} if seen_s is None else {name: seen_s}

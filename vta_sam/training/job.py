@@ -169,14 +169,16 @@ class TrainingJob(JobSettings):
             try:
                 result = work()
             except (Preempted, KeyboardInterrupt):
-                self._note(name, times)
+                self._note(name, times, None)
                 raise
-        self._note(name, times)
+        self._note(name, times, self.progress.seen_s.get(name))
         return result
 
-    def _note(self, name: str, times: PartTimes) -> None:
+    def _note(self, name: str, times: PartTimes, whole_s: float | None) -> None:
         if self.processes.first:
-            TimeAccount(self.folder).add(name, times.seconds(), self._machine, self._elsewhere_s.get(name, 0.0))
+            TimeAccount(self.folder).add(name, times.seconds(), {
+                "machine": self._machine, "expected_s": self._elsewhere_s.get(name, 0.0),
+                "whole_s": None if whole_s is None else round(whole_s, 1)})
 
     @property
     def _device(self) -> str:

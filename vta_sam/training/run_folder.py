@@ -263,7 +263,7 @@ class _Length:
 
 class TimeAccount:
     """A run's account of time, which survives a restart: ``seconds.json``, {stage: seconds}, and of the same seconds
-    ``seconds_parts.json``, {stage: {parts: {part: seconds}, machine, expected_s}}, which runs of earlier versions lack.
+    ``seconds_parts.json``, {stage: {parts: {part: seconds}, machine, expected_s, whole_s}}, which older runs lack.
 
     Args:
         run: its folder.
@@ -272,13 +272,14 @@ class TimeAccount:
     def __init__(self, run: Path):
         self._seconds, self._parts = run / "seconds.json", run / "seconds_parts.json"
 
-    def add(self, stage: str, parts: dict[str, float], machine: str, expected_s: float) -> None:
-        """Add what a stage has taken now: {part: seconds}, on this machine, and what it took where it was measured."""
+    def add(self, stage: str, parts: dict[str, float], facts: dict[str, Any]) -> None:
+        """Add what a stage has taken now, {part: seconds}. facts: ``machine``; ``expected_s`` where it was measured;
+        ``whole_s`` of this machine for all of it, also where a kill has lost some of the account, or None."""
         spent, told = self._read()
         spent[stage] = round(spent.get(stage, 0.0) + sum(parts.values()), 1)
         before = told.get(stage, {}).get("parts", {})
         parts = {part: round(before.get(part, 0.0) + parts.get(part, 0.0), 2) for part in [*before, *parts]}
-        self._write(spent, told | {stage: {"parts": parts, "machine": machine, "expected_s": expected_s}})
+        self._write(spent, told | {stage: {"parts": parts, **facts}})
 
     def begin_anew(self, stage: str) -> None:
         """A stage is made again: what it took before doesn't count."""
@@ -286,16 +287,16 @@ class TimeAccount:
         self._write(spent | {stage: 0.0}, {name: found for name, found in told.items() if name != stage})
 
     def on(self, machine: str, folders: Sequence[StageFolder]) -> dict[str, float]:
-        """{stage: seconds} of the finished stages that took their time on this machine, with the numbers of these."""
-        spent, told = self._read()
+        """{stage: seconds} that finished stages, with the numbers of these, take on this machine."""
+        _, told = self._read()
         found: dict[str, float] = {}
         for folder in folders:
             name = folder.path.name
-            stored = self._parts.parent / name / "config.yaml"
-            if told.get(name, {}).get("machine") == machine and stored.with_name("done").exists():
+            stored, of_stage = self._parts.parent / name / "config.yaml", told.get(name, {})
+            if of_stage.get("machine") == machine and of_stage.get("whole_s") and stored.with_name("done").exists():
                 config = yaml.safe_load(stored.read_text(encoding="utf-8"))
                 if all(config.get(key) == folder.config.get(key) for key in _NUMBERS):
-                    found[name] = float(spent[name])
+                    found[name] = float(of_stage["whole_s"])
         return found
 
     def _read(self) -> tuple[dict[str, float], dict[str, Any]]:

@@ -349,3 +349,12 @@ def test_errors_by_time_are_those_of_all_processes_rows(monkeypatch):
                         wanted = errors[earlier][inside].mean().item()
                 assert value == pytest.approx(wanted, rel=1e-5, nan_ok=True), (name, step, i)
         assert list(logged[name]) == [9, 19] and np.isnan(logged[name][19][f"train/mse_t{2 * width}"])
+
+
+def test_what_another_process_refuses_is_no_interruption_by_the_user(root, tmp_path):
+    """It ends this process with status 2, in silence; Ctrl-C would end it with 130, and a word."""
+    def refused(step):
+        raise SystemExit(2)
+
+    with pytest.raises(SystemExit, match="^2$"):
+        train("vae", root, tmp_path / "vae", act=refused)

@@ -181,7 +181,8 @@ class FiguresStage(Stage):
     def _measure(self, job: JobSettings, context: StageContext, pipeline: Pipeline, clips: HeldOut,
                  sounds: Sounds) -> None:
         folder = self.folder(job).path
-        figures = measure(clips, sounds, job.seed)
+        with context.progress.times.part("measure"):
+            figures = measure(clips, sounds, job.seed)
         figures["seed"], figures["exp"] = job.seed, job.exp
         show(folder, pipeline, clips, sounds.generated, context.source, job.folder / "diffusion",
              job.figures["samples"])

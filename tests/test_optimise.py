@@ -8,12 +8,16 @@ import time
 import lightning as L
 import pytest
 import torch
+from tiny_data import CODEC, ENCODER, SPEC, build, stage_settings
 from torch import nn
 
+from vta_sam.conditioners.vta_sam_pretraining import ConditionPretraining
+from vta_sam.dataset.shards.batch import Augmentation
 from vta_sam.diffusion.condition import Denoiser
 from vta_sam.generation.build import prepare_layers
 from vta_sam.runtime.errors import InputError
 from vta_sam.training.optimisation import AdamWithWarmup, choose_precision, prepare_blocks
+from vta_sam.vae.mel_vae import MelVAE
 
 
 def test_the_rate_rises_and_falls():
@@ -110,12 +114,29 @@ def test_blocks_are_checkpointed_and_compiled_where_asked(monkeypatch):
     cpu, denoiser = torch.device("cpu"), Blocks()
     monkeypatch.setattr(torch, "compile", lambda function: function)
     prepare_blocks(stage_of(None), False, False, cpu)
-    for network, words in ((None, "stage diffusion"), (Bare(), "Bare")):
+    for network, words in ((None, "diffusion; leave it out of the others"), (Bare(), "Bare")):
         for asked in ((True, False), (False, True)):
             with pytest.raises(InputError, match=words):
                 prepare_blocks(stage_of(network), *asked, cpu)
     prepare_blocks(stage_of(denoiser), True, True, cpu)
     assert denoiser.done == ["checkpointed", "compiled"]
+
+
+def test_blocks_of_other_stages_are_compiled_too():
+    settings = stage_settings(4)
+    for make in (lambda: MelVAE(build(CODEC | {"mel_mean": 0.0, "mel_std": 1.0}), settings.weights, None),
+                 lambda: ConditionPretraining(build(ENCODER), settings.weights, Augmentation(), None, SPEC.mel)):
+        torch.manual_seed(0)
+        module = make()
+        prepare_blocks(module, False, False, torch.device("cpu"))
+        assert module.repeated_blocks() and not any(part._compiled_call_impl for part in module.modules())
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, "compile", lambda function, **more: function)
+            prepare_blocks(module, False, True, torch.device("cpu"))
+        compiled = [part for part in module.modules() if part._compiled_call_impl]
+        assert compiled == module.repeated_blocks()
+        with pytest.raises(InputError, match="gradient_checkpointing is for stage diffusion"):
+            prepare_blocks(module, True, False, torch.device("cpu"))
 
 
 def test_without_a_compiler_blocks_run_as_they_are(monkeypatch):
@@ -142,6 +163,10 @@ def test_convolutions_with_a_stride_compute_in_fp32_on_processors():
             assert torch.equal(part[0](x), exact)
             assert [layer(x.bfloat16()).dtype for layer in part] == [torch.float32, torch.bfloat16]
     assert set(layers.state_dict()) == names
+    normed = nn.utils.parametrizations.spectral_norm(nn.Conv1d(4, 4, 3, 2)).train()
+    before = {name: value.clone() for name, value in normed.state_dict().items()}
+    prepare_layers(normed, torch.device("cpu"))
+    assert all(torch.equal(value, before[name]) for name, value in normed.state_dict().items())
 
 
 class Overflowing(L.LightningModule):

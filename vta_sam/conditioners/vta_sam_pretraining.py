@@ -141,6 +141,9 @@ class ConditionPretraining(StageModule):
         self.log_mel = LogMel(mel)
         self.draw = partial(augment.draw, purpose="condition")
 
+    def repeated_blocks(self) -> list[nn.Module]:
+        return list(self.encoder.blocks)
+
     def _forward(self, batch: ClipBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """(Losses, figures), by name."""
         assert batch.waveform is not None, "stage 2 reads waveforms"

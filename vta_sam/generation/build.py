@@ -87,7 +87,8 @@ def prepare_layers(module: nn.Module, device: torch.device) -> None:
     if device.type == "cpu":
         for layer in module.modules():
             if isinstance(layer, (nn.Conv1d, nn.Conv2d)) and max(layer.stride) > 1:
-                layer.weight.data = layer.weight.data.float()
+                for weight in layer.parameters(recurse=False):  # a parametrised kernel is none, and computed when asked
+                    weight.data = weight.data.float()
                 layer.forward = MethodType(_in_fp32, layer)  # type: ignore[method-assign]
     elif device.type == "cuda":
         networks = [part for part in module.modules() if isinstance(part, ModelMixin)]

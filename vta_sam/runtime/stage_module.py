@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from .distributed import gathered
 
@@ -104,6 +104,10 @@ class StageModule(L.LightningModule):
     @abstractmethod
     def measure(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and {name: figure} that are logged beside it."""
+
+    def repeated_blocks(self) -> list[nn.Module]:
+        """The blocks that ``compile=true`` compiles; []: there are none."""
+        return []
 
     def step(self, batch: Any, prefix: str) -> Tensor:
         loss, figures = self.measure(batch)

@@ -170,7 +170,7 @@ class FitBlock(Block):
     accelerator: Text = setting("Lightning's name of the kind of device, or auto", "auto")
     strategy: Literal["ddp", "fsdp2"] = setting("of several processes; fsdp2: sharded, experimental", "ddp")
     gradient_checkpointing: Switch = setting("of stage diffusion: less memory, more time", False)
-    compile: Switch = setting("of stage diffusion: the denoiser's blocks, by torch.compile", False)
+    compile: Switch = setting("of vae, condition and diffusion: the network's repeated blocks, by torch.compile", False)
     checkpoint_aside: Switch = setting(
         "steps go on while a checkpoint is written, from a copy in the host's memory: 16 bytes a parameter", True)
 

@@ -178,7 +178,7 @@ class FitSettings:
         strategy: of several processes, ddp (each has the whole network) or fsdp2 (sharded; experimental: no
             averaged weights, which can't be sharded).
         gradient_checkpointing: of the denoiser's blocks; see :meth:`.Denoiser.checkpoint_blocks`.
-        compile: the denoiser's blocks; without a compiler they run as they are, with a warning.
+        compile: the network's repeated blocks; without a compiler they run as they are, with a warning.
         checkpoint_aside: steps go on while a checkpoint is written, out of a copy of it in the host's memory.
     """
 

@@ -37,6 +37,7 @@ from ..diffusion.latent_diffusion import LatentDiffusion
 from ..runtime.distributed import choose_accelerator
 from ..runtime.errors import InputError
 from ..runtime.files import write_text
+from ..runtime.stage_module import StageModule
 
 
 @dataclass(frozen=True)
@@ -215,28 +216,39 @@ def attention_kernels(device: str) -> Iterator[None]:
 
 
 def prepare_blocks(module: L.LightningModule, checkpointed: bool, compiled: bool, device: torch.device) -> None:
-    """Have the blocks of a denoiser checkpointed or compiled.
+    """Have the blocks of a stage's network checkpointed or compiled.
 
     Args:
-        module: of the diffusion stage, unless nothing is asked for.
-        checkpointed: see :meth:`.Denoiser.checkpoint_blocks`.
-        compiled: see :meth:`.Denoiser.compile_blocks`; where nothing can be compiled here, a warning says why.
+        module: of the stage.
+        checkpointed: of stage diffusion, see :meth:`.Denoiser.checkpoint_blocks`.
+        compiled: see :meth:`.Denoiser.compile_blocks` and :meth:`.StageModule.repeated_blocks`; where nothing can be
+            compiled here, a warning says why.
         device: of the training.
 
     Raises:
-        InputError: it is another stage's module, or its denoiser has no such blocks.
+        InputError: the network has no such blocks.
     """
-    if not (checkpointed or compiled):
-        return
     denoiser = getattr(module, "denoiser", None)
-    if not isinstance(denoiser, Denoiser):
-        raise InputError("gradient_checkpointing and compile are for stage diffusion; leave them out of the others")
+    blocks = module.repeated_blocks() if isinstance(module, StageModule) else []
     if checkpointed:
+        if not isinstance(denoiser, Denoiser):
+            raise InputError("gradient_checkpointing is for stage diffusion; leave it out of the others")
         denoiser.checkpoint_blocks()
-    if compiled and (reason := _why_nothing_compiles(device)):
+    if not compiled:
+        return
+    if not (blocks or isinstance(denoiser, Denoiser)):
+        raise InputError("compile is for stages vae, condition and diffusion; leave it out of the others")
+    if reason := _why_nothing_compiles(device):
         warnings.warn(f"compile=true: nothing can be compiled here ({reason}), so the blocks run as they are")
-    elif compiled:
+        return
+    torch._dynamo.config.recompile_limit = max(_SHAPES, torch._dynamo.config.recompile_limit)
+    if isinstance(denoiser, Denoiser):
         denoiser.compile_blocks()
+    for block in blocks:
+        block.compile()
+
+
+_SHAPES = 64  # of one kind of block, each of which is compiled; torch gives up after eight
 
 
 def _why_nothing_compiles(device: torch.device) -> str | None:

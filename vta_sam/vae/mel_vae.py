@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
 
 from ..dataset.shards.batch import ClipBatch
 from ..runtime.randomness import SampleDraws
@@ -48,6 +49,9 @@ class MelVAE(StageModule):
         super().__init__(optimise)
         self.codec, self.weights = codec, weights
         self.draw = PosteriorDraws(codec.latent_channels, codec.latent_freq, codec.column_samples)
+
+    def repeated_blocks(self) -> list[nn.Module]:
+        return [part for part in self.codec.modules() if isinstance(part, ResnetBlock2D)]
 
     def losses(self, batch: ClipBatch) -> dict[str, Tensor]:
         """⇒ each term, unweighted."""

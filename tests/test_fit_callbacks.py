@@ -1,4 +1,4 @@
-"""What accompanies a fit: averaged weights, the choice of the best, the progress line, settings that keep nothing."""
+"""What accompanies a fit: averaged weights, the choice of the best, settings that keep nothing."""
 
 import signal
 from types import SimpleNamespace
@@ -11,7 +11,6 @@ from tiny_stages import STEPS, Stopped, fit_with_scores, pretraining
 
 from vta_sam.dataset.shards.schema import read_dataset
 from vta_sam.runtime.errors import InputError
-from vta_sam.training.callbacks import StepProgress
 from vta_sam.training.fit import fit
 from vta_sam.training.optimisation import ExponentialMovingAverage
 
@@ -99,28 +98,6 @@ def test_the_average_asks_the_device_only_until_it_has_begun(monkeypatch):
     other.weight.data.fill_(4.0)
     again._average_model.update_parameters(other)
     assert again._average_model.module.weight.tolist() == [3.0625] * 3
-
-
-def test_the_progress_line_reads_every_tenth_loss(monkeypatch):
-    class Metrics(dict):
-        def get(self, name):
-            read.append(trainer.global_step)
-            return torch.tensor(1.5)
-
-    read: list[int] = []
-    trainer = SimpleNamespace(is_global_zero=True, global_step=0, callback_metrics=Metrics())
-    progress = StepProgress("vae", 30)
-    progress.on_train_start(trainer, None)
-    try:
-        for batch in range(60):  # two to a step
-            trainer.global_step = (batch + 1) // 2
-            progress.on_train_batch_end(trainer, None, None, None, batch)
-            if trainer.global_step == 25:
-                assert progress._progress.tasks[0].completed == 25
-                assert progress._progress.tasks[0].fields["note"] == "loss 1.5000"
-        assert read == [0, 10, 20, 30]
-    finally:
-        progress.teardown(trainer, None, "fit")
 
 
 def test_ctrl_c_is_passed_on(root, tmp_path):

@@ -156,8 +156,10 @@ def test_half_precision(folder, tmp_path):
     assert (found - wanted).square().mean().sqrt() < 0.03 * wanted.square().mean().sqrt()
     assert half.decode(found).dtype == torch.float32
     layers = [module for module in half.denoiser.modules() if hasattr(module, "weight")]
-    assert {layer.weight.dtype for layer in layers if isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d))} == {
-        torch.bfloat16}
+    matrices = [layer for layer in layers if isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d))]
+    strided = [layer for layer in matrices if max(getattr(layer, "stride", (1,))) > 1]  # exact on processors
+    assert {layer.weight.dtype for layer in matrices if layer not in strided} == {torch.bfloat16}
+    assert strided and {layer.weight.dtype for layer in strided} == {torch.float32}
     assert {layer.weight.dtype for layer in layers if isinstance(layer, (torch.nn.GroupNorm, torch.nn.LayerNorm))} == {
         torch.float32}
     assert all(parameter.dtype == torch.float32 for parameter in exact.denoiser.parameters())

@@ -147,7 +147,9 @@ class FiguresStage(Stage):
     trains = False
 
     def settings(self, job: JobSettings) -> dict[str, Any]:
-        return job.common_settings() | {"figures": job.figures, "model": job.model, "sampler": job.sampler}
+        # runs that were made before figures had steps don't have the key
+        figures = {key: value for key, value in job.figures.items() if key != "steps" or value is not None}
+        return job.common_settings() | {"figures": figures, "model": job.model, "sampler": job.sampler}
 
     def reads(self, job: JobSettings) -> Sequence[str]:
         return ["model" if job.model else "diffusion"]

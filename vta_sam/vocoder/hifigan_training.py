@@ -122,8 +122,7 @@ def _mean(x: Tensor, real: Tensor | None) -> Tensor:
     if real is None:
         return x.mean()
     x = x.flatten(2)
-    places = (torch.arange(x.shape[2], device=x.device) + 0.5) * (real.shape[1] / x.shape[2])
-    weight = real.index_select(1, places.long())[:, None]
+    weight = F.interpolate(real[:, None], x.shape[2], mode="nearest-exact")
     return (x * weight).sum() / (weight.sum() * x.shape[1])
 
 

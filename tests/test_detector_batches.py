@@ -138,6 +138,7 @@ def gpu():
         yield played
 
 
+@pytest.mark.slow
 def test_a_batch_waits_for_nothing(network, gpu):
     detector = Detector(copy.deepcopy(network), SIDE, 1333, torch.device("cuda", 0), nullcontext())
     frames, prompt = to_tensor(pictures(3, SIDE, SIDE + 32)).to("cuda"), detector.prompt(WORDS)
@@ -159,6 +160,7 @@ def test_a_batch_waits_for_nothing(network, gpu):
     assert counts.waits == []
 
 
+@pytest.mark.slow
 def test_a_planted_wait_is_seen(network, gpu):
     model = copy.deepcopy(network)
     detector = Detector(model, SIDE, 1333, torch.device("cuda", 0), nullcontext())

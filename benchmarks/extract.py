@@ -163,9 +163,13 @@ def against_one_by_one(options: argparse.Namespace, grounder: Any, encoder: Any,
     import torch
     from segment_anything import SamPredictor
 
+    from vta_sam.checkpoints.registry import require
+    from vta_sam.perception.grounding_dino import build_detector_network
+
     text = grounder.detector.prompt(options.objects).text
     predictor = SamPredictor(grounder.segmenter.model) if grounder.segmenter is not None else None
-    model, bert = grounder.detector.model, grounder.detector.model.bert
+    model = build_detector_network(options.detector, require(f"groundingdino_{options.detector}", options.weights),
+                                   require("bert-base-uncased", options.weights)).to(grounder.device)
 
     def one(picture: np.ndarray, square: np.ndarray) -> None:
         pixels = grounder.detector.prepare(torch.from_numpy(picture).to(grounder.device).permute(2, 0, 1)[None])
@@ -182,7 +186,6 @@ def against_one_by_one(options: argparse.Namespace, grounder: Any, encoder: Any,
             pixel_values=(torch.from_numpy(square).to(encoder.device).permute(2, 0, 1)[None] / 255 - encoder.mean)
             / encoder.std)
 
-    model.bert = bert.bert  # the language model reads the prompt for every picture
     times = []
     with torch.inference_mode():
         for picture, square in frames:
@@ -191,7 +194,6 @@ def against_one_by_one(options: argparse.Namespace, grounder: Any, encoder: Any,
             one(picture, square)
             clock.wait()
             times.append(time.perf_counter() - start)
-    model.bert = bert
     looked = ("Grounding DINO", "SAM", "CLIP")
     per_frame_s = sum(clock.seconds.get(part, 0.0) for part in looked) / clips / (options.fps * options.duration)
     alone_s = statistics.median(times)

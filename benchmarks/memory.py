@@ -1,17 +1,20 @@
-"""What a training step costs on a GPU, counted without one: floating point operations, bytes that its operations read
-and write, memory at its peak, and how often the host waits for the device.
+"""What a training step or a batch of extraction costs on a GPU, counted without one: floating point operations, bytes
+that its operations read and write, memory at its peak, and how often the host waits for the device.
 
     python benchmarks/memory.py --size base --batch 16
     python benchmarks/memory.py --size large --exp foleycrafter --stages onsets diffusion --batch 4
+    python benchmarks/memory.py --detector swint_ogc --batch 32
 
 The GPU is played (tests/played_gpu.py): networks have the size's shapes and no values. Counted is the second step, when
 AdamW has its moments and the average of weights is there. Memory is what tensors hold; a GPU adds workspaces of its
-libraries and what its allocator leaves between tensors. ``--precision fp32`` computes without autocast.
+libraries and what its allocator leaves between tensors. ``--precision fp32`` computes without autocast. ``--detector``
+counts a batch of Grounding DINO instead: pictures of 640 × 360, which it scales to 1333 × 750.
 """
 
 from __future__ import annotations
 
 import sys
+import tempfile
 import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -33,6 +36,8 @@ from vta_sam.dataset.shards.batch import Augmentation, ClipBatch  # noqa: E402
 from vta_sam.diffusion.condition import connect  # noqa: E402
 from vta_sam.diffusion.latent_diffusion import LatentDiffusion  # noqa: E402
 from vta_sam.generation.build import prepare_layers  # noqa: E402
+from vta_sam.importers.random_weights import write_random  # noqa: E402
+from vta_sam.perception.grounding_dino import CONFIGS, Detector, empty_detector_network  # noqa: E402
 from vta_sam.runtime.cli import run  # noqa: E402
 from vta_sam.training.optimisation import (  # noqa: E402
     ExponentialMovingAverage, GradientClipping, prepare_blocks
@@ -143,19 +148,55 @@ def micro_batch(gpu: PlayedGPU, module: L.LightningModule, batch: ClipBatch, bf1
     return loss
 
 
+def played_detection(gpu: PlayedGPU, network: torch.nn.Module, pictures: torch.Tensor,
+                     dtype: torch.dtype | None = torch.float16) -> Counts:
+    """Counts of Grounding DINO on a batch that is not the first of its prompt.
+
+    Args:
+        gpu: that is played, inside which this is called.
+        network: the package's, which is moved to it.
+        pictures: (B, 3, H, W) uint8.
+        dtype: of autocast; None: without.
+    """
+    detector = Detector(network, 800, 1333, torch.device("cuda", 0), nullcontext())
+    sent, prompt = pictures.to("cuda"), detector.prompt(["dog", "car"])
+    with gpu.autocast(dtype) if dtype else nullcontext():
+        for _ in range(2):
+            counts = gpu.fresh()
+            detector.queries(sent, prompt)
+    return counts
+
+
+def detection_row(name: str, pictures: int, dtype: torch.dtype | None) -> dict[str, Any]:
+    """What a batch of a released version of Grounding DINO costs."""
+    with tempfile.TemporaryDirectory() as folder, uninitialised():
+        network = empty_detector_network(name, write_random("bert-base-uncased", Path(folder)))
+    with PlayedGPU.played() as gpu:
+        counts = played_detection(gpu, network, torch.zeros((pictures, 3, 360, 640), dtype=torch.uint8), dtype)
+    return {"detector": name, "pictures": pictures, "tflop_a_picture": round(counts.flops / 1e12 / pictures, 2),
+            "moved_gb_a_picture": round(counts.moved_bytes / 1e9 / pictures, 1),
+            "peak_gb": round(counts.peak_bytes / 1e9, 1), "waits": len(counts.waits)}
+
+
 @run
 def main() -> None:
-    arguments = parser("The cost of a training step, counted on a GPU that is played.")
+    arguments = parser("The cost of a training step or a batch of extraction, counted on a GPU that is played.")
     arguments.add_argument("--size", default="base", help="a file of conf/size")
     arguments.add_argument("--exp", default="vta_sam", help="a file of conf/exp")
     arguments.add_argument("--stages", nargs="+", default=None, help="default: those of the experiment")
-    arguments.add_argument("--batch", type=int, default=None, help="clips; default: the size's own")
+    arguments.add_argument("--batch", type=int, default=None, help="clips; default: the size's own; or pictures")
     arguments.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    arguments.add_argument("--detector", choices=tuple(CONFIGS), default=None, help="of a batch of 8 pictures instead")
     arguments.add_argument("--unprepared", action="store_true", help="norms as autocast has them, in fp32")
     arguments.add_argument("--checkpointed", action="store_true", help="stage diffusion with gradient_checkpointing")
     options = arguments.parse_args()
     if options.checkpointed and options.precision == "bf16":
         arguments.error("--checkpointed goes with --precision fp32: torch's checkpoints don't know played autocast")
+    if options.detector:
+        row = detection_row(options.detector, options.batch or 8,
+                            torch.bfloat16 if options.precision == "bf16" else None)
+        Report(f"A batch of Grounding DINO, {options.precision}, on a played GPU", [row]).show(options.json)
+        return
     job, rows = job_of(options.exp, options.size), []
     for stage in options.stages or [stage for stage in job.stages if stage != "figures"]:
         clips = options.batch or job.fit[stage]["batch_size"]

@@ -8,6 +8,7 @@ torch's FakeTensorMode does most of it. What it lacks where torch finds no GPU i
 * Autocast, which by that no longer knows them: its casts are written once more, in Python, over the same lists of
   operations (ATen/autocast_mode.h).
 * The choice of an attention kernel, which asks the GPU for its age: fused attention is taken for granted.
+* Inference mode, in which composite operations arrive whole, ``tensor.to`` among them: they are taken apart first.
 """
 
 from __future__ import annotations
@@ -120,6 +121,9 @@ class PlayedGPU(FakeTensorMode):
         if func is DEVICE_OF:
             return META
         kwargs = dict(kwargs or {})
+        if torch.is_inference_mode_enabled() and func._can_decompose():
+            with self:
+                return func.decompose(*args, **kwargs)
         device = torch.device(kwargs["device"]) if kwargs.get("device") is not None else None
         if device == META:  # which C++ believes these tensors to be on
             device = kwargs["device"] = CUDA

@@ -184,6 +184,14 @@ def test_waits_and_wrong_devices_are_seen(gpu):
         waits_with(lambda loss, batch: batch.waveform[batch.waveform > 0])
 
 
+@torch.inference_mode()
+def test_waits_are_seen_in_inference_mode(gpu):
+    weight = torch.ones(3, 3).to("cuda")
+    counts = gpu.fresh()
+    assert torch.nn.functional.linear(torch.ones(2, 3).to("cuda"), weight).cpu().shape == (2, 3)
+    assert [wait.split()[-1] for wait in counts.waits] == ["aten._to_copy.default"] * 2 and counts.flops == 36
+
+
 def test_draws_in_the_step_would_be_seen(gpu):
     """As a stage made them before: an own stage may, and a GPU waits for it."""
     job = narrow("vta_sam")

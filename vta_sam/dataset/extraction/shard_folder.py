@@ -72,7 +72,7 @@ def failure_of(error: Exception, path: str) -> InputError:
     elif isinstance(error, (OSError, UnicodeError)):
         failure = InputError(reason_of(error, path))
     else:
-        lines = str(error).split("\n")
+        lines = str(error).strip().split("\n")
         words = f"unexpected {type(error).__name__}: {' … '.join(dict.fromkeys((lines[0], lines[-1])))}"
         failure = ClipFault(printable(f"{path}: {words[:_LONGEST_REASON]}"), "fault", told)
     failure.__cause__ = error
@@ -323,7 +323,7 @@ class ShardFolder:
 def failures(path: str | os.PathLike) -> list[dict[str, str]]:
     """The entries of a ``<shard>.failed.jsonl``, see :func:`entry_of`. Raises InputError where it can't be read."""
     try:
-        return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+        return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").split("\n") if line]
     except (OSError, ValueError) as error:
         raise InputError(f"{path} can't be read ({error}); delete it and its tar, and extract again") from error
 

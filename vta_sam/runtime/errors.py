@@ -50,7 +50,7 @@ def passing_fault(error: BaseException, path: Path | None = None, folder: Path |
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in _PASSING:
             name = cause.filename if isinstance(cause.filename, str) else None  # it may be a descriptor
-            return OSError(cause.errno, os.strerror(cause.errno), name)
+            return OSError(cause.errno, os.strerror(cause.errno or 0), name)
         if isinstance(cause, OSError) and cause.errno in _MISSING and path is not None and os.path.exists(path):
             return OSError(cause.errno, "it was missing, and is there again", str(path))
         cause = cause.__cause__

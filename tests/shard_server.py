@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -21,9 +22,9 @@ Manner = Callable[[Handler, "FolderShelf"], None]
 class FolderShelf:
     """Files of ``folder``; ``manners`` are how it answers the next requests for tars, after them it behaves."""
 
-    def __init__(self, server: ThreadingHTTPServer, folder: Path):
+    def __init__(self, server: ThreadingHTTPServer, folder: Path, scheme: str):
         self.folder = folder
-        self.url = f"http://127.0.0.1:{server.server_address[1]}/data"
+        self.url = f"{scheme}://127.0.0.1:{server.server_address[1]}/data"
         self.asked: list[str] = []
         self.manners: deque[Manner] = deque()
 
@@ -77,10 +78,12 @@ def damaged(tar: bytes) -> bytes:
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[FolderShelf]:
+def serving(folder: Path, tls: ssl.SSLContext | None = None) -> Iterator[FolderShelf]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), FolderHandler)
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     server.daemon_threads = True
-    server.shelf = FolderShelf(server, folder)
+    server.shelf = FolderShelf(server, folder, "http" if tls is None else "https")
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     try:
         yield server.shelf

@@ -143,7 +143,7 @@ def test_more_than_a_thousand_damaged_videos_through_the_command_line(everything
     out = tmp_path / "out"
     command = [sys.executable, REPOSITORY / "data_prep" / "extract.py", f"videos={folder}", f"manifest={manifest}",
                f"out={out}", "grounder=tiny", "encoder=tiny", f"fps={FPS:g}", "workers=2", "limit_s=5",
-               "memory_mb=1024", "shard_size=50"]
+               "memory_mb=1024", "shard_size=50", "commit_mostly_failed=true"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     run = run_watched(command, environment, limit_s=400)
     assert run.status == 0, run.errors
@@ -157,7 +157,8 @@ def test_more_than_a_thousand_damaged_videos_through_the_command_line(everything
     # measured: 853 MB, of which 808 MB are there without any clip; a child that decodes 8192x8192 pixels takes 256 MB
     assert run.peak_mb < again.peak_mb + 300 and run.largest_child_mb < 600
     over = sum(any(word in reason for word in OVER) for reason in reasons.values())
-    assert 2 <= run.children <= 2 + over <= 60  # one for each worker, and one for each clip over a limit
+    # one for each worker, one for files that are read again, and one for each clip over a limit
+    assert 2 <= run.children <= 3 + over <= 60
 
 
 @pytest.mark.slow

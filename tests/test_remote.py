@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import os
+import shutil
+import ssl
+import subprocess
 from itertools import islice
 
 import pytest
@@ -14,7 +17,7 @@ from weights_server import answers
 from vta_sam.dataset.shards.datamodule import ShardDataModule
 from vta_sam.dataset.shards.records import read_records, read_shard
 from vta_sam.dataset.shards.schema import ShardInfo, read_dataset
-from vta_sam.dataset.shards.storage import LocalStorage, RemoteStorage, storage_of
+from vta_sam.dataset.shards.storage import LocalStorage, RemoteStorage, storage_of, with_cache
 from vta_sam.runtime.errors import InputError
 from vta_sam.training.data_sources import ShardData
 
@@ -117,6 +120,38 @@ def test_what_lasts_is_not_asked_again(shelf, manner, words):
     with pytest.raises(InputError, match=f"{shelf.url}/{FIRST.name} {words}"):
         read_records(remote(shelf), FIRST)
     assert len(shelf.tars()) == 1
+
+
+@pytest.fixture
+def https(root, tmp_path, monkeypatch):
+    """A server of the dataset whose certificate is trusted here."""
+    made = subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+                           "-keyout", tmp_path / "key", "-out", tmp_path / "certificate", "-days", "2", "-subj",
+                           "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"], capture_output=True)
+    assert made.returncode == 0, made.stderr
+    theirs, ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context(cafile=tmp_path / "certificate")
+    theirs.load_cert_chain(tmp_path / "certificate", tmp_path / "key")
+    monkeypatch.setattr("aiohttp.connector._SSL_CONTEXT_VERIFIED", ours)
+    with serving(root, theirs) as shelf:
+        yield shelf
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="a certificate is made by openssl")
+@pytest.mark.parametrize("cached", [False, True])
+def test_redirects_are_followed_but_not_away_from_https(root, shelf, https, tmp_path, cached):
+    place = with_cache(remote(https), tmp_path / "cache", 1.0, "") if cached else remote(https)
+    right = [record.key for record in read_shard(root / FIRST.name)]
+    https.manners.append(answers(302, Location=f"{https.url}/{FIRST.name}"))
+    assert [record.key for record in read_records(place, FIRST)] == right
+    place.evict(FIRST.name)
+    https.asked.clear()
+    https.manners.append(answers(307, Location=f"{shelf.url}/{FIRST.name}"))
+    with pytest.raises(InputError, match=f"{https.url}/{FIRST.name} leads to {shelf.url}/{FIRST.name}, which is not "
+                                         "https, and was not followed"):
+        read_records(place, FIRST)
+    assert len(https.asked) == 1 and not shelf.asked, "it isn't asked again, nor elsewhere"
+    shelf.manners.append(answers(302, Location=f"{https.url}/{FIRST.name}"))
+    assert [record.key for record in read_records(remote(shelf), FIRST)] == right, "towards https it is"
 
 
 def test_damage_within_a_whole_tar_is_an_error_that_names_the_url(shelf):

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import tarfile
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,13 +13,14 @@ import webdataset
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from vta_sam.clip import FEATURES, ClipFeatures
-from vta_sam.dataset.shards import storage
 from vta_sam.dataset.shards.records import read_members, read_shard, write_shard
 from vta_sam.dataset.shards.schema import (
     SOUND_HEADER_BYTES, DatasetInfo, ShardInfo, decode_record, encode_record, from_pcm16, member_key, read_dataset,
-    to_pcm16
+    source_video, to_pcm16
 )
+from vta_sam.runtime import files
 from vta_sam.runtime.errors import InputError
+from vta_sam.training.data_sources import EmbeddedData, ShardData
 
 
 def a_clip(key="a", objects=("dog", "canary"), frames=5, seed=0, **changes):
@@ -104,6 +106,51 @@ def test_a_flac_that_claims_more_than_its_record_is_not_read(duration_s, frames,
             decode_record("x7", {**members, "flac": bytes(flac)}, unread)
 
 
+@pytest.mark.parametrize("rate_hz, channels, duration_s, samples, words", [
+    (655_350, 1, 0.4, 6_400, "sound at 655350 Hz, its json says 16000 Hz"),
+    (16_000, 8, 0.4, 6_400, "8 channels, expected 1"),
+    (384_000, 1, 14_000.0, 384_000 * 14_000, "claims 5376000000 samples"),
+])
+def test_a_flac_that_lies_about_its_rate_or_channels_is_not_read(rate_hz, channels, duration_s, samples, words,
+                                                                 monkeypatch):
+    members = encode_record(a_clip(key="x7", duration_s=duration_s))
+    if rate_hz == 384_000:  # its json says so, too
+        members["json"] = members["json"].replace(b"16000", b"384000")
+    flac = bytearray(members["flac"])
+    flac[18:26] = (rate_hz << 44 | channels - 1 << 41 | 15 << 36 | samples).to_bytes(8, "big")
+    monkeypatch.setattr("soundfile.SoundFile.read", lambda *_, **__: pytest.fail("it was read"))
+    for unread in ((), {"waveform"}):
+        with pytest.raises(InputError, match=words):
+            decode_record("x7", {**members, "flac": bytes(flac)}, unread)
+
+
+@pytest.mark.parametrize("words, said", [
+    (b"[" * 200_000, "json member can't be read"), (b"1" * 5_000, "json member can't be read"),
+    (b'{"caption": "%s"}' % (b"x" * 2**24), "at most 16777216 are read"),
+])
+def test_a_json_beyond_reason_is_refused_in_a_sentence(tmp_path, words, said):
+    members = encode_record(a_clip(key="x7"))
+    with pytest.raises(InputError, match=said):
+        decode_record("x7", {**members, "json": words})
+    for name in ("start_s", "duration_s", "fps"):
+        content = {**json.loads(members["json"]), name: 10**400}
+        with pytest.raises(InputError, match=f"'{name}' in its json member is 1000"):
+            decode_record("x7", {**members, "json": json.dumps(content).encode()})
+    (tmp_path / "dataset.json").write_bytes(words[:200_000])
+    with pytest.raises(InputError, match="dataset.json can't be read"):
+        read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("source", ["/etc/passwd", "../a.mp4", "a/../../b.mp4", "a\0.mp4"])
+def test_a_source_that_leaves_the_folder_is_refused(tmp_path, source):
+    record = a_clip(source=source)
+    for asked in (ShardData("x", videos=str(tmp_path)).video, EmbeddedData(str(tmp_path), {}).video,
+                  EmbeddedData(str(tmp_path), {}).onsets_s):
+        with pytest.raises(InputError, match="which leaves the folder of the videos"):
+            asked(record)
+    assert source_video(tmp_path, a_clip(source="b/a.mp4")) == tmp_path / "b" / "a.mp4"
+
+
 @pytest.mark.parametrize("samples, rate_hz", [(1, 8_000), (6_399, 16_000), (70_001, 44_100), (2**20 + 1, 48_000)])
 def test_a_waveform_that_is_not_read_has_its_length(samples, rate_hz):
     noise = from_pcm16(np.random.default_rng(0).integers(-9000, 9000, samples).astype(np.int16))
@@ -133,9 +180,34 @@ def test_a_sparse_or_immense_member_is_not_read(tmp_path, monkeypatch):
         list(read_shard(tmp_path / "sparse.tar"))
     write_shard(tmp_path / "large.tar", [a_clip()])
     assert len(list(read_shard(tmp_path / "large.tar"))) == 1
-    monkeypatch.setattr(storage, "_LARGEST_MEMBER", 1000)
+    monkeypatch.setattr(files, "_LARGEST_MEMBER", 1000)
     with pytest.raises(InputError, match="larger than"):
         list(read_shard(tmp_path / "large.tar"))
+
+
+def header_of(kind, size, name="a.json"):
+    """The block of a tar's header that claims any size, also one below zero."""
+    member = tarfile.TarInfo(name)
+    member.type = kind
+    block = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    block[124:136] = (size % 2**88 | 0x80 << 88 if size >= 0 else size % 2**96).to_bytes(12, "big")
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.REGTYPE,
+                                  tarfile.DIRTYPE])
+@pytest.mark.parametrize("size", [2**33, 2**50, 2**80, -512, -2048])
+def test_a_header_that_claims_what_the_file_has_not_takes_no_memory(tmp_path, kind, size):
+    (tmp_path / "x.tar").write_bytes(header_of(tarfile.REGTYPE, 0) * 3 + header_of(kind, size) + bytes(2048))
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="x.tar is cut short or is no tar .*(claims|larger than)"):
+            list(read_shard(tmp_path / "x.tar"))
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_shards_are_byte_stable_and_read_back(tmp_path):

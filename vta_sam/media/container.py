@@ -45,8 +45,8 @@ def open_media(path: str | os.PathLike, hwaccel: str | None = None) -> Iterator[
     path = Path(path)
     try:
         status = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{path} doesn't exist") from None
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"{path} doesn't exist") from error
     except OSError as error:  # a closed folder, a loop of links, a name too long, a disk that is gone
         raise InputError(f"{path} can't be opened ({error.strerror})") from error
     if not stat.S_ISREG(status.st_mode):

@@ -33,9 +33,9 @@ class DecodePool:
         if workers < 1:
             raise InputError(f"workers must be at least 1, got {workers}")
         self.ahead, self.buffer_chunks = ahead or 2 * workers + 2, buffer_chunks
-        self.readers = [GuardedReader(limit_s, memory_mb, hwaccel) for _ in range(workers)]
+        *decoding, self.spare = self.readers = [GuardedReader(limit_s, memory_mb, hwaccel) for _ in range(workers + 1)]
         self.idle: queue.SimpleQueue[GuardedReader] = queue.SimpleQueue()
-        for reader in self.readers:
+        for reader in decoding:
             self.idle.put(reader)
         self.threads = ThreadPoolExecutor(workers, thread_name_prefix="decode")
         self.clips: set[_Buffer] = set()
@@ -60,6 +60,11 @@ class DecodePool:
         finally:  # the caller stopped early
             for clip in begun:
                 self._end(clip)
+
+    def again(self, request: ClipRequest) -> ClipStream:
+        """The ClipStream of a request that ``map`` gave already, read once more. A process of its own decodes it, since
+        the others may wait for room with clips whose turn hasn't come. The next such request ends it."""
+        return self.spare.stream(request)
 
     def _begin(self, request: ClipRequest) -> _Buffer:
         clip = _Buffer(self.buffer_chunks)

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, locks between processes, and the policy of retries."""
+"""Files that are either whole or absent, tars among them, locks between processes, and the policy of retries."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import errno
 import hashlib
 import os
 import secrets
+import tarfile
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import BinaryIO, Callable, Iterator, cast
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
-from .errors import EndOfRun, InputError
+from .errors import EndOfRun, InputError, is_out_of_memory
 
 _LONGEST_NAME = 255  # bytes; of nearly all file systems
 REPORT = "report"  # its claim is that of a whole folder
@@ -113,9 +114,7 @@ def reason_of(error: Exception, item: object) -> str:
         raise error
     if isinstance(error, InputError):
         return printable(error)
-    # by its name, since this module doesn't import torch
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or (
-            isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)):
+    if is_out_of_memory(error):
         return printable(f"{item} needs more memory than there is")
     if isinstance(error, (OSError, UnicodeError)):
         return printable(f"{item}: {error}")
@@ -285,6 +284,52 @@ def _acquire(lock: BaseFileLock, wait_s: float) -> BaseFileLock | None:
     except Timeout:
         return None
     return lock
+
+
+_LARGEST_MEMBER = 2**30  # bytes of one file of a record; ten minutes of features are some 50 MB
+_LARGEST_HEADER = 2**20  # bytes of a member's header with its extensions; a name has hundreds
+
+
+class _Headers:
+    """A tar's file as tarfile gets it to walk the headers. tarfile would read a header's extension, such as a long
+    name, at the size that it claims, for which memory is taken before the file turns out to be shorter."""
+
+    def __init__(self, file: BinaryIO):
+        self.tell, self.seek, self._read = file.tell, file.seek, file.read
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= _LARGEST_HEADER:
+            raise tarfile.ReadError(f"a header claims {size} bytes, at most {_LARGEST_HEADER} are read")
+        return self._read(size)
+
+
+def require_whole(file: BinaryIO) -> list[tarfile.TarInfo]:
+    """The members of a whole tar that unpacks to no more than its size. ``file`` is left at its beginning.
+
+    A tar ends with two empty blocks. tarfile takes a file that was cut between two members for a whole one, and reads a
+    sparse member at the size that its header claims.
+
+    Raises:
+        tarfile.TarError: it is no plain tar, was cut anywhere, or has a member that is sparse or larger than 1 GiB, or
+            a header larger than 1 MiB.
+    """
+    file.seek(0)
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 2 * tarfile.BLOCKSIZE))
+    ends = size >= 2 * tarfile.BLOCKSIZE and not file.read().strip(b"\0")
+    file.seek(0)
+    members = []
+    # plain: a small compressed file may unpack to more than memory
+    with tarfile.open(fileobj=cast(BinaryIO, _Headers(file)), mode="r:") as tar:
+        if not ends:
+            raise tarfile.ReadError("its end mark is missing")
+        for member in tar:  # each before the next: one of negative size leads back, again and again
+            if member.issparse() or not 0 <= member.size <= _LARGEST_MEMBER:
+                raise tarfile.ReadError(f"its member {member.name!r:.100} is sparse, or larger than "
+                                        f"{_LARGEST_MEMBER >> 30} GiB, with {member.size} bytes")
+            members.append(member)
+    file.seek(0)
+    return members
 
 
 RETRIED_STATUSES = (408, 425, 429, 500, 502, 503, 504)  # of HTTP: a later attempt may succeed

@@ -148,6 +148,8 @@ class ExtractSettings(SharedWork):
     limit_s: Annotated[Number, Field(ge=0.1)] = setting("seconds after which a clip's decoding is given up", 60)
     memory_mb: Annotated[Whole, Field(ge=256)] = setting("MB of memory that a clip's decoding may take", 4096)
     retry_failed: Switch = setting("try again what earlier runs listed as failed", False)
+    most_faults: Positive = setting("unexpected faults of so many clips in a row end the run", 20)
+    commit_mostly_failed: Switch = setting("write a shard although more than half of its clips failed", False)
     hwaccel: Text | None = setting("null: software; or a kind of device that decodes, by FFmpeg's name: cuda, vaapi, …")
 
     @model_validator(mode="after")

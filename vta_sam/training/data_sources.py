@@ -203,12 +203,12 @@ class EmbeddedData:
         return out
 
     def video(self, record: ClipFeatures) -> Path | None:
-        return self.videos / record.source
+        return source_video(self.videos, record)
 
     def onsets_s(self, record: ClipFeatures) -> np.ndarray | None:
         from ..embedded.truth import read_truth
 
-        return read_truth(self.videos / record.source).onsets_s()
+        return read_truth(source_video(self.videos, record)).onsets_s()
 
 
 def embedded_shards(root: Path, grounder: Recipe, encoder: Recipe, spec: ClipSpec, features: Sequence[str] = ()

@@ -6,9 +6,11 @@ The next run makes the shards whose tar is missing (shard_folder.py).
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import json
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,13 +26,13 @@ from ...media.picture_reader import check_hwaccel
 from ...media.video import CHUNK_FRAMES, ClipStream
 from ...perception.base import Encoder, FrameExtractor, Grounder, settings_of
 from ...perception.captions import tagger_name
-from ...perception.features import Extractors, extract_features, words_of
-from ...runtime.errors import InputError
-from ...runtime.files import reason_of, write_fault
+from ...perception.features import Extractors, device_is_lost, extract_features, words_of
+from ...runtime.errors import EndOfRun, InputError, is_readable, passing_fault
+from ...runtime.files import RetryPolicy, printable, write_fault
 from ...runtime.work_plan import Deed, Item, Plan, counted
 from ..manifests.manifest import Row, Slice, manifest_hash, read_manifest, slices
 from ..shards.schema import FORMAT_VERSION, DatasetInfo, encode_record
-from .shard_folder import ShardFolder, ShardTask
+from .shard_folder import ClipFault, ShardFolder, ShardTask, entry_of, failure_of
 
 _USUAL_S = 10.0  # of a clip whose manifest doesn't say how long it is, for sizes
 _OF_OBJECT = 6  # values a frame and object: probability, box, area
@@ -70,6 +72,9 @@ class Extraction:
         features: extractors of further features per frame.
         sample_rate_hz: of the stored sound.
         sound: which of a video's sounds, by number or language; None: the one that a player plays.
+        most_faults: unexpected faults of so many clips in a row end the run.
+        commit_mostly_failed: write a shard although more than half of its clips failed.
+        retry: of a video that can't be read for a reason that lies with the machine or a file server.
     """
 
     manifest: Path
@@ -90,6 +95,9 @@ class Extraction:
     features: Sequence[FrameExtractor] = ()
     sample_rate_hz: int = MelSpec().sample_rate_hz
     sound: str | None = None
+    most_faults: int = 20
+    commit_mostly_failed: bool = False
+    retry: RetryPolicy = RetryPolicy()
 
     @property
     def extractors(self) -> Extractors:
@@ -127,6 +135,8 @@ class Extraction:
             raise InputError(f"rank={self.rank} of world={self.world}: ranks count from 0 to world - 1")
         if self.chunk_frames < 1:
             raise InputError(f"chunk_frames={self.chunk_frames}: expected at least one frame")
+        if self.most_faults < 1:
+            raise InputError(f"most_faults={self.most_faults}: expected at least one fault")
         if self.sample_rate_hz < 1:
             raise InputError(f"sample_rate_hz={self.sample_rate_hz}: expected samples a second, at least 1")
         if not self.videos.is_dir():
@@ -145,8 +155,8 @@ class Extraction:
         """Do what was planned ⇒ the dataset as it is then in ``out``.
 
         The worker that ends last writes dataset.json. Until then other workers' shards may be missing. A clip that
-        can't be read is listed in ``<shard>.failed.jsonl`` with the reason. Processes that were started with the same
-        share part its shards between them, one by one.
+        can't be read, or that a part of the program fails on, is listed in ``<shard>.failed.jsonl`` with the reason.
+        Processes that were started with the same share part its shards between them, one by one.
 
         Args:
             planned: by :meth:`planned`; None: it is planned here.
@@ -154,7 +164,9 @@ class Extraction:
 
         Raises:
             InputError: as :meth:`planned`, or no clip at all could be read.
-            EndOfRun: the disk is full, or the folder can't be written to.
+            EndOfRun: the disk is full, the folder can't be written to, the videos can't be read for a reason that
+                isn't theirs, too many clips in a row had unexpected faults, or most clips of a shard failed. Shards
+                that are there stay.
         """
         planned = planned or self.planned()
         folder, work = planned.folder, _Work(self, planned, progress)
@@ -176,6 +188,7 @@ class _Work:
 
     def __init__(self, asked: Extraction, planned: ExtractionPlan, progress: Progress | None) -> None:
         self.folder, self.progress = planned.folder, progress
+        self.asked, self.faults = asked, 0  # since a clip was extracted
         self.extractor = ClipExtractor(asked.videos, asked.extractors, asked.fps, asked.sample_rate_hz, asked.sound)
         self.clips = sum(len(task.part.rows) for task in planned.tasks)
         self.done = sum(len(task.part.rows) for task in planned.tasks if task.item.deed is Deed.KEEP)
@@ -195,15 +208,57 @@ class _Work:
         for part in parts:
             records, shard_failures = [], list[dict[str, str]]()
             for row in part.rows:
-                record = self.folder.earlier_records(part).get(row.id) or self.extractor.record(row, next(decoded))
+                record = self.folder.earlier_records(part).get(row.id) or self._record(pool, row, next(decoded))
                 if isinstance(record, InputError):
-                    shard_failures.append({"id": row.id, "path": row.path, "reason": str(record)})
+                    shard_failures.append(entry_of(row, record))
                 else:
                     records.append((row.id, record))
                 self.done, self.failed = self.done + 1, self.failed + isinstance(record, InputError)
                 self._tell()
-            self.folder.commit(part, records, shard_failures)
+            self.folder.commit(part, records, shard_failures, self.asked.commit_mostly_failed)
         return elsewhere
+
+    def _record(self, pool: DecodePool, row: Row, clip: ClipStream) -> dict[str, bytes] | InputError:
+        """As of :meth:`ClipExtractor.record`; a video is read again while its file server, say, is at fault.
+
+        Raises:
+            EndOfRun: the machine or a file server is at fault, not the clip.
+        """
+        path, retry = self.asked.videos / row.path, self.asked.retry
+        for attempt in itertools.count(1):
+            record = self.extractor.record(row, clip)
+            fault = passing_fault(record, path, self.asked.videos) if isinstance(record, InputError) else None
+            if fault is None:
+                break
+            readable = fault.errno in (errno.EIO, errno.ENOENT, errno.ENOTDIR) and is_readable(fault.filename or path)
+            if readable and fault.errno == errno.EIO and attempt > 1:  # FFmpeg says that of some that are cut off
+                break
+            if attempt >= retry.attempts:
+                raise EndOfRun(
+                    f"{printable(path)} can't be read, in {attempt} attempts: {fault.strerror}; see whether the disk "
+                    "or file server of the videos is there, and the same command goes on. A file that alone can't be "
+                    "read is listed as failed once it was moved away")
+            if not readable:
+                time.sleep(retry.pause_s(attempt))
+            clip = pool.again(self.extractor.request(row))
+        self._count_faults(row, record)
+        return record
+
+    def _count_faults(self, row: Row, record: dict[str, bytes] | InputError) -> None:
+        """Raise EndOfRun where the faults seem to be the machine's. Clips that can't be read say nothing about it."""
+        if not isinstance(record, InputError):
+            self.faults = 0
+        if not isinstance(record, ClipFault):
+            return
+        self.faults += 1
+        lost = device_is_lost()
+        if lost or self.faults >= self.asked.most_faults:
+            warnings.warn(f"traceback of the last fault, of {printable(row.id)}:\n{record.traceback}")
+            what = "the GPU is lost to this process" if lost else (
+                f"{self.faults} clips in a row had such faults; where the machine is sound, most_faults= allows more")
+            raise EndOfRun(f"clip {printable(row.id)!r}: {record}; {what}. The finished shards are whole, and the same "
+                           "command goes on from them; a clip that alone is at fault is listed as failed once its "
+                           "video was moved away")
 
     def _taken(self, tasks: Sequence[ShardTask], elsewhere: list[ShardTask]) -> Iterator[Slice]:
         for task in tasks:
@@ -226,13 +281,15 @@ def extract_dataset(manifest: Path, videos: Path, out: Path, grounder: Grounder,
                     progress: Progress | None = None, limit_s: float = 60.0, memory_mb: int = 4096,
                     chunk_frames: int = CHUNK_FRAMES, hwaccel: str | None = None,
                     retry_failed: bool = False, features: Sequence[FrameExtractor] = (),
-                    sample_rate_hz: int = MelSpec().sample_rate_hz, sound: str | None = None) -> DatasetInfo:
+                    sample_rate_hz: int = MelSpec().sample_rate_hz, sound: str | None = None, most_faults: int = 20,
+                    commit_mostly_failed: bool = False, retry: RetryPolicy = RetryPolicy()) -> DatasetInfo:
     """Plan and run an :class:`Extraction`, whose arguments these are ⇒ the dataset as it is then in ``out``.
 
     ``progress`` and errors are those of :meth:`Extraction.run`.
     """
     asked = Extraction(Path(manifest), Path(videos), Path(out), grounder, encoder, fps, shard_size, workers, rank,
-                       world, limit_s, memory_mb, chunk_frames, hwaccel, retry_failed, features, sample_rate_hz, sound)
+                       world, limit_s, memory_mb, chunk_frames, hwaccel, retry_failed, features, sample_rate_hz, sound,
+                       most_faults, commit_mostly_failed, retry)
     return asked.run(progress=progress)
 
 
@@ -260,7 +317,8 @@ class ClipExtractor:
             sound=self.sound)
 
     def record(self, row: Row, clip: ClipStream) -> dict[str, bytes] | InputError:
-        """The members of a clip's record, or the error that prevents one.
+        """The members of a clip's record, or the error that prevents one: a :class:`ClipFault`, unless it is one that
+        a clip may have.
 
         Args:
             row: of the manifest.
@@ -268,12 +326,10 @@ class ClipExtractor:
         """
         try:
             return encode_record(self.features(row, clip))
-        except InputError as error:
-            return error
-        except (OSError, UnicodeError) as error:
-            if write_fault(error) is not None:
+        except Exception as error:
+            if isinstance(error, EndOfRun) or write_fault(error) is not None:
                 raise
-            return InputError(reason_of(error, row.path))
+            return error if isinstance(error, InputError) else failure_of(error, row.path)
 
     def features(self, row: Row, clip: ClipStream) -> ClipFeatures:
         """The features of a clip.

@@ -13,7 +13,8 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,10 +24,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from ...runtime.errors import EndOfRun, InputError
-from ...runtime.files import claimed, printable, sweep_claims, write_fault, write_text
+from ...runtime.errors import EndOfRun, InputError, is_out_of_memory, passing_fault
+from ...runtime.files import claimed, printable, reason_of, sweep_claims, write_fault, write_text
 from ...runtime.work_plan import Deed, Item, counted
-from ..manifests.manifest import Slice
+from ..manifests.manifest import Row, Slice
 from ..shards.records import read_members, write_records
 from ..shards.schema import DatasetInfo, ShardInfo, decode_record, read_dataset
 
@@ -34,8 +35,54 @@ STATE_FILE = "extraction.json"
 _LOCK_FILE = ".extraction.lock"
 _STALE_S = 60.0  # a file is written in seconds: a temporary file older than this belongs to a killed worker
 _REASONS, _CLIPS = 5, 3  # that are shown, of failures; clips of each
+_MANY = 8  # clips of a shard by which most of them can tell of a fault of the machine
+_LONGEST_REASON, _LONGEST_TRACEBACK = 500, 20_000  # characters, of an unexpected error
 
 Record = dict[str, bytes]  # members by suffix
+
+
+class ClipFault(InputError):
+    """An error that no clip should cause, which may be the program's, the machine's or a device's.
+
+    Args:
+        reason: the sentence that is listed.
+        kind: "fault", or "memory" where a device or the machine had too little.
+        traceback: of the error.
+    """
+
+    def __init__(self, reason: str, kind: str, traceback: str) -> None:
+        super().__init__(reason)
+        self.kind, self.traceback = kind, traceback
+
+
+def failure_of(error: Exception, path: str) -> InputError:
+    """The error that is listed for a clip of which another one, just caught, prevents a record.
+
+    Args:
+        error: of any kind. Its tracebacks are dropped, since their frames hold the clip's batches in memory.
+        path: of the video.
+    """
+    told = printable("".join(traceback.format_exception(error)))[-_LONGEST_TRACEBACK:]
+    chained: BaseException | None = error
+    while chained is not None:
+        chained.__traceback__, chained = None, chained.__cause__ or chained.__context__
+    failure: InputError
+    if is_out_of_memory(error):
+        failure = ClipFault(reason_of(error, path), "memory", told)
+    elif isinstance(error, (OSError, UnicodeError)):
+        failure = InputError(reason_of(error, path))
+    else:
+        lines = str(error).strip().split("\n")
+        words = f"unexpected {type(error).__name__}: {' … '.join(dict.fromkeys((lines[0], lines[-1])))}"
+        failure = ClipFault(printable(f"{path}: {words[:_LONGEST_REASON]}"), "fault", told)
+    failure.__cause__ = error
+    return failure
+
+
+def entry_of(row: Row, error: InputError) -> dict[str, str]:
+    """A failed clip's entry of the list: {id, path, reason}, and {kind, traceback} of a :class:`ClipFault`."""
+    entry = {"id": row.id, "path": row.path, "reason": str(error)}
+    return entry | ({"kind": error.kind, "traceback": error.traceback} if isinstance(error, ClipFault) else {})
 
 
 @dataclass(frozen=True)
@@ -76,6 +123,9 @@ class ShardFolder:
                 self._claim()
                 yield
         except OSError as error:
+            if fault := passing_fault(error):
+                raise EndOfRun(f"out={self.path}: {fault.strerror}; see whether its disk or file server is there. The "
+                               "finished shards are whole, and the same command goes on from them") from error
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise EndOfRun(f"there is no space left for {self.path} ({error.strerror}); the shards that are there "
                                "are whole: make room, and the same command goes on from them") from error
@@ -142,20 +192,38 @@ class ShardFolder:
             self._earlier[part.name] = records
         return self._earlier[part.name]
 
-    def commit(self, part: Slice, records: list[tuple[str, Record]], failed: list[dict[str, str]]) -> None:
+    def commit(self, part: Slice, records: list[tuple[str, Record]], failed: list[dict[str, str]],
+               mostly_failed: bool = False) -> None:
         """Write the list of failures, and then the shard.
 
         Args:
             part: the slice.
             records: pairs of id and members.
-            failed: entries {id, path, reason}.
+            failed: entries of :func:`entry_of`.
+            mostly_failed: also where more than half of the clips failed, of a slice of at least 8.
+
+        Raises:
+            EndOfRun: more than half failed, and more than the shard lacked before it was set aside. Nothing is written.
         """
+        clips = len(part.rows)
+        if clips >= _MANY and 2 * len(failed) > max(clips, 2 * self._failed_before(part)) and not mostly_failed:
+            reasons = "; ".join(f"{len(ids)} × {reason}" for reason, ids in _frequent(failed)[:_CLIPS])
+            raise EndOfRun(f"{part.name} was not written, since {len(failed)} of its {clips} clips failed: "
+                           f"{printable(reasons)}. Where that is the machine's fault, mend it, and the same command "
+                           "goes on; where it is the videos', commit_mostly_failed=true writes such shards")
         lines = "".join(json.dumps(entry, ensure_ascii=False, sort_keys=True) + "\n" for entry in failed)
         write_text(self.path / part.failed_name, lines, sync=True)
         write_records(self.path / part.name, records)
         self._aside(part).unlink(missing_ok=True)
         self._earlier.pop(part.name, None)
         self._held.pop(part.name, ExitStack()).close()
+
+    def _failed_before(self, part: Slice) -> int:
+        """Number of failures of a shard that was set aside; 0 for another, whose list a kill may have left."""
+        try:
+            return len(failures(self.path / part.failed_name)) if self._aside(part).exists() else 0
+        except InputError:
+            return 0
 
     def finish(self) -> DatasetInfo:
         """The dataset as it is now. dataset.json is written if all shards are done.
@@ -253,11 +321,21 @@ class ShardFolder:
 
 
 def failures(path: str | os.PathLike) -> list[dict[str, str]]:
-    """The entries {id, path, reason} of a ``<shard>.failed.jsonl``. Raises InputError where it can't be read."""
+    """The entries of a ``<shard>.failed.jsonl``, see :func:`entry_of`. Raises InputError where it can't be read."""
     try:
-        return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+        return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").split("\n") if line]
     except (OSError, ValueError) as error:
         raise InputError(f"{path} can't be read ({error}); delete it and its tar, and extract again") from error
+
+
+def _frequent(entries: Iterable[dict[str, str]]) -> list[tuple[str, list[str]]]:
+    """(reason, ids of its clips), the most frequent first. The file's name is left out, so that the same reasons count
+    together."""
+    clips: dict[str, list[str]] = {}
+    for entry in entries:
+        reason = re.sub(rf"[^\s'\"]*{re.escape(entry['path'])}", "…", entry["reason"])
+        clips.setdefault(reason, []).append(entry["id"])
+    return sorted(clips.items(), key=lambda item: -len(item[1]))
 
 
 def summary(info: DatasetInfo, out: Path) -> Group:
@@ -269,22 +347,20 @@ def summary(info: DatasetInfo, out: Path) -> Group:
         out: its folder.
     """
     table = Table("split", "shards", "records", "failed", title=Text(printable(out)))
-    clips: dict[str, list[str]] = {}
+    entries: list[dict[str, str]] = []
     for split, shards in sorted(info.splits.items()):
         failed = sum(shard.failed for shard in shards)
         table.add_row(split, str(len(shards)), str(sum(shard.records for shard in shards)), str(failed))
         for shard in shards:
             if shard.failed:
-                for entry in failures(out / f"{Path(shard.name).stem}.failed.jsonl"):
-                    # without the file's name, so that the same reasons count together
-                    reason = re.sub(rf"[^\s'\"]*{re.escape(entry['path'])}", "…", entry["reason"])
-                    clips.setdefault(reason, []).append(entry["id"])
-    frequent = sorted(clips.items(), key=lambda item: -len(item[1]))[:_REASONS]
+                entries += failures(out / f"{Path(shard.name).stem}.failed.jsonl")
     lines = [Text(printable(f"{len(ids)} clips: {reason} ({', '.join(ids[:_CLIPS])}{', …' * (len(ids) > _CLIPS)})"))
-             for reason, ids in frequent]
-    if clips:
+             for reason, ids in _frequent(entries)[:_REASONS]]
+    if entries:
         lines.append(Text(printable(f"All that failed, with their reasons: {out / '*.failed.jsonl'}; retry_failed=true "
                                     "tries them again.")))
+    if faults := sum("kind" in entry for entry in entries):
+        lines.append(Text(f"{faults} of them had an unexpected fault, whose traceback stands there."))
     if not (out / "dataset.json").exists():
         lines.append(Text("Other workers' shards are missing still; dataset.json is written with the last of them."))
     return Group(table, *lines)

@@ -13,9 +13,9 @@ from webdataset.tariterators import base_plus_ext
 
 from ...clip import ClipFeatures
 from ...runtime.errors import InputError
-from ...runtime.files import atomic_path
+from ...runtime.files import atomic_path, require_whole
 from .schema import MEMBERS, ShardInfo, decode_record, encode_record, member_key
-from .storage import Root, Storage, require_whole, storage_of
+from .storage import Root, Storage, storage_of
 
 Members = dict[str, bytes]  # of a record, by suffix
 Place = tuple[int, int]  # of a member: its first byte in the tar, and how many it has

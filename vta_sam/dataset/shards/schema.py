@@ -34,6 +34,8 @@ SOUND_HEADER_BYTES = 42  # at the beginning of a flac member: its mark, and its 
 _PCM_SCALE = 32768.0
 _LONGEST_S = 4 * 3600.0  # of a clip
 _UNKNOWN_S = 600.0  # where a record's duration can't be one, sound up to here is read
+_MOST_SAMPLES = round((_LONGEST_S + 1) * 48_000)  # of a clip
+_MOST_WORDS = 2**24  # bytes of a json member, whose objects take far more memory
 _WORDS: dict[str, type | tuple[type, ...]] = {  # the fields of ClipFeatures that the json holds, and their types
     "caption": str,
     "objects": list,
@@ -99,9 +101,7 @@ def decode_record(key: str, members: dict[str, bytes], unread: Collection[str] =
         raise InputError(f"clip {key!r}: the record has no {' and no '.join(missing)} member; extract it again")
     words = _decode_words(key, members["json"])
     decode_sound = _unread_sound if "waveform" in unread else _decode_sound
-    waveform, sample_rate_hz = decode_sound(key, members["flac"], words["duration_s"])
-    if sample_rate_hz != words["sample_rate_hz"]:
-        raise InputError(f"clip {key!r}: sound at {sample_rate_hz} Hz, its json says {words['sample_rate_hz']} Hz")
+    waveform = decode_sound(key, members["flac"], words)
     try:
         arrays = safetensors.numpy.load(members["safetensors"])
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
@@ -125,7 +125,7 @@ def source_video(videos: Path, clip: ClipFeatures) -> Path:
         InputError: the clip's source leads out of the folder.
     """
     source = PurePosixPath(clip.source)
-    if source.is_absolute() or ".." in source.parts:
+    if source.is_absolute() or ".." in source.parts or "\0" in clip.source:
         raise InputError(f"clip {clip.key!r} comes from {clip.source!r}, which leaves the folder of the videos; "
                          "extract it again")
     return videos / source
@@ -138,50 +138,60 @@ def to_pcm16(waveform: np.ndarray) -> np.ndarray:
 
 def from_pcm16(pcm: np.ndarray) -> np.ndarray:
     """int16 samples as float32 in [-1, 1)."""
-    return (pcm / _PCM_SCALE).astype(np.float32)
+    return pcm.astype(np.float32) / np.float32(_PCM_SCALE)  # exact: a power of two
 
 
-def _decode_sound(key: str, data: bytes, duration_s: float) -> tuple[np.ndarray, int]:
-    """The samples of a flac member, float32, and their rate.
+def _decode_sound(key: str, data: bytes, words: dict[str, Any]) -> np.ndarray:
+    """The samples of a flac member, float32.
 
     The sizes in its header are checked first, since a few bytes can claim more than memory holds.
     """
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as sound:
-            _require_length(key, sound.frames, sound.samplerate, duration_s)
-            return from_pcm16(sound.read(dtype="int16")), sound.samplerate
+            _require_sizes(key, sound.frames, sound.channels, sound.samplerate, words)
+            return from_pcm16(sound.read(dtype="int16"))
     except soundfile.SoundFileError as error:
         raise InputError(f"clip {key!r}: its flac member can't be read ({error}); extract it again") from error
 
 
-def _unread_sound(key: str, data: bytes, duration_s: float) -> tuple[np.ndarray, int]:
-    """Zeros of the shape that a flac member's header tells, which share one number in memory, and the rate there."""
+def _unread_sound(key: str, data: bytes, words: dict[str, Any]) -> np.ndarray:
+    """Zeros of the length that a flac member's header tells, which share one number in memory."""
     if len(data) < SOUND_HEADER_BYTES or not data.startswith(b"fLaC"):
         raise InputError(f"clip {key!r}: its flac member can't be read (it has no header); extract it again")
     sizes = int.from_bytes(data[18:26], "big")  # 20 bits of rate, 3 of channels - 1, 5 of depth - 1, 36 of samples
     samples, channels, sample_rate_hz = sizes & (1 << 36) - 1, (sizes >> 41 & 7) + 1, sizes >> 44
-    _require_length(key, samples, sample_rate_hz, duration_s)
-    return np.broadcast_to(np.float32(0), (samples,) if channels == 1 else (samples, channels)), sample_rate_hz
+    _require_sizes(key, samples, channels, sample_rate_hz, words)
+    return np.broadcast_to(np.float32(0), (samples,))
 
 
-def _require_length(key: str, samples: int, sample_rate_hz: int, duration_s: float) -> None:
+def _require_sizes(key: str, samples: int, channels: int, sample_rate_hz: int, words: dict[str, Any]) -> None:
+    """Raise InputError where a flac's header contradicts the record's json, or claims more than a clip can have."""
+    duration_s = words["duration_s"]
+    if sample_rate_hz != words["sample_rate_hz"]:
+        raise InputError(f"clip {key!r}: sound at {sample_rate_hz} Hz, its json says {words['sample_rate_hz']} Hz")
+    if channels != 1:
+        raise InputError(f"clip {key!r}: its flac member has {channels} channels, expected 1; extract it again")
     longest_s = duration_s if 0 < duration_s <= _LONGEST_S else _UNKNOWN_S
-    if samples > (longest_s + 1) * sample_rate_hz:
+    if not 0 <= samples <= min((longest_s + 1) * sample_rate_hz, _MOST_SAMPLES):
         raise InputError(f"clip {key!r}: its flac member claims {samples} samples at {sample_rate_hz} "
                          f"Hz, its json {duration_s} s, and it was not read; extract it again")
 
 
 def _decode_words(key: str, data: bytes) -> dict[str, Any]:
+    if len(data) > _MOST_WORDS:
+        raise InputError(f"clip {key!r}: its json member has {len(data)} bytes, at most {_MOST_WORDS} are read; "
+                         "extract it again")
     try:
         words = json.loads(data)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of numbers and lists beyond reason, too
         raise InputError(f"clip {key!r}: its json member can't be read ({error}); extract it again") from error
     for name, kind in _WORDS.items():
         found = words.get(name) if isinstance(words, dict) else None
-        if not isinstance(found, kind) or isinstance(found, bool):
-            raise InputError(f"clip {key!r}: {name!r} in its json member is {found!r}; extract it again")
+        beyond = isinstance(found, int) and abs(found) >= 1 << 53  # an int without bound, which no float may hold
+        if not isinstance(found, kind) or isinstance(found, bool) or beyond:
+            raise InputError(f"clip {key!r}: {name!r} in its json member is {found!r:.100}; extract it again")
     if not all(isinstance(word, str) for word in words["objects"]):
-        raise InputError(f"clip {key!r}: 'objects' in its json member is {words['objects']!r}, expected words")
+        raise InputError(f"clip {key!r}: 'objects' in its json member is {words['objects']!r:.200}, expected words")
     return {name: words[name] for name in _WORDS}
 
 
@@ -312,7 +322,9 @@ def read_dataset(root: Root) -> DatasetInfo:
     except FileNotFoundError:
         raise InputError(f"{path} doesn't exist; a dataset is made by data_prep/extract.py, and unfinished until it "
                          "has written this file") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except InputError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:  # of numbers and lists beyond reason, too
         raise InputError(f"{path} can't be read ({error})") from error
     version = content.get("format_version") if isinstance(content, dict) else None
     if version is None:

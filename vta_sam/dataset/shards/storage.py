@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import io
 import logging
 import os
@@ -14,18 +15,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from fsspec.core import url_to_fs
 from fsspec.registry import known_implementations
 
 from ...runtime.errors import InputError
-from ...runtime.files import RETRIED_STATUSES, RetryPolicy, atomic_path, exclusive
+from ...runtime.files import RETRIED_STATUSES, RetryPolicy, atomic_path, exclusive, require_whole
 from ...runtime.randomness import seed_of
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
-_LARGEST_MEMBER = 2**30  # bytes of one file of a record; ten minutes of features are some 50 MB
 _OURS = "dataset-"  # begins the name of a dataset's folder below the cache; nothing else there is ever removed
 _STALE_S = 3600.0  # a download without new bytes for so long was left by a kill
 
@@ -97,31 +97,6 @@ class LocalStorage(Storage):
     @property
     def latents_parent(self) -> Path:
         return self.latents or self.path
-
-
-def require_whole(file: BinaryIO) -> list[tarfile.TarInfo]:
-    """The members of a whole tar that unpacks to no more than its size. ``file`` is left at its beginning.
-
-    A tar ends with two empty blocks. tarfile takes a file that was cut between two members for a whole one, and reads a
-    sparse member at the size that its header claims.
-
-    Raises:
-        tarfile.TarError: it is no plain tar, was cut anywhere, or has a member that is sparse or larger than 1 GiB.
-    """
-    file.seek(0)
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - 2 * tarfile.BLOCKSIZE))
-    ends = size >= 2 * tarfile.BLOCKSIZE and not file.read().strip(b"\0")
-    file.seek(0)
-    with tarfile.open(fileobj=file, mode="r:") as tar:  # plain: a small compressed file may unpack to more than memory
-        if not ends:
-            raise tarfile.ReadError("its end mark is missing")
-        members = list(tar)
-    for member in members:
-        if member.issparse() or member.size > _LARGEST_MEMBER:
-            raise tarfile.ReadError(f"its member {member.name!r} is sparse, or larger than {_LARGEST_MEMBER >> 30} GiB")
-    file.seek(0)
-    return members
 
 
 @dataclass(frozen=True)
@@ -314,7 +289,7 @@ class RemoteStorage(Storage):
 
             # aiohttp would end a download after five minutes, however well it goes, and pass over the proxies
             timeout = ClientTimeout(total=None, sock_connect=self.retry.connect_s, sock_read=self.retry.read_s)
-            options = {"client_kwargs": {"timeout": timeout, "trust_env": True}}
+            options = {"client_kwargs": {"timeout": timeout, "trust_env": True, "trace_configs": [_redirects()]}}
         try:
             system, root = url_to_fs(self.url, **options)
         except ImportError as error:
@@ -325,6 +300,24 @@ class RemoteStorage(Storage):
         return system, root.rstrip("/")
 
 
+@functools.cache
+def _redirects() -> Any:
+    """aiohttp's hook that refuses a redirect away from https: what comes could be anyone's. It is one object in a
+    process, since fsspec takes a file system with other options for another one."""
+    from aiohttp import TraceConfig
+
+    async def look(session: Any, context: Any, redirect: Any) -> None:
+        there = redirect.response.headers.get("Location") or redirect.response.headers.get("URI") or ""
+        target = urljoin(str(redirect.response.url), there)
+        if redirect.response.url.scheme == "https" and urlsplit(target).scheme != "https":
+            raise InputError(f"{redirect.url} leads to {target}, which is not https, and was not followed; see whether "
+                             "the address is right")
+
+    hook = TraceConfig()
+    hook.on_request_redirect.append(look)
+    return hook
+
+
 def _package(protocol: str) -> str:
     """The package to install for a protocol: ``s3fs``, or ``'fsspec[sftp]'`` where fsspec has the class itself."""
     package = known_implementations[protocol]["class"].partition(".")[0]
@@ -333,6 +326,8 @@ def _package(protocol: str) -> str:
 
 def _refuse_permanent(where: str, error: Exception) -> None:
     """Raise InputError where a retry can't help."""
+    if isinstance(error, InputError):
+        raise error
     status = getattr(error, "status", None)
     if isinstance(error, FileNotFoundError):
         raise InputError(f"{where} doesn't exist; upload it, or see whether the address is right") from None

@@ -26,6 +26,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.library import Library
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
@@ -216,7 +217,7 @@ class PlayedGPU(FakeTensorMode):
 
     @contextmanager
     def _own_autocast(self) -> Iterator[None]:
-        kernels = torch.library.Library("aten", "IMPL")
+        kernels = Library("aten", "IMPL")
         for names, dtype_of in ((LOWER, lambda: torch.get_autocast_dtype("cuda")), (SINGLE, lambda: torch.float32)):
             for name in names:
                 packet, _, overload = name.partition(".")

@@ -254,23 +254,39 @@ def fit(
         precision = processes.on_first_rank(lambda: choose_precision(
             settings.precision, module, lambda: next(iter(data.train_dataloader())), folder.path))
     prepare_blocks(module, settings.gradient_checkpointing, settings.compile, device)
+    pace = StepPace(settings.steps, settings.validate_every, settings.checkpoint_every,
+                    data.batch_size * settings.accumulate * processes.world)
     writer = CheckpointWriter(folder.best_checkpoint, settings.checkpoint_aside and not sharded)
     trainer = L.Trainer(
-        default_root_dir=folder.path,
-        max_steps=settings.steps,
-        accelerator=accelerator, precision=precision, **_devices(processes, sharded, may_leave_out(module), writer),
-        accumulate_grad_batches=settings.accumulate,
-        val_check_interval=settings.validate_every * settings.accumulate, check_val_every_n_epoch=None,
+        default_root_dir=folder.path, accelerator=accelerator, precision=precision,
+        **_devices(processes, sharded, may_leave_out(module), writer), **_lengths(settings),
         num_sanity_val_steps=0, log_every_n_steps=10, enable_progress_bar=False, enable_model_summary=False,
         logger=[make(save_dir=str(folder.path), name="logs") for make in loggers] or False,
         profiler=TimesOfParts(progress.times),
-        callbacks=_callbacks(folder, settings, monitor, callbacks, preemption, sharded, writer, StepProgress(
-            progress, StepPace(settings.steps, settings.validate_every, settings.checkpoint_every,
-                               data.batch_size * settings.accumulate * processes.world))),
+        callbacks=_callbacks(folder, settings, monitor, callbacks, preemption, sharded, writer,
+                             StepProgress(progress, pace)),
     )
     resume = folder.last_checkpoint if folder.last_checkpoint.exists() else None
     if resume:
         read_checkpoint(resume, module)  # refuses in words what Lightning would refuse with a traceback
+    _run(trainer, preemption, module, data, resume)
+    best = read_checkpoint(folder.best_checkpoint, module)["state_dict"]
+    if sharded:
+        fill_whole(module, best)
+    else:
+        module.load_state_dict(best)
+    module.eval()
+
+
+def _lengths(settings: FitSettings) -> dict[str, Any]:
+    """The trainer's arguments about steps, and about batches, which it counts."""
+    return {"max_steps": settings.steps, "accumulate_grad_batches": settings.accumulate,
+            "val_check_interval": settings.validate_every * settings.accumulate, "check_val_every_n_epoch": None}
+
+
+def _run(trainer: L.Trainer, preemption: Preemption, module: L.LightningModule, data: ShardDataModule,
+         resume: Path | None) -> None:
+    """Train from a checkpoint, or from the start, and close the loggers."""
     try:
         with attention_kernels(trainer.strategy.root_device.type), preemption.training():
             trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
@@ -280,12 +296,6 @@ def fit(
         raise
     finally:
         close(trainer.loggers)
-    best = read_checkpoint(folder.best_checkpoint, module)["state_dict"]
-    if sharded:
-        fill_whole(module, best)
-    else:
-        module.load_state_dict(best)
-    module.eval()
 
 
 class BatchCount(L.Callback):

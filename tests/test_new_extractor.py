@@ -20,14 +20,13 @@ from test_extract import write_manifest
 
 from vta_sam import clip as clip_module
 from vta_sam.checkpoints import parts
+from vta_sam.checkpoints.parts import differences, essence
 from vta_sam.checkpoints.model_folder import read_content
 from vta_sam.dataset.shards.records import read_shard
 from vta_sam.dataset.shards.schema import read_dataset
 from vta_sam.generation.pipeline import load
 from vta_sam.media.picture_reader import Squeeze
-from vta_sam.perception.base import (
-    Encoder, FrameExtractor, Grounder, Grounding, NoGrounder, differences, differing_settings, essence
-)
+from vta_sam.perception.base import Encoder, FrameExtractor, Grounder, Grounding, NoGrounder, differing_settings
 from vta_sam.perception.features import Extractors, build_features
 from vta_sam.runtime.cli import plain_values
 from vta_sam.runtime.errors import InputError

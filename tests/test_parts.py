@@ -18,7 +18,6 @@ from vta_sam.checkpoints import parts
 from vta_sam.checkpoints.model_folder import model_card, read_content, read_recipe, save_model
 from vta_sam.clip import MelSpec
 from vta_sam.generation.build import build_part
-from vta_sam.perception.base import kind_of
 from vta_sam.runtime.cluster.launch import SCHEDULERS
 from vta_sam.runtime.errors import InputError
 from vta_sam.training.data_sources import embedded_shards
@@ -262,11 +261,11 @@ def test_the_kind_of_an_extractor_is_the_first_word_of_its_fingerprint(tmp_path,
     kinds = {"tiny_grounder": "tiny", "oracle_grounder": "oracle", "no_grounder": "none", "tiny_encoder": "tiny",
              "oracle_encoder": "oracle", "grounded_sam": "grounded_sam", "clip": "clip", "t5": "t5"}
     for name, kind in kinds.items():
-        assert kind_of({"_target_": name}) == kind
+        assert parts.kind_of({"_target_": name}) == kind
     for name in list(kinds)[:5]:  # the others need released weights
         assert parts.build({"_target_": name}).fingerprint.startswith(f"{kinds[name]}-")
     pair = {"_target_": OLD_NAMES["tiny_grounder"]}, {"_target_": "tiny_encoder"}
     names = {embedded_shards(tmp_path, *pair, spec, features).name for spec, features in (
         (SPEC, ()), (replace(SPEC, mel=MelSpec(44_100, 2048, 441, 128, 0.0, 22_050.0)), ("flow",)))}
     assert names == {"shards-tiny-tiny-12.5fps", "shards-tiny-tiny-12.5fps-44100hz-flow"}
-    assert kind_of({"_target_": mine()}) == "mine", "that of a class that states none is its module"
+    assert parts.kind_of({"_target_": mine()}) == "mine", "that of a class that states none is its module"

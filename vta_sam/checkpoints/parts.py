@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..runtime.errors import InputError
 
 TARGET = "_target_"
+EXECUTION = ("weights", "device", "precision", "batch_frames")  # arguments of extractors that change no feature
 
 # {short name: path of the class} of the parts that a model folder may name.
 MODEL_PARTS: dict[str, str] = {
@@ -269,3 +271,57 @@ def _renamed(recipe: Any, name: Callable[[str], str]) -> Any:
     if type(recipe) in (list, tuple):
         return type(recipe)(_renamed(value, name) for value in recipe)
     return recipe
+
+
+def kind_of(recipe: Mapping[str, Any]) -> str:
+    """The first word of the fingerprint of a recipe's extractor.
+
+    It is the class's ``kind``, or the name of the module of a class without one.
+    """
+    extractor = class_of(recipe[TARGET])
+    return str(getattr(extractor, "kind", extractor.__module__.rpartition(".")[2]))
+
+
+def essence(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe without the arguments of execution and without arguments at their defaults.
+
+    The class is imported if this project or its user trusts it. Otherwise the recipe is returned as it is.
+    """
+    changed = {name: value for name, value in recipe.items() if name != TARGET}
+    if is_loadable(recipe[TARGET]):
+        defaults, execution = _defaults(recipe[TARGET]), _execution(recipe[TARGET])
+        changed = {name: value for name, value in changed.items()
+                   if name not in execution and not (name in defaults and _same(defaults[name], value))}
+    return {TARGET: short_name(recipe[TARGET]), **changed}
+
+
+def differences(named: Mapping[str, Any], made_by: Mapping[str, Any]) -> list[str]:
+    """Differences of two recipes in arguments that change features, as phrases: "template is 'a {}', not 'the {}'".
+
+    Args:
+        named: by a user; its class is imported, and may trust itself then.
+        made_by: out of dataset.json.
+    """
+    class_of(named[TARGET])
+    ours, theirs = essence(named), essence(made_by)
+    if ours[TARGET] != theirs[TARGET]:
+        return [f"it is {ours[TARGET]}, not {theirs[TARGET]}"]
+    defaults = _defaults(ours[TARGET])
+    ours, theirs = defaults | ours, defaults | theirs
+    return [f"{name} is {ours.get(name)!r}, not {theirs.get(name)!r}" for name in sorted({*ours, *theirs})
+            if not _same(ours.get(name), theirs.get(name))]
+
+
+def _defaults(target: str) -> dict[str, Any]:
+    parameters = inspect.signature(class_of(target)).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters
+            if parameter.default is not inspect.Parameter.empty and parameter.name not in _execution(target)}
+
+
+def _execution(target: str) -> tuple[str, ...]:
+    return getattr(class_of(target), "execution", EXECUTION)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values are equal, where True differs from 1, and 800 equals 800.0."""
+    return one == other and isinstance(one, bool) == isinstance(other, bool)

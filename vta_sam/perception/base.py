@@ -13,18 +13,17 @@ import json
 import os
 import warnings
 from abc import ABC, ABCMeta, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from ..checkpoints.model_folder import refuse_foreign
-from ..checkpoints.parts import TARGET, class_of, is_loadable, short_name
+from ..checkpoints.parts import EXECUTION, TARGET, short_name
 from ..media.picture_reader import Fit, Squeeze
 from ..runtime.errors import InputError
 
-EXECUTION = ("weights", "device", "precision", "batch_frames")
 _TOO_NEAR = 0.8  # of two names, by difflib: "setting" and "settings" have 0.93, "words" and "known_words" 0.63
 
 
@@ -105,6 +104,8 @@ class Extractor(ABC, metaclass=_Checked):
             dataset's recipe leaves them out, since another machine chooses its own.
         whole_clips: True: ``for_clip`` returns another extractor for each clip, which takes all of a clip's frames in
             one call.
+        batch_frames: frames that are best in one call, of several clips where they have the same size; None: the
+            frames of a clip come by themselves, as many as are there.
     """
 
     kind: ClassVar[str]
@@ -113,6 +114,7 @@ class Extractor(ABC, metaclass=_Checked):
     settings: Mapping[str, Any] = {}
     execution: ClassVar[tuple[str, ...]] = EXECUTION
     whole_clips: ClassVar[bool] = False
+    batch_frames: int | None = None
     _arguments: dict[str, Any] | None = None
 
     def for_clip(self, video: str | os.PathLike, start_s: float, fps: float) -> Any:
@@ -168,11 +170,13 @@ class Grounder(Extractor):
         known_words: a closed vocabulary; () where any word is taken.
         finds_objects: False: the grounder finds nothing, so that naming objects is of no use.
         draws_masks: True: the grounder has ``masks``.
+        every: only every such frame of a clip is looked at, and its last. In between, values are interpolated.
     """
 
     known_words: Sequence[str] = ()
     finds_objects: ClassVar[bool] = True
     draws_masks: ClassVar[bool] = False
+    every: int = 1
 
     def check_words(self, objects: Sequence[str]) -> None:
         """Raise InputError where these objects can't be looked for together, as by a limit of tokens.
@@ -188,6 +192,18 @@ class Grounder(Extractor):
             frames: (T, H, W, 3) uint8 RGB, as ``fit`` makes them.
             objects: up to 8 words.
         """
+
+    def launch(self, requests: Sequence[tuple[np.ndarray, list[str]]]) -> Callable[[], list[Grounding]]:
+        """Begin to ground frames of several clips ⇒ a function that waits for the Grounding of each.
+
+        A grounder on a device computes them in one batch, and returns before the device is done. One that doesn't
+        override this computes them here, one after the other.
+
+        Args:
+            requests: frames and objects of :meth:`ground`; all frames have the same size, ``batch_frames`` at most.
+        """
+        found = [self.ground(frames, objects) for frames, objects in requests]
+        return lambda: found
 
     def masks(self, frames: np.ndarray, objects: list[str]) -> np.ndarray:
         """Masks (T, K, h, w) bool, of the arguments of :meth:`ground`. Raises InputError unless ``draws_masks``."""
@@ -219,6 +235,21 @@ class Encoder(Extractor):
         """Frames (T, H, W, 3) uint8 RGB as ``fit`` makes them ⇒ (T, frame_dim).
 
         Called chunk by chunk, unless ``whole_clips``.
+        """
+
+    def launch(self, frames: np.ndarray) -> Callable[[], np.ndarray]:
+        """Begin to encode frames, of several clips ⇒ a function that waits for the vectors of :meth:`encode_frames`.
+
+        Args:
+            frames: ``batch_frames`` at most.
+        """
+        found = self.encode_frames(frames)
+        return lambda: found
+
+    def prepare_texts(self, objects: Sequence[str], captions: Sequence[str]) -> None:
+        """Told of the words and captions of many clips before they are encoded one by one, to encode them together.
+
+        Whatever isn't overridden does nothing. Texts that can't be encoded are left to the clip's own call.
         """
 
     @abstractmethod
@@ -302,45 +333,6 @@ def warn_of_cut(caption: str, tokens: int, limit: int) -> None:
                       f"{limit}", stacklevel=3)
 
 
-def kind_of(recipe: Mapping[str, Any]) -> str:
-    """The first word of the fingerprint of a recipe's extractor.
-
-    It is the class's ``kind``, or the name of the module of a class without one.
-    """
-    extractor = class_of(recipe[TARGET])
-    return str(getattr(extractor, "kind", extractor.__module__.rpartition(".")[2]))
-
-
-def essence(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe without the arguments of execution and without arguments at their defaults.
-
-    The class is imported if this project or its user trusts it. Otherwise the recipe is returned as it is.
-    """
-    changed = {name: value for name, value in recipe.items() if name != TARGET}
-    if is_loadable(recipe[TARGET]):
-        defaults, execution = _defaults(recipe[TARGET]), _execution(recipe[TARGET])
-        changed = {name: value for name, value in changed.items()
-                   if name not in execution and not (name in defaults and _same(defaults[name], value))}
-    return {TARGET: short_name(recipe[TARGET]), **changed}
-
-
-def differences(named: Mapping[str, Any], made_by: Mapping[str, Any]) -> list[str]:
-    """Differences of two recipes in arguments that change features, as phrases: "template is 'a {}', not 'the {}'".
-
-    Args:
-        named: by a user; its class is imported, and may trust itself then.
-        made_by: out of dataset.json.
-    """
-    class_of(named[TARGET])
-    ours, theirs = essence(named), essence(made_by)
-    if ours[TARGET] != theirs[TARGET]:
-        return [f"it is {ours[TARGET]}, not {theirs[TARGET]}"]
-    defaults = _defaults(ours[TARGET])
-    ours, theirs = defaults | ours, defaults | theirs
-    return [f"{name} is {ours.get(name)!r}, not {theirs.get(name)!r}" for name in sorted({*ours, *theirs})
-            if not _same(ours.get(name), theirs.get(name))]
-
-
 def require_known(recipe: Any, where: str) -> dict[str, Any]:
     """A recipe out of a dataset.json, checked without an import of its class.
 
@@ -381,18 +373,3 @@ def differing_settings(trained: Mapping[str, Any], found: Mapping[str, Any]) -> 
         wrong += [f"{role}.{name} is {now.get(name)!r}, in training it was {before.get(name)!r}"
                   for name in sorted({*before, *now}) if name not in EXECUTION and before.get(name) != now.get(name)]
     return wrong
-
-
-def _defaults(target: str) -> dict[str, Any]:
-    parameters = inspect.signature(class_of(target)).parameters.values()
-    return {parameter.name: parameter.default for parameter in parameters
-            if parameter.default is not inspect.Parameter.empty and parameter.name not in _execution(target)}
-
-
-def _execution(target: str) -> tuple[str, ...]:
-    return getattr(class_of(target), "execution", EXECUTION)
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether two values are equal, where True differs from 1, and 800 equals 800.0."""
-    return one == other and isinstance(one, bool) == isinstance(other, bool)

@@ -41,6 +41,7 @@ class CLIPEncoder(Encoder):
 
     kind = "clip"
     fit: CentreCrop
+    batch_frames: int
 
     def __init__(self, name: str = "clip-vit-large-patch14", weights: str | Path | None = None,
                  template: str = "a photo of a {}", batch_frames: int = 64, device: str = "auto",

@@ -153,6 +153,7 @@ class GroundedSAM(Grounder):
     kind = "grounded_sam"
     execution = (*EXECUTION, "sam_batch_frames")
     draws_masks = True
+    batch_frames: int
 
     def __init__(self, detector: str = "swint_ogc", sam: str | None = None, weights: str | Path | None = None,
                  short_side: int = 800, long_side: int = 1333, batch_frames: int = 8, sam_batch_frames: int = 4,

@@ -12,13 +12,13 @@ from typing import Any, Protocol
 import numpy as np
 from rich.console import Console
 
-from ..checkpoints.parts import build
+from ..checkpoints.parts import build, differences, kind_of
 from ..clip import ClipFeatures, ClipSpec
 from ..dataset.shards.schema import DatasetInfo, read_dataset, source_video
 from ..dataset.shards.storage import Root, Storage, storage_of, with_cache
 from ..mel import FIGURES
 from ..metrics.onsets import detect_onsets
-from ..perception.base import differences, kind_of, require_known
+from ..perception.base import require_known
 from ..perception.features import build_features
 from ..runtime.errors import InputError
 from ..runtime.progress import JobProgress

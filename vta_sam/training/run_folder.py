@@ -16,8 +16,7 @@ from typing import Any
 
 import yaml
 
-from ..checkpoints.parts import canonical
-from ..perception.base import essence
+from ..checkpoints.parts import canonical, essence
 from ..runtime.errors import InputError
 from ..runtime.files import write_text
 from ..runtime.work_plan import Deed

@@ -139,7 +139,7 @@ def warm_up(grounder: Any, encoder: Any, options: argparse.Namespace) -> None:
 def decode(options: argparse.Namespace, manifest: Path, grounder: Any, encoder: Any, clock: Clock,
            ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Decode every clip and throw it away, as extraction's children do ⇒ the first frames of the first clip."""
-    from vta_sam.dataset.extraction.extract import ClipExtractor
+    from vta_sam.dataset.extraction.worker import ClipExtractor
     from vta_sam.dataset.manifests.manifest import read_manifest
     from vta_sam.media.decode_pool import DecodePool
     from vta_sam.perception.features import Extractors

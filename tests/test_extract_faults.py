@@ -21,7 +21,8 @@ from vta_sam.dataset.shards.records import read_shard
 from vta_sam.media.guarded import GuardedReader
 from vta_sam.media.picture_reader import Squeeze
 from vta_sam.perception.base import FrameExtractor
-from vta_sam.perception.features import Extractors, extract_features
+from vta_sam.perception.batches import extract_features
+from vta_sam.perception.features import Extractors
 from vta_sam.runtime.errors import EndOfRun, InputError
 from vta_sam.runtime.files import RetryPolicy
 
@@ -287,7 +288,7 @@ def test_a_hiccup_of_a_file_server_costs_no_clip(sound_run, videos, tmp_path, fl
 def test_one_that_lasts_ends_the_run_and_lists_nothing(sound_run, videos, tmp_path, monkeypatch, flaky, code):
     manifest, order, wanted = sound_run
     flaky(code, 10_000)
-    monkeypatch.setattr("vta_sam.dataset.extraction.extract.is_readable", lambda path: False)
+    monkeypatch.setattr("vta_sam.dataset.extraction.worker.is_readable", lambda path: False)
     with pytest.raises(EndOfRun, match=r"good.mp4 can't be read, in 3 attempts: " + os.strerror(getattr(errno, code))):
         extract(manifest, videos, tmp_path / "out", shard_size=SHARD_SIZE, retry=HASTE)
     assert not shards(tmp_path / "out") and not listed(tmp_path / "out")
@@ -340,7 +341,7 @@ def test_a_share_that_is_unmounted_is_waited_for(sound_run, videos, tmp_path, mo
         if comes_back:
             away.replace(mounted)
 
-    monkeypatch.setattr("vta_sam.dataset.extraction.extract.time", SimpleNamespace(sleep=mount))
+    monkeypatch.setattr("vta_sam.dataset.extraction.worker.time", SimpleNamespace(sleep=mount))
     retry = RetryPolicy(attempts=4, wait_s=1.0)
     out = tmp_path / "out"
     if comes_back:

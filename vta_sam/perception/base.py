@@ -65,6 +65,27 @@ class Grounding:
             np.concatenate(embeddings) if embeddings else None,
         )
 
+    def between(self, looked_at: Sequence[int], frames: int) -> "Grounding":
+        """The grounding of all of a clip's frames, from that of some of them, by linear interpolation.
+
+        Args:
+            looked_at: the frames that this is of, ascending, the first and the last among them.
+            frames: of the clip.
+        """
+        if len(looked_at) == frames:
+            return self
+        after = np.searchsorted(looked_at, np.arange(frames))
+        before = np.maximum(after - 1, 0)
+        known = np.asarray(looked_at)
+        share = ((np.arange(frames) - known[before]) / np.maximum(known[after] - known[before], 1)).astype(np.float32)
+
+        def filled(values: np.ndarray) -> np.ndarray:
+            weights = share.reshape(-1, *[1] * (values.ndim - 1))
+            return values[before] * (1 - weights) + values[after] * weights
+
+        embedding = None if self.mask_embedding is None else filled(self.mask_embedding)
+        return Grounding(filled(self.probs), filled(self.boxes), filled(self.areas), embedding)
+
 
 class _Checked(ABCMeta):
     """Metaclass of extractors: it checks each new one for lacking members, and stores its constructor's arguments."""

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -18,10 +15,10 @@ from ..clip import FEATURES, MAX_OBJECTS, ClipFeatures, ClipSpec
 from ..media.guarded import Media
 from ..media.picture_reader import Fit, Squeeze
 from ..media.video import CHUNK_FRAMES
-from ..runtime.errors import InputError, is_out_of_memory
+from ..runtime.errors import InputError
 from .base import Encoder, Extractor, FrameExtractor, Grounder, Grounding
+from .batches import Extracted, Texts, extract_features
 
-T = TypeVar("T")
 STRIP_FRAMES = 12
 _STRIP_HEIGHT, _STRIP_WIDTHS = 96, (8, 960)  # pixels; pictures longer or thinner are squeezed
 
@@ -197,123 +194,6 @@ def words_of(caption: str | None, objects: Sequence[str] | None, vocabulary: Seq
     return Words(caption, list(found.words), found.dropped, found.negated, found.language)
 
 
-class Extracted(NamedTuple):
-    """The extractors' results for the T frames of a clip.
-
-    Attributes:
-        frame_embedding: (T, Dv).
-        groundings: one for each list of objects.
-        features: {name: (T, …)} of further features.
-    """
-
-    frame_embedding: np.ndarray
-    groundings: list[Grounding]
-    features: dict[str, np.ndarray]
-
-    def record(self, words: Words, grounding: Grounding, encoder: Encoder, **more: Any) -> ClipFeatures:
-        """The clip's features, with the embeddings of its words.
-
-        Args:
-            words: objects, and the caption to embed.
-            grounding: of these objects.
-            encoder: of the words.
-            more: the other fields of ClipFeatures; ``caption``, if the record's caption is not the embedded one.
-        """
-        return ClipFeatures(
-            objects=words.objects, frame_embedding=self.frame_embedding, probs=grounding.probs,
-            boxes=grounding.boxes, areas=grounding.areas, mask_embedding=grounding.mask_embedding,
-            object_embedding=encoder.encode_objects(words.objects),
-            caption_tokens=encoder.encode_caption(words.caption), **self.features, **{"caption": words.caption, **more})
-
-
-def extract_features(chunks: Iterable[Sequence[np.ndarray]], extractors: Extractors, objects: Sequence[list[str]],
-                     ) -> Extracted:
-    """The features of a clip's frames, which are read once, chunk by chunk.
-
-    Args:
-        chunks: arrays of pictures in the order of ``extractors.fits``; further arrays are not used.
-        extractors: of this clip, see :meth:`Extractors.for_clip`.
-        objects: lists of words, for one grounding each.
-
-    A batch that an extractor has too little memory for is halved. The error is raised where a frame alone is too much.
-    """
-    embeddings: list[np.ndarray] = []
-    parts: list[list[Grounding]] = [[] for _ in objects]
-    features: dict[str, list[np.ndarray]] = {name: [] for name in extractors.names}
-    before: dict[str, np.ndarray] = {}  # frames that an extractor looks back at
-
-    def extract(extractor: FrameExtractor, pictures: np.ndarray) -> np.ndarray:
-        earlier = before.get(extractor.name, pictures[:0])
-        joined = np.concatenate((earlier, pictures)) if len(earlier) else pictures
-        found = extractor.extract(joined)[len(earlier):]
-        before[extractor.name] = joined[len(joined) - min(len(joined), extractor.context_frames):].copy()
-        return found
-
-    grounding, encoding, *extracting = map(_Batches, extractors.parts)
-    for to_ground, to_encode, *others in chunks:
-        embeddings += encoding.of(to_encode, extractors.encoder.encode_frames)
-        for words, grounded in zip(objects, parts):
-            grounded += grounding.of(to_ground, lambda frames: extractors.grounder.ground(frames, words))
-        for batches, extractor, pictures in zip(extracting, extractors.features, others):
-            features[extractor.name] += batches.of(pictures, partial(extract, extractor))
-    return Extracted(np.concatenate(embeddings), [Grounding.concatenate(part) for part in parts],
-                     {name: np.concatenate(arrays) for name, arrays in features.items()})
-
-
-class _Batches:
-    """A clip's frames as one extractor gets them: all of a chunk at once, or half as many each time that its device
-    is out of memory, down to one.
-
-    Args:
-        extractor: of this clip. One that takes whole clips gets all of the frames or none.
-    """
-
-    def __init__(self, extractor: Extractor):
-        self.extractor, self.most = extractor, sys.maxsize
-
-    def of(self, frames: np.ndarray, compute: Callable[[np.ndarray], T]) -> list[T]:
-        """``compute`` of all frames, batch by batch. What it raises is raised, unless fewer frames may fit."""
-        found: list[T] = []
-        at = 0
-        while not found or at < len(frames):
-            count = min(self.most, len(frames) - at)
-            try:
-                found.append(compute(frames[at:at + count]))
-                at += count
-                continue
-            except Exception as error:
-                if count < 2 or self.extractor.whole_clips or not is_out_of_memory(error):
-                    raise
-            self.most = count // 2  # after the handler, whose traceback would hold the batch in memory
-            _hand_back_memory()
-            warnings.warn(f"{type(self.extractor).__name__} is out of memory: where that happens, a clip's frames are "
-                          "halved until they fit; fewer at once from the start (batch_frames of the extractor, "
-                          "chunk_frames) spare the attempts")  # the same sentence for all clips: it is printed once
-        return found
-
-
-def _cuda_in_use() -> Any | None:
-    """``torch.cuda`` where this process uses it; torch isn't imported for extractors that do without."""
-    torch = sys.modules.get("torch")
-    return torch.cuda if torch is not None and torch.cuda.is_initialized() else None
-
-
-def _hand_back_memory() -> None:
-    """Give up what torch keeps of a device's memory for later tensors."""
-    if cuda := _cuda_in_use():
-        cuda.empty_cache()
-
-
-def device_is_lost() -> bool:
-    """Whether a GPU answers every call with an error, as after an illegal access, until another process is started."""
-    try:
-        if cuda := _cuda_in_use():
-            cuda.synchronize()
-    except Exception:
-        return True
-    return False
-
-
 def caption_features(caption: str, extractors: Extractors, spec: ClipSpec) -> ClipFeatures:
     """The features of a caption without a video, for models that read the caption alone.
 
@@ -323,8 +203,9 @@ def caption_features(caption: str, extractors: Extractors, spec: ClipSpec) -> Cl
         spec: of the model's clips; it gives the length.
     """
     extracted = Extracted(np.zeros((spec.frames, extractors.encoder.frame_dim), np.float32), [], {})
+    words = Words(caption, [])
     return extracted.record(
-        Words(caption, []), Grounding.empty(spec.frames), extractors.encoder, key="caption", fps=spec.fps,
+        words, Grounding.empty(spec.frames), Texts.of(words, extractors.encoder), key="caption", fps=spec.fps,
         waveform=np.zeros(spec.samples, np.float32), sample_rate_hz=spec.sample_rate_hz, duration_s=spec.duration_s,
     ).validate()
 
@@ -361,7 +242,7 @@ def features_of(video: str | os.PathLike, words: Sequence[Words], extractors: Ex
     extractors = extractors.for_clip(video, spec.fps)
     extracted = extract_features(strip, extractors, [prompt.objects for prompt in words])
     records = [extracted.record(
-        prompt, grounding, extractors.encoder, key=video.stem, fps=spec.fps,
+        prompt, grounding, Texts.of(prompt, extractors.encoder), key=video.stem, fps=spec.fps,
         waveform=np.zeros(samples, np.float32), sample_rate_hz=spec.sample_rate_hz, source=video.name,
         duration_s=duration_s,
     ).validate() for prompt, grounding in zip(words, extracted.groundings)]

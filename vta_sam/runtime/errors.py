@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from pathlib import Path
+from typing import Any
 
 
 class InputError(ValueError):
@@ -74,3 +76,19 @@ def is_readable(path: str | os.PathLike) -> bool:
     except OSError:
         return False
     return True
+
+
+def cuda_in_use() -> Any | None:
+    """``torch.cuda`` where this process uses it; torch isn't imported for it."""
+    torch = sys.modules.get("torch")
+    return torch.cuda if torch is not None and torch.cuda.is_initialized() else None
+
+
+def device_is_lost() -> bool:
+    """Whether a GPU answers every call with an error, as after an illegal access, until another process is started."""
+    try:
+        if cuda := cuda_in_use():
+            cuda.synchronize()
+    except Exception:
+        return True
+    return False

@@ -6,38 +6,34 @@ The next run makes the shards whose tar is missing (shard_folder.py).
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import itertools
 import json
-import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from ... import __version__
-from ...clip import ClipFeatures, FrameClock, MelSpec
+from ...clip import FrameClock, MelSpec
 from ...media.decode_pool import DecodePool
-from ...media.decoding import ClipRequest
 from ...media.picture_reader import check_hwaccel
-from ...media.video import CHUNK_FRAMES, ClipStream
+from ...media.video import CHUNK_FRAMES
 from ...perception.base import Encoder, FrameExtractor, Grounder, settings_of
 from ...perception.captions import tagger_name
-from ...perception.features import Extractors, device_is_lost, extract_features, words_of
-from ...runtime.errors import EndOfRun, InputError, is_readable, passing_fault
-from ...runtime.files import RetryPolicy, printable, write_fault
+from ...perception.features import Extractors
+from ...runtime.errors import InputError
+from ...runtime.files import RetryPolicy
 from ...runtime.work_plan import Deed, Item, Plan, counted
-from ..manifests.manifest import Row, Slice, manifest_hash, read_manifest, slices
-from ..shards.schema import FORMAT_VERSION, DatasetInfo, encode_record
-from .shard_folder import ClipFault, ShardFolder, ShardTask, entry_of, failure_of
+from ..manifests.manifest import Row, manifest_hash, read_manifest, slices
+from ..shards.schema import FORMAT_VERSION, DatasetInfo
+from .shard_folder import ShardFolder, ShardTask
+from .worker import ClipExtractor, Limits, Progress, ShardMaker
 
 _USUAL_S = 10.0  # of a clip whose manifest doesn't say how long it is, for sizes
 _OF_OBJECT = 6  # values a frame and object: probability, box, area
 _OF_RECORD = 4096  # bytes of words and of the tar's headers
-Progress = Callable[[int, int, int], None]  # clips done, clips in all, clips failed in this run
 
 
 @dataclass(frozen=True)
@@ -169,111 +165,21 @@ class Extraction:
                 that are there stay.
         """
         planned = planned or self.planned()
-        folder, work = planned.folder, _Work(self, planned, progress)
-        with folder.begun(), DecodePool(self.workers, self.limit_s, self.memory_mb, hwaccel=self.hwaccel) as pool:
+        folder, extractor = planned.folder, ClipExtractor(
+            self.videos, self.extractors, self.fps, self.sample_rate_hz, self.sound)
+        limits = Limits(self.most_faults, self.commit_mostly_failed, self.retry)
+        with folder.begun(), DecodePool(self.workers, self.limit_s, self.memory_mb, hwaccel=self.hwaccel) as pool, \
+                ShardMaker(extractor, pool, folder, limits, planned.tasks, progress) as maker:
             for task in planned.tasks:
                 if task.item.deed is Deed.KEEP:
                     folder.keep(task)
             left = [task for task in planned.tasks if task.item.deed is not Deed.KEEP]
             for _ in range(2):  # the second time for shards of a process that has been killed meanwhile
-                left = work.make(pool, left)
+                left = maker.make(left)
             if left:
                 warnings.warn(f"{len(left)} shards in {self.out} are being made by another process, which writes "
                               "dataset.json if it ends last; should it be stopped, the same command goes on")
             return folder.finish()
-
-
-class _Work:
-    """The making of shards, with its counts."""
-
-    def __init__(self, asked: Extraction, planned: ExtractionPlan, progress: Progress | None) -> None:
-        self.folder, self.progress = planned.folder, progress
-        self.asked, self.faults = asked, 0  # since a clip was extracted
-        self.extractor = ClipExtractor(asked.videos, asked.extractors, asked.fps, asked.sample_rate_hz, asked.sound)
-        self.clips = sum(len(task.part.rows) for task in planned.tasks)
-        self.done = sum(len(task.part.rows) for task in planned.tasks if task.item.deed is Deed.KEEP)
-        self.failed, self.told = 0, False
-        self._tell()
-
-    def _tell(self) -> None:
-        if self.progress:
-            self.progress(self.done, self.clips, self.failed)
-
-    def make(self, pool: DecodePool, tasks: Sequence[ShardTask]) -> list[ShardTask]:
-        """Make the shards of these tasks ⇒ those that another process is at."""
-        elsewhere: list[ShardTask] = []
-        ahead, parts = itertools.tee(self._taken(tasks, elsewhere))  # clips are decoded before their turn
-        decoded = pool.map(self.extractor.request(row) for part in ahead for row in part.rows
-                           if row.id not in self.folder.earlier_records(part))
-        for part in parts:
-            records, shard_failures = [], list[dict[str, str]]()
-            for row in part.rows:
-                record = self.folder.earlier_records(part).get(row.id) or self._record(pool, row, next(decoded))
-                if isinstance(record, InputError):
-                    shard_failures.append(entry_of(row, record))
-                else:
-                    records.append((row.id, record))
-                self.done, self.failed = self.done + 1, self.failed + isinstance(record, InputError)
-                self._tell()
-            self.folder.commit(part, records, shard_failures, self.asked.commit_mostly_failed)
-        return elsewhere
-
-    def _record(self, pool: DecodePool, row: Row, clip: ClipStream) -> dict[str, bytes] | InputError:
-        """As of :meth:`ClipExtractor.record`; a video is read again while its file server, say, is at fault.
-
-        Raises:
-            EndOfRun: the machine or a file server is at fault, not the clip.
-        """
-        path, retry = self.asked.videos / row.path, self.asked.retry
-        for attempt in itertools.count(1):
-            record = self.extractor.record(row, clip)
-            fault = passing_fault(record, path, self.asked.videos) if isinstance(record, InputError) else None
-            if fault is None:
-                break
-            readable = fault.errno in (errno.EIO, errno.ENOENT, errno.ENOTDIR) and is_readable(fault.filename or path)
-            if readable and fault.errno == errno.EIO and attempt > 1:  # FFmpeg says that of some that are cut off
-                break
-            if attempt >= retry.attempts:
-                raise EndOfRun(
-                    f"{printable(path)} can't be read, in {attempt} attempts: {fault.strerror}; see whether the disk "
-                    "or file server of the videos is there, and the same command goes on. A file that alone can't be "
-                    "read is listed as failed once it was moved away")
-            if not readable:
-                time.sleep(retry.pause_s(attempt))
-            clip = pool.again(self.extractor.request(row))
-        self._count_faults(row, record)
-        return record
-
-    def _count_faults(self, row: Row, record: dict[str, bytes] | InputError) -> None:
-        """Raise EndOfRun where the faults seem to be the machine's. Clips that can't be read say nothing about it."""
-        if not isinstance(record, InputError):
-            self.faults = 0
-        if not isinstance(record, ClipFault):
-            return
-        self.faults += 1
-        lost = device_is_lost()
-        if lost or self.faults >= self.asked.most_faults:
-            warnings.warn(f"traceback of the last fault, of {printable(row.id)}:\n{record.traceback}")
-            what = "the GPU is lost to this process" if lost else (
-                f"{self.faults} clips in a row had such faults; where the machine is sound, most_faults= allows more")
-            raise EndOfRun(f"clip {printable(row.id)!r}: {record}; {what}. The finished shards are whole, and the same "
-                           "command goes on from them; a clip that alone is at fault is listed as failed once its "
-                           "video was moved away")
-
-    def _taken(self, tasks: Sequence[ShardTask], elsewhere: list[ShardTask]) -> Iterator[Slice]:
-        for task in tasks:
-            taken = self.folder.take(task)
-            if taken:
-                yield task.part
-            elif taken is None:
-                self.done += len(task.part.rows)
-                self._tell()
-            else:
-                elsewhere.append(task)
-                if not self.told:
-                    warnings.warn(f"another process is at {task.part.name} in {self.folder.path}; this one makes what "
-                                  "that one hasn't begun")
-                    self.told = True
 
 
 def extract_dataset(manifest: Path, videos: Path, out: Path, grounder: Grounder, encoder: Encoder, fps: float,
@@ -291,69 +197,6 @@ def extract_dataset(manifest: Path, videos: Path, out: Path, grounder: Grounder,
                        world, limit_s, memory_mb, chunk_frames, hwaccel, retry_failed, features, sample_rate_hz, sound,
                        most_faults, commit_mostly_failed, retry)
     return asked.run(progress=progress)
-
-
-class ClipExtractor:
-    """Makes the record of a clip.
-
-    Args:
-        videos: folder of the videos.
-        extractors: of the features.
-        fps: frame rate of the features.
-        sample_rate_hz: of the stored sound.
-        sound: which of a video's sounds, as of :class:`Extraction`.
-    """
-
-    def __init__(self, videos: Path, extractors: Extractors, fps: float,
-                 sample_rate_hz: int = MelSpec().sample_rate_hz, sound: str | None = None):
-        self.videos, self.extractors, self.sample_rate_hz, self.sound = videos, extractors, sample_rate_hz, sound
-        self.fps = float(fps)  # 4 and 4.0 are the same record
-
-    def request(self, row: Row) -> ClipRequest:
-        """The request to decode a row's clip."""
-        return ClipRequest(
-            path=str(self.videos / row.path), fps=self.fps, start_s=row.start_s, duration_s=row.duration_s,
-            fits=self.extractors.fits, sample_rate_hz=self.sample_rate_hz, chunk_frames=self.extractors.chunk_frames,
-            sound=self.sound)
-
-    def record(self, row: Row, clip: ClipStream) -> dict[str, bytes] | InputError:
-        """The members of a clip's record, or the error that prevents one: a :class:`ClipFault`, unless it is one that
-        a clip may have.
-
-        Args:
-            row: of the manifest.
-            clip: the decoder's stream of the clip.
-        """
-        try:
-            return encode_record(self.features(row, clip))
-        except Exception as error:
-            if isinstance(error, EndOfRun) or write_fault(error) is not None:
-                raise
-            return error if isinstance(error, InputError) else failure_of(error, row.path)
-
-    def features(self, row: Row, clip: ClipStream) -> ClipFeatures:
-        """The features of a clip.
-
-        Args:
-            row: of the manifest.
-            clip: the decoder's stream of the clip.
-
-        Raises:
-            InputError: the clip can't be read, an extractor refuses it, or a feature has another shape than its row in
-                the table of features.
-        """
-        extractors = self.extractors.for_clip(self.videos / row.path, self.fps, row.start_s)
-        words = words_of(row.caption, row.objects or None, extractors.known_words)
-        extractors.check_words(words.objects)
-        if words.language is not None:  # the same sentence for all clips, so that it is printed once
-            warnings.warn(f"some captions seem to be in {words.language}: none of their words is looked for; a column "
-                          "objects in the manifest names what sounds")
-        extracted = extract_features(clip, extractors, [words.objects])
-        assert clip.waveform is not None  # request() includes it
-        return extracted.record(
-            words, extracted.groundings[0], extractors.encoder, key=row.id, caption=row.caption, fps=self.fps,
-            waveform=clip.waveform, sample_rate_hz=self.sample_rate_hz, label=row.label, source=row.path,
-            start_s=row.start_s, duration_s=clip.duration_s)
 
 
 def _config(extractors: Extractors, fps: float, sample_rate_hz: int, shard_size: int, hwaccel: str | None,

@@ -194,7 +194,7 @@ class ShardFolder:
 
     def commit(self, part: Slice, records: list[tuple[str, Record]], failed: list[dict[str, str]],
                mostly_failed: bool = False) -> None:
-        """Write the list of failures, and then the shard.
+        """Write the list of failures, and then the shard, in whatever thread; then :meth:`release` it.
 
         Args:
             part: the slice.
@@ -216,6 +216,9 @@ class ShardFolder:
         write_records(self.path / part.name, records)
         self._aside(part).unlink(missing_ok=True)
         self._earlier.pop(part.name, None)
+
+    def release(self, part: Slice) -> None:
+        """Give up the claim on a shard that was committed, in the thread that took it."""
         self._held.pop(part.name, ExitStack()).close()
 
     def _failed_before(self, part: Slice) -> int:

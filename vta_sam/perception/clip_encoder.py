@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,7 @@ class CLIPEncoder(Encoder):
         if not normalise:
             self.settings["normalise"] = False
         self._word = lru_cache(maxsize=4096)(self._encode_word)
+        self._prepared: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] = {}, {}  # of words, and of captions
 
     def check_words(self, objects: Sequence[str]) -> None:
         """Raise InputError where a word has more tokens, in its template, than CLIP reads."""
@@ -82,12 +83,17 @@ class CLIPEncoder(Encoder):
         if frames.shape[1:] != (self.fit.side, self.fit.side, 3) or frames.dtype != np.uint8:
             raise InputError(f"CLIP takes frames of shape (T, {self.fit.side}, {self.fit.side}, 3) uint8, got "
                              f"{frames.shape} {frames.dtype}; read the video at its fit")
-        vectors = np.empty((len(frames), self.frame_dim), np.float32)
-        for start in range(0, len(frames), self.batch_frames):
-            part = slice(start, start + self.batch_frames)
-            pictures = torch.from_numpy(np.ascontiguousarray(frames[part])).to(self.device).permute(0, 3, 1, 2)
-            vectors[part] = self.embed(pictures.float() / 255).cpu().numpy()
-        return vectors
+        parts = [self._launch(frames[start:start + self.batch_frames])
+                 for start in range(0, len(frames), self.batch_frames)]
+        return np.concatenate([part.cpu().numpy() for part in parts] or [np.zeros((0, self.frame_dim), np.float32)])
+
+    def launch(self, frames: np.ndarray) -> Callable[[], np.ndarray]:
+        vectors = self._launch(frames)
+        return lambda: vectors.cpu().numpy()
+
+    def _launch(self, frames: np.ndarray) -> torch.Tensor:
+        pictures = torch.from_numpy(np.ascontiguousarray(frames)).to(self.device).permute(0, 3, 1, 2)
+        return self.embed(pictures.float() / 255)
 
     @torch.inference_mode()
     def embed(self, pictures: torch.Tensor) -> torch.Tensor:
@@ -99,29 +105,54 @@ class CLIPEncoder(Encoder):
         """K words ⇒ (K, 768) float32."""
         if not objects:
             return np.zeros((0, self.object_dim), np.float32)
-        return np.stack([self._word(word) for word in objects])
+        prepared = self._prepared[0]
+        return np.stack([prepared[word] if word in prepared else self._word(word) for word in objects])
 
-    @torch.inference_mode()
     def encode_caption(self, caption: str) -> np.ndarray:
         """A caption ⇒ (L, 768) float32, 2 ≤ L ≤ 77. Longer captions are cut, as in CLIP, with a warning."""
         warn_of_cut(caption, len(self._ids(caption)), self.max_tokens)
-        with self.autocast:
-            states = self.model.text_model(**self._tokens(caption)).last_hidden_state[0]
-        return states.float().cpu().numpy()
+        if caption in self._prepared[1]:
+            return self._prepared[1][caption]
+        return self._states([caption])[0]
 
-    @torch.inference_mode()
+    def prepare_texts(self, objects: Sequence[str], captions: Sequence[str]) -> None:
+        """The texts of a shard, ``batch_frames`` at once; those of the one before are forgotten, so that a text's
+        vectors depend on its shard alone."""
+        short = [word for word in objects if len(self._ids(self.template.format(word))) <= self.max_tokens]
+        captions = list(dict.fromkeys(captions))
+        words, states = dict[str, np.ndarray](), dict[str, np.ndarray]()
+        for start in range(0, len(short), self.batch_frames):
+            part = short[start:start + self.batch_frames]
+            words.update(zip(part, self._vectors([self.template.format(word) for word in part])))
+        for start in range(0, len(captions), self.batch_frames):
+            part = captions[start:start + self.batch_frames]
+            states.update(zip(part, self._states(part)))
+        self._prepared = words, states
+
     def _encode_word(self, word: str) -> np.ndarray:
         self.check_words([word])
+        return self._vectors([self.template.format(word)])[0]
+
+    @torch.inference_mode()
+    def _vectors(self, texts: list[str]) -> np.ndarray:
+        """Texts ⇒ (n, 768)."""
         with self.autocast:
-            vector = self.model.get_text_features(**self._tokens(self.template.format(word)))[0]
-        return vector.float().cpu().numpy()
+            return self.model.get_text_features(**self._tokens(texts)).float().cpu().numpy()
+
+    @torch.inference_mode()
+    def _states(self, texts: list[str]) -> list[np.ndarray]:
+        """The states (L, 768) of each text's own tokens. Padding stands after them, and the model looks back alone."""
+        tokens = self._tokens(texts)
+        with self.autocast:
+            states = self.model.text_model(**tokens).last_hidden_state.float().cpu().numpy()
+        return [own[:min(len(self._ids(text)), self.max_tokens)].copy() for text, own in zip(texts, states)]
 
     def _ids(self, text: str) -> list[int]:
         """Of all of the text's tokens, start and end included."""
         return list(self.tokenizer(text, verbose=False)["input_ids"])
 
-    def _tokens(self, text: str) -> dict[str, torch.Tensor]:
-        tokens = self.tokenizer(text, truncation=True, max_length=self.max_tokens, return_tensors="pt")
+    def _tokens(self, texts: list[str]) -> dict[str, torch.Tensor]:
+        tokens = self.tokenizer(texts, truncation=True, max_length=self.max_tokens, padding=True, return_tensors="pt")
         return {name: tokens[name].to(self.device) for name in ("input_ids", "attention_mask")}
 
 

@@ -14,6 +14,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -274,7 +275,8 @@ class ShardMaker:
     def _prepare_texts(self, words: Sequence[Words | InputError]) -> None:
         said = [each for each in words if isinstance(each, Words)]
         objects = dict.fromkeys(word for each in said for word in each.objects)
-        self.extractor.extractors.encoder.prepare_texts(list(objects), [each.caption for each in said])
+        with suppress(Exception):  # each clip asks for its own again, and has the error then
+            self.extractor.extractors.encoder.prepare_texts(list(objects), [each.caption for each in said])
 
     def _read(self, clip: _Clip, stream: ClipStream) -> None:
         try:

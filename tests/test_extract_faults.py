@@ -21,8 +21,7 @@ from vta_sam.dataset.shards.records import read_shard
 from vta_sam.media.guarded import GuardedReader
 from vta_sam.media.picture_reader import Squeeze
 from vta_sam.perception.base import FrameExtractor
-from vta_sam.perception.batches import extract_features
-from vta_sam.perception.features import Extractors
+from vta_sam.perception.features import Extractors, extract_features
 from vta_sam.runtime.errors import EndOfRun, InputError
 from vta_sam.runtime.files import RetryPolicy
 

@@ -14,7 +14,7 @@ from vta_sam.evaluation.evaluate import evaluate
 from vta_sam.evaluation.measurements import SoundMeasurements
 from vta_sam.evaluation.request import Request
 from vta_sam.evaluation.sounds import WaveformFeatures
-from vta_sam.generation.attention_maps import attention_maps
+from vta_sam.training.figures_stage import attention_maps
 from vta_sam.generation.pipeline import load
 from vta_sam.runtime.distributed import Processes
 from vta_sam.training.figures import HeldOut, Scoring, SoundMaker, left_out, levels, swap_objects

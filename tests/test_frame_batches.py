@@ -7,8 +7,7 @@ import torch
 from test_extract import BrightnessEncoder, BrightnessGrounder
 
 from vta_sam.perception.base import Grounding
-from vta_sam.perception.batches import ClipUnderWork, FrameBatches, extract_features
-from vta_sam.perception.features import Extractors
+from vta_sam.perception.features import Extractors, extract_features
 
 WIDE, TALL = (2, 4), (4, 2)
 
@@ -55,9 +54,9 @@ def chunks_of(pictures, size=6):
 
 def run(extractors, clips, words):
     """All clips through the same batches ⇒ them, in order."""
-    batches, found = FrameBatches(extractors), []
+    batches, found = extractors.batches(), []
     for pictures, objects in zip(clips, words, strict=True):
-        clip = ClipUnderWork(extractors, [objects])
+        clip = extractors.under_work([objects])
         for chunk in chunks_of(pictures):
             batches.add(clip, chunk)
         batches.end(clip)

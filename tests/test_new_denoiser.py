@@ -25,7 +25,7 @@ from vta_sam.dataset.shards.schema import read_dataset
 from vta_sam.diffusion.condition import connect
 from vta_sam.diffusion.objective import Objective, VPrediction
 from vta_sam.diffusion.sampler import BaseSampler
-from vta_sam.generation.attention_maps import attention_maps
+from vta_sam.training.figures_stage import attention_maps
 from vta_sam.generation.pipeline import load
 from vta_sam.runtime.errors import InputError
 from vta_sam.training.job import TrainingJob
@@ -39,7 +39,7 @@ import torch
 import vta_sam
 from torch import nn
 from vta_sam.diffusion.condition import Denoiser
-from vta_sam.diffusion.positions import sinusoids
+from vta_sam.diffusion.unet import sinusoids
 
 
 class Block(nn.Module):

@@ -10,33 +10,17 @@ from __future__ import annotations
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..clip import ClipFeatures
 from ..runtime.errors import cuda_in_use, is_out_of_memory
 from .base import Encoder, Extractor, FrameExtractor, Grounder, Grounding
 
-if TYPE_CHECKING:
-    from .features import Extractors, Words
-
 _AHEAD = 2  # batches that a device has been given and whose results aren't fetched: one that it computes, and the next
-
-
-class Texts(NamedTuple):
-    """The embeddings of a clip's words: (K, De) of its objects, and (L, Dc) of its caption's tokens."""
-
-    objects: np.ndarray
-    caption: np.ndarray
-
-    @classmethod
-    def of(cls, words: Words, encoder: Encoder) -> Texts:
-        """Those that an encoder gives."""
-        return cls(encoder.encode_objects(words.objects), encoder.encode_caption(words.caption))
 
 
 class Extracted(NamedTuple):
@@ -52,48 +36,15 @@ class Extracted(NamedTuple):
     groundings: list[Grounding]
     features: dict[str, np.ndarray]
 
-    def record(self, words: Words, grounding: Grounding, texts: Texts, **more: Any) -> ClipFeatures:
-        """The clip's features, with the embeddings of its words.
-
-        Args:
-            words: objects and caption.
-            grounding: of these objects.
-            texts: of these words.
-            more: the other fields of ClipFeatures; ``caption``, if the record's caption is not the embedded one.
-        """
-        return ClipFeatures(
-            objects=words.objects, frame_embedding=self.frame_embedding, probs=grounding.probs,
-            boxes=grounding.boxes, areas=grounding.areas, mask_embedding=grounding.mask_embedding,
-            object_embedding=texts.objects, caption_tokens=texts.caption, **self.features,
-            **{"caption": words.caption, **more})
-
-
-def extract_features(chunks: Iterable[Sequence[np.ndarray]], extractors: Extractors, objects: Sequence[list[str]],
-                     ) -> Extracted:
-    """The features of one clip's frames, which are read once, chunk by chunk.
-
-    A batch that an extractor has too little memory for is halved. The error is raised where a frame alone is too much.
-
-    Args:
-        chunks: arrays of pictures in the order of ``extractors.fits``; further arrays are not used.
-        extractors: of this clip, see :meth:`Extractors.for_clip`.
-        objects: lists of words, for one grounding each.
-    """
-    batches, clip = FrameBatches(extractors), ClipUnderWork(extractors, objects)
-    for chunk in chunks:
-        batches.add(clip, chunk)
-        clip.raise_error()
-    batches.end(clip)
-    batches.flush()
-    return clip.extracted()
-
 
 @dataclass(eq=False)
 class ClipUnderWork:
     """A clip whose frames are on their way through the extractors.
 
     Args:
-        extractors: of this clip, see :meth:`Extractors.for_clip`.
+        grounder: of this clip, see :meth:`.base.Extractor.for_clip`.
+        encoder: likewise.
+        features: extractors of further features, likewise.
         objects: lists of words, for one grounding each.
 
     Attributes:
@@ -101,7 +52,9 @@ class ClipUnderWork:
         frames: that were read.
     """
 
-    extractors: Extractors
+    grounder: Grounder
+    encoder: Encoder
+    features: Sequence[FrameExtractor]
     objects: Sequence[list[str]]
     error: Exception | None = None
     frames: int = 0
@@ -208,12 +161,13 @@ class FrameBatches:
     it belongs to. A batch of several clips that fails is tried again clip by clip, so that the others don't suffer.
 
     Args:
-        extractors: of all clips.
+        grounder: of all clips; one that a clip has for itself is called for it alone.
+        encoder: likewise.
     """
 
-    def __init__(self, extractors: Extractors) -> None:
-        self._grounding = _Lane(extractors.grounder, partial(_launch_grounding, extractors.grounder))
-        self._encoding = _Lane(extractors.encoder, partial(_launch_encoding, extractors.encoder))
+    def __init__(self, grounder: Grounder, encoder: Encoder) -> None:
+        self._grounding = _Lane(grounder, partial(_launch_grounding, grounder))
+        self._encoding = _Lane(encoder, partial(_launch_encoding, encoder))
         self._launched: deque[tuple[_Lane, list[_Part], Launched]] = deque()
 
     def add(self, clip: ClipUnderWork, chunk: Sequence[np.ndarray]) -> None:
@@ -221,15 +175,15 @@ class FrameBatches:
         if clip.error is not None:
             return
         to_ground, to_encode, *others = chunk
-        own, first = clip.extractors, clip.frames
+        first = clip.frames
         clip.frames += len(to_encode)
-        self._put(self._encoding, own.encoder, _Part(clip, clip.vectors, first, to_encode, []))
-        every = 1 if own.grounder.whole_clips else own.grounder.every
+        self._put(self._encoding, clip.encoder, _Part(clip, clip.vectors, first, to_encode, []))
+        every = 1 if clip.grounder.whole_clips else clip.grounder.every
         chosen = range(-first % every, len(to_ground), every)
         self._ground(clip, to_ground[chosen.start::every], [first + index for index in chosen])
         if every > 1:  # a copy, so that the chunk isn't held
             clip.passed_over = None if clip.frames - 1 in clip.looked_at[-1:] else to_ground[-1:].copy()
-        for extractor, pictures in zip(own.features, others):
+        for extractor, pictures in zip(clip.features, others):
             if clip.error is None:
                 clip.error = _error_of(lambda: clip.further.setdefault(extractor.name, []).extend(
                     _halved(clip, extractor, pictures, partial(_extract, clip, extractor))))
@@ -253,14 +207,15 @@ class FrameBatches:
         clip.looked_at += numbers
         for words, results in zip(clip.objects, clip.groundings):
             if len(frames):
-                self._put(self._grounding, clip.extractors.grounder, _Part(clip, results, first, frames, words))
+                self._put(self._grounding, clip.grounder, _Part(clip, results, first, frames, words))
 
     def _put(self, lane: _Lane, extractor: Extractor, part: _Part) -> None:
         """A part into its lane; one of a clip's own extractor, or of one that states no batches, is computed here."""
         clip = part.clip
         if clip.error is not None:
             return
-        if extractor is lane.extractor and extractor.batch_frames and (part.words or lane is self._encoding):
+        shared = extractor is lane.extractor and extractor.batch_frames and not extractor.whole_clips
+        if shared and (part.words or lane is self._encoding):
             for batch in lane.put(part):
                 self._launch(lane, batch)
         else:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from ..media.picture_reader import Fit, Squeeze
 from ..media.video import CHUNK_FRAMES
 from ..runtime.errors import InputError
 from .base import Encoder, Extractor, FrameExtractor, Grounder, Grounding
-from .batches import Extracted, Texts, extract_features
+from .batches import ClipUnderWork, Extracted, FrameBatches
 
 STRIP_FRAMES = 12
 _STRIP_HEIGHT, _STRIP_WIDTHS = 96, (8, 960)  # pixels; pictures longer or thinner are squeezed
@@ -109,6 +109,14 @@ class Extractors:
         grounder, encoder, *features = (part.for_clip(video, start_s=start_s, fps=fps) for part in self.parts)
         return Extractors(grounder, encoder, self.frames_at_once, features)
 
+    def batches(self) -> FrameBatches:
+        """Batches of frames for these extractors, of one or several clips."""
+        return FrameBatches(self.grounder, self.encoder)
+
+    def under_work(self, objects: Sequence[list[str]]) -> ClipUnderWork:
+        """A clip for such batches, with these extractors; objects: lists of words, for one grounding each."""
+        return ClipUnderWork(self.grounder, self.encoder, self.features, objects)
+
     def check_words(self, objects: Sequence[str]) -> None:
         """Raise InputError where the grounder or the encoder can't read these objects."""
         self.grounder.check_words(objects)
@@ -194,6 +202,55 @@ def words_of(caption: str | None, objects: Sequence[str] | None, vocabulary: Seq
     return Words(caption, list(found.words), found.dropped, found.negated, found.language)
 
 
+class Texts(NamedTuple):
+    """The embeddings of a clip's words: (K, De) of its objects, and (L, Dc) of its caption's tokens."""
+
+    objects: np.ndarray
+    caption: np.ndarray
+
+    @classmethod
+    def of(cls, words: Words, encoder: Encoder) -> Texts:
+        """Those that an encoder gives."""
+        return cls(encoder.encode_objects(words.objects), encoder.encode_caption(words.caption))
+
+
+def record_of(extracted: Extracted, words: Words, grounding: Grounding, texts: Texts, **more: Any) -> ClipFeatures:
+    """The clip's features, with the embeddings of its words.
+
+    Args:
+        extracted: of the clip's frames.
+        words: objects and caption.
+        grounding: of these objects.
+        texts: of these words.
+        more: the other fields of ClipFeatures; ``caption``, if the record's caption is not the embedded one.
+    """
+    return ClipFeatures(
+        objects=words.objects, frame_embedding=extracted.frame_embedding, probs=grounding.probs,
+        boxes=grounding.boxes, areas=grounding.areas, mask_embedding=grounding.mask_embedding,
+        object_embedding=texts.objects, caption_tokens=texts.caption, **extracted.features,
+        **{"caption": words.caption, **more})
+
+
+def extract_features(chunks: Iterable[Sequence[np.ndarray]], extractors: Extractors, objects: Sequence[list[str]],
+                     ) -> Extracted:
+    """The features of one clip's frames, which are read once, chunk by chunk.
+
+    A batch that an extractor has too little memory for is halved. The error is raised where a frame alone is too much.
+
+    Args:
+        chunks: arrays of pictures in the order of ``extractors.fits``; further arrays are not used.
+        extractors: of this clip, see :meth:`Extractors.for_clip`.
+        objects: lists of words, for one grounding each.
+    """
+    batches, clip = extractors.batches(), extractors.under_work(objects)
+    for chunk in chunks:
+        batches.add(clip, chunk)
+        clip.raise_error()
+    batches.end(clip)
+    batches.flush()
+    return clip.extracted()
+
+
 def caption_features(caption: str, extractors: Extractors, spec: ClipSpec) -> ClipFeatures:
     """The features of a caption without a video, for models that read the caption alone.
 
@@ -204,10 +261,10 @@ def caption_features(caption: str, extractors: Extractors, spec: ClipSpec) -> Cl
     """
     extracted = Extracted(np.zeros((spec.frames, extractors.encoder.frame_dim), np.float32), [], {})
     words = Words(caption, [])
-    return extracted.record(
-        words, Grounding.empty(spec.frames), Texts.of(words, extractors.encoder), key="caption", fps=spec.fps,
-        waveform=np.zeros(spec.samples, np.float32), sample_rate_hz=spec.sample_rate_hz, duration_s=spec.duration_s,
-    ).validate()
+    return record_of(
+        extracted, words, Grounding.empty(spec.frames), Texts.of(words, extractors.encoder), key="caption",
+        fps=spec.fps, waveform=np.zeros(spec.samples, np.float32), sample_rate_hz=spec.sample_rate_hz,
+        duration_s=spec.duration_s).validate()
 
 
 def features_of(video: str | os.PathLike, words: Sequence[Words], extractors: Extractors, spec: ClipSpec,
@@ -241,8 +298,8 @@ def features_of(video: str | os.PathLike, words: Sequence[Words], extractors: Ex
     strip = _Strip(stream, spec.frames_of(duration_s))
     extractors = extractors.for_clip(video, spec.fps)
     extracted = extract_features(strip, extractors, [prompt.objects for prompt in words])
-    records = [extracted.record(
-        prompt, grounding, Texts.of(prompt, extractors.encoder), key=video.stem, fps=spec.fps,
+    records = [record_of(
+        extracted, prompt, grounding, Texts.of(prompt, extractors.encoder), key=video.stem, fps=spec.fps,
         waveform=np.zeros(samples, np.float32), sample_rate_hz=spec.sample_rate_hz, source=video.name,
         duration_s=duration_s,
     ).validate() for prompt, grounding in zip(words, extracted.groundings)]

@@ -16,8 +16,10 @@ from rich.table import Table
 from .. import __version__
 from ..checkpoints.model_folder import CARD_NAME, FIGURE_COLUMNS, model_card, read_content, read_recipe, weights_file
 from ..checkpoints.parts import build
+from ..dataset.shards.batch import ClipBatch
+from ..diffusion.objective import TIME_END
+from ..diffusion.unet import LatentUNet, recorded_attention
 from ..evaluation.metric_table import figure_metrics
-from ..generation.attention_maps import attention_maps
 from ..generation.pipeline import Pipeline, load
 from ..importers.named_models import named_folder
 from ..media.audio import write_wav
@@ -69,6 +71,37 @@ def show(folder: Path, pipeline: Pipeline, clips: HeldOut, sounds: np.ndarray, s
     steps, curves = validation_curve(diffusion)
     if steps:
         curve_picture(folder / "curve.png", steps, curves, ylabel="on validation clips")
+
+
+@torch.no_grad()
+def attention_maps(pipeline: Pipeline, clip: ClipBatch, seed: int, time: int = TIME_END // 2,
+                   ) -> dict[str, np.ndarray]:
+    """Attention of a UNet on one clip, its true sound noised to ``time`` ⇒ {level: (columns, frames)}, mean over heads,
+    frequency rows and the level's layers; {} for another kind of denoiser."""
+    denoiser = pipeline.denoiser
+    if not isinstance(denoiser, LatentUNet):
+        return {}
+    clip = clip.to(pipeline.device)
+    assert clip.waveform is not None
+    mean = pipeline.encode(clip.waveform)
+    at = torch.full((1,), time, device=mean.device)
+    noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(seed)).to(mean)
+    noisy = pipeline.objective.noised(mean * pipeline.latent_scale, noise, at)
+    with recorded_attention(denoiser.unet) as recorded, pipeline.computing(denoiser, pipeline.conditioner):
+        denoiser(noisy, at, pipeline.conditioner(clip))
+    levels: dict[str, list[np.ndarray]] = {}
+    columns = mean.shape[2]
+    depth = len(denoiser.unet.config["block_out_channels"])
+    for name, weights in recorded.items():
+        block, index, *_ = name.split(".")
+        level = depth - 1 if block == "mid_block" else int(index)
+        level = depth - 1 - level if block == "up_blocks" else level
+        here = columns
+        for _ in range(level):
+            here = (here + 1) // 2
+        levels.setdefault(f"level {level}, {here} columns", []).append(
+            weights[0].unflatten(0, (here, -1)).mean(dim=1).float().cpu().numpy())
+    return {name: np.mean(maps, axis=0) for name, maps in sorted(levels.items())}
 
 
 def validation_curve(diffusion: Path) -> tuple[list[int], dict[str, list[float]]]:

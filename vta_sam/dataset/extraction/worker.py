@@ -22,8 +22,8 @@ from ...clip import ClipFeatures, MelSpec
 from ...media.decode_pool import DecodePool
 from ...media.decoding import ClipRequest
 from ...media.video import ClipStream
-from ...perception.batches import ClipUnderWork, FrameBatches, Texts
-from ...perception.features import Extractors, Words, words_of
+from ...perception.batches import ClipUnderWork, FrameBatches
+from ...perception.features import Extractors, Texts, Words, record_of, words_of
 from ...runtime.errors import EndOfRun, InputError, device_is_lost, is_readable, passing_fault
 from ...runtime.files import RetryPolicy, printable, write_fault
 from ...runtime.work_plan import Deed
@@ -118,7 +118,7 @@ class ClipExtractor:
         if words.language is not None:  # the same sentence for all clips, so that it is printed once
             warnings.warn(f"some captions seem to be in {words.language}: none of their words is looked for; a column "
                           "objects in the manifest names what sounds")
-        frames = ClipUnderWork(extractors, [words.objects])
+        frames = extractors.under_work([words.objects])
         reading = Reading(row, words, Texts.of(words, extractors.encoder), clip, frames)
         try:
             for chunk in clip:
@@ -141,15 +141,15 @@ class ClipExtractor:
         row, words, clip = reading.row, reading.words, reading.clip
         extracted = reading.frames.extracted()
         assert clip.waveform is not None  # request() includes it
-        return extracted.record(
-            words, extracted.groundings[0], reading.texts, key=row.id, caption=row.caption, fps=self.fps,
+        return record_of(
+            extracted, words, extracted.groundings[0], reading.texts, key=row.id, caption=row.caption, fps=self.fps,
             waveform=clip.waveform, sample_rate_hz=self.sample_rate_hz, label=row.label, source=row.path,
             start_s=row.start_s, duration_s=clip.duration_s)
 
     def record(self, row: Row, words: Words | InputError, clip: ClipStream) -> Record | InputError:
         """The members of one clip's record, or the error that prevents one: a :class:`ClipFault`, unless it is one that
         a clip may have. Arguments as of :meth:`begin`."""
-        batches = FrameBatches(self.extractors)
+        batches = self.extractors.batches()
         try:
             reading = self.begin(row, words, clip, batches)
             batches.flush()
@@ -215,7 +215,7 @@ class ShardMaker:
         self.progress, self.failed, self.faults, self.told = progress, 0, 0, False  # faults: since a clip was extracted
         self.clips = sum(len(task.part.rows) for task in tasks)
         self.done = sum(len(task.part.rows) for task in tasks if task.item.deed is Deed.KEEP)
-        self.batches = FrameBatches(extractor.extractors)
+        self.batches = extractor.extractors.batches()
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="records")
         self.words: dict[str, Future[list[Words | InputError]]] = {}  # of a shard's clips
         self.under_work: deque[_Clip] = deque()
@@ -259,8 +259,7 @@ class ShardMaker:
         for task in tasks:
             taken = self.folder.take(task)
             if taken:
-                rows = task.part.rows
-                self.words[task.part.name] = self.thread.submit(lambda: [self.extractor.words(row) for row in rows])
+                self.words[task.part.name] = self.thread.submit(self._words_of, task.part)
                 yield task.part
             elif taken is None:
                 self.done += len(task.part.rows)
@@ -271,6 +270,9 @@ class ShardMaker:
                     warnings.warn(f"another process is at {task.part.name} in {self.folder.path}; this one makes what "
                                   "that one hasn't begun")
                     self.told = True
+
+    def _words_of(self, part: Slice) -> list[Words | InputError]:
+        return [self.extractor.words(row) for row in part.rows]
 
     def _prepare_texts(self, words: Sequence[Words | InputError]) -> None:
         said = [each for each in words if isinstance(each, Words)]

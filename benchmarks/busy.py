@@ -143,7 +143,7 @@ def measured(name: str, work: Callable[[], Any], gpu: StandIn, clips: int) -> di
     start = time.perf_counter()
     work()
     elapsed_s = time.perf_counter() - start
-    return {"extraction": name, "s": round(elapsed_s, 1), "clips_per_s": round(clips / elapsed_s, 3),
+    return {"extraction": name, "s": round(elapsed_s, 2), "clips_per_s": round(clips / elapsed_s, 3),
             "gpu_busy": round(gpu.computed_s / elapsed_s, 3)}
 
 

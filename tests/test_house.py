@@ -270,6 +270,16 @@ def test_the_cost_of_a_step_on_a_gpu_is_counted():
 
 
 @pytest.mark.slow
+def test_how_busy_extraction_keeps_a_gpu_is_timed():
+    told = benchmark("busy", "--clips", "3", "--duration", "1", "--detector-ms", "2", "--json")
+    assert told.returncode == 0, told.stderr
+    former, now = json.loads(told.stdout)["rows"]
+    computed_s = 3 * 8 * (2 + 0.7) / 1000
+    for row in (former, now):
+        assert row["gpu_busy"] == pytest.approx(computed_s / row["s"], rel=0.1) and row["clips_per_s"] > 0
+
+
+@pytest.mark.slow
 def test_what_a_checkpoint_costs_training_is_timed(tmp_path):
     told = benchmark("checkpoints", "--parameters", "1", "--repeat", "1", "--folder", str(tmp_path), "--json")
     assert told.returncode == 0, told.stderr

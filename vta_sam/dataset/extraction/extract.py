@@ -25,7 +25,7 @@ from ...media.decoding import ClipRequest
 from ...media.picture_reader import check_hwaccel
 from ...media.video import CHUNK_FRAMES, ClipStream
 from ...perception.base import Encoder, FrameExtractor, Grounder, settings_of
-from ...perception.captions import tagger_name
+from ...perception.captions import NOUN_RULES_VERSION, noun_rules, tagger_name
 from ...perception.features import Extractors, device_is_lost, extract_features, words_of
 from ...runtime.errors import EndOfRun, InputError, is_readable, passing_fault
 from ...runtime.files import RetryPolicy, printable, write_fault
@@ -353,7 +353,7 @@ class ClipExtractor:
         return extracted.record(
             words, extracted.groundings[0], extractors.encoder, key=row.id, caption=row.caption, fps=self.fps,
             waveform=clip.waveform, sample_rate_hz=self.sample_rate_hz, label=row.label, source=row.path,
-            start_s=row.start_s, duration_s=clip.duration_s)
+            start_s=row.start_s, duration_s=clip.duration_s, dropped=words.dropped)
 
 
 def _config(extractors: Extractors, fps: float, sample_rate_hz: int, shard_size: int, hwaccel: str | None,
@@ -371,6 +371,7 @@ def _config(extractors: Extractors, fps: float, sample_rate_hz: int, shard_size:
     further = {name: {"fingerprint": part.fingerprint, "settings": dict(part.settings), "fit": repr(part.fit)}
                for name, part in zip(extractors.names, extractors.features)}
     # left out where there is none, so that the hash is that of older datasets
+    config |= {"noun_rules": NOUN_RULES_VERSION} if NOUN_RULES_VERSION > 1 else {}
     return config | ({"features": further} if further else {}) | ({"sound": sound} if sound is not None else {})
 
 
@@ -386,4 +387,5 @@ def _describe(rows: list[Row], extractors: Extractors, config: dict[str, Any]) -
         manifest_hash=manifest_hash(rows), code_version=__version__,
         dims=extractors.dims,
         features={part.name: part.fingerprint for part in extractors.features},
-        recipes=recipes | ({"features": further} if further else {}), settings=settings_of(extractors.by_role))
+        recipes=recipes | ({"features": further} if further else {}), settings=settings_of(extractors.by_role),
+        nouns=noun_rules())

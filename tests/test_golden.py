@@ -77,7 +77,8 @@ def test_a_changed_rule_asks_for_another_version_and_then_for_another_record(mon
     recorded = nouns.PATH.read_text(encoding="utf-8")
     monkeypatch.setattr(captions, "_NO_THING", captions._NO_THING | {"dog"})
     changed = nouns.now()
-    assert "raise NOUN_RULES_VERSION" in nouns.faults(changed)[0] and "'a dog barks'" in "\n".join(nouns.faults(changed))
+    first, *rest = nouns.faults(changed)
+    assert "raise NOUN_RULES_VERSION" in first and any("'a dog barks'" in fault for fault in rest)
     with pytest.raises(SystemExit, match="raise NOUN_RULES_VERSION"):
         nouns.write()
     assert nouns.PATH.read_text(encoding="utf-8") == recorded

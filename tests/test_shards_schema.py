@@ -339,7 +339,7 @@ EARLIEST = ("grounder", "encoder", "fps", "sample_rate_hz", "frame_dim", "object
     (json.dumps({**dataclasses.asdict(INFO), "frame_dim": None}), "'frame_dim' is None, expected a whole number"),
     (json.dumps({**dataclasses.asdict(INFO), "encoder": [1]}), "'encoder' is .*, expected a text"),
     (json.dumps({**dataclasses.asdict(INFO), "settings": {"encoder": 3}}), "'settings' is .*, expected .name"),
-    (json.dumps({name: value for name, value in dataclasses.asdict(INFO).items() if name != "nouns"}), "lacks .'nouns'"),
+    (json.dumps({name: dataclasses.asdict(INFO)[name] for name in EARLIEST}), "lacks .'nouns', 'recipes', 'settings'"),
 ])
 def test_a_foreign_or_unfinished_dataset_is_refused_in_words(tmp_path, content, words):
     if content is not None:

@@ -1,7 +1,7 @@
 """Captions with the nouns that version NOUN_RULES_VERSION of the rules finds in them, by the tagger that needs no data.
 
-The record holds the captions too: a line is ``caption as JSON ⇒ noun; noun; no NOUN; +LEFT_OUT``, or the language of one
-that is not in English. What a vocabulary of compounds changes stands after ``|``.
+The record holds the captions too: a line is ``caption as JSON ⇒ noun; noun; no NOUN; +LEFT_OUT``, or the language of
+one that is not in English. What a vocabulary of compounds changes stands after ``|``.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def faults(now: dict[str, str]) -> list[str]:
     if changed and version == captions.NOUN_RULES_VERSION:
         return [RAISE.format(version), *changed]
     if version != captions.NOUN_RULES_VERSION:
-        return [f"NOUN_RULES_VERSION is {captions.NOUN_RULES_VERSION}, the record is of {version}; record anew by `python "
-                "tests/golden/record.py nouns`"]
+        return [f"NOUN_RULES_VERSION is {captions.NOUN_RULES_VERSION}, the record is of {version}; record anew by "
+                "`python tests/golden/record.py nouns`"]
     return []
 
 

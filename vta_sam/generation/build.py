@@ -156,8 +156,9 @@ def require_same_features(trained_on: Mapping[str, Any], spec: ClipSpec, where: 
     names = ("grounder", "encoder", "frame_dim", "object_dim", "caption_dim")
     known = {name: trained_on[name] for name in names if name in trained_on}
     info.require(where, fps=spec.fps, sample_rate_hz=spec.sample_rate_hz, **known)
-    wrong = [f"{name} is {info.features.get(name)!r}, in training it was {row.get('fingerprint')!r}"
-             for name, row in trained_on.get("further", {}).items() if info.features.get(name) != row.get("fingerprint")]
+    further = {name: row.get("fingerprint") for name, row in trained_on.get("further", {}).items()}
+    wrong = [f"{name} is {info.features.get(name)!r}, in training it was {fingerprint!r}"
+             for name, fingerprint in further.items() if info.features.get(name) != fingerprint]
     if info.known_settings is not None and "settings" in trained_on:
         wrong += differing_settings(trained_on["settings"], info.known_settings)
     if wrong:

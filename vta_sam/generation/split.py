@@ -18,8 +18,8 @@ import numpy as np
 from .. import __version__
 from ..clip import ClipFeatures, ClipSpec
 from ..dataset.shards.batch import collate, window_of
-from ..dataset.shards.records import Members, read_stored
-from ..dataset.shards.schema import DatasetInfo, ShardInfo, decode_record, member_key, read_dataset
+from ..dataset.shards.records import Members, decoded_record, read_stored
+from ..dataset.shards.schema import ShardInfo, member_key, read_dataset
 from ..diffusion.sampler import BaseSampler
 from ..media.audio import write_wav
 from ..metrics.signal import measure_level
@@ -249,7 +249,7 @@ def _make(pipeline: Pipeline, request: SplitRequest, tasks: Sequence[SoundTask],
           progress: Callable[[int, int], None], wait_s: float) -> list[SoundTask]:
     """Make sounds in batches ⇒ those that another process is making."""
     elsewhere = list[SoundTask]()
-    batch = list[_Job]()
+    batch, rates = list[_Job](), (pipeline.spec.fps, pipeline.spec.sample_rate_hz)
     with ExitStack() as run:
         claims = run.enter_context(ExitStack())
 
@@ -270,7 +270,7 @@ def _make(pipeline: Pipeline, request: SplitRequest, tasks: Sequence[SoundTask],
                 if _judge(request, key, task.sample, digest).deed is Deed.KEEP:  # finished since it was planned
                     outcome.there += 1
                     continue
-                features = decode_record(member_key(key), members)
+                features = decoded_record(task.shard.name, member_key(key), members, rates=rates)
             except Exception as error:
                 outcome.failures[printable(key)] = reason_of(error, key)
                 continue

@@ -278,6 +278,10 @@ class DatasetInfo:
                 **{name: value for name, value in optional.items() if value is not None}}
 
     @property
+    def rates(self) -> tuple[float, int]:
+        return self.fps, self.sample_rate_hz
+
+    @property
     def dimensions(self) -> dict[str, Any]:
         """Values for the keys of a conditioner's config that say ``from_data``."""
         fixed = {row.dim_key(name): row.axes[-1] for name, row in FEATURES.items() if isinstance(row.axes[-1], int)}

@@ -116,8 +116,8 @@ def main() -> None:
         whole, whole_s = grounded(grounder, 1, videos, rows, options.fps)
         report = [compared("every frame", whole, whole, whole_s, whole_s)]
         for every in options.every:
-            report.append(compared(f"one frame of {every}", whole, *grounded(grounder, every, videos, rows, options.fps),
-                                   whole_s))
+            found, seconds = grounded(grounder, every, videos, rows, options.fps)
+            report.append(compared(f"one frame of {every}", whole, found, seconds, whole_s))
         for side in options.short_sides:
             smaller = build({**recipe, "short_side": side})
             report.append(compared(f"short side {side}", whole, *grounded(smaller, 1, videos, rows, options.fps),

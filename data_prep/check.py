@@ -11,7 +11,7 @@ from vta_sam.runtime.errors import InputError
 from vta_sam.settings import CheckSettings
 
 
-@program("check", CheckSettings)
+@program("check", CheckSettings, writes_to=("out",))
 def main(settings):
     overlays = bool(settings.overlay or settings.keys)
     if overlays and not settings.videos.is_dir():

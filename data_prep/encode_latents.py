@@ -17,7 +17,7 @@ def count_shards(settings) -> int:
     return sum(len(info.shards(split)) for split in info.splits)
 
 
-@program("encode_latents", EncodeSettings, shards=count_shards)
+@program("encode_latents", EncodeSettings, writes_to=("out", "rank", "world"), shards=count_shards)
 def main(settings):
     from vta_sam.checkpoints.model_folder import read_recipe
     from vta_sam.dataset.shards.latents import batch_samples_on, encode_dataset, latents_folder, plan_latents

@@ -16,7 +16,7 @@ def count_shards(settings) -> int:
     return len(slices(read_manifest(settings["manifest"]), settings["shard_size"]))
 
 
-@program("extract", ExtractSettings, shards=count_shards)
+@program("extract", ExtractSettings, writes_to=("out", "rank", "world"), shards=count_shards)
 def main(settings):
     from rich import print as show
 

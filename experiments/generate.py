@@ -17,7 +17,7 @@ def count_shards(settings) -> int:
     return len(read_dataset(settings["shards"]).shards(settings["split"]))
 
 
-@program("generate", GenerateSettings, shards=count_shards)
+@program("generate", GenerateSettings, writes_to=("out", "rank", "world"), shards=count_shards)
 def main(settings):
     from vta_sam.generation.build import identify, newest_model
     from vta_sam.generation.inputs import Sampling, videos_in

@@ -343,6 +343,10 @@ def test_films_that_cannot_be_made_say_why(tmp_path, make_video):
         list(write_overlays(tmp_path, tmp_path, tmp_path / "films", grounder=OracleGrounder()))
     with pytest.raises(InputError, match="grounder is 'halves-1', expected 'tiny"):
         list(write_overlays(tmp_path, tmp_path, tmp_path / "films", grounder=TinyGrounder()))
+    grounder = Halves()
+    grounder.settings = {"every": 2}
+    with pytest.raises(InputError, match="grounder.every is 2, the shards were made with None; name the grounder that"):
+        list(write_overlays(tmp_path, tmp_path, tmp_path / "films", grounder=grounder))
     with pytest.raises(InputError, match="is not a folder"):
         list(write_overlays(tmp_path, tmp_path / "none", tmp_path / "films"))
     with pytest.raises(InputError, match="no picture"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import shutil
 import subprocess
@@ -13,15 +14,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rich.console
+from forks import Fork
 from programs import call
 from test_extract import BrightnessGrounder, contents, extract, write_manifest
 
+import vta_sam.dataset.extraction.extract as extraction
 import vta_sam.dataset.extraction.shard_folder as output
 import vta_sam.runtime.progress as report
-from vta_sam.dataset.extraction.shard_folder import failures, summary
+from vta_sam.dataset.extraction.check import check_dataset
+from vta_sam.dataset.extraction.shard_folder import ShardFolder, failures, summary
 from vta_sam.dataset.manifests.manifest import read_manifest, slices
 from vta_sam.dataset.shards.records import read_shard
-from vta_sam.dataset.shards.schema import read_dataset
+from vta_sam.dataset.shards.schema import DatasetInfo, read_dataset
+from vta_sam.perception.captions import noun_rules
+from vta_sam.runtime import files
 from vta_sam.runtime.errors import EndOfRun, InputError
 
 
@@ -220,6 +226,95 @@ def test_errors_of_one_clip_are_listed_and_the_summary_names_them(world, tmp_pat
     full.for_clip = lambda *_, **__: (_ for _ in ()).throw(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
     with pytest.raises(EndOfRun, match="no space left"):
         extract(manifest, videos, tmp_path / "full", grounder=full)
+
+
+def folder_of(out: Path, fps: float) -> ShardFolder:
+    info = DatasetInfo("g-1", "e-1", fps, 16_000, 1, 1, 1, f"{fps}", "m", "0")
+    return ShardFolder(out, info, {"fps": fps}, [])
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_of_two_configs_that_begin_a_folder_at_once_one_is_refused(tmp_path, monkeypatch, links):
+    """The second looks before the first has written, and writes after it."""
+    if not links:
+        monkeypatch.setattr(files.os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.EPERM, "no links here")))
+    first, second = folder_of(tmp_path / "out", 8.0), folder_of(tmp_path / "out", 12.5)
+    write = output.write_new
+
+    def overtaken(path, text):
+        monkeypatch.setattr(output, "write_new", write)
+        with first.begun():
+            return write(path, text)
+
+    monkeypatch.setattr(output, "write_new", overtaken)
+    with pytest.raises(InputError, match="begun with another config .fps 8.0 then, 12.5 now"), second.begun():
+        pass
+    with folder_of(tmp_path / "out", 8.0).begun():
+        assert not list((tmp_path / "out").glob(".*partial*"))
+    assert '"fps": 8.0' in (tmp_path / "out" / output.STATE_FILE).read_text()
+
+
+def claim(out: Path, fps: float, go: Path) -> None:
+    while not go.exists():
+        time.sleep(0.001)
+    with folder_of(out, fps).begun():
+        print("begun")
+
+
+def test_of_two_processes_with_two_configs_one_gets_the_folder(tmp_path):
+    for attempt in range(5):
+        out, go = tmp_path / f"out{attempt}", tmp_path / f"go{attempt}"
+        processes = [Fork(claim, out, fps, go) for fps in (8.0, 12.5)]
+        go.touch()
+        try:
+            ends = [process.wait(120) for process in processes]
+            said = [process.read() for process in processes]
+        finally:
+            for process in processes:
+                process.close()
+        assert sorted(end != 0 for end in ends) == [False, True], said
+        assert sum("begun with another config" in text for text in said) == 1
+
+
+def test_a_dataset_of_an_earlier_release_gets_what_made_it_and_reads_no_video(world, tmp_path):
+    videos, manifest = world
+    out = tmp_path / "out"
+    extract(manifest, videos, out)
+    whole = contents(out)
+    content = json.loads(whole["dataset.json"])
+    assert content["format_version"] == 2 and content["nouns"] == noun_rules()
+    assert content["recipes"] and content["settings"] == {}
+    early = {name: value for name, value in content.items() if name not in ("nouns", "recipes", "settings")}
+    (out / "dataset.json").write_text(json.dumps({**early, "format_version": 1}))
+    assert "the recipes of its extractors" in read_dataset(out).lacks
+    shutil.rmtree(videos)
+    videos.mkdir()
+    grounder = counting_grounder()
+    assert extract(manifest, videos, out, grounder=grounder).lacks == "" and grounder.frames == 0
+    assert contents(out) == whole
+
+
+def test_other_rules_for_nouns_are_another_config(world, tmp_path, monkeypatch):
+    """A folder that was begun before they had a version goes on by version 1."""
+    videos, manifest = world
+    extract(manifest, videos, tmp_path / "out")
+    assert "noun_rules" not in json.loads((tmp_path / "out" / output.STATE_FILE).read_text())["config"]
+    monkeypatch.setattr(extraction, "NOUN_RULES_VERSION", 2)
+    with pytest.raises(InputError, match="begun with another config .noun_rules None then, 2 now"):
+        extract(manifest, videos, tmp_path / "out")
+
+
+def test_nouns_beyond_eight_are_counted(world, tmp_path):
+    videos, _ = world
+    caption = "a boy, a girl, a dog, a cat, a bird, a cow, a pig, a horse, a sheep and a goat"
+    rows = [{"id": "many", "caption": caption, "path": "v0.mp4"}, {"id": "few", "caption": "a dog", "path": "v0.mp4"},
+            {"id": "named", "caption": caption, "path": "v0.mp4", "objects": "dog"}]
+    mend(videos)
+    extract(write_manifest(tmp_path / "many.csv", rows), videos, tmp_path / "out")
+    found = {clip.key: clip.dropped for clip in read_shard(tmp_path / "out" / "train-000000.tar")}
+    assert found == {"many": 2, "few": 0, "named": 0}
+    statistics, _ = check_dataset(tmp_path / "out")
+    assert statistics.to_dict()["left_out_nouns"] == {"clips": 1, "nouns": 2}
 
 
 def test_failures_that_cannot_be_read_are_said_so(tmp_path):

@@ -11,12 +11,15 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from pathlib import Path
 
 import pytest
 import yaml
-from golden import compare, configs, smoke, world
+from golden import compare, configs, nouns, smoke, world
 from golden.compare import far, platform_of, read_record, section, sections, text_difference
 from golden.played import platform_line
+
+from vta_sam.perception import captions
 
 RECORDS = {name: read_record(name) for name in (smoke.NAME, world.SHARDS, world.SOUNDS)}
 EXACTLY, NEARLY = "exactly", "within tolerances"
@@ -61,6 +64,28 @@ def test_a_class_has_one_name_however_it_is_written():
     short = {"_target_": "grounded_sam", "of": [{"_target_": "autoencoder_kl"}]}
     expected = {"_target_": "GroundedSAM", "of": [{"_target_": "AutoencoderKL"}]}
     assert configs.canonical(dotted) == configs.canonical(short) == expected
+
+
+# ---------------------------------------------------------------------- nouns
+
+def test_captions_have_the_nouns_of_this_version_of_the_rules():
+    assert len(nouns.read()[1]) > 500 and nouns.faults(nouns.now()) == []
+
+
+def test_a_changed_rule_asks_for_another_version_and_then_for_another_record(monkeypatch, tmp_path):
+    monkeypatch.setattr(nouns, "PATH", Path(shutil.copy(nouns.PATH, tmp_path)))
+    recorded = nouns.PATH.read_text(encoding="utf-8")
+    monkeypatch.setattr(captions, "_NO_THING", captions._NO_THING | {"dog"})
+    changed = nouns.now()
+    first, *rest = nouns.faults(changed)
+    assert "raise NOUN_RULES_VERSION" in first and any("'a dog barks'" in fault for fault in rest)
+    with pytest.raises(SystemExit, match="raise NOUN_RULES_VERSION"):
+        nouns.write()
+    assert nouns.PATH.read_text(encoding="utf-8") == recorded
+    monkeypatch.setattr(captions, "NOUN_RULES_VERSION", captions.NOUN_RULES_VERSION + 1)
+    assert "record anew" in nouns.faults(changed)[0]
+    nouns.write()
+    assert nouns.faults(nouns.now()) == [] and nouns.read()[0] == captions.NOUN_RULES_VERSION
 
 
 # ---------------------------------------------------------------------- comparing

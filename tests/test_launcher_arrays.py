@@ -45,3 +45,27 @@ def test_generation_of_a_dataset_is_parted(dry_run, cluster, dataset):
 def test_a_share_that_cannot_be_told_is_a_sentence(arguments, words, manifest, refused):
     launcher = ("launcher=slurm", "launcher.shards_per_job=4")
     assert words in refused("data_prep/extract.py", "manifest=clips.csv", *arguments, *launcher)
+
+
+@pytest.mark.parametrize(("script", "arguments"), [
+    ("data_prep/extract.py", ["videos=v", "manifest=clips.csv", "out=out", "fps=8,12.5"]),
+    ("data_prep/extract.py", ["videos=v", "manifest=clips.csv", "out=out", "fps=8,12.5", "launcher.shards_per_job=4"]),
+    ("data_prep/extract.py", ["videos=v", "manifest=clips.csv", "out=out", "fps=8,12.5", "rank=0", "world=2"]),
+    ("data_prep/encode_latents.py", ["vae=model", "shards=data", "threads=1,2"]),
+    ("data_prep/check.py", ["shards=data", "shown=0.2,0.3"]),
+    ("experiments/generate.py", ["shards=data", "out=out", "steps=10,25"]),
+    ("experiments/generate.py", ["shards=data", "out=out", "seed=0,1", "launcher.shards_per_job=2"]),
+])
+def test_two_tasks_that_would_write_to_one_folder_are_refused(script, arguments, manifest, dataset, refused):
+    assert "would write to one place" in refused(script, *arguments, "launcher=slurm")
+
+
+@pytest.mark.parametrize(("script", "arguments"), [
+    ("data_prep/extract.py", ["videos=v", "manifest=clips.csv", "out=out"]),
+    ("data_prep/encode_latents.py", ["vae=model", "shards=data"]),
+    ("experiments/generate.py", ["shards=data", "out=out"]),
+])
+def test_two_shares_of_one_folder_are_no_two_writers_of_one_place(script, arguments, manifest, dataset, dry_run,
+                                                                   cluster):
+    found = cluster.overrides(dry_run(script, *arguments, "rank=0,1", "world=2"))
+    assert [words[-2:] for words in found] == [["rank=0", "world=2"], ["rank=1", "world=2"]]

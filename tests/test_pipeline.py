@@ -1,6 +1,7 @@
 """Properties of sampling with a (random) model: seeds, batches, guidance, negatives, any length, what is refused."""
 
 import dataclasses
+import re
 import shutil
 
 import numpy as np
@@ -12,8 +13,10 @@ from models import SPEC, make_batch, make_features, make_model_folder, make_seei
 import vta_sam
 from vta_sam.checkpoints.model_folder import read_recipe
 from vta_sam.clip import ClipSpec
-from vta_sam.generation.build import inference_precision
+from vta_sam.dataset.shards.schema import DatasetInfo
+from vta_sam.generation.build import inference_precision, require_same_features
 from vta_sam.generation.pipeline import Pipeline, limited, load
+from vta_sam.media.guarded import Media
 from vta_sam.perception.features import words_of
 from vta_sam.runtime.errors import InputError
 
@@ -250,6 +253,49 @@ def test_extractors_must_be_those_of_training(tmp_path):
     other = _rewritten(folder, tmp_path, lambda c: c["features"].update(encoder="clip-1"))
     with pytest.raises(InputError, match="trained on features of the encoder 'clip-1'"):
         vta_sam.load(other).extractors
+
+
+def test_a_caption_gets_a_note_where_other_rules_take_its_nouns(tmp_path, make_video, monkeypatch):
+    monkeypatch.setattr("vta_sam.generation.pipeline.noun_rules", lambda: {"tagger": "x", "rules": 2})
+    video = make_video(tmp_path / "in.mp4", duration_s=0.2, size=(16, 16))
+    folder = make_seeing_model(tmp_path)
+
+    def notes_of(nouns, **prompt):
+        pipeline = vta_sam.load(folder)
+        pipeline.trained_on = {**pipeline.trained_on, **nouns}
+        return [note for note in pipeline.generate(video, steps=1, guidance=1.0, media=Media(), **prompt).notes
+                if "nouns." in note]
+
+    other = {"nouns": {"tagger": "y", "rules": 2}}
+    assert notes_of(other, caption="a dog") == ["nouns.tagger is 'x', in training it was 'y': captions may give other "
+                                                "objects than in training; objects= names them"]
+    assert notes_of(other, objects=["dog"], caption="a dog") == [] == notes_of({}, caption="a dog")
+    assert notes_of({"nouns": {"tagger": "x", "rules": 2}}, caption="a dog") == [] == notes_of(other)
+
+
+INFO = DatasetInfo("g-1", "e-1", SPEC.fps, SPEC.sample_rate_hz, 12, 10, 6, "c", "m", "0", dims={"flow_dim": 2},
+                   features={"flow": "flow-1"}, settings={"encoder": {"template": "{}", "precision": "fp16"}})
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"settings": {"encoder": {"template": "a {}"}}}, "encoder.template is 'a {}', in training it was '{}'"),
+    ({"settings": {}}, "encoder.template is None, in training it was '{}'"),
+    ({"settings": {**INFO.settings, "grounder": {"every": 2}}}, "grounder.every is 2, in training it was None"),
+    ({"features": {"flow": "flow-2"}}, "flow is 'flow-2', in training it was 'flow-1'"),
+    ({"features": {}}, "flow is None, in training it was 'flow-1'"), ({"encoder": "e-2"}, "encoder is 'e-2', expected"),
+    ({"fps": 8.0}, "fps is 8.0"),
+])
+def test_a_dataset_of_other_features_than_training_s_is_refused(change, words):
+    require_same_features(INFO.trained_on, SPEC, "here", INFO)
+    with pytest.raises(InputError, match=f"here: .*{re.escape(words)}"):
+        require_same_features(INFO.trained_on, SPEC, "here", dataclasses.replace(INFO, **change))
+
+
+def test_what_an_earlier_release_did_not_say_is_not_compared():
+    earlier = dataclasses.replace(INFO, settings={}, format_version=1)
+    require_same_features(INFO.trained_on, SPEC, "here", earlier)
+    require_same_features(earlier.trained_on, SPEC, "here", INFO)
+    require_same_features({}, SPEC, "here", INFO)
 
 
 def test_a_pipeline_without_extractors_says_so(pipeline):

@@ -1,8 +1,10 @@
 """Records read one by one: what is kept in memory, what is left out, and what is read ahead."""
 
+import dataclasses
 import gc
 import io
 import pickle
+import shutil
 import threading
 from itertools import count, islice
 from types import SimpleNamespace
@@ -18,7 +20,7 @@ from vta_sam.dataset.shards import datamodule, reader
 from vta_sam.dataset.shards.datamodule import ShardDataModule
 from vta_sam.dataset.shards.latents import write_latents
 from vta_sam.dataset.shards.reader import OpenShard, ShardReader, read_ahead
-from vta_sam.dataset.shards.records import read_records
+from vta_sam.dataset.shards.records import read_records, read_shard, write_shard
 from vta_sam.dataset.shards.schema import read_dataset
 from vta_sam.dataset.shards.storage import LocalStorage, RemoteStorage, with_cache
 from vta_sam.runtime.errors import InputError
@@ -91,6 +93,23 @@ def test_of_a_folder_nothing_is_kept(roots, records):
     mine = ShardReader(root, read_dataset(root).shards("train"), 64)
     assert len(after_an_epoch(mine)) == CLIPS and len(mine._open) == CLIPS // records
     assert bytes_kept(mine) == mine.kept_bytes == 0
+
+
+def test_a_record_at_other_rates_than_the_dataset_s_is_refused(roots, tmp_path):
+    """As of two extractions that went into one folder. Its frames would stand at wrong times."""
+    shutil.copytree(roots[4], tmp_path / "mixed")
+    mixed = sorted((tmp_path / "mixed").glob("train-*.tar"))[1]
+    clips = [dataclasses.replace(clip, fps=8.0) for clip in read_shard(mixed)]
+    write_shard(mixed, clips)
+    info = read_dataset(tmp_path / "mixed")
+    words = f"{mixed.name}: clip 'train-.' has 8 frames and 16000 samples a second, dataset.json says 12.5 and 16000"
+    mine = ShardDataModule(tmp_path / "mixed", SPEC, 2, 0, "vae").reader("train")
+    for read in (lambda: mine.record(1, 0), lambda: pickle.loads(pickle.dumps(mine)).record(1, 0),
+                 lambda: read_records(tmp_path / "mixed", info.shards("train")[1], info.rates),
+                 lambda: batches(ShardDataModule(tmp_path / "mixed", SPEC, CLIPS, 0, "vae"), 1)):
+        with pytest.raises(InputError, match=words):
+            read()
+    assert mine.record(0, 0)[0].fps == 12.5
 
 
 @pytest.mark.parametrize("records", [4, 16])

@@ -64,6 +64,17 @@ def test_every_pcm_code_survives_and_overshoot_is_clipped():
     assert to_pcm16(np.array([1.0, 1.5, -1.5])).tolist() == [32767, 32767, -32768]
 
 
+def test_nouns_that_were_left_out_are_counted_and_an_older_record_has_none():
+    members = encode_record(a_clip(dropped=3))
+    assert json.loads(members["json"])["dropped"] == 3 and decode_record("a", members).dropped == 3
+    assert "dropped" not in json.loads(encode_record(a_clip())["json"]) and decode_record(
+        "a", encode_record(a_clip())).dropped == 0
+    for wrong in ("x", None, True, 10**30, [1]):
+        words = {**json.loads(members["json"]), "dropped": wrong}
+        with pytest.raises(InputError, match="'dropped' in its json member is"):
+            decode_record("a", {**members, "json": json.dumps(words).encode()})
+
+
 def test_arrays_of_any_layout_are_stored_in_order():
     clip = a_clip()
     clip.frame_embedding = np.asfortranarray(clip.frame_embedding)
@@ -289,11 +300,23 @@ def test_dataset_json_round_trip_and_counts(tmp_path):
 def test_dataset_json_of_an_earlier_and_of_a_later_release_is_read(tmp_path):
     for shard in INFO.splits["train"]:
         write_shard(tmp_path / shard.name, [])
-    INFO.write(tmp_path)
-    content = json.loads((tmp_path / "dataset.json").read_text())
-    assert set(content) == set(EARLIEST), "earlier releases read it, as long as it says nothing new"
-    (tmp_path / "dataset.json").write_text(json.dumps({**content, "colour": 2}))
-    assert read_dataset(tmp_path) == INFO and read_dataset(tmp_path).fingerprint == INFO.fingerprint
+    earlier = dataclasses.replace(INFO, format_version=1)
+    content = json.loads(earlier.write(tmp_path).read_text())
+    assert set(content) == set(EARLIEST) and read_dataset(tmp_path) == earlier
+    assert earlier.known_settings is None and earlier.fingerprint == INFO.fingerprint
+    assert "the rules that took nouns from captions; the comm" in earlier.lacks
+    assert {"settings", "nouns"}.isdisjoint(earlier.trained_on)
+    some = dataclasses.replace(earlier, recipes={"grounder": {}}, settings={"encoder": {"template": "{}"}})
+    some.write(tmp_path)
+    assert read_dataset(tmp_path) == some and "doesn't say the rules that took" in some.lacks
+    later = json.loads(dataclasses.replace(INFO, nouns={"tagger": "x", "rules": 2}).write(tmp_path).read_text())
+    shards = {"train": [{**shard, "colour": "red"} for shard in later["splits"]["train"]]}
+    (tmp_path / "dataset.json").write_text(json.dumps({**later, "splits": shards, "colour": 2}))
+    with pytest.warns(UserWarning, match=r"dataset\.json says 'colour', which this release doesn't know"):
+        found = read_dataset(tmp_path)
+    assert found == dataclasses.replace(INFO, nouns={"tagger": "x", "rules": 2}) and found.lacks == ""
+    assert found.fingerprint == INFO.fingerprint and found.known_settings == {}
+    assert found.trained_on["nouns"] == {"tagger": "x", "rules": 2} and found.trained_on["settings"] == {}
     more = dataclasses.replace(INFO, dims={"flow_dim": 3})
     more.write(tmp_path)
     found = read_dataset(tmp_path)
@@ -311,7 +334,12 @@ EARLIEST = ("grounder", "encoder", "fps", "sample_rate_hz", "frame_dim", "object
     ('{"format_version": 1, "colour": 2}', "unknown \\['colour'\\]"),
     (json.dumps(dataclasses.asdict(INFO)), "not in the folder"),
     (json.dumps({**dataclasses.asdict(INFO), "splits": {"train": [{"name": 1}]}}), "'splits'"),
-    (json.dumps({**dataclasses.asdict(INFO), "dims": 3}), "'dims' is 3"),
+    (json.dumps({**dataclasses.asdict(INFO), "dims": 3}), "'dims' is 3, expected .name"),
+    (json.dumps({**dataclasses.asdict(INFO), "fps": "8"}), "'fps' is '8', expected a number"),
+    (json.dumps({**dataclasses.asdict(INFO), "frame_dim": None}), "'frame_dim' is None, expected a whole number"),
+    (json.dumps({**dataclasses.asdict(INFO), "encoder": [1]}), "'encoder' is .*, expected a text"),
+    (json.dumps({**dataclasses.asdict(INFO), "settings": {"encoder": 3}}), "'settings' is .*, expected .name"),
+    (json.dumps({name: dataclasses.asdict(INFO)[name] for name in EARLIEST}), "lacks .'nouns', 'recipes', 'settings'"),
 ])
 def test_a_foreign_or_unfinished_dataset_is_refused_in_words(tmp_path, content, words):
     if content is not None:

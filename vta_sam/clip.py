@@ -349,7 +349,7 @@ class ClipFeatures(HasFeatures):
 
     Args:
         key, caption: the clip's id, and its words, which may be "".
-        objects: K words, at most 8.
+        objects: K words, at most 8; dropped: number of the caption's nouns beyond them.
         fps: frames a second.
         waveform: (samples,) float32 in [-1, 1], mono.
         sample_rate_hz: of the waveform.
@@ -369,6 +369,7 @@ class ClipFeatures(HasFeatures):
     source: str = ""
     start_s: float = 0.0
     duration_s: float = 0.0
+    dropped: int = 0
     features: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property

@@ -1,7 +1,7 @@
 """Write the golden record anew: what this program composes, renders, extracts, trains and generates.
 
     python tests/golden/record.py                    # or `make golden`; some minutes
-    python tests/golden/record.py configs            # a part alone: configs, world (shards and sounds), smoke
+    python tests/golden/record.py configs            # a part alone: configs, nouns, world (shards and sounds), smoke
     PYTHONPATH=OTHER python tests/golden/record.py    # what another checkout does, such as one before a change
 
 A change that should change nothing leaves every file as it was. One that changes something shows in `git diff` what.
@@ -16,7 +16,7 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 sys.path[:0] = [str(FOLDER.parent)]
 
-from golden import configs, smoke, world  # noqa: E402  the path leads to them
+from golden import configs, nouns, smoke, world  # noqa: E402  the path leads to them
 from golden.played import CHECKOUT  # noqa: E402
 
 
@@ -33,7 +33,7 @@ def record_smoke() -> None:
         write(smoke.NAME, smoke.record(Path(temporary)))
 
 
-PARTS = {"configs": configs.write, "world": record_world, "smoke": record_smoke}
+PARTS = {"configs": configs.write, "nouns": nouns.write, "world": record_world, "smoke": record_smoke}
 
 
 def write(name: str, text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from types import MethodType
 from typing import Any, Literal
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..checkpoints.model_folder import YAML_NAME, ModelRecipe, load_weights, uninitialised, weights_file
+from ..clip import ClipSpec
+from ..dataset.shards.schema import DatasetInfo
 from ..diffusion.condition import Conditioner, Denoiser, connect
 from ..diffusion.objective import Objective, VPrediction
 from ..diffusion.sampler import BaseSampler, Sampler
@@ -136,6 +139,45 @@ def load_extractors(recipe: ModelRecipe, folder: Path) -> Extractors:
             raise InputError(f"the model in {folder} was trained on other features than its {YAML_NAME} makes: "
                              f"{'; '.join(wrong)}; mend {YAML_NAME}")
     return extractors
+
+
+def require_same_features(trained_on: Mapping[str, Any], spec: ClipSpec, where: str, info: DatasetInfo) -> None:
+    """Compare a dataset with what a model was trained on, as far as both say it.
+
+    Args:
+        trained_on: features of the model, as its model.yaml has them.
+        spec: of the model.
+        where: the dataset, for the message.
+        info: its dataset.json.
+
+    Raises:
+        InputError: rates, dimensions, fingerprints or settings of the extractors differ.
+    """
+    names = ("grounder", "encoder", "frame_dim", "object_dim", "caption_dim")
+    known = {name: trained_on[name] for name in names if name in trained_on}
+    info.require(where, fps=spec.fps, sample_rate_hz=spec.sample_rate_hz, **known)
+    further = {name: row.get("fingerprint") for name, row in trained_on.get("further", {}).items()}
+    wrong = [f"{name} is {info.features.get(name)!r}, in training it was {fingerprint!r}"
+             for name, fingerprint in further.items() if info.features.get(name) != fingerprint]
+    if info.known_settings is not None and "settings" in trained_on:
+        wrong += differing_settings(trained_on["settings"], info.known_settings)
+    if wrong:
+        raise InputError(f"{where}: {'; '.join(wrong)}. Extract again with the settings of training")
+
+
+def notes_on_nouns(trained_on: Mapping[str, Any], found: Mapping[str, Any], remedy: str) -> list[str]:
+    """A sentence for the user where captions give objects by other rules than in training; none where they are the
+    same, or not known.
+
+    Args:
+        trained_on: features of the model, as its model.yaml has them.
+        found: {"tagger": name, "rules": version}.
+        remedy: what the user may do.
+    """
+    if not (trained_on.get("nouns") and found):
+        return []
+    wrong = differing_settings({"nouns": trained_on["nouns"]}, {"nouns": found})
+    return [f"{'; '.join(wrong)}: captions may give other objects than in training; {remedy}"] if wrong else []
 
 
 def _recipes_of(further: Any, folder: Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from ..diffusion.sampler import BaseSampler, Predictor, classifier_guided, guide
 from ..diffusion.windows import Windows, decode_windowed, noise_of, vocode, windowed
 from ..importers.named_models import named_folder
 from ..media.guarded import Media, guarding
+from ..perception.captions import noun_rules
 from ..perception.features import Extractors, caption_features, features_of, words_of
 from ..runtime.distributed import choose_device
 from ..runtime.errors import InputError
@@ -31,7 +32,7 @@ from ..vae.codec import Codec
 from ..vocoder import Vocoder
 from .build import (
     Precision, build_objective, build_sampler, copy_inside, inference_precision, load_extractors, load_networks,
-    load_vocoder
+    load_vocoder, notes_on_nouns
 )
 from .inputs import check_sampling, notes_on
 
@@ -233,6 +234,8 @@ class Pipeline:
             (features, *negative), strip = features_of(video, words, self.extractors, self.spec, reading)
         waveform = self.generate_features(features, seed, guidance, steps, negative[0] if negative else None)
         notes = notes_on(words, features, self.spec, finds_objects)
+        if finds_objects and caption and objects is None:
+            notes += notes_on_nouns(self.trained_on, noun_rules(), "objects= names them")
         if not finds_objects and (objects or negative_objects):
             notes.append("this model looks for no objects")
         return Generated(waveform, features, strip, words[0].dropped, notes)

@@ -18,16 +18,16 @@ import numpy as np
 from .. import __version__
 from ..clip import ClipFeatures, ClipSpec
 from ..dataset.shards.batch import collate, window_of
-from ..dataset.shards.records import Members, read_stored
-from ..dataset.shards.schema import DatasetInfo, ShardInfo, decode_record, member_key, read_dataset
+from ..dataset.shards.records import Members, decoded_record, read_stored
+from ..dataset.shards.schema import ShardInfo, member_key, read_dataset
 from ..diffusion.sampler import BaseSampler
 from ..media.audio import write_wav
 from ..metrics.signal import measure_level
-from ..perception.base import differing_settings
 from ..runtime.errors import InputError
 from ..runtime.files import claimed, printable, reason_of, require_name, sweep_claims, writing_to
 from ..runtime.randomness import seed_of
 from ..runtime.work_plan import Deed, Item, Plan, counted
+from .build import notes_on_nouns, require_same_features
 from .inputs import ResultFiles, changed_settings, write_record
 from .pipeline import Pipeline
 from .planning import LONGEST_WAIT_S, SplitRequest, check_folder
@@ -130,7 +130,7 @@ def plan_split(request: SplitRequest, model: dict[str, str], sampler: BaseSample
             dataset, or it can't be written to.
     """
     info = read_dataset(request.shards)
-    _require_same_features(spec, trained_on, request, info)
+    require_same_features(trained_on, spec, str(request.shards), info)
     check_folder(request.out)
     settings = {
         "model_hash": model["hash"], "split": request.split, "seed": request.seed, **sampler.recorded(),
@@ -138,6 +138,8 @@ def plan_split(request: SplitRequest, model: dict[str, str], sampler: BaseSample
         "dataset": info.fingerprint,
     }
     notes = _require_same_settings(request, settings)
+    notes += notes_on_nouns(trained_on, info.nouns, "extract again by the rules of training to have the same")
+    notes += [info.lacks] if info.lacks else []
     begun = any(path.name != SETTINGS_NAME for path in request.out.glob("*.json"))
     tasks, items, unread = list[SoundTask](), list[Item](), dict[str, str]()
     size, position = 2 * spec.samples, 0
@@ -247,7 +249,7 @@ def _make(pipeline: Pipeline, request: SplitRequest, tasks: Sequence[SoundTask],
           progress: Callable[[int, int], None], wait_s: float) -> list[SoundTask]:
     """Make sounds in batches ⇒ those that another process is making."""
     elsewhere = list[SoundTask]()
-    batch = list[_Job]()
+    batch, rates = list[_Job](), (pipeline.spec.fps, pipeline.spec.sample_rate_hz)
     with ExitStack() as run:
         claims = run.enter_context(ExitStack())
 
@@ -268,7 +270,7 @@ def _make(pipeline: Pipeline, request: SplitRequest, tasks: Sequence[SoundTask],
                 if _judge(request, key, task.sample, digest).deed is Deed.KEEP:  # finished since it was planned
                     outcome.there += 1
                     continue
-                features = decode_record(member_key(key), members)
+                features = decoded_record(task.shard.name, member_key(key), members, rates=rates)
             except Exception as error:
                 outcome.failures[printable(key)] = reason_of(error, key)
                 continue
@@ -341,17 +343,6 @@ def _write(pipeline: Pipeline, request: SplitRequest, job: _Job, waveform: np.nd
     with writing_to(request.out), job.files.replaced():
         write_wav(job.files.new(".wav"), waveform, rate_hz)
         job.files.commit(record)
-
-
-def _require_same_features(spec: ClipSpec, trained_on: dict[str, Any], request: SplitRequest, info: DatasetInfo,
-                           ) -> None:
-    names = ("grounder", "encoder", "frame_dim", "object_dim", "caption_dim")
-    known = {name: trained_on[name] for name in names if name in trained_on}
-    info.require(str(request.shards), fps=spec.fps, sample_rate_hz=spec.sample_rate_hz, **known)
-    if info.settings and "settings" in trained_on:
-        wrong = differing_settings(trained_on["settings"], info.settings)
-        if wrong:
-            raise InputError(f"{request.shards}: {'; '.join(wrong)}. Extract again with the settings of training")
 
 
 def _settings_before(out: Path) -> dict[str, Any] | None:

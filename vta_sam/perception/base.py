@@ -379,7 +379,8 @@ def settings_of(extractors: Mapping[str, Extractor]) -> dict[str, dict[str, Any]
     return {role: dict(extractor.settings) for role, extractor in extractors.items() if extractor.settings}
 
 
-def differing_settings(trained: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+def differing_settings(trained: Mapping[str, Any], found: Mapping[str, Any], then: str = "in training it was",
+                       ) -> list[str]:
     """Differences of extractors' settings, as phrases: "encoder.template is 'a {}', in training it was …".
 
     Settings of execution, such as the number format, don't count.
@@ -387,10 +388,11 @@ def differing_settings(trained: Mapping[str, Any], found: Mapping[str, Any]) -> 
     Args:
         trained: {role: settings} of the features that a model was trained on.
         found: {role: settings} of the features that it is to read now.
+        then: of the phrases, where ``trained`` is of something else.
     """
     wrong = []
     for role in sorted({*trained, *found}):
         before, now = trained.get(role) or {}, found.get(role) or {}
-        wrong += [f"{role}.{name} is {now.get(name)!r}, in training it was {before.get(name)!r}"
+        wrong += [f"{role}.{name} is {now.get(name)!r}, {then} {before.get(name)!r}"
                   for name in sorted({*before, *now}) if name not in EXECUTION and before.get(name) != now.get(name)]
     return wrong

@@ -7,11 +7,16 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from ..clip import MAX_OBJECTS
 from .tagging import MAX_CHARACTERS, PLURAL_FIRST, Token, fix_tags, tag, tagger_name, tokenize
 
-__all__ = ["Nouns", "nouns", "singular", "tagger_name"]
+__all__ = ["NOUN_RULES_VERSION", "Nouns", "noun_rules", "nouns", "singular", "tagger_name"]
+
+# Of the rules here and in tagging.py: raised with every change after which a caption has other nouns. tests/golden has
+# captions with the nouns of this version. 1: also what earlier releases did, which counted no versions.
+NOUN_RULES_VERSION = 1
 
 # nouns of no visible thing: parts of scenes and times, amounts, events
 _NO_THING = frozenset("""
@@ -203,6 +208,11 @@ def nouns(caption: str, limit: int = MAX_OBJECTS, vocabulary: Collection[str] = 
     words = list(dict.fromkeys(things or asides))
     absent = [word for word in dict.fromkeys(word for _, word in sorted(negated)) if word not in words]
     return Nouns(words[:limit], max(0, len(words) - limit), tuple(absent[:limit]))
+
+
+def noun_rules() -> dict[str, Any]:
+    """{"tagger": name, "rules": version}: on which the nouns of captions depend."""
+    return {"tagger": tagger_name(), "rules": NOUN_RULES_VERSION}
 
 
 def _as_shown(caption: str) -> str:

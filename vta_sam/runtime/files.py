@@ -64,6 +64,39 @@ def write_text(path: str | os.PathLike, text: str, sync: bool = False) -> None:
     write_bytes(path, text.encode("utf-8"), sync=sync)
 
 
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
+
+def write_new(path: Path, text: str) -> bool:
+    """Write ``text`` to ``path`` as UTF-8, whole and flushed to the disk, unless there is such a file ⇒ whether it was
+    written here.
+
+    Of several processes one writes it, on a network file system too: a hard link is made by one of them alone. A file
+    system without links gets the file under a lock.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_beside(path)
+    try:
+        temporary.write_bytes(text.encode("utf-8"))
+        _sync(temporary)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            with exclusive(path):
+                if path.exists():
+                    return False
+                os.replace(temporary, path)
+        _sync(path.parent)
+        return True
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
 def require_name(path: Path) -> None:
     """Raise InputError where the file system can't hold a file of this name, since it is too long."""
     try:

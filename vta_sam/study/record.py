@@ -51,7 +51,7 @@ def measure_controls(model: Path, shards: Path, seed: int) -> dict[str, dict[str
     """
     pipeline = load(model, device="cuda" if torch.cuda.is_available() else "cpu")
     info = read_dataset(shards)
-    reader = ShardReader(shards, info.shards("test"), 64, None)
+    reader = ShardReader(shards, info.shards("test"), 64, None, rates=info.rates)
     records = [reader.record(*place)[0] for place in consecutive(reader.counts)]
     batch = collate([window_of(record, pipeline.spec, 0) for record in records], pipeline.spec)
     found = {"another_clip": _correlations(pipeline, batch, batch.select(derangement(len(batch), seed).tolist()), seed)}
@@ -172,7 +172,7 @@ def sampling_seconds(model: Path, shards: Path) -> float:
     """⇒ seconds a clip of sampling 16 clips' latents in one batch, after a warm-up."""
     pipeline = load(model, device="cuda" if torch.cuda.is_available() else "cpu")
     info = read_dataset(shards)
-    reader = ShardReader(shards, info.shards("test"), 1, None)
+    reader = ShardReader(shards, info.shards("test"), 1, None, rates=info.rates)
     count = min(TIMED_CLIPS, reader.counts[0])
     batch = collate([window_of(reader.record(0, i)[0], pipeline.spec, 0) for i in range(count)], pipeline.spec)
     seeds = [seed_of("time", key) for key in batch.keys]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,9 +129,12 @@ class ShardData:
         """Raises InputError as :meth:`recipes` does."""
         self.recipes(grounder, encoder)
         storage = storage_of(self.root, Path(self.latents) if self.latents else None)
+        info = read_dataset(storage)
+        if info.lacks:
+            warnings.warn(f"{storage}: {info.lacks}")
         if self.cache is None:
             return storage
-        return with_cache(storage, Path(self.cache), self.cache_gb, read_dataset(storage).fingerprint)
+        return with_cache(storage, Path(self.cache), self.cache_gb, info.fingerprint)
 
     def video(self, record: ClipFeatures) -> Path | None:
         path = source_video(Path(self.videos), record) if self.videos else None

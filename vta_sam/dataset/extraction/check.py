@@ -18,7 +18,7 @@ import numpy as np
 from ...clip import FEATURES, ClipFeatures, FrameClock
 from ...media.picture_reader import Fit, Squeeze
 from ...media.video import probe, stream_clip
-from ...perception.base import Grounder
+from ...perception.base import Grounder, differing_settings
 from ...plots.overlay import SHOWN, Overlay, picture_size, write_film
 from ...runtime.errors import InputError
 from ...runtime.files import printable, reason_of, write_fault, write_text, writing_to
@@ -235,7 +235,7 @@ def write_overlays(root: Path, videos: Path, out: Path, count: int = 3, keys: Se
     if grounder is not None and not grounder.draws_masks:
         raise InputError(f"the grounder {grounder.fingerprint} draws no masks; choose another, or masks=false")
     if grounder is not None:  # masks of another grounder would not fit the areas in the shards
-        read_dataset(root).require(str(root), grounder=grounder.fingerprint)
+        _require_same_grounder(root, grounder)
     for clip in _chosen(root, count, keys):
         try:
             with writing_to(out):
@@ -247,6 +247,17 @@ def write_overlays(root: Path, videos: Path, out: Path, count: int = 3, keys: Se
             failures[printable(clip.key)] = reason_of(error, clip.key)
             continue
         yield path
+
+
+def _require_same_grounder(root: Path, grounder: Grounder) -> None:
+    """Raise InputError where another grounder made the shards, or one with other settings."""
+    info = read_dataset(root)
+    info.require(str(root), grounder=grounder.fingerprint)
+    made_by = info.known_settings
+    wrong = [] if made_by is None else differing_settings(
+        {"grounder": made_by.get("grounder")}, {"grounder": grounder.settings}, "the shards were made with")
+    if wrong:
+        raise InputError(f"{'; '.join(wrong)}; name the grounder that made {root}, with its settings (grounder.KEY=)")
 
 
 def write_overlay(clip: ClipFeatures, video: Path, out: Path, grounder: Grounder | None = None,

@@ -126,6 +126,7 @@ class DatasetStatistics:
         levels: (24,) clips by their RMS level in steps of 5 dB from -120 dBFS on, without silent clips.
         level_sum_db: sum of the levels of these clips.
         silent: clips whose peak is below SILENT_PEAK.
+        left_out: {nouns beyond the first 8 of a caption: clips}.
         seconds: duration of all clips.
     """
 
@@ -138,6 +139,7 @@ class DatasetStatistics:
     levels: np.ndarray = field(default_factory=lambda: np.zeros(round(-LOWEST_DBFS / LEVEL_BIN_DB), np.int64))
     level_sum_db: float = 0.0
     silent: int = 0
+    left_out: Counter[int] = field(default_factory=Counter)
     seconds: float = 0.0
 
     @property
@@ -153,6 +155,7 @@ class DatasetStatistics:
         self.seconds += seconds
         self.objects[len(clip.objects)] += 1
         self.labels[clip.label] += 1
+        self.left_out[clip.dropped] += clip.dropped > 0
         for name, array in clip.features.items():
             self.features[name].add(array)
         for k, word in enumerate(clip.objects):
@@ -194,6 +197,8 @@ class DatasetStatistics:
                 "median": self.median_duration_s() if clips else None,
                 "max": max(self.durations) / _CENTI if clips else None,
                 "histogram": {"edges_s": edges.round(3).tolist(), "clips": by_duration.tolist()}},
+            "left_out_nouns": {"clips": self.left_out.total(),
+                               "nouns": sum(nouns * clips for nouns, clips in self.left_out.items())},
             "objects_per_clip": {str(count): int(n) for count, n in enumerate(self.objects)},
             "features": {name: {"axes": list(FEATURES[name].axes), **feature.to_dict()}
                          for name, feature in self.features.items()},

@@ -21,7 +21,7 @@ from ...media.decode_pool import DecodePool
 from ...media.picture_reader import check_hwaccel
 from ...media.video import CHUNK_FRAMES
 from ...perception.base import Encoder, FrameExtractor, Grounder, settings_of
-from ...perception.captions import tagger_name
+from ...perception.captions import NOUN_RULES_VERSION, noun_rules, tagger_name
 from ...perception.features import Extractors
 from ...runtime.errors import InputError
 from ...runtime.files import RetryPolicy
@@ -214,6 +214,7 @@ def _config(extractors: Extractors, fps: float, sample_rate_hz: int, shard_size:
     further = {name: {"fingerprint": part.fingerprint, "settings": dict(part.settings), "fit": repr(part.fit)}
                for name, part in zip(extractors.names, extractors.features)}
     # left out where there is none, so that the hash is that of older datasets
+    config |= {"noun_rules": NOUN_RULES_VERSION} if NOUN_RULES_VERSION > 1 else {}
     return config | ({"features": further} if further else {}) | ({"sound": sound} if sound is not None else {})
 
 
@@ -229,4 +230,5 @@ def _describe(rows: list[Row], extractors: Extractors, config: dict[str, Any]) -
         manifest_hash=manifest_hash(rows), code_version=__version__,
         dims=extractors.dims,
         features={part.name: part.fingerprint for part in extractors.features},
-        recipes=recipes | ({"features": further} if further else {}), settings=settings_of(extractors.by_role))
+        recipes=recipes | ({"features": further} if further else {}), settings=settings_of(extractors.by_role),
+        nouns=noun_rules())

@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ...runtime.errors import EndOfRun, InputError, is_out_of_memory, passing_fault
-from ...runtime.files import claimed, printable, reason_of, sweep_claims, write_fault, write_text
+from ...runtime.files import claimed, printable, reason_of, sweep_claims, write_fault, write_new, write_text
 from ...runtime.work_plan import Deed, Item, counted
 from ..manifests.manifest import Row, Slice
 from ..shards.records import read_members, write_records
@@ -297,7 +297,7 @@ class ShardFolder:
         """Write manifest and config to extraction.json, or compare them. Raises InputError where they differ."""
         if not self.require_same():
             ours = {"manifest_hash": self.info.manifest_hash, "config": self.config}
-            write_text(self.path / STATE_FILE, json.dumps(ours, indent=1, sort_keys=True) + "\n", sync=True)
+            write_new(self.path / STATE_FILE, json.dumps(ours, indent=1, sort_keys=True) + "\n")
             self.require_same()  # another worker may have been faster
 
     @contextmanager

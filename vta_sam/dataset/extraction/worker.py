@@ -144,7 +144,7 @@ class ClipExtractor:
         return record_of(
             extracted, words, extracted.groundings[0], reading.texts, key=row.id, caption=row.caption, fps=self.fps,
             waveform=clip.waveform, sample_rate_hz=self.sample_rate_hz, label=row.label, source=row.path,
-            start_s=row.start_s, duration_s=clip.duration_s)
+            start_s=row.start_s, duration_s=clip.duration_s, dropped=words.dropped)
 
     def record(self, row: Row, words: Words | InputError, clip: ClipStream) -> Record | InputError:
         """The members of one clip's record, or the error that prevents one: a :class:`ClipFault`, unless it is one that

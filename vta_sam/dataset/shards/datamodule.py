@@ -294,7 +294,8 @@ class ShardDataModule(L.LightningDataModule):
 
     def reader(self, split: str, unread: Collection[str] = ()) -> ShardReader:
         """The records of a split, whole but for ``unread``."""
-        return ShardReader(self.storage, self.info.shards(split), self.cached_shards, self.latents, unread)
+        return ShardReader(self.storage, self.info.shards(split), self.cached_shards, self.latents, unread,
+                           rates=self.info.rates)
 
     def _open_shards(self, world: int) -> int:
         """Shards that a loader process holds open: its part of ``cached_shards``, and at least those that its streams
@@ -307,7 +308,7 @@ class ShardDataModule(L.LightningDataModule):
         loaders = world // getattr(self.trainer, "num_nodes", 1) * max(1, self.workers)  # of this node
         cached_bytes = int(self.cached_gb * 1e9) // loaders
         reader = ShardReader(self.storage, self.info.shards(self.train_split), self._open_shards(world), self.latents,
-                             self.unread, cached_bytes, keep_decoded=True)
+                             self.unread, cached_bytes, keep_decoded=True, rates=self.info.rates)
         order = SampleOrder(reader.counts, self.streams, self.seed)
         samples = _TrainingSamples(reader, order, self.spec, self.stage, self._start, rank, world, self.batch_size,
                                    self.draw, piped=self.workers > 0 and _is_shared_memory_small())

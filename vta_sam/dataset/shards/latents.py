@@ -164,7 +164,7 @@ def encode_dataset(root: Root, info: DatasetInfo, codec: LatentEncoder, out: Pat
     """
     planned = planned or plan_latents(root, info, codec, out, rank, world)
     storage = storage_of(root)
-    made = _encode_shards(planned.mine, lambda shard: read_records(storage, shard), codec, out, progress,
+    made = _encode_shards(planned.mine, lambda shard: read_records(storage, shard, info.rates), codec, out, progress,
                           batch_samples)
     if not _all_there(out, planned.shards):
         return False

@@ -18,7 +18,7 @@ from ...clip import ClipFeatures
 from ...runtime.errors import InputError
 from .latents import OpenLatents
 from .records import (
-    Members, Place, again_if_damaged, cut_short, decoded_record, opened, places_of, require_count, stretch
+    Members, Place, Rates, again_if_damaged, cut_short, decoded_record, opened, places_of, require_count, stretch
 )
 from .schema import MEMBERS, SOUND_HEADER_BYTES, ShardInfo
 from .storage import Root, Storage, storage_of
@@ -153,12 +153,15 @@ class ShardReader:
             of its records is asked of the server by itself.
         keep_decoded: for readers that come back: decoded records are kept where the split's take no more than half of
             ``cached_bytes``. A part of them would save little, since each comes once in an epoch.
+        rates: that dataset.json says, see :func:`~.records.decoded_record`; None: not compared.
     """
 
     def __init__(self, root: Root, shards: list[ShardInfo], cached_shards: int, latents: Path | None = None,
-                 unread: Collection[str] = (), cached_bytes: int = CACHED_BYTES, keep_decoded: bool = False):
+                 unread: Collection[str] = (), cached_bytes: int = CACHED_BYTES, keep_decoded: bool = False,
+                 rates: Rates | None = None):
         self.storage, self.shards, self.cached_shards, self.latents = storage_of(root), shards, cached_shards, latents
         self.unread, self.cached_bytes, self.keep_decoded = frozenset(unread), cached_bytes, keep_decoded
+        self.rates = rates
         self._decoded: dict[tuple[int, int], Decoded] = {}
         self._decoded_bytes = 0
         self._open: OrderedDict[int, Future[tuple[OpenShard, OpenLatents | None]]] = OrderedDict()
@@ -167,7 +170,7 @@ class ShardReader:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ShardReader, (self.storage, self.shards, self.cached_shards, self.latents, self.unread,
-                             self.cached_bytes, self.keep_decoded)
+                             self.cached_bytes, self.keep_decoded, self.rates)
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -215,7 +218,7 @@ class ShardReader:
 
     def _decode(self, name: str, stored: Stored) -> Decoded:
         key, members, moments = stored
-        return decoded_record(self.storage.where(name), key, members, self.unread), moments
+        return decoded_record(self.storage.where(name), key, members, self.unread, self.rates), moments
 
     def _keep(self, place: tuple[int, int], found: Decoded) -> None:
         record, moments = found

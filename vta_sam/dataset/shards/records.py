@@ -18,6 +18,7 @@ from .schema import MEMBERS, ShardInfo, decode_record, encode_record, member_key
 from .storage import Root, Storage, storage_of
 
 Members = dict[str, bytes]  # of a record, by suffix
+Rates = tuple[float, int]  # frames a second, and samples a second of the sound, as DatasetInfo.rates
 Place = tuple[int, int]  # of a member: its first byte in the tar, and how many it has
 T = TypeVar("T")
 _OF_THE_TAR = re.compile(r"__[^/]*__($|/)")  # names that webdataset passes over
@@ -67,18 +68,20 @@ def read_shard(path: str | os.PathLike) -> Iterator[ClipFeatures]:
     yield from _decoded(str(path), read_members(path))
 
 
-def read_records(root: Root, shard: ShardInfo) -> list[ClipFeatures]:
+def read_records(root: Root, shard: ShardInfo, rates: Rates | None = None) -> list[ClipFeatures]:
     """All clips of one shard of a dataset, in order. A damaged copy in a cache is fetched again once.
 
     Args:
         root: the dataset's folder, URL or storage.
         shard: of the dataset.
+        rates: that dataset.json says; None: not compared.
 
     Raises:
-        InputError: the file is missing, damaged, or holds another number of records than dataset.json says.
+        InputError: the file is missing, damaged, or holds another number of records than dataset.json says, or one at
+            other rates.
     """
     where = storage_of(root).where(shard.name)
-    return again_if_damaged(root, shard, lambda storage: list(_decoded(where, _all_members(storage, shard))))
+    return again_if_damaged(root, shard, lambda storage: list(_decoded(where, _all_members(storage, shard), rates)))
 
 
 def read_stored(root: Root, shard: ShardInfo) -> list[tuple[str, Members]]:
@@ -134,17 +137,30 @@ def opened(where: str, opener: Callable[[], BinaryIO]) -> BinaryIO:
         raise cut_short(where, error) from error
 
 
-def _decoded(where: str, members: Iterable[tuple[str, dict[str, bytes]]]) -> Iterator[ClipFeatures]:
+def _decoded(where: str, members: Iterable[tuple[str, dict[str, bytes]]], rates: Rates | None = None,
+             ) -> Iterator[ClipFeatures]:
     for key, found in members:
-        yield decoded_record(where, key, found)
+        yield decoded_record(where, key, found, rates=rates)
 
 
-def decoded_record(where: str, key: str, members: Members, unread: Collection[str] = ()) -> ClipFeatures:
-    """``decode_record`` of a record of the shard ``where``, which its errors name."""
+def decoded_record(where: str, key: str, members: Members, unread: Collection[str] = (),
+                   rates: Rates | None = None) -> ClipFeatures:
+    """``decode_record`` of a record of the shard ``where``, which its errors name.
+
+    Args:
+        where: the shard.
+        key: as of ``decode_record``, like members and unread.
+        rates: that the record has to have, since frames at another rate would stand at wrong times; None: any.
+    """
     try:
-        return decode_record(key, members, unread)
+        clip = decode_record(key, members, unread)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
+    if rates is not None and (clip.fps, clip.sample_rate_hz) != rates:
+        raise InputError(f"{where}: clip {clip.key!r} has {clip.fps:g} frames and {clip.sample_rate_hz} samples a "
+                         f"second, dataset.json says {rates[0]:g} and {rates[1]}: shards of two extractions lie in one "
+                         "folder; extract again into a folder of its own")
+    return clip
 
 
 def _members(where: str, file: BinaryIO) -> Iterator[tuple[str, Members]]:

@@ -11,8 +11,9 @@ import io
 import json
 import os
 import re
+import warnings
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote, unquote
@@ -28,7 +29,8 @@ from ...runtime.files import write_text
 from ...runtime.randomness import seed_of
 from .storage import Root, storage_of
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 1  # of a record, in the config of an extraction
+DATASET_VERSIONS = (1, 2)  # of dataset.json, that are read; the last is written
 MEMBERS = ("json", "flac", "safetensors")
 SOUND_HEADER_BYTES = 42  # at the beginning of a flac member: its mark, and its STREAMINFO
 _PCM_SCALE = 32768.0
@@ -36,6 +38,7 @@ _LONGEST_S = 4 * 3600.0  # of a clip
 _UNKNOWN_S = 600.0  # where a record's duration can't be one, sound up to here is read
 _MOST_SAMPLES = round((_LONGEST_S + 1) * 48_000)  # of a clip
 _MOST_WORDS = 2**24  # bytes of a json member, whose objects take far more memory
+_OPTIONAL_WORDS = {"dropped": 0}  # earlier releases pass over them; left out where they say nothing
 _WORDS: dict[str, type | tuple[type, ...]] = {  # the fields of ClipFeatures that the json holds, and their types
     "caption": str,
     "objects": list,
@@ -72,6 +75,7 @@ def encode_record(clip: ClipFeatures) -> dict[str, bytes]:
             raise InputError(f"clip {clip.key!r}: {name} reaches {np.abs(array).max():g}, which doesn't fit fp16")
         arrays[name] = np.ascontiguousarray(array, dtype=np.float16)
     words = {name: getattr(clip, name) for name in _WORDS}
+    words |= {name: found for name, default in _OPTIONAL_WORDS.items() if (found := getattr(clip, name)) != default}
     sound = io.BytesIO()
     soundfile.write(sound, to_pcm16(clip.waveform), clip.sample_rate_hz, format="FLAC", subtype="PCM_16")
     return {
@@ -185,14 +189,15 @@ def _decode_words(key: str, data: bytes) -> dict[str, Any]:
         words = json.loads(data)
     except (ValueError, RecursionError) as error:  # of numbers and lists beyond reason, too
         raise InputError(f"clip {key!r}: its json member can't be read ({error}); extract it again") from error
-    for name, kind in _WORDS.items():
-        found = words.get(name) if isinstance(words, dict) else None
+    for name, kind in {**_WORDS, **{name: type(default) for name, default in _OPTIONAL_WORDS.items()}}.items():
+        found = words.get(name, _OPTIONAL_WORDS.get(name)) if isinstance(words, dict) else None
         beyond = isinstance(found, int) and abs(found) >= 1 << 53  # an int without bound, which no float may hold
         if not isinstance(found, kind) or isinstance(found, bool) or beyond:
             raise InputError(f"clip {key!r}: {name!r} in its json member is {found!r:.100}; extract it again")
     if not all(isinstance(word, str) for word in words["objects"]):
         raise InputError(f"clip {key!r}: 'objects' in its json member is {words['objects']!r:.200}, expected words")
-    return {name: words[name] for name in _WORDS}
+    return {name: words[name] for name in _WORDS} | {name: words.get(name, default)
+                                                     for name, default in _OPTIONAL_WORDS.items()}
 
 
 @dataclass(frozen=True)
@@ -220,9 +225,10 @@ class DatasetInfo:
         dims: dimensions of further features, by their names in a conditioner's config: {"flow_dim": 2}.
             See :meth:`~vta_sam.clip.Feature.dim_key`.
         features: fingerprints of the extractors of further features, by their names.
-        recipes: of the extractors: {"grounder": recipe, "encoder": recipe, "features": {name: recipe}};
-            {} where they aren't known, as in datasets of earlier releases.
+        recipes: of the extractors: {"grounder": recipe, "encoder": recipe, "features": {name: recipe}}. One is left
+            out where an argument is no JSON value.
         settings: of the extractors that have some: {"encoder": {"template": …}, name of a further feature: {…}}.
+        nouns: {"tagger": name, "rules": version}, by which captions gave objects; {} where it isn't known.
     """
 
     grounder: str
@@ -236,22 +242,44 @@ class DatasetInfo:
     manifest_hash: str
     code_version: str
     splits: dict[str, list[ShardInfo]] = field(default_factory=dict)
-    format_version: int = FORMAT_VERSION
+    format_version: int = DATASET_VERSIONS[-1]
     dims: dict[str, int] = field(default_factory=dict)
     features: dict[str, str] = field(default_factory=dict)
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    nouns: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def known_settings(self) -> dict[str, dict[str, Any]] | None:
+        """The extractors' settings; None where an earlier release didn't say them."""
+        return self.settings if self.settings or self.format_version > 1 else None
+
+    @property
+    def lacks(self) -> str:
+        """The sentence on what a dataset of format 1 doesn't say of its making; "" where it says all."""
+        said = {"the recipes of its extractors": self.recipes, "their settings": self.settings,
+                "the rules that took nouns from captions": self.nouns}
+        unsaid = [name for name, found in said.items() if not found]
+        if self.format_version > 1 or not unsaid:
+            return ""
+        return (f"dataset.json is of format {self.format_version}, and doesn't say {', '.join(unsaid)}; the command of "
+                "its extraction, given again, adds them and reads no video")
 
     @property
     def trained_on(self) -> dict[str, Any]:
-        """The description of the features for a model folder: fingerprints and dimensions, and settings and further
-        features where there are some."""
+        """The description of the features for a model folder: fingerprints, dimensions, settings and rules for nouns as
+        far as they are known, and further features where there are some."""
         further = {name: {"fingerprint": fingerprint, "recipe": self.recipes.get("features", {}).get(name)}
                    for name, fingerprint in self.features.items()}
-        optional = {"dims": self.dims, "settings": self.settings, "further": further}
+        optional = {"dims": self.dims or None, "settings": self.known_settings, "nouns": self.nouns or None,
+                    "further": further or None}
         return {"grounder": self.grounder, "encoder": self.encoder, "fps": self.fps, "frame_dim": self.frame_dim,
                 "object_dim": self.object_dim, "caption_dim": self.caption_dim,
-                **{name: value for name, value in optional.items() if value}}
+                **{name: value for name, value in optional.items() if value is not None}}
+
+    @property
+    def rates(self) -> tuple[float, int]:
+        return self.fps, self.sample_rate_hz
 
     @property
     def dimensions(self) -> dict[str, Any]:
@@ -286,15 +314,18 @@ class DatasetInfo:
 
     @property
     def fingerprint(self) -> str:
-        """12 hex digits that change with anything that dataset.json says of the records. Recipes and settings don't
-        count: the hash of the config covers them, and an older dataset may get them later."""
-        content = {name: value for name, value in self.content().items() if name not in ("recipes", "settings")}
+        """12 hex digits that change with anything that dataset.json says of the records. Recipes, settings, rules for
+        nouns and the format don't count: the hash of the config covers them, and an older dataset may get them later.
+        """
+        content = {name: value for name, value in replace(self, format_version=1).content().items()
+                   if name not in _OF_FORMAT_2}
         return f"{seed_of(json.dumps(content, sort_keys=True)) % 16**12:012x}"
 
     def content(self) -> dict[str, Any]:
-        """The content of dataset.json, without empty later fields, which earlier releases refuse."""
+        """The content of dataset.json; of format 1 without empty later fields."""
+        kept = _OF_FORMAT_2 if self.format_version > 1 else ()
         content = dataclasses.asdict(self)
-        return {name: value for name, value in content.items() if value or name not in _LATER_FIELDS}
+        return {name: value for name, value in content.items() if value or name in kept or name not in _LATER_FIELDS}
 
     def write(self, folder: str | os.PathLike) -> Path:
         path = Path(folder) / "dataset.json"
@@ -302,7 +333,10 @@ class DatasetInfo:
         return path
 
 
-_LATER_FIELDS = ("dims", "features", "recipes", "settings")  # datasets of earlier releases lack them
+_OF_FORMAT_2 = ("recipes", "settings", "nouns")  # what made the records
+_KINDS: dict[str, tuple[Any, str]] = {"str": (str, "a text"), "int": (int, "a whole number"),
+                                      "float": ((int, float), "a number")}  # of a field; others hold {name: …}
+_LATER_FIELDS = ("dims", "features", *_OF_FORMAT_2)  # datasets of earlier releases lack them
 
 
 def read_dataset(root: Root) -> DatasetInfo:
@@ -329,20 +363,26 @@ def read_dataset(root: Root) -> DatasetInfo:
     version = content.get("format_version") if isinstance(content, dict) else None
     if version is None:
         raise InputError(f"{path} was not written by data_prep/extract.py: it has no format_version")
-    if version != FORMAT_VERSION:
-        newer = isinstance(version, int) and version > FORMAT_VERSION
-        raise InputError(f"{path} has format version {version}, this code reads {FORMAT_VERSION}; "
-                         f"{'update this program, or ' if newer else ''}extract again")
-    fields = {f.name for f in dataclasses.fields(DatasetInfo)}
-    lacking, unknown = sorted(fields - {*content, *_LATER_FIELDS}), sorted(set(content) - fields)
+    if version not in DATASET_VERSIONS:
+        newer = isinstance(version, int) and version > DATASET_VERSIONS[-1]
+        raise InputError(f"{path} has format version {version}, this code reads {DATASET_VERSIONS[0]} to "
+                         f"{DATASET_VERSIONS[-1]}; {'update this program, or ' if newer else ''}extract again")
+    kinds = {f.name: str(f.type) for f in dataclasses.fields(DatasetInfo)}
+    later = _LATER_FIELDS if version == 1 else ("dims", "features")
+    lacking, unknown = sorted(set(kinds) - {*content, *later}), sorted(set(content) - set(kinds))
     if lacking:
         raise InputError(f"{path} lacks {lacking} and has unknown {unknown or 'nothing'}; extract again")
-    wrong = [name for name in _LATER_FIELDS if not isinstance(content.get(name, {}), dict)]
-    if wrong:
-        raise InputError(f"{path}: {wrong[0]!r} is {content[wrong[0]]!r}, expected {{name: …}}; extract again")
+    for name, found in content.items():
+        kind, words = _KINDS.get(kinds.get(name, ""), (dict, "{name: …}"))
+        inner = found.values() if name in ("recipes", "settings") and isinstance(found, dict) else ()
+        if name in kinds and not (isinstance(found, kind) and all(isinstance(value, dict) for value in inner)):
+            raise InputError(f"{path}: {name!r} is {found!r:.200}, expected {words}; extract again")
+    if unknown:  # a field of a later release adds information, and changes no known field
+        warnings.warn(f"{path} says {', '.join(map(repr, unknown))}, which this release doesn't know, and passes over")
     try:
-        splits = {split: [ShardInfo(**shard) for shard in shards] for split, shards in content["splits"].items()}
-    except (TypeError, AttributeError) as error:
+        splits = {split: [ShardInfo(shard["name"], shard["records"], shard["failed"]) for shard in shards]
+                  for split, shards in content["splits"].items()}
+    except (TypeError, KeyError) as error:
         raise InputError(f"{path}: 'splits' doesn't have the expected form ({error}); extract again") from error
     for shard in (shard for shards in splits.values() for shard in shards):
         if not _is_plain(shard.name):
@@ -350,8 +390,7 @@ def read_dataset(root: Root) -> DatasetInfo:
                              "extract again, and don't trust where it came from")
         if storage.lacks(shard.name):
             raise InputError(f"{path} names the shard {shard.name!r}, which is not in the folder; extract again")
-    # a field of a later release adds information, and changes no known field
-    return DatasetInfo(**{**{name: content[name] for name in fields & set(content)}, "splits": splits})
+    return DatasetInfo(**{**{name: content[name] for name in set(kinds) & set(content)}, "splits": splits})
 
 
 def _is_plain(name: object) -> bool:

@@ -108,9 +108,9 @@ def plan(program: Program, overrides: Sequence[str]) -> tuple[Scheduler, list[Ta
     if any(_is_on(task.settings.get("plan")) for task in tasks if task.settings):
         raise InputError("plan=true is answered here, not by a job: leave out launcher=, or give launcher.dry_run=true "
                          "in place of plan=, which shows the job")
+    _refuse_one_place_for_two(program, tasks)
     if scheduler.shards_per_job is not None:
         return scheduler, _parted(program, scheduler, tasks, own)
-    _refuse_one_place_for_two(program, tasks)
     return scheduler, tasks
 
 

@@ -16,7 +16,8 @@ from played_gpu import PlayedGPU
 from test_grounded_sam import SIDE, SMALL, WORDS, cells, detector_of, pictures, to_tensor
 from torch._subclasses.fake_tensor import DynamicOutputShapeException
 
-from vta_sam.perception.grounding_dino import DeformableAttention, Detector, _HostAnswers, _Pictures
+from vta_sam.perception.grounding_dino import Detector, _HostAnswers, _Pictures
+from vta_sam.perception.inference import BiAttention, DeformableAttention, Texts
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
@@ -98,36 +99,78 @@ def test_every_query_equals_the_package_beside_a_padded_picture(of_all_cells, in
     with torch.no_grad():
         theirs = of_all_cells(nested, captions=[text] * 2)
         with _HostAnswers():
-            ours = detector.model(_Pictures(nested.tensors, nested.mask), captions=[text])
+            detector.model.bert.choose([text] * 2, detector.transfer)
+            ours = detector.model(_Pictures(nested.tensors, nested.mask), captions=[Texts.ANY])
     torch.testing.assert_close(ours["pred_logits"].sigmoid(), theirs["pred_logits"].sigmoid(), atol=1e-4, rtol=0)
     torch.testing.assert_close(ours["pred_boxes"], theirs["pred_boxes"], atol=1e-4, rtol=0)
     assert float(theirs["pred_boxes"].std(1).min()) > 0.01, "all queries are alike"
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@torch.no_grad()
+def test_attention_between_pictures_and_texts_equals_the_package(masked):
+    from groundingdino.models.GroundingDINO.fuse_modules import BiMultiHeadAttention
+
+    theirs = BiMultiHeadAttention(64, 48, 96, 4).eval()
+    for i, parameter in enumerate(theirs.parameters()):
+        parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(i))
+    torch.manual_seed(0)
+    cells, tokens = torch.randn(3, 50, 64), torch.randn(3, 9, 48)
+    padding = [torch.arange(count) >= torch.tensor([[count], [count - 2], [count // 2]]) if masked else
+               torch.zeros(3, count, dtype=torch.bool) for count in (50, 9)]
+    expected = theirs(cells, tokens, *padding)
+    for ours, each in zip(BiAttention(theirs)(cells, tokens, *padding), expected, strict=True):
+        torch.testing.assert_close(ours, each, atol=1e-4, rtol=0)
+        assert float(each.std()) > 1
+    if masked:
+        unmasked = theirs(cells, tokens, *(torch.zeros_like(mask) for mask in padding))
+        assert all(float((each - other).abs().max()) > 0.1 for each, other in zip(expected, unmasked))
+
+
 # ---------------------------------------------------------------------- one picture and the others
 
+NOUNS = [("car", "race car", "fish"), ("dog",), ("fish", "steel drum", "ukulele", "piano", "wood plane")]
+
+
+def found_by(detector: Detector, frames: torch.Tensor, words: list[tuple[str, ...]]) -> list[list[torch.Tensor]]:
+    """⇒ of each picture the boxes of all queries, and their probabilities at the tokens of each word, by its name."""
+    prompts = [detector.prompt(list(own)) for own in words]
+    tokens, boxes = detector.queries(frames, prompts)
+    return [[boxes[i], *(tokens[i][:, list(span)] for _, span in sorted(zip(words[i], prompt.spans)))]
+            for i, prompt in enumerate(prompts)]
+
+
+def assert_same(seen: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
+    for own, each in zip(seen, expected, strict=True):
+        torch.testing.assert_close(own, each, atol=1e-3, rtol=0)
+
+
 @pytest.mark.slow
-def test_a_picture_depends_on_no_other_and_on_no_order(of_all_cells, in_order):
+def test_a_picture_depends_on_no_other_no_other_words_and_no_order(of_all_cells, in_order):
+    """Each picture alone, with its own words, is what it is beside others with other words."""
     landscapes, portrait = to_tensor(pictures(3, SMALL, SMALL + 64)), to_tensor(pictures(1, SMALL + 64, SMALL))
     assert cells(SMALL, SMALL + 64) == cells(SMALL + 64, SMALL)
     detector = detector_of(of_all_cells, SMALL)
+    alone = [found_by(detector, landscapes[i:i + 1], NOUNS[i:i + 1])[0] for i in range(3)]
+    other, = found_by(detector, landscapes[:1], [NOUNS[2]])
+    assert float((alone[0][0] - alone[1][0]).abs().max()) > 1e-2, "all pictures are alike"
+    assert float((alone[0][0] - other[0]).abs().max()) > 2e-3, "words change nothing"
+    found_by(detector, portrait, NOUNS[:1])
+    for order in permutations(range(3)):
+        for i, seen in zip(order, found_by(detector, landscapes[list(order)], [NOUNS[i] for i in order])):
+            assert_same(seen, alone[i])
+    for order in permutations(NOUNS[0]):
+        assert_same(found_by(detector, landscapes[:1], [order])[0], alone[0])
 
-    def found(frames: torch.Tensor, words: tuple[str, ...] = ("car", "race car", "fish")) -> list[torch.Tensor]:
-        prompt = detector.prompt(list(words))
-        tokens, boxes = detector.queries(frames, prompt)
-        return [boxes, *(tokens[..., list(span)] for _, span in sorted(zip(words, prompt.spans)))]
 
-    together = found(landscapes)
-    assert all(float((each[0] - each[1]).abs().max()) > 1e-2 for each in together), "all pictures are alike"
-    found(portrait)
-    others = [found(landscapes[[2, 0, 1]])]
-    for i in range(3):
-        others.append(found(landscapes[i:i + 1]))
-    for order in permutations(("car", "race car", "fish")):
-        others.append(found(landscapes[:1], order))
-    for other, rows in zip(others, ([2, 0, 1], [0], [1], [2], *[[0]] * 6), strict=True):
-        for own, each in zip(other, together, strict=True):
-            torch.testing.assert_close(own, each[rows], atol=1e-3, rtol=0)
+@pytest.mark.slow
+def test_a_picture_of_32_is_what_it_is_alone(of_all_cells, in_order):
+    frames = to_tensor(pictures(32, SMALL, SMALL + 64))
+    detector = detector_of(of_all_cells, SMALL)
+    words = [NOUNS[i % 3] for i in range(32)]
+    together = found_by(detector, frames, words)
+    for i in (0, 13, 31):
+        assert_same(found_by(detector, frames[i:i + 1], words[i:i + 1])[0], together[i])
 
 
 # ---------------------------------------------------------------------- on a GPU that is played
@@ -143,16 +186,12 @@ def test_a_batch_waits_for_nothing(network, gpu):
     detector = Detector(copy.deepcopy(network), SIDE, 1333, torch.device("cuda", 0), nullcontext())
     frames, prompt = to_tensor(pictures(3, SIDE, SIDE + 32)).to("cuda"), detector.prompt(WORDS)
     counts = gpu.fresh()
-    detector.queries(frames, prompt)
-    sent = len(counts.waits)
-    assert sent == 4, "a new prompt's ids, types, positions and mask"
-    counts = gpu.fresh()
     tokens, boxes = detector.queries(frames, prompt)
     assert counts.waits == [] and counts.flops > 0
     assert tokens.shape == (3, 900, prompt.tokens) and boxes.device.type == "cuda"
     counts = gpu.fresh()
-    detector.detect(frames, prompt)
-    assert len(counts.waits) == 3, "which tokens are a word's is sent before; probabilities and boxes are fetched after"
+    detector.detect(frames, [prompt, detector.prompt(["fish"]), prompt])
+    assert counts.waits == []
     with gpu.autocast(torch.float16):
         detector.queries(frames, prompt)
         counts = gpu.fresh()

@@ -9,22 +9,30 @@ from contextlib import nullcontext
 from itertools import permutations
 from pathlib import Path
 
+import numpy as np
 import pytest
 import test_grounded_sam
 import torch
 from played_gpu import PlayedGPU
-from test_grounded_sam import SIDE, SMALL, WORDS, cells, detector_of, pictures, to_tensor
+from test_grounded_sam import CPU, SIDE, SMALL, WORDS, cells, detector_of, pictures, to_tensor
 from torch._subclasses.fake_tensor import DynamicOutputShapeException
 
+from vta_sam.checkpoints.parts import differences
+from vta_sam.embedded.extractors import TinyGrounder
+from vta_sam.perception import grounded_sam
+from vta_sam.perception.base import Grounding
+from vta_sam.perception.grounded_sam import GroundedSAM, Segmenter
 from vta_sam.perception.grounding_dino import Detector, _HostAnswers, _Pictures
-from vta_sam.perception.inference import BiAttention, DeformableAttention, Texts
+from vta_sam.perception.inference import BiAttention, DeformableAttention, Texts, hold_weights
+from vta_sam.runtime.errors import InputError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 from memory import played_detection  # noqa: E402
 
-weights, network, lively, of_all_cells = (
-    getattr(test_grounded_sam, name) for name in ("weights", "network", "lively", "of_all_cells"))
+weights, network, lively, of_all_cells, narrow_sam, grounder, with_sam = (
+    getattr(test_grounded_sam, name) for name in (
+        "weights", "network", "lively", "of_all_cells", "narrow_sam", "grounder", "with_sam"))
 
 
 @pytest.fixture
@@ -173,6 +181,65 @@ def test_a_picture_of_32_is_what_it_is_alone(of_all_cells, in_order):
         assert_same(found_by(detector, frames[i:i + 1], words[i:i + 1])[0], together[i])
 
 
+# ---------------------------------------------------------------------- the grounder
+
+def same(seen: Grounding, expected: Grounding) -> None:
+    for name in ("probs", "boxes", "areas", "mask_embedding"):
+        np.testing.assert_allclose(getattr(seen, name), getattr(expected, name), atol=1e-3)
+
+
+@pytest.mark.slow
+def test_frames_of_several_clips_in_one_batch_are_grounded_as_alone(with_sam, monkeypatch):
+    """More frames than a batch, in four requests with other words, one without, and one of nothing to read."""
+    frames, words = pictures(6, SIDE, 256), [["car", "..."], [], ["fish"], ["??"], ["dog", "steel drum", "car"]]
+    parts = [frames[:1], frames[1:2], frames[2:4], frames[4:5], frames[3:]]
+    detected = []
+    monkeypatch.setattr(with_sam.detector, "queries", lambda frames, prompts, queries=with_sam.detector.queries: (
+        detected.append(len(frames)), queries(frames, prompts))[1])
+    fetch = with_sam.launch(list(zip(parts, words)))
+    assert detected == [2, 2, 2], "batches of batch_frames, of frames that have words"
+    found = fetch()
+    for part, own, seen in zip(parts, words, found, strict=True):
+        same(seen, with_sam.ground(part, own))
+    assert [each.probs.shape for each in found] == [(1, 2), (1, 0), (2, 1), (1, 1), (3, 3)]
+    assert found[0].probs[0, 0] > 0 and found[4].areas[:, 0].max() > 0 and not found[3].mask_embedding.any()
+    np.testing.assert_allclose(found[2].boxes[1], with_sam.ground(frames[3:4], ["fish"]).boxes[0], atol=1e-3)
+
+
+@pytest.mark.slow  # a processor emulates it
+def test_weights_held_in_half_precision_compute_what_autocast_computes(lively, narrow_sam):
+    """To the bit, since autocast would cast the same weights before each product."""
+    half = torch.autocast("cpu", dtype=torch.bfloat16)
+    frames, boxes = to_tensor(pictures(1, SMALL + 32, SMALL + 64)), torch.tensor([[[.5, .5, .4, .4], [.3, .6, .2, .5]]])
+    lively = copy.deepcopy(lively)
+    lively.num_queries = lively.transformer.num_queries = 100
+    lively.transformer.tgt_embed.weight.data = lively.transformer.tgt_embed.weight[:100].detach()
+    seen = []
+    for held in (None, torch.bfloat16):
+        detector = Detector(copy.deepcopy(lively), SMALL, 1333, CPU, half)
+        detector.hold_weights(held)
+        segmenter = Segmenter(copy.deepcopy(narrow_sam), 1, CPU, half)
+        hold_weights(segmenter.model, held)
+        seen.append([*detector.queries(frames, detector.prompt(WORDS)), *next(segmenter.segment(frames, boxes))])
+    for held, cast in zip(seen[1], seen[0], strict=True):
+        assert torch.equal(held, cast) and float(cast.std()) > 1e-3
+    kinds = {parameter.dtype for parameter in segmenter.model.image_encoder.parameters()}
+    assert kinds == {torch.bfloat16, torch.float32}, "products' weights, and norms"
+
+
+def test_every_is_a_setting_where_it_changes_records(weights, network, monkeypatch):
+    monkeypatch.setattr(grounded_sam, "build_detector_network", lambda *_: copy.deepcopy(network))
+    plain, sparse = GroundedSAM(weights=weights, device="cpu"), GroundedSAM(weights=weights, every=4, device="cpu")
+    assert (plain.every, plain.settings) == (1, {"precision": "fp32"})
+    assert (sparse.every, sparse.settings) == (4, {"precision": "fp32", "every": 4})
+    assert sparse.recipe["every"] == 4 and differences(plain.recipe, {"_target_": "grounded_sam"}) == []
+    assert differences(sparse.recipe, plain.recipe) == ["every is 4, not 1"]
+    assert (TinyGrounder(every=3).every, TinyGrounder().settings) == (3, {})
+    for kind in (TinyGrounder, GroundedSAM):
+        with pytest.raises(InputError, match="every is 0, expected a whole number from 1"):
+            kind(every=0)
+
+
 # ---------------------------------------------------------------------- on a GPU that is played
 
 @pytest.fixture
@@ -197,6 +264,32 @@ def test_a_batch_waits_for_nothing(network, gpu):
         counts = gpu.fresh()
         detector.queries(frames, prompt)
     assert counts.waits == []
+
+
+@pytest.mark.slow
+def test_a_batch_of_several_clips_is_fetched_once_and_casts_no_weight(network, narrow_sam, with_sam, gpu):
+    """New words too are sent without a wait; with SAM."""
+    device, grounder = torch.device("cuda", 0), copy.copy(with_sam)
+    grounder.batch_frames = 8
+    grounder.detector = Detector(copy.deepcopy(network), SIDE, 1333, device, nullcontext())
+    grounder.segmenter = Segmenter(copy.deepcopy(narrow_sam), 2, device, nullcontext())
+    frames = pictures(4, SIDE, SIDE + 32)
+    requests = [(frames[:2], ["dog", "car"]), (frames[2:3], ["fish"]), (frames[3:], ["steel drum", "dog"])]
+    counts = gpu.fresh()
+    with gpu.autocast(torch.float16):
+        grounder.launch(requests)()
+    assert len(counts.casts) > 100, "what is avoided"
+    grounder.detector.hold_weights(torch.float16)
+    hold_weights(grounder.segmenter.model, torch.float16)
+    for words in (["dog", "car"], ["piano", "car"]):
+        requests[0] = requests[0][0], words
+        counts = gpu.fresh()
+        with gpu.autocast(torch.float16):
+            fetch = grounder.launch(requests)
+        assert counts.waits == [] and counts.casts == [] and counts.flops > 0
+        found = fetch()
+        assert len(counts.waits) == 1 and counts.waits[0].endswith("event")
+        assert [each.boxes.shape for each in found] == [(2, 2, 4), (1, 1, 4), (1, 2, 4)]
 
 
 @pytest.mark.slow

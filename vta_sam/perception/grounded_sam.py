@@ -23,11 +23,11 @@ from torch import nn
 
 from ..checkpoints.registry import digest, read_state, require
 from ..media.picture_reader import Within
-from ..runtime.distributed import choose_device, choose_format, mixed_precision
+from ..runtime.distributed import FORMATS, choose_device, choose_format, mixed_precision
 from ..runtime.errors import InputError
 from .base import EXECUTION, Grounder, Grounding
 from .grounding_dino import CONFIGS, Detector, Prompt, build_detector_network
-from .inference import ImageAttention
+from .inference import ImageAttention, hold_weights
 
 MASK_DIM = 256  # channels of SAM's image embedding
 
@@ -171,6 +171,7 @@ class GroundedSAM(Grounder):
         sam_batch_frames: pictures in one batch of SAM's image encoder.
         device: "auto", "cpu", "cuda", "cuda:1", …
         precision: "auto" (fp16 on a GPU), "fp32", "fp16", "bf16".
+        every: only every such frame of a clip is looked at, and its last; the others are interpolated.
 
     Raises:
         InputError: a file is missing; the message names it and how to get it.
@@ -183,30 +184,34 @@ class GroundedSAM(Grounder):
 
     def __init__(self, detector: str = "swint_ogc", sam: str | None = None, weights: str | Path | None = None,
                  short_side: int = 800, long_side: int = 1333, batch_frames: int = 8, sam_batch_frames: int = 4,
-                 device: str = "auto", precision: str = "auto") -> None:
+                 device: str = "auto", precision: str = "auto", every: int = 1) -> None:
         if detector not in CONFIGS:
             raise InputError(f"detector={detector} is not known; it is {' or '.join(CONFIGS)}")
         if min(batch_frames, sam_batch_frames, short_side) < 1 or long_side < short_side:
             raise InputError("the grounder needs batch_frames, sam_batch_frames and short_side >= 1 and long_side >= "
                              f"short_side, got {batch_frames}, {sam_batch_frames}, {short_side}, {long_side}")
+        self._look_at(every)
         bert = require("bert-base-uncased", weights)
         files = [require(f"groundingdino_{detector}", weights)]
         if sam is not None:
             files.append(require(f"sam_{sam}", weights))
         self.device = choose_device(device)
         number_format = choose_format(precision, self.device)
+        held = FORMATS[number_format] if number_format != "fp32" else None
         self.batch_frames = batch_frames
         # one picture for both networks, at the larger of their sizes; smaller videos are upscaled on the device
         self.fit = Within(short_side, long_side) if sam is None else Within(max(short_side, 1024), max(long_side, 1024))
         self.detector = Detector(build_detector_network(detector, files[0], bert), short_side, long_side,
                                  self.device, mixed_precision(number_format, self.device))
+        self.detector.hold_weights(held)
         self.segmenter = None
         if sam is not None:
             self.segmenter = Segmenter(build_segmenter_network(sam, files[1]), sam_batch_frames,
                                        self.device, mixed_precision(number_format, self.device))
+            hold_weights(self.segmenter.model, held)
         names = [f"{name}-{digest(file)}" for name, file in zip((detector, sam), files)]
         self.fingerprint = f"grounded_sam-{'-'.join(names)}-{short_side}x{long_side}px"
-        self.settings = {"precision": number_format}
+        self.settings = {"precision": number_format, **self.settings}
         self._prompt = lru_cache(maxsize=1024)(self._build_prompt)
 
     def check_words(self, objects: Sequence[str]) -> None:

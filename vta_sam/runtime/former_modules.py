@@ -36,6 +36,7 @@ FORMER = {
     "condition": "conditioners", "condition.encoder": "conditioners.vta_sam",
     "conditioners.base": "diffusion.condition",
     "diffusion.lit": "diffusion.latent_diffusion", "vae.lit": "vae.mel_vae",
+    "vocoder.griffin_lim": "vocoder.vocoders", "vocoder.hifigan": "vocoder.vocoders",
     "pipeline": "generation.pipeline", "importers.tango": "importers.systems", "importers.vta_ldm": "importers.systems",
     "importers.audioldm": "importers.systems",
     "evaluation.metric_docs": "evaluation.metric_table",

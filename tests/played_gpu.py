@@ -17,7 +17,7 @@ import math
 import sys
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ class Counts:
 
     Attributes:
         waits: a line of source and an operation for each time that the host waits for the device.
+        casts: a line of source for each weight that autocast casts.
         flops: floating point operations, a multiplication and an addition being two.
         moved_bytes: read and written by every operation that is no view.
         alive_bytes: of the device's memory, now.
@@ -60,6 +61,7 @@ class Counts:
     """
 
     waits: list[str] = field(default_factory=list)
+    casts: list[str] = field(default_factory=list)
     flops: int = 0
     moved_bytes: int = 0
     alive_bytes: int = 0
@@ -69,9 +71,9 @@ class Counts:
 class PlayedGPU(FakeTensorMode):
     """Inside, "cuda" is a played device. ``counts`` says what happened on it; :meth:`fresh` begins anew.
 
-    A wait is a copy to the host, a value that the host reads, or a copy to the device that blocks, because it is
-    asked to or because its memory is not pinned. A boolean index, a tensor of a wrong device and an operation whose
-    result has a size that depends on values raise torch's own errors.
+    A wait is a value that the host reads, an event that it waits for, or a copy between host and device that blocks,
+    because it is asked to or because the host's memory is not pinned. A boolean index, a tensor of a wrong device and
+    an operation whose result has a size that depends on values raise torch's own errors.
     """
 
     def __init__(self) -> None:
@@ -95,6 +97,9 @@ class PlayedGPU(FakeTensorMode):
                 mock.patch.object(F, "scaled_dot_product_attention", gpu._attention), \
                 mock.patch.object(Tensor, "pin_memory", lambda tensor, *_: gpu._pin(tensor)), \
                 mock.patch.object(Tensor, "is_pinned", lambda tensor, *_: gpu._is_pinned(tensor)), \
+                mock.patch.object(Tensor, "record_stream", lambda *_: None), \
+                mock.patch.multiple(torch.cuda, Stream=mock.MagicMock(), Event=lambda: _Event(gpu),
+                                    stream=lambda _: nullcontext(), current_stream=mock.MagicMock()), \
                 mock.patch.object(torch.nn.Module, "to", _move), gpu._own_autocast():
             yield gpu
 
@@ -152,7 +157,8 @@ class PlayedGPU(FakeTensorMode):
         elif name in (aten._to_copy, aten.copy_):
             source, target = (args[1], first.device) if name is aten.copy_ else (first, device or first.device)
             if source.device.type == "cuda" and target.type == "cpu":
-                self._wait(func)
+                if not (name is aten.copy_ and len(args) > 2 and args[2] and self._is_pinned(first)):
+                    self._wait(func)
                 shape = first.shape if name is aten.copy_ else source.shape
                 return True, first.zero_() if name is aten.copy_ else torch.zeros(
                     shape, dtype=kwargs.get("dtype") or source.dtype)
@@ -170,13 +176,7 @@ class PlayedGPU(FakeTensorMode):
         return False, None
 
     def _wait(self, func: Any) -> None:
-        frame, place = sys._getframe(1), "outside of vta_sam"
-        while frame is not None:
-            if frame.f_code.co_filename.startswith(HOME):
-                place = f"vta_sam{frame.f_code.co_filename[len(HOME):]}:{frame.f_lineno}"
-                break
-            frame = frame.f_back  # type: ignore[assignment]
-        self.counts.waits.append(f"{place} {func}")
+        self.counts.waits.append(f"{_place()} {func}")
 
     def _count(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], result: Any) -> None:
         made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, FakeTensor)]
@@ -243,6 +243,8 @@ class PlayedGPU(FakeTensorMode):
         if not isinstance(leaf, FakeTensor) or leaf.dtype not in (torch.float32, torch.bfloat16, torch.float16) or \
                 leaf.dtype == dtype:
             return leaf
+        if isinstance(leaf, torch.nn.Parameter):
+            self.counts.casts.append(_place())
         if not (leaf.requires_grad and leaf.is_leaf and dtype != torch.float32 and torch.is_grad_enabled()):
             return leaf.to(dtype)
         if id(leaf) not in self._casts:
@@ -266,6 +268,27 @@ class PlayedGPU(FakeTensorMode):
             attn_mask = attn_mask.to(query.dtype).expand(*query.shape[:3], key.shape[2])
         return aten._scaled_dot_product_efficient_attention(query, key, value, attn_mask, torch.is_grad_enabled(),
                                                             dropout_p, is_causal, scale=scale)[0]
+
+
+def _place() -> str:
+    """The line of the package that is under work."""
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(HOME):
+            return f"vta_sam{frame.f_code.co_filename[len(HOME):]}:{frame.f_lineno}"
+        frame = frame.f_back
+    return "outside of vta_sam"
+
+
+@dataclass
+class _Event:
+    gpu: PlayedGPU
+
+    def record(self, stream: Any) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        self.gpu._wait("event")
 
 
 def _move(module: torch.nn.Module, device: Any) -> torch.nn.Module:

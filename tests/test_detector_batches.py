@@ -9,21 +9,30 @@ from contextlib import nullcontext
 from itertools import permutations
 from pathlib import Path
 
+import numpy as np
 import pytest
 import test_grounded_sam
 import torch
 from played_gpu import PlayedGPU
-from test_grounded_sam import SIDE, SMALL, WORDS, cells, detector_of, pictures, to_tensor
+from test_grounded_sam import CPU, SIDE, SMALL, WORDS, cells, detector_of, pictures, to_tensor
 from torch._subclasses.fake_tensor import DynamicOutputShapeException
 
-from vta_sam.perception.grounding_dino import DeformableAttention, Detector, _HostAnswers, _Pictures
+from vta_sam.checkpoints.parts import differences
+from vta_sam.embedded.extractors import TinyGrounder
+from vta_sam.perception import grounded_sam
+from vta_sam.perception.base import Grounding
+from vta_sam.perception.grounded_sam import GroundedSAM, Segmenter
+from vta_sam.perception.grounding_dino import Detector, _HostAnswers, _Pictures
+from vta_sam.perception.inference import BiAttention, DeformableAttention, Texts, hold_weights
+from vta_sam.runtime.errors import InputError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 from memory import played_detection  # noqa: E402
 
-weights, network, lively, of_all_cells = (
-    getattr(test_grounded_sam, name) for name in ("weights", "network", "lively", "of_all_cells"))
+weights, network, lively, of_all_cells, narrow_sam, grounder, with_sam = (
+    getattr(test_grounded_sam, name) for name in (
+        "weights", "network", "lively", "of_all_cells", "narrow_sam", "grounder", "with_sam"))
 
 
 @pytest.fixture
@@ -98,36 +107,137 @@ def test_every_query_equals_the_package_beside_a_padded_picture(of_all_cells, in
     with torch.no_grad():
         theirs = of_all_cells(nested, captions=[text] * 2)
         with _HostAnswers():
-            ours = detector.model(_Pictures(nested.tensors, nested.mask), captions=[text])
+            detector.model.bert.choose([text] * 2, detector.transfer)
+            ours = detector.model(_Pictures(nested.tensors, nested.mask), captions=[Texts.ANY])
     torch.testing.assert_close(ours["pred_logits"].sigmoid(), theirs["pred_logits"].sigmoid(), atol=1e-4, rtol=0)
     torch.testing.assert_close(ours["pred_boxes"], theirs["pred_boxes"], atol=1e-4, rtol=0)
     assert float(theirs["pred_boxes"].std(1).min()) > 0.01, "all queries are alike"
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@torch.no_grad()
+def test_attention_between_pictures_and_texts_equals_the_package(masked):
+    from groundingdino.models.GroundingDINO.fuse_modules import BiMultiHeadAttention
+
+    theirs = BiMultiHeadAttention(64, 48, 96, 4).eval()
+    for i, parameter in enumerate(theirs.parameters()):
+        parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(i))
+    torch.manual_seed(0)
+    cells, tokens = torch.randn(3, 50, 64), torch.randn(3, 9, 48)
+    padding = [torch.arange(count) >= torch.tensor([[count], [count - 2], [count // 2]]) if masked else
+               torch.zeros(3, count, dtype=torch.bool) for count in (50, 9)]
+    expected = theirs(cells, tokens, *padding)
+    for ours, each in zip(BiAttention(theirs)(cells, tokens, *padding), expected, strict=True):
+        torch.testing.assert_close(ours, each, atol=1e-4, rtol=0)
+        assert float(each.std()) > 1
+    if masked:
+        unmasked = theirs(cells, tokens, *(torch.zeros_like(mask) for mask in padding))
+        assert all(float((each - other).abs().max()) > 0.1 for each, other in zip(expected, unmasked))
+
+
 # ---------------------------------------------------------------------- one picture and the others
 
+NOUNS = [("car", "race car", "fish"), ("dog",), ("fish", "steel drum", "ukulele", "piano", "wood plane")]
+
+
+def found_by(detector: Detector, frames: torch.Tensor, words: list[tuple[str, ...]]) -> list[list[torch.Tensor]]:
+    """⇒ of each picture the boxes of all queries, and their probabilities at the tokens of each word, by its name."""
+    prompts = [detector.prompt(list(own)) for own in words]
+    tokens, boxes = detector.queries(frames, prompts)
+    return [[boxes[i], *(tokens[i][:, list(span)] for _, span in sorted(zip(words[i], prompt.spans)))]
+            for i, prompt in enumerate(prompts)]
+
+
+def assert_same(seen: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
+    for own, each in zip(seen, expected, strict=True):
+        torch.testing.assert_close(own, each, atol=1e-3, rtol=0)
+
+
 @pytest.mark.slow
-def test_a_picture_depends_on_no_other_and_on_no_order(of_all_cells, in_order):
+def test_a_picture_depends_on_no_other_no_other_words_and_no_order(of_all_cells, in_order):
+    """Each picture alone, with its own words, is what it is beside others with other words."""
     landscapes, portrait = to_tensor(pictures(3, SMALL, SMALL + 64)), to_tensor(pictures(1, SMALL + 64, SMALL))
     assert cells(SMALL, SMALL + 64) == cells(SMALL + 64, SMALL)
     detector = detector_of(of_all_cells, SMALL)
+    alone = [found_by(detector, landscapes[i:i + 1], NOUNS[i:i + 1])[0] for i in range(3)]
+    other, = found_by(detector, landscapes[:1], [NOUNS[2]])
+    assert float((alone[0][0] - alone[1][0]).abs().max()) > 1e-2, "all pictures are alike"
+    assert float((alone[0][0] - other[0]).abs().max()) > 2e-3, "words change nothing"
+    found_by(detector, portrait, NOUNS[:1])
+    for order in permutations(range(3)):
+        for i, seen in zip(order, found_by(detector, landscapes[list(order)], [NOUNS[i] for i in order])):
+            assert_same(seen, alone[i])
+    for order in permutations(NOUNS[0]):
+        assert_same(found_by(detector, landscapes[:1], [order])[0], alone[0])
 
-    def found(frames: torch.Tensor, words: tuple[str, ...] = ("car", "race car", "fish")) -> list[torch.Tensor]:
-        prompt = detector.prompt(list(words))
-        tokens, boxes = detector.queries(frames, prompt)
-        return [boxes, *(tokens[..., list(span)] for _, span in sorted(zip(words, prompt.spans)))]
 
-    together = found(landscapes)
-    assert all(float((each[0] - each[1]).abs().max()) > 1e-2 for each in together), "all pictures are alike"
-    found(portrait)
-    others = [found(landscapes[[2, 0, 1]])]
-    for i in range(3):
-        others.append(found(landscapes[i:i + 1]))
-    for order in permutations(("car", "race car", "fish")):
-        others.append(found(landscapes[:1], order))
-    for other, rows in zip(others, ([2, 0, 1], [0], [1], [2], *[[0]] * 6), strict=True):
-        for own, each in zip(other, together, strict=True):
-            torch.testing.assert_close(own, each[rows], atol=1e-3, rtol=0)
+@pytest.mark.slow
+def test_a_picture_of_32_is_what_it_is_alone(of_all_cells, in_order):
+    frames = to_tensor(pictures(32, SMALL, SMALL + 64))
+    detector = detector_of(of_all_cells, SMALL)
+    words = [NOUNS[i % 3] for i in range(32)]
+    together = found_by(detector, frames, words)
+    for i in (0, 13, 31):
+        assert_same(found_by(detector, frames[i:i + 1], words[i:i + 1])[0], together[i])
+
+
+# ---------------------------------------------------------------------- the grounder
+
+def same(seen: Grounding, expected: Grounding) -> None:
+    for name in ("probs", "boxes", "areas", "mask_embedding"):
+        np.testing.assert_allclose(getattr(seen, name), getattr(expected, name), atol=1e-3)
+
+
+@pytest.mark.slow
+def test_frames_of_several_clips_in_one_batch_are_grounded_as_alone(with_sam, monkeypatch):
+    """More frames than a batch, in four requests with other words, one without, and one of nothing to read."""
+    frames, words = pictures(6, SIDE, 256), [["car", "..."], [], ["fish"], ["??"], ["dog", "steel drum", "car"]]
+    parts = [frames[:1], frames[1:2], frames[2:4], frames[4:5], frames[3:]]
+    detected = []
+    monkeypatch.setattr(with_sam.detector, "queries", lambda frames, prompts, queries=with_sam.detector.queries: (
+        detected.append(len(frames)), queries(frames, prompts))[1])
+    fetch = with_sam.launch(list(zip(parts, words)))
+    assert detected == [2, 2, 2], "batches of batch_frames, of frames that have words"
+    found = fetch()
+    for part, own, seen in zip(parts, words, found, strict=True):
+        same(seen, with_sam.ground(part, own))
+    assert [each.probs.shape for each in found] == [(1, 2), (1, 0), (2, 1), (1, 1), (3, 3)]
+    assert found[0].probs[0, 0] > 0 and found[4].areas[:, 0].max() > 0 and not found[3].mask_embedding.any()
+    np.testing.assert_allclose(found[2].boxes[1], with_sam.ground(frames[3:4], ["fish"]).boxes[0], atol=1e-3)
+
+
+@pytest.mark.slow  # a processor emulates it
+def test_weights_held_in_half_precision_compute_what_autocast_computes(lively, narrow_sam):
+    """To the bit, since autocast would cast the same weights before each product."""
+    half = torch.autocast("cpu", dtype=torch.bfloat16)
+    frames, boxes = to_tensor(pictures(1, SMALL + 32, SMALL + 64)), torch.tensor([[[.5, .5, .4, .4], [.3, .6, .2, .5]]])
+    lively = copy.deepcopy(lively)
+    lively.num_queries = lively.transformer.num_queries = 100
+    lively.transformer.tgt_embed.weight.data = lively.transformer.tgt_embed.weight[:100].detach()
+    seen = []
+    for held in (None, torch.bfloat16):
+        detector = Detector(copy.deepcopy(lively), SMALL, 1333, CPU, half)
+        detector.hold_weights(held)
+        segmenter = Segmenter(copy.deepcopy(narrow_sam), 1, CPU, half)
+        hold_weights(segmenter.model, held)
+        seen.append([*detector.queries(frames, detector.prompt(WORDS)), *next(segmenter.segment(frames, boxes))])
+    for held, cast in zip(seen[1], seen[0], strict=True):
+        assert torch.equal(held, cast) and float(cast.std()) > 1e-3
+    kinds = {parameter.dtype for parameter in segmenter.model.image_encoder.parameters()}
+    assert kinds == {torch.bfloat16, torch.float32}, "products' weights, and norms"
+
+
+def test_every_is_a_setting_where_it_changes_records(weights, network, monkeypatch):
+    monkeypatch.setattr(grounded_sam, "build_detector_network", lambda *_: copy.deepcopy(network))
+    plain, sparse = GroundedSAM(weights=weights, device="cpu"), GroundedSAM(weights=weights, every=4, device="cpu")
+    assert (plain.every, plain.settings) == (1, {"precision": "fp32"})
+    assert (sparse.every, sparse.settings) == (4, {"precision": "fp32", "every": 4})
+    assert sparse.recipe["every"] == 4 and differences(plain.recipe, {"_target_": "grounded_sam"}) == []
+    assert differences(sparse.recipe, plain.recipe) == ["every is 4, not 1"]
+    assert (TinyGrounder(every=3).every, TinyGrounder().settings) == (3, {})
+    for kind in (TinyGrounder, GroundedSAM):
+        with pytest.raises(InputError, match="every is 0, expected a whole number from 1"):
+            kind(every=0)
 
 
 # ---------------------------------------------------------------------- on a GPU that is played
@@ -143,21 +253,43 @@ def test_a_batch_waits_for_nothing(network, gpu):
     detector = Detector(copy.deepcopy(network), SIDE, 1333, torch.device("cuda", 0), nullcontext())
     frames, prompt = to_tensor(pictures(3, SIDE, SIDE + 32)).to("cuda"), detector.prompt(WORDS)
     counts = gpu.fresh()
-    detector.queries(frames, prompt)
-    sent = len(counts.waits)
-    assert sent == 4, "a new prompt's ids, types, positions and mask"
-    counts = gpu.fresh()
     tokens, boxes = detector.queries(frames, prompt)
     assert counts.waits == [] and counts.flops > 0
     assert tokens.shape == (3, 900, prompt.tokens) and boxes.device.type == "cuda"
     counts = gpu.fresh()
-    detector.detect(frames, prompt)
-    assert len(counts.waits) == 3, "which tokens are a word's is sent before; probabilities and boxes are fetched after"
+    detector.detect(frames, [prompt, detector.prompt(["fish"]), prompt])
+    assert counts.waits == []
     with gpu.autocast(torch.float16):
         detector.queries(frames, prompt)
         counts = gpu.fresh()
         detector.queries(frames, prompt)
     assert counts.waits == []
+
+
+@pytest.mark.slow
+def test_a_batch_of_several_clips_is_fetched_once_and_casts_no_weight(network, narrow_sam, with_sam, gpu):
+    """New words too are sent without a wait; with SAM."""
+    device, grounder = torch.device("cuda", 0), copy.copy(with_sam)
+    grounder.batch_frames = 8
+    grounder.detector = Detector(copy.deepcopy(network), SIDE, 1333, device, nullcontext())
+    grounder.segmenter = Segmenter(copy.deepcopy(narrow_sam), 2, device, nullcontext())
+    frames = pictures(4, SIDE, SIDE + 32)
+    requests = [(frames[:2], ["dog", "car"]), (frames[2:3], ["fish"]), (frames[3:], ["steel drum", "dog"])]
+    counts = gpu.fresh()
+    with gpu.autocast(torch.float16):
+        grounder.launch(requests)()
+    assert len(counts.casts) > 100, "what is avoided"
+    grounder.detector.hold_weights(torch.float16)
+    hold_weights(grounder.segmenter.model, torch.float16)
+    for words in (["dog", "car"], ["piano", "car"]):
+        requests[0] = requests[0][0], words
+        counts = gpu.fresh()
+        with gpu.autocast(torch.float16):
+            fetch = grounder.launch(requests)
+        assert counts.waits == [] and counts.casts == [] and counts.flops > 0
+        found = fetch()
+        assert len(counts.waits) == 1 and counts.waits[0].endswith("event")
+        assert [each.boxes.shape for each in found] == [(2, 2, 4), (1, 1, 4), (1, 2, 4)]
 
 
 @pytest.mark.slow

@@ -233,7 +233,7 @@ def test_equality_at_the_size_of_use(lively, tmp_path):
 def assert_masks_equal_predictor(network: torch.nn.Module, frames: np.ndarray, batch_frames: int) -> None:
     boxes = torch.tensor([[[.5, .5, .4, .4], [.3, .6, .2, .5]], [[.2, .3, .3, .2], [.7, .4, .5, .6]],
                           [[.6, .6, .3, .7], [.1, .1, .1, .1]]])[:len(frames)]
-    ours = list(Segmenter(network, batch_frames, CPU, FP32).segment(to_tensor(frames), boxes))
+    ours = list(Segmenter(copy.deepcopy(network), batch_frames, CPU, FP32).segment(to_tensor(frames), boxes))
     predictor = SamPredictor(network)
     height, width = frames.shape[1:3]
     for frame, own, (logits, embedding) in zip(frames, boxes, ours, strict=True):
@@ -264,7 +264,7 @@ def test_pictures_of_other_sizes_are_scaled_as_the_predictor_scales_them(narrow_
     hook = narrow_sam.image_encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     predictor.set_image(frame)
     box = torch.tensor([[[.5, .5, .4, .4]]])
-    (logits, _), = Segmenter(narrow_sam, 1, CPU, FP32).segment(to_tensor(frame[None]), box)
+    (logits, _), = Segmenter(copy.deepcopy(narrow_sam), 1, CPU, FP32).segment(to_tensor(frame[None]), box)
     hook.remove()
     assert logits.shape == (1, 128, 192)
     theirs, ours = (pixels * narrow_sam.pixel_std for pixels in seen)
@@ -281,7 +281,7 @@ def test_mask_logits_of_vit_b_equal_the_predictor(tmp_path):
 
 
 def test_embeddings_are_averaged_inside_the_masks(narrow_sam):
-    segmenter = Segmenter(narrow_sam, 1, CPU, FP32)
+    segmenter = Segmenter(copy.deepcopy(narrow_sam), 1, CPU, FP32)
     embedding = torch.randn(256, 16, 16)
     masks = torch.zeros(3, 128, 256, dtype=torch.bool)  # 256 pixels = 16 cells: a cell is 16 pixels
     masks[0, 32:64, 160:176] = True  # two cells: rows 2 and 3 of column 10

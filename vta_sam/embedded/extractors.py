@@ -183,6 +183,7 @@ class TinyGrounder(Grounder):
 
     Args:
         weights: a file written by ``experiments/train_tiny.py model=trunk``; None takes the shipped one.
+        every: only every such frame of a clip is looked at, and its last; the others are interpolated.
     """
 
     kind = "tiny"
@@ -190,7 +191,8 @@ class TinyGrounder(Grounder):
     execution = ()  # not the weights: other weights have another vocabulary
     draws_masks = True
 
-    def __init__(self, weights: str | Path | None = None) -> None:
+    def __init__(self, weights: str | Path | None = None, every: int = 1) -> None:
+        self._look_at(every)
         self._trunk = shared_trunk(weights)
         self.fingerprint = self._trunk.fingerprint
         self.known_words = self._trunk.vocabulary.words

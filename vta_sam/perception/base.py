@@ -199,6 +199,14 @@ class Grounder(Extractor):
     draws_masks: ClassVar[bool] = False
     every: int = 1
 
+    def _look_at(self, every: int) -> None:
+        """Set ``every``, in a constructor. Where it isn't 1, it changes records, and is one of the ``settings``."""
+        if every < 1:
+            raise InputError(f"every is {every}, expected a whole number from 1: every such frame is looked at")
+        self.every = every
+        if every != 1:
+            self.settings = {**self.settings, "every": every}
+
     def check_words(self, objects: Sequence[str]) -> None:
         """Raise InputError where these objects can't be looked for together, as by a limit of tokens.
 

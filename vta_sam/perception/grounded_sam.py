@@ -1,15 +1,15 @@
 """Grounding SAM: Grounding DINO detects each named object in a frame, and SAM (optional) segments it.
 
 SAM's network is segment-anything's own (Kirillov et al. 2023, arXiv 2304.02643): pictures and boxes ⇒ masks, and the
-image embedding inside each mask. A batch of pictures goes through its image encoder once; all boxes of a picture go
-through its mask decoder in one call.
+image embedding inside each mask. A batch of pictures goes through its image encoder once, and all their boxes through
+its mask decoder.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,11 @@ from torch import nn
 
 from ..checkpoints.registry import digest, read_state, require
 from ..media.picture_reader import Within
-from ..runtime.distributed import choose_device, choose_format, mixed_precision
+from ..runtime.distributed import FORMATS, choose_device, choose_format, mixed_precision
 from ..runtime.errors import InputError
 from .base import EXECUTION, Grounder, Grounding
-from .grounding_dino import CONFIGS, Detections, Detector, Prompt, build_detector_network
+from .grounding_dino import CONFIGS, Detector, Prompt, build_detector_network
+from .inference import ImageAttention, hold_weights
 
 MASK_DIM = 256  # channels of SAM's image embedding
 
@@ -35,17 +36,22 @@ class Segmenter:
     """SAM on a device.
 
     Args:
-        model: the network, in eval mode.
-        batch_frames: pictures in one batch of the image encoder.
+        model: the network, in eval mode; parts of it are replaced, and it computes the same.
+        batch_frames: pictures in one batch of the image encoder, and of the mask decoder.
         device: where the network computes.
         autocast: context of the number format to compute in.
     """
 
     def __init__(self, model: Any, batch_frames: int, device: torch.device,
                  autocast: contextlib.AbstractContextManager) -> None:
+        for block in model.image_encoder.blocks:
+            if block.attn.use_rel_pos:
+                block.attn = ImageAttention(block.attn)
         self.model, self.device, self.autocast = model.to(device).eval(), device, autocast
         self.batch_frames = batch_frames
         self.transform = ResizeLongestSide(model.image_encoder.img_size)
+        with torch.inference_mode(), autocast:
+            self._places = model.prompt_encoder.get_dense_pe()
 
     @torch.inference_mode()
     def segment(self, pictures: torch.Tensor, boxes: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -55,11 +61,28 @@ class Segmenter:
             pictures: (B, 3, H, W) uint8, on the device.
             boxes: (B, K, 4) cx cy w h in [0, 1], K ≥ 1, on the device.
         """
+        for logits, embeddings in self._batches(pictures, boxes):
+            yield from zip(logits, embeddings)
+
+    @torch.inference_mode()
+    def measure(self, pictures: torch.Tensor, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Areas (B, K) of the masks as fractions of the picture, and the image embedding averaged over each mask
+        (B, K, 256), zeros where it is empty. Arguments as of :meth:`segment`; the host doesn't wait for them."""
+        areas, pooled = [], []
+        for logits, embeddings in self._batches(pictures, boxes):
+            masks = logits > 0
+            areas.append(masks.float().mean((2, 3)))
+            pooled.append(self.pool(embeddings, masks))
+        return torch.cat(areas), torch.cat(pooled)
+
+    def _batches(self, pictures: torch.Tensor, boxes: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yields mask logits (b, K, H, W) and embeddings (b, 256, 64, 64) of ``batch_frames`` pictures."""
         for start in range(0, len(pictures), self.batch_frames):
             part = slice(start, start + self.batch_frames)
             embeddings, input_size = self._encode(pictures[part])
-            for embedding, own in zip(embeddings, boxes[part]):
-                yield self._logits(embedding, own, input_size, tuple(pictures.shape[-2:])), embedding
+            logits = self._decode(embeddings, boxes[part], input_size)
+            full = self.model.postprocess_masks(logits, input_size, tuple(pictures.shape[-2:]))
+            yield full[:, 0].unflatten(0, boxes[part].shape[:2]), embeddings
 
     def _encode(self, pictures: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
         """Image embeddings (B, 256, 64, 64), and the pictures' scaled (height, width) before padding."""
@@ -72,36 +95,39 @@ class Segmenter:
         with self.autocast:
             return self.model.image_encoder(self.model.preprocess(pixels)).float(), size
 
-    def _logits(self, embedding: torch.Tensor, boxes: torch.Tensor, input_size: tuple[int, int],
-                picture_size: tuple[int, ...]) -> torch.Tensor:
-        """Mask logits (K, H, W) of one picture."""
-        corners = torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], dim=-1)
+    def _decode(self, embeddings: torch.Tensor, boxes: torch.Tensor, input_size: tuple[int, int]) -> torch.Tensor:
+        """Mask logits (B · K, 1, 256, 256) of all boxes (B, K, 4), each with its own picture's embedding."""
+        first, end = boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., :2] + boxes[..., 2:] / 2
         height, width = input_size
-        corners = corners * torch.tensor([width, height, width, height], device=self.device)
+        corners = torch.stack([first[..., 0] * width, first[..., 1] * height, end[..., 0] * width,
+                               end[..., 1] * height], dim=-1)
         with self.autocast:
-            sparse, dense = self.model.prompt_encoder(points=None, boxes=corners, masks=None)
+            sparse, dense = self.model.prompt_encoder(points=None, boxes=corners.flatten(0, 1), masks=None)
+            # the decoder repeats one picture's embedding for all boxes, and adds what may differ from box to box
+            dense = dense + embeddings.repeat_interleave(boxes.shape[1], 0)
             low_resolution, _ = self.model.mask_decoder(
-                image_embeddings=embedding[None], image_pe=self.model.prompt_encoder.get_dense_pe(),
+                image_embeddings=torch.zeros((1, 1, 1, 1), device=self.device), image_pe=self._places,
                 sparse_prompt_embeddings=sparse, dense_prompt_embeddings=dense, multimask_output=False)
-        return self.model.postprocess_masks(low_resolution.float(), input_size, picture_size)[:, 0]
+        return low_resolution.float()
 
     def pool(self, embedding: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-        """The image embedding averaged over each mask ⇒ (K, 256), zeros where a mask is empty.
+        """The image embedding averaged over each mask ⇒ (…, K, 256), zeros where a mask is empty.
 
         The weight of a cell of the embedding is the share of its area that the mask covers.
 
         Args:
-            embedding: (256, 64, 64) of one picture.
-            masks: (K, H, W) bool.
+            embedding: (…, 256, 64, 64) of pictures.
+            masks: (…, K, H, W) bool.
         """
         side = self.transform.target_length
         height, width = self.transform.get_preprocess_shape(*masks.shape[-2:], side)
-        scaled = F.interpolate(masks[:, None].float(), (max(1, height), max(1, width)), mode="area")
+        scaled = F.interpolate(masks.flatten(0, -3)[:, None].float(), (max(1, height), max(1, width)), mode="area")
         padded = F.pad(scaled, (0, side - scaled.shape[-1], 0, side - scaled.shape[-2]))
-        shares = F.adaptive_avg_pool2d(padded, (embedding.shape[-2], embedding.shape[-1]))[:, 0]  # (K, 64, 64)
-        total = shares.sum((1, 2))
-        pooled = torch.einsum("khw,chw->kc", shares, embedding) / total.clamp_min(1e-6)[:, None]
-        return torch.where(total[:, None] > 0, pooled, 0.0)
+        shares = F.adaptive_avg_pool2d(padded, (embedding.shape[-2], embedding.shape[-1]))  # (…K, 1, 64, 64)
+        shares = shares.view(*masks.shape[:-2], *embedding.shape[-2:])
+        total = shares.sum((-2, -1))[..., None]
+        pooled = torch.einsum("...khw,...chw->...kc", shares, embedding) / total.clamp_min(1e-6)
+        return torch.where(total > 0, pooled, 0.0)
 
 
 def build_segmenter_network(name: str, checkpoint: Path) -> nn.Module:
@@ -145,6 +171,7 @@ class GroundedSAM(Grounder):
         sam_batch_frames: pictures in one batch of SAM's image encoder.
         device: "auto", "cpu", "cuda", "cuda:1", …
         precision: "auto" (fp16 on a GPU), "fp32", "fp16", "bf16".
+        every: only every such frame of a clip is looked at, and its last; the others are interpolated.
 
     Raises:
         InputError: a file is missing; the message names it and how to get it.
@@ -157,31 +184,35 @@ class GroundedSAM(Grounder):
 
     def __init__(self, detector: str = "swint_ogc", sam: str | None = None, weights: str | Path | None = None,
                  short_side: int = 800, long_side: int = 1333, batch_frames: int = 8, sam_batch_frames: int = 4,
-                 device: str = "auto", precision: str = "auto") -> None:
+                 device: str = "auto", precision: str = "auto", every: int = 1) -> None:
         if detector not in CONFIGS:
             raise InputError(f"detector={detector} is not known; it is {' or '.join(CONFIGS)}")
         if min(batch_frames, sam_batch_frames, short_side) < 1 or long_side < short_side:
             raise InputError("the grounder needs batch_frames, sam_batch_frames and short_side >= 1 and long_side >= "
                              f"short_side, got {batch_frames}, {sam_batch_frames}, {short_side}, {long_side}")
+        self._look_at(every)
         bert = require("bert-base-uncased", weights)
         files = [require(f"groundingdino_{detector}", weights)]
         if sam is not None:
             files.append(require(f"sam_{sam}", weights))
         self.device = choose_device(device)
         number_format = choose_format(precision, self.device)
+        held = FORMATS[number_format] if number_format != "fp32" else None
         self.batch_frames = batch_frames
         # one picture for both networks, at the larger of their sizes; smaller videos are upscaled on the device
         self.fit = Within(short_side, long_side) if sam is None else Within(max(short_side, 1024), max(long_side, 1024))
         self.detector = Detector(build_detector_network(detector, files[0], bert), short_side, long_side,
                                  self.device, mixed_precision(number_format, self.device))
+        self.detector.hold_weights(held)
         self.segmenter = None
         if sam is not None:
             self.segmenter = Segmenter(build_segmenter_network(sam, files[1]), sam_batch_frames,
                                        self.device, mixed_precision(number_format, self.device))
+            hold_weights(self.segmenter.model, held)
         names = [f"{name}-{digest(file)}" for name, file in zip((detector, sam), files)]
         self.fingerprint = f"grounded_sam-{'-'.join(names)}-{short_side}x{long_side}px"
-        self.settings = {"precision": number_format}
-        self._prompt = lru_cache(maxsize=16)(self._build_prompt)
+        self.settings = {"precision": number_format, **self.settings}
+        self._prompt = lru_cache(maxsize=1024)(self._build_prompt)
 
     def check_words(self, objects: Sequence[str]) -> None:
         """Raise InputError where the words have more tokens than Grounding DINO reads."""
@@ -190,14 +221,36 @@ class GroundedSAM(Grounder):
 
     def ground(self, frames: np.ndarray, objects: list[str]) -> Grounding:
         """Frames (T, H, W, 3) uint8 RGB of any size, K words ⇒ Grounding. A frame's result doesn't depend on others."""
-        if not objects:
-            return Grounding.empty(len(frames))
-        prompt = self._prompt(tuple(objects))
-        if not prompt.text:
-            return self._empty_grounding(len(frames), len(objects))
-        parts = [self._ground(self._to_device(frames[i:i + self.batch_frames]), prompt)
-                 for i in range(0, len(frames), self.batch_frames)]
-        return Grounding.concatenate(parts)
+        parts, before = [Grounding.zeros(0, len(objects))], None
+        if self.segmenter is not None:
+            parts[0].mask_embedding = np.zeros((0, len(objects), MASK_DIM), np.float32)
+        for i in range(0, len(frames), self.batch_frames):  # while one is computed, the next is queued
+            after = self.launch([(frames[i:i + self.batch_frames], objects)])
+            parts += before() if before else []
+            before = after
+        return Grounding.concatenate(parts + (before() if before else []))
+
+    def launch(self, requests: Sequence[tuple[np.ndarray, list[str]]]) -> Callable[[], list[Grounding]]:
+        """See :meth:`Grounder.launch`. Frames with different words share a batch, and each batch is fetched once."""
+        prompts = [self._prompt(tuple(objects)) for _, objects in requests]
+        rows: list[list[np.ndarray]] = [[] for _ in requests]
+        begun = []
+        for batch in self._batches([frames if prompt.text else frames[:0]
+                                    for (frames, _), prompt in zip(requests, prompts)]):
+            pictures = self._to_device([frames for _, frames in batch])
+            each = [prompts[i] for i, frames in batch for _ in frames]
+            begun.append((batch, self.detector.transfer.fetch(self._look(pictures, each))))
+
+        def wait() -> list[Grounding]:
+            for batch, fetch in begun:
+                found, start = fetch().numpy(), 0
+                for i, frames in batch:
+                    rows[i].append(found[start:start + len(frames), :len(prompts[i].spans)])
+                    start += len(frames)
+            return [self._grounding(own, prompt, len(frames))
+                    for own, prompt, (frames, _) in zip(rows, prompts, requests)]
+
+        return wait
 
     def masks(self, frames: np.ndarray, objects: list[str]) -> np.ndarray:
         """Frames (T, H, W, 3) uint8 RGB, K words ⇒ SAM's masks (T, K, H, W) bool. Raises InputError without SAM."""
@@ -206,40 +259,50 @@ class GroundedSAM(Grounder):
         masks = np.zeros((len(frames), len(objects), *frames.shape[1:3]), bool)
         prompt = self._prompt(tuple(objects))
         for i in range(0, len(frames) if prompt.text else 0, self.batch_frames):
-            pictures = self._to_device(frames[i:i + self.batch_frames])
+            pictures = self._to_device([frames[i:i + self.batch_frames]])
             detections = self.detector.detect(pictures, prompt)
-            for t, (logits, _) in enumerate(self._segment(pictures, detections), i):
+            for t, (logits, _) in enumerate(self.segmenter.segment(pictures, detections.boxes), i):
                 masks[t] = (logits > 0).cpu().numpy()
         masks[:, _without_tokens(prompt)] = False
         return masks
 
-    def _ground(self, pictures: torch.Tensor, prompt: Prompt) -> Grounding:
-        detections = self.detector.detect(pictures, prompt)
-        probs, boxes = detections.probs.numpy(), detections.boxes.numpy()
+    def _batches(self, requests: Sequence[np.ndarray]) -> Iterator[list[tuple[int, np.ndarray]]]:
+        """Frames of each request ⇒ batches of (number of the request, some of its frames)."""
+        batch: list[tuple[int, np.ndarray]] = []
+        room = self.batch_frames
+        for i, frames in enumerate(requests):
+            while len(frames):
+                batch.append((i, frames[:room]))
+                frames, room = frames[room:], room - len(batch[-1][1])
+                if not room:
+                    yield batch
+                    batch, room = [], self.batch_frames
+        if batch:
+            yield batch
+
+    def _look(self, pictures: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
+        """⇒ (B, K, 5) probability and box; with SAM (B, K, 6 + 256), the mask's area and embedding as well."""
+        detections = self.detector.detect(pictures, prompts)
+        parts = [detections.probs[..., None], detections.boxes]
+        if self.segmenter is not None:
+            areas, pooled = self.segmenter.measure(pictures, detections.boxes)
+            parts += [areas[..., None], pooled]
+        return torch.cat(parts, dim=-1)
+
+    def _grounding(self, rows: list[np.ndarray], prompt: Prompt, frames: int) -> Grounding:
+        """Rows of :meth:`_look` of a request ⇒ its Grounding; zeros where the network read no text of it."""
+        objects = len(prompt.spans)
+        width = 5 if self.segmenter is None else 6 + MASK_DIM
+        found = np.concatenate(rows) if rows else np.zeros((frames, objects, width), np.float32)
+        probs, boxes = found[..., 0].copy(), found[..., 1:5].copy()
         if self.segmenter is None:
             return Grounding(probs, boxes, _areas_inside(boxes))
-        areas, pooled = np.zeros_like(probs), np.zeros((*probs.shape, MASK_DIM), np.float32)
-        for t, (logits, embedding) in enumerate(self._segment(pictures, detections)):
-            masks = logits > 0
-            areas[t] = masks.float().mean((1, 2)).cpu().numpy()
-            pooled[t] = self.segmenter.pool(embedding, masks).cpu().numpy()
-        without_tokens = _without_tokens(prompt)
-        areas[:, without_tokens], pooled[:, without_tokens] = 0.0, 0.0
-        return Grounding(probs, boxes, areas, pooled)
+        found[:, _without_tokens(prompt), 5:] = 0.0
+        return Grounding(probs, boxes, found[..., 5].copy(), found[..., 6:].copy())
 
-    def _empty_grounding(self, frames: int, objects: int) -> Grounding:
-        grounding = Grounding.zeros(frames, objects)
-        if self.segmenter is not None:
-            grounding.mask_embedding = np.zeros((frames, objects, MASK_DIM), np.float32)
-        return grounding
-
-    def _segment(self, pictures: torch.Tensor, detections: Detections) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        assert self.segmenter is not None
-        return self.segmenter.segment(pictures, detections.boxes.to(self.device))
-
-    def _to_device(self, frames: np.ndarray) -> torch.Tensor:
-        """(B, H, W, 3) uint8 ⇒ (B, 3, H, W) uint8 on the device."""
-        return torch.from_numpy(np.ascontiguousarray(frames)).to(self.device).permute(0, 3, 1, 2)
+    def _to_device(self, frames: Sequence[np.ndarray]) -> torch.Tensor:
+        """Frames (b, H, W, 3) uint8 of several clips ⇒ (B, 3, H, W) uint8 on the device."""
+        return self.detector.transfer.send(torch.from_numpy(np.concatenate(frames))).permute(0, 3, 1, 2)
 
     def _build_prompt(self, objects: tuple[str, ...]) -> Prompt:
         prompt = self.detector.prompt(list(objects))

@@ -1,7 +1,7 @@
 """Grounding DINO: pictures and object words ⇒ a probability and a box of each object.
 
 The network is groundingdino-py's own (Liu et al. 2023, arXiv 2303.05499). The words make one prompt, which goes through
-the language model once; pictures go through in batches. The host does not wait for the device within a batch.
+the language model once. Pictures go through in batches, each with its own prompt, and the host waits for nothing.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..checkpoints.registry import read_state
 from ..runtime.errors import InputError
+from .inference import BiAttention, DeformableAttention, Texts, Transfer, hold_weights
 
 MAX_TOKENS = 256  # Grounding DINO cuts longer prompts off (max_text_len of its configs)
 CONFIGS = {"swint_ogc": "GroundingDINO_SwinT_OGC", "swinb_cogcoor": "GroundingDINO_SwinB_cfg"}
@@ -100,7 +101,7 @@ def _beyond_limit(objects: Sequence[str], spans: Sequence[Sequence[int]]) -> Ite
 
 @dataclass
 class Detections:
-    """Detections of K objects in B pictures, float32 on the CPU.
+    """Detections of K objects in B pictures, float32 on the detector's device.
 
     Attributes:
         probs: (B, K) in [0, 1].
@@ -128,38 +129,52 @@ class Detector:
         self.model, self.device, self.autocast = model.to(device).eval(), device, autocast
         self.short_side, self.long_side = short_side, long_side
         self.tokenizer: Any = model.tokenizer
+        self.transfer = Transfer(device)
         self.mean = torch.tensor(_MEAN, device=device).view(3, 1, 1)
         self.std = torch.tensor(_STD, device=device).view(3, 1, 1)
+
+    def hold_weights(self, dtype: torch.dtype | None) -> None:
+        """See :func:`.inference.hold_weights`. The package computes these layers of the decoder outside of autocast."""
+        outside = [part for layer in self.model.transformer.decoder.layers for part in (layer.linear1, layer.linear2)]
+        hold_weights(self.model, dtype, outside)
 
     def prompt(self, objects: list[str]) -> Prompt:
         """The prompt of K words, see :func:`build_prompt`."""
         return build_prompt(objects, self.tokenizer)
 
-    def detect(self, pictures: torch.Tensor, prompt: Prompt) -> Detections:
-        """Detections of the prompt's objects.
+    @torch.inference_mode()
+    def detect(self, pictures: torch.Tensor, prompts: Prompt | Sequence[Prompt]) -> Detections:
+        """Detections of each picture's objects. The host doesn't wait for them.
 
         probs[b, k] is the largest sigmoid of any query at any token of object k's own span. The box is the box of that
-        query. An object without tokens has probability and box 0.
+        query. An object without tokens has probability and box 0, as has one beyond a picture's own.
 
         Args:
             pictures: (B, 3, H, W) uint8 on the device.
-            prompt: of K objects.
+            prompts: of all pictures, or one for each.
         """
-        mask = prompt.token_mask().to(self.device)  # before the batch: what is sent makes the host wait
-        tokens, boxes = self.queries(pictures, prompt)
-        own = tokens[:, :, None, :].masked_fill(~mask, -1.0).amax(-1)  # (B, queries, K)
+        each = _for_each(pictures, prompts)
+        mask = torch.zeros(len(each), max(len(prompt.spans) for prompt in each), max(p.tokens for p in each)).bool()
+        for row, prompt in zip(mask, each):
+            row[:len(prompt.spans), :prompt.tokens] = prompt.token_mask()
+        mask = self.transfer.send(mask)
+        tokens, boxes = self.queries(pictures, each)
+        own = tokens[:, :, None, :].masked_fill(~mask[:, None], -1.0).amax(-1)  # (B, queries, K)
         probs, best = own.max(dim=1)
         chosen = boxes.gather(1, best[..., None].expand(-1, -1, 4))
-        return Detections(probs.clamp_min(0.0).cpu(), torch.where(probs[..., None] >= 0, chosen, 0.0).cpu())
+        return Detections(probs.clamp_min(0.0), torch.where(probs[..., None] >= 0, chosen, 0.0))
 
     @torch.inference_mode()
-    def queries(self, pictures: torch.Tensor, prompt: Prompt) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pictures (B, 3, H, W) uint8 ⇒ probabilities (B, 900, L) of the prompt's L tokens, boxes (B, 900, 4)."""
+    def queries(self, pictures: torch.Tensor, prompts: Prompt | Sequence[Prompt]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pictures (B, 3, H, W) uint8 ⇒ probabilities (B, 900, L) of L tokens, those of the longest prompt, and boxes
+        (B, 900, 4). What a shorter prompt lacks has probability 0."""
+        each = _for_each(pictures, prompts)
         pixels = self.prepare(pictures)
         padded = torch.zeros((len(pixels), *pixels.shape[-2:]), dtype=torch.bool, device=pixels.device)
         with self.autocast, _quiet(), _HostAnswers():
-            output = self.model(_Pictures(pixels, padded), captions=[prompt.text])
-        logits = output["pred_logits"][..., :prompt.tokens]  # the network pads to 256 with -inf
+            self.model.bert.choose([prompt.text for prompt in each], self.transfer)
+            output = self.model(_Pictures(pixels, padded), captions=[Texts.ANY])
+        logits = output["pred_logits"][..., :max(prompt.tokens for prompt in each)]  # padded to 256 with -inf
         return logits.float().sigmoid(), output["pred_boxes"].float()
 
     def prepare(self, pictures: torch.Tensor) -> torch.Tensor:
@@ -178,6 +193,11 @@ class Detector:
         if size != tuple(pixels.shape[-2:]):
             pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False)
         return (pixels - self.mean) / self.std
+
+
+def _for_each(pictures: torch.Tensor, prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
+    """One prompt for each picture."""
+    return [prompts] * len(pictures) if isinstance(prompts, Prompt) else prompts
 
 
 def scaled_size(height: int, width: int, short_side: int, long_side: int) -> tuple[int, int]:
@@ -201,45 +221,17 @@ def scaled_size(height: int, width: int, short_side: int, long_side: int) -> tup
     return short_side, int(short_side * width / height)
 
 
-class _CachedLanguageModel(nn.Module):
-    """The language model for batches of equal prompts. It computes one row, and caches it with its masks on the device.
-
-    The network builds masks and position ids on the host (:class:`_Pictures`), token by token; a new prompt's are sent.
-    """
-
-    def __init__(self, bert: nn.Module) -> None:
-        super().__init__()
-        self.bert = bert
-        self._cached: tuple[tuple[Any, ...], torch.Tensor, dict[str, torch.Tensor]] | None = None
-
-    def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-        ids, device = inputs["input_ids"], next(self.bert.parameters()).device
-        key = (*ids[0].tolist(), torch.is_autocast_enabled(device.type))
-        if self._cached is None or self._cached[0] != key:
-            first = {name: value[:1].to(device) for name, value in inputs.items()}
-            masks = {"text_self_attention_masks": first["attention_mask"], "position_ids": first["position_ids"],
-                     "text_token_mask": torch.ones_like(first["input_ids"], dtype=torch.bool)}
-            self._cached = key, self.bert(**first)["last_hidden_state"], masks
-        return {"last_hidden_state": self._cached[1]}
-
-    def repeat(self, _: nn.Module, arguments: tuple[Any, ...]) -> None:
-        """Hook before Transformer: the text's one row, its masks on the host ⇒ a row per picture on the device."""
-        assert self._cached is not None
-        features, text = arguments[0], arguments[-1]
-        for name, value in {**text, **self._cached[2]}.items():
-            text[name] = value.expand(len(features[0]), *value.shape[1:])
-
-
 def _replace_parts(network: Any) -> None:
-    """Put :class:`_CachedLanguageModel` and :class:`DeformableAttention` in the place of the package's parts."""
+    """Put :class:`Texts`, :class:`BiAttention` and :class:`DeformableAttention` in the place of the package's parts."""
+    from groundingdino.models.GroundingDINO.fuse_modules import BiMultiHeadAttention
     from groundingdino.models.GroundingDINO.ms_deform_attn import MultiScaleDeformableAttention
 
-    network.bert = _CachedLanguageModel(network.bert)
-    network.transformer.register_forward_pre_hook(network.bert.repeat)
+    network.bert = Texts(network)
+    ours = {BiMultiHeadAttention: BiAttention, MultiScaleDeformableAttention: DeformableAttention}
     for part in list(network.modules()):
         for name, child in part.named_children():
-            if isinstance(child, MultiScaleDeformableAttention):
-                setattr(part, name, DeformableAttention(child))
+            if type(child) in ours:
+                setattr(part, name, ours[type(child)](child))
 
 
 @dataclass
@@ -271,62 +263,6 @@ class _HostAnswers(TorchFunctionMode):
         if func in (torch.Tensor.isnan, torch.Tensor.isinf):
             return torch.zeros(1, dtype=torch.bool)
         return func(*args, **(kwargs or {}))
-
-
-class DeformableAttention(nn.Module):
-    """Multi-scale deformable attention (Zhu et al. 2021, arXiv 2010.04159) with the layers of groundingdino's.
-
-    The package samples each level by ``grid_sample``, in fp32 also under autocast, and holds the sampled values of all
-    levels, queries and points before it sums them. Here ``embedding_bag`` sums rows of values as it reads them, and
-    stores none; a row's weight is its bilinear share times its attention.
-    """
-
-    def __init__(self, theirs: Any) -> None:
-        super().__init__()
-        self.heads, self.levels, self.points = theirs.num_heads, theirs.num_levels, theirs.num_points
-        self.value_proj, self.output_proj = theirs.value_proj, theirs.output_proj
-        self.sampling_offsets, self.attention_weights = theirs.sampling_offsets, theirs.attention_weights
-
-    def forward(self, query: torch.Tensor, value: torch.Tensor, reference_points: torch.Tensor,
-                spatial_shapes: torch.Tensor, key_padding_mask: torch.Tensor, **_: Any) -> torch.Tensor:
-        """Queries and values ⇒ (B, Q, C).
-
-        Args:
-            query: (B, Q, C), with positions.
-            value: (B, S, C), the cells of all levels.
-            reference_points: (B, Q, levels, 2) x y or (B, Q, levels, 4) cx cy w h, fractions of the padded picture.
-            spatial_shapes: (levels, 2) height and width, on the host: elsewhere each layer waits for them.
-            key_padding_mask: (B, S) bool, True in padding.
-        """
-        value = self.value_proj(value).masked_fill(key_padding_mask[..., None], 0.0)
-        batch, cells, channels = value.shape
-        rows = value.view(batch * cells * self.heads, -1)
-        offsets = self.sampling_offsets(query).view(batch, -1, self.heads, self.levels, self.points, 2)
-        weights = self.attention_weights(query).view(*offsets.shape[:3], -1).softmax(-1).view(offsets.shape[:-1])
-        integer = torch.int32 if max(len(rows), 4 * weights.numel()) < 2 ** 31 else torch.int64  # half the memory
-        count = torch.arange(max(batch, self.heads, 2), dtype=integer, device=value.device)
-        first = (count[:batch] * (cells * self.heads)).view(-1, 1, 1, 1, 1) + count[:self.heads].view(-1, 1, 1)
-        summed = torch.zeros(weights[..., 0, 0].numel(), rows.shape[1], device=value.device)
-        sizes = spatial_shapes.tolist()
-        for level, (height, width) in enumerate(sizes):
-            start = sum(high * wide for high, wide in sizes[:level])
-            point, offset = reference_points[:, :, None, level, None].float(), offsets[:, :, :, level].float()
-            column, across = self._neighbours(point, offset, 0, width, count[:2])
-            row, down = self._neighbours(point, offset, 1, height, count[:2])
-            shares = (down * weights[:, :, :, level, :, None])[..., None] * across[..., None, :]
-            index = ((row * width + start) * self.heads + first)[..., None] + (column * self.heads)[..., None, :]
-            summed += F.embedding_bag(index.view(len(summed), -1), rows, mode="sum",
-                                      per_sample_weights=shares.to(rows.dtype).view(len(summed), -1))
-        return self.output_proj(summed.to(rows.dtype).view(batch, -1, channels))
-
-    def _neighbours(self, point: torch.Tensor, offset: torch.Tensor, axis: int, cells: int, pair: torch.Tensor,
-                    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The two cells beside each place along an axis of ``cells`` (…, 2), and their bilinear shares, 0 outside."""
-        reach: Any = point[..., 2 + axis] * (0.5 / self.points) if point.shape[-1] == 4 else 1 / cells
-        place = (point[..., axis] + offset[..., axis] * reach) * cells - 0.5
-        found, share = place.floor()[..., None].to(pair.dtype) + pair, place.remainder(1.0)
-        shares = torch.stack([1 - share, share], -1).masked_fill((found < 0) | (found >= cells), 0.0)
-        return found.clamp(0, cells - 1), shares
 
 
 def build_detector_network(name: str, checkpoint: Path, bert: Path) -> nn.Module:

@@ -381,7 +381,7 @@ def choose_accelerator(name: str) -> str:
     return name
 
 
-_FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_format(name: str, device: torch.device) -> str:
@@ -389,12 +389,12 @@ def choose_format(name: str, device: torch.device) -> str:
     fp16 anyway, and fp32 on a processor."""
     if name == "auto":
         return "fp16" if device.type == "cuda" else "fp32"
-    if name not in _FORMATS:
-        raise InputError(f"precision={name} is not known; it is auto, {', '.join(_FORMATS)}")
+    if name not in FORMATS:
+        raise InputError(f"precision={name} is not known; it is auto, {', '.join(FORMATS)}")
     return name
 
 
 def mixed_precision(number_format: str, device: torch.device) -> torch.autocast:
     """A number format of :func:`choose_format` ⇒ the context to compute in."""
-    return torch.autocast(device.type, dtype=_FORMATS[number_format] if number_format != "fp32" else None,
+    return torch.autocast(device.type, dtype=FORMATS[number_format] if number_format != "fp32" else None,
                           enabled=number_format != "fp32")

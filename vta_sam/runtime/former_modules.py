@@ -37,6 +37,7 @@ FORMER = {
     "conditioners.base": "diffusion.condition",
     "diffusion.lit": "diffusion.latent_diffusion", "vae.lit": "vae.mel_vae",
     "diffusion.positions": "diffusion.unet", "generation.attention_maps": "training.figures_stage",
+    "vocoder.griffin_lim": "vocoder.vocoders", "vocoder.hifigan": "vocoder.vocoders",
     "pipeline": "generation.pipeline", "importers.tango": "importers.systems", "importers.vta_ldm": "importers.systems",
     "importers.audioldm": "importers.systems",
     "evaluation.metric_docs": "evaluation.metric_table",

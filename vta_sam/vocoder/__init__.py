@@ -7,8 +7,7 @@ from typing import Protocol
 import torch
 
 from ..clip import MelSpec
-from .griffin_lim import GriffinLim
-from .hifigan import HiFiGAN
+from .vocoders import GriffinLim, HiFiGAN
 
 __all__ = ["GriffinLim", "HiFiGAN", "Vocoder"]
 

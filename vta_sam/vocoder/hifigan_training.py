@@ -19,7 +19,7 @@ from ..dataset.shards.batch import ClipBatch
 from ..mel import LogMel, normalise
 from ..runtime.randomness import SampleDraws
 from ..runtime.stage_module import StageModule
-from .hifigan import HiFiGAN
+from .vocoders import HiFiGAN
 
 _SLOPE = 0.1
 Scores = tuple[Tensor, list[Tensor]]  # a score for every place, and the intermediate features

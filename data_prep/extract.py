@@ -34,7 +34,7 @@ def main(settings):
         build(settings.encoder), settings.fps, settings.shard_size, settings.workers, rank, world, settings.limit_s,
         settings.memory_mb, settings.chunk_frames, settings.hwaccel, settings.retry_failed,
         build_features(settings.features), settings.sample_rate_hz, settings.sound, settings.most_faults,
-        settings.commit_mostly_failed)
+        settings.commit_mostly_failed, consecutive=settings.consecutive)
     planned = extraction.planned(share_of_plan(settings.rank, settings.world))
     planned.plan.say()
     if settings.plan:

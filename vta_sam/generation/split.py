@@ -27,7 +27,7 @@ from ..perception.base import differing_settings
 from ..runtime.errors import InputError
 from ..runtime.files import claimed, printable, reason_of, require_name, sweep_claims, writing_to
 from ..runtime.randomness import seed_of
-from ..runtime.work_plan import Deed, Item, Plan, counted
+from ..runtime.work_plan import Deed, Item, Plan, counted, share_of
 from .inputs import ResultFiles, changed_settings, write_record
 from .pipeline import Pipeline
 from .planning import LONGEST_WAIT_S, SplitRequest, check_folder
@@ -141,8 +141,11 @@ def plan_split(request: SplitRequest, model: dict[str, str], sampler: BaseSample
     begun = any(path.name != SETTINGS_NAME for path in request.out.glob("*.json"))
     tasks, items, unread = list[SoundTask](), list[Item](), dict[str, str]()
     size, position = 2 * spec.samples, 0
-    for shard in info.shards(request.split):
-        mine = [i for i in range(shard.records) if (position + i) % request.world == request.rank]
+    shards = info.shards(request.split)
+    share_of_clips = share_of(sum(shard.records for shard in shards), request.rank, request.world,
+                              request.consecutive)
+    for shard in shards:
+        mine = [i for i in range(shard.records) if position + i in share_of_clips]
         position += shard.records
         if not mine:
             continue

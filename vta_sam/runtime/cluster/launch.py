@@ -233,9 +233,9 @@ def _parted(program: Program, scheduler: Scheduler, tasks: Sequence[Task], overr
     if program.shards is None:
         raise InputError(f"launcher.shards_per_job={scheduler.shards_per_job} is for programs that part their work by "
                          f"rank and world, which {program.script.name} doesn't; leave it out here")
-    given = [override.input_line for override in overrides if override.key_or_group in ("rank", "world")]
+    given = [word.input_line for word in overrides if word.key_or_group in ("rank", "world", "consecutive")]
     if given:
-        raise InputError(f"{given[0]}: with launcher.shards_per_job each task gets its rank and world; leave it out")
+        raise InputError(f"{given[0]}: with launcher.shards_per_job each task gets its share; leave it out")
     if scheduler.processes > 1:
         raise InputError(f"launcher.shards_per_job makes an array of one process a job, but nodes × tasks_per_node is "
                          f"{scheduler.processes}; leave it out, and the processes of one job part the work themselves")
@@ -245,7 +245,8 @@ def _parted(program: Program, scheduler: Scheduler, tasks: Sequence[Task], overr
             raise InputError("launcher.shards_per_job has to know the shards now; a variable of the environment that a "
                              "setting names is not set here")
         world = math.ceil(program.shards(task.settings) / scheduler.shards_per_job)
-        divided += [Task((*task.overrides, f"rank={rank}", f"world={world}"), task.settings) for rank in range(world)]
+        divided += [Task((*task.overrides, f"rank={rank}", f"world={world}", "consecutive=true"), task.settings)
+                    for rank in range(world)]
     return divided
 
 

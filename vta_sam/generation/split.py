@@ -264,7 +264,7 @@ def _make(pipeline: Pipeline, request: SplitRequest, tasks: Sequence[SoundTask],
             try:
                 require_name(files.record)
                 with writing_to(request.out):
-                    if not claims.enter_context(claimed(files.record, wait_s)):
+                    if not claims.enter_context(claimed(files.record, wait_s, repeatable=True)):
                         elsewhere.append(task)
                         continue
                     files.settle()
@@ -393,7 +393,7 @@ def _require_same_settings(request: SplitRequest, settings: dict[str, Any]) -> l
 def _claim_folder(request: SplitRequest, settings: dict[str, Any], model: dict[str, str]) -> None:
     """Write the settings that the folder's sounds are made with, once for all workers."""
     path = request.out / SETTINGS_NAME
-    with claimed(path, LONGEST_WAIT_S):
+    with claimed(path, LONGEST_WAIT_S, repeatable=True):
         _require_same_settings(request, settings)  # another worker may have been faster
         if (_settings_before(request.out) or {}).get("dataset") != settings["dataset"]:
             write_record(path, {"settings": settings, "model": model, "shards": str(request.shards),

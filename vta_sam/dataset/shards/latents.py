@@ -210,7 +210,7 @@ def _encode_shards(shards: Sequence[ShardInfo], records_of: Callable[[ShardInfo]
             path = _path(out, shard)
             with ExitStack() as until_made, writing_to(out, "latents"):
                 if not path.exists():
-                    if not until_made.enter_context(claimed(path, wait_s)):
+                    if not until_made.enter_context(claimed(path, wait_s, repeatable=True)):
                         elsewhere.append(shard)
                         continue
                     if not path.exists():

@@ -1,4 +1,4 @@
-"""A command line that says ``launcher=slurm`` becomes a job in place of this process.
+"""A command line that says ``launcher=slurm`` or ``launcher=ray`` becomes a job in place of this process.
 
 Its tasks are composed and checked before anything is submitted. docs/cluster.md is the user's view.
 """
@@ -32,7 +32,8 @@ from ..typed_text import TypedText
 from .scheduler import Job, Scheduler
 
 GROUP = "launcher"
-SCHEDULERS = {"slurm": "vta_sam.runtime.cluster.slurm.Slurm"}  # `_target_` of conf/launcher/*.yaml ⇒ where it lives
+# `_target_` of conf/launcher/*.yaml ⇒ where it lives
+SCHEDULERS = {"slurm": "vta_sam.runtime.cluster.slurm.Slurm", "ray": "vta_sam.runtime.cluster.ray_tasks.Ray"}
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,5 +1,7 @@
-"""Preemption of a job: it saves, and goes back into the scheduler's queue where that asked for it. Training ends the step
-before, and work that the job's processes part among themselves its round; what is committed piece by piece ends at once.
+"""Preemption of a job: it saves, and goes back into the scheduler's queue where that asked for it.
+
+Training ends its step before, and work that the job's processes part among themselves its round. Work whose files are
+each whole or absent ends at once.
 """
 
 from __future__ import annotations

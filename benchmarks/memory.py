@@ -44,7 +44,7 @@ from vta_sam.training.optimisation import (  # noqa: E402
 )
 from vta_sam.training.part_stages import PartInputs, PartStage  # noqa: E402
 from vta_sam.training.stage import JobSettings, StageSettings  # noqa: E402
-from vta_sam.training.stages import STAGES  # noqa: E402
+from vta_sam.training.job import STAGES  # noqa: E402
 from vta_sam.vae.mel_vae import MelVAE  # noqa: E402
 from vta_sam.vocoder.hifigan_training import Discriminators, VocoderTraining  # noqa: E402
 

@@ -36,7 +36,7 @@ def main(settings):
     codec, _ = load_codec(vae, spec)  # the folder's name has a hash of its weights
     planned = plan_latents(root, info, codec, latents_folder(root, info, codec), rank, world,
                            share_of_plan(settings.rank, settings.world),
-                           4 * codec.latent_channels * codec.latent_freq * spec.columns)
+                           4 * codec.latent_channels * codec.latent_freq * spec.columns, settings.consecutive)
     planned.plan.say()
     if settings.plan:
         return

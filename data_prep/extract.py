@@ -5,6 +5,8 @@
     torchrun --nproc-per-node 4 data_prep/extract.py videos=DIR out=DIR        # or srun: each takes its share
 """
 
+import sys
+
 from vta_sam.runtime.cli import program
 from vta_sam.settings import ExtractSettings
 
@@ -24,6 +26,7 @@ def main(settings):
     from vta_sam.dataset.extraction.extract import Extraction
     from vta_sam.dataset.extraction.shard_folder import summary
     from vta_sam.perception.features import build_features
+    from vta_sam.runtime.cluster.preemption import EXIT_STATUS
     from vta_sam.runtime.distributed import share_of_plan, share_of_work
     from vta_sam.runtime.progress import terminal_progress
 
@@ -34,7 +37,7 @@ def main(settings):
         build(settings.encoder), settings.fps, settings.shard_size, settings.workers, rank, world, settings.limit_s,
         settings.memory_mb, settings.chunk_frames, settings.hwaccel, settings.retry_failed,
         build_features(settings.features), settings.sample_rate_hz, settings.sound, settings.most_faults,
-        settings.commit_mostly_failed)
+        settings.commit_mostly_failed, consecutive=settings.consecutive)
     planned = extraction.planned(share_of_plan(settings.rank, settings.world))
     planned.plan.say()
     if settings.plan:
@@ -43,6 +46,8 @@ def main(settings):
     with terminal_progress(f"clips into {out}{share}") as progress:
         info = extraction.run(planned, progress)
     show(summary(info, out))
+    if settings.rank is not None and not all((out / task.part.name).exists() for task in planned.tasks):
+        sys.exit(EXIT_STATUS)  # another process is at some of this share, and nobody else would make them
 
 
 if __name__ == "__main__":

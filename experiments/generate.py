@@ -8,7 +8,7 @@ from vta_sam.settings import GenerateSettings
 
 
 def count_shards(settings) -> int:
-    """Of the split, which an array of jobs divides among its tasks; the clips are dealt one by one."""
+    """Of the split, whose clips an array of jobs divides among its tasks."""
     from vta_sam.dataset.shards.schema import read_dataset
     from vta_sam.runtime.errors import InputError
 
@@ -104,7 +104,7 @@ def generate_for_split(settings, sampler, recipe, model, pipeline) -> int:
     from vta_sam.runtime.distributed import share_of_plan, share_of_work
 
     request = SplitRequest(storage_of(settings.shards), settings.split, settings.out, settings.samples, settings.seed,
-                           *share_of_work(settings.rank, settings.world), settings.batch_size)
+                           *share_of_work(settings.rank, settings.world), settings.batch_size, settings.consecutive)
     planned = plan_split(request, model, sampler, recipe.spec, recipe.features,
                          share_of_plan(settings.rank, settings.world))
     planned.plan.say()

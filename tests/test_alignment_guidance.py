@@ -22,8 +22,8 @@ from vta_sam.diffusion.objective import SCHEDULE, VPrediction
 from vta_sam.diffusion.sampler import Sampler, classifier_guided
 from vta_sam.mel import LogMel, normalise
 from vta_sam.runtime.errors import InputError
+from vta_sam.training.job import STAGES
 from vta_sam.training.part_stages import PartStage
-from vta_sam.training.stages import STAGES
 
 
 def alphas_cumprod(timestep: torch.Tensor) -> torch.Tensor:

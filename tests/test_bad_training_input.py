@@ -18,7 +18,7 @@ from vta_sam.dataset.shards.storage import storage_of
 from vta_sam.runtime.errors import InputError
 from vta_sam.training import codec_stages, diffusion_stage
 from vta_sam.training.data_sources import ShardData
-from vta_sam.training.stages import STAGES
+from vta_sam.training.job import STAGES
 
 KNOWN_CODEC = {**CODEC, "mel_mean": -5.0, "mel_std": 2.0}
 

@@ -21,13 +21,13 @@ from test_full_disks import Disk
 from tiny_data import CODEC, ENCODER, build, stage_folder, stage_settings, write_dataset
 from tiny_stages import STEPS, assert_same, pretraining, run_stage, weights
 
+from vta_sam.runtime.cluster.preemption import Preempted, Preemption
 from vta_sam.runtime.distributed import Processes
 from vta_sam.runtime.errors import InputError
 from vta_sam.runtime.files import atomic_path, write_fault
 from vta_sam.training import callbacks
 from vta_sam.training.callbacks import AtomicCheckpointIO, CheckpointWriter
 from vta_sam.training.fit import read_checkpoint
-from vta_sam.training.preemption import Preempted, Preemption
 from vta_sam.vae.mel_vae import MelVAE
 
 

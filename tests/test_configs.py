@@ -23,9 +23,8 @@ from vta_sam.checkpoints.parts import build
 from vta_sam.clip import ClipFeatures, ClipSpec
 from vta_sam.dataset.shards.batch import collate, window_of
 from vta_sam.dataset.shards.schema import DatasetInfo
-from vta_sam.training.job import TrainingJob
+from vta_sam.training.job import STAGES, TrainingJob
 from vta_sam.training.stage import StageSettings
-from vta_sam.training.stages import STAGES
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONF = REPOSITORY / "conf"

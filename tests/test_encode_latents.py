@@ -19,10 +19,10 @@ from vta_sam.dataset.shards.latents import encode_dataset, is_complete, latents_
 from vta_sam.dataset.shards.records import write_shard
 from vta_sam.dataset.shards.schema import ShardInfo, read_dataset
 from vta_sam.dataset.shards.storage import storage_of
+from vta_sam.runtime.cluster.preemption import Preemption
 from vta_sam.runtime.distributed import Processes
 from vta_sam.runtime.errors import InputError
 from vta_sam.training import codec_stages
-from vta_sam.training.preemption import Preemption
 
 SCRIPT = Path(__file__).resolve().parents[1] / "data_prep" / "encode_latents.py"
 KNOWN_CODEC = {**CODEC, "mel_mean": -5.0, "mel_std": 2.0}

@@ -16,9 +16,9 @@ from vta_sam.evaluation.request import Request
 from vta_sam.evaluation.sounds import WaveformFeatures
 from vta_sam.training.figures_stage import attention_maps
 from vta_sam.generation.pipeline import load
+from vta_sam.runtime.cluster.preemption import Preemption
 from vta_sam.runtime.distributed import Processes
 from vta_sam.training.figures import HeldOut, Scoring, SoundMaker, left_out, levels, swap_objects
-from vta_sam.training.preemption import Preemption
 
 
 def clicks(times_s) -> np.ndarray:

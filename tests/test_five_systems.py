@@ -17,9 +17,9 @@ from vta_sam.diffusion.latent_diffusion import LatentDiffusion
 from vta_sam.diffusion.objective import VPrediction
 from vta_sam.generation.build import build_denoiser
 from vta_sam.generation.pipeline import load
+from vta_sam.training.job import STAGES
 from vta_sam.training.optimisation import AdamWithWarmup, may_leave_out
 from vta_sam.training.part_stages import PartInputs
-from vta_sam.training.stages import STAGES
 
 ENCODER: dict[str, Any] = {"_target_": "temporal_semantic_encoder", "frame_dim": FRAME_DIM,
                            "object_dim": OBJECT_DIM, "fps": SPEC.fps, "width": 16, "layers": 1, "heads": 2}

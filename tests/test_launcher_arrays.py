@@ -6,6 +6,7 @@ import pytest
 from played_slurm import array_of
 
 from vta_sam.dataset.manifests.manifest import read_manifest, slices
+from vta_sam.runtime.work_plan import share_of
 
 
 @pytest.mark.parametrize("shards_per_job", [1, 3, 100])
@@ -15,12 +16,13 @@ def test_each_shard_is_extracted_by_one_task(shards_per_job, manifest, dry_run, 
     parts = slices(read_manifest(manifest), 4)
     done = []
     for task in cluster.overrides(script):
-        assert tuple(task[:-2]) == told
-        share = dict(word.split("=") for word in task[-2:])
-        mine = parts[int(share["rank"])::int(share["world"])]  # as extract_dataset takes them
-        assert 0 < len(mine) <= shards_per_job
+        assert tuple(task[:-3]) == told
+        share = dict(word.split("=") for word in task[-3:])
+        assert share["consecutive"] == "true"
+        mine = [parts[i] for i in share_of(len(parts), int(share["rank"]), int(share["world"]), consecutive=True)]
+        assert 0 < len(mine) <= shards_per_job and mine == parts[parts.index(mine[0]):][:len(mine)], "a range"
         done += [part.name for part in mine]
-    assert sorted(done) == sorted(part.name for part in parts) and len(parts) == 12
+    assert done == [part.name for part in parts] and len(parts) == 12
 
 
 def test_extraction_in_one_job_parts_itself(manifest, dry_run, cluster):
@@ -30,17 +32,20 @@ def test_extraction_in_one_job_parts_itself(manifest, dry_run, cluster):
 
 def test_encoding_of_latents_is_parted(dry_run, cluster, dataset):
     script = dry_run("data_prep/encode_latents.py", "vae=model", "shards=data", "launcher.shards_per_job=2")
-    assert [task[-2:] for task in cluster.overrides(script)] == [[f"rank={i}", "world=3"] for i in range(3)]
+    assert [task[-3:] for task in cluster.overrides(script)] == [
+        [f"rank={i}", "world=3", "consecutive=true"] for i in range(3)]
 
 
 def test_generation_of_a_dataset_is_parted(dry_run, cluster, dataset):
     script = dry_run("experiments/generate.py", "shards=data", "out=out", "launcher.shards_per_job=2")
-    assert [task[-2:] for task in cluster.overrides(script)] == [[f"rank={i}", "world=3"] for i in range(3)]
+    assert [task[-3:] for task in cluster.overrides(script)] == [
+        [f"rank={i}", "world=3", "consecutive=true"] for i in range(3)]
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
     (["out=out"], "videos= is missing"), (["videos=v", "out=o", "manifest=none.csv"], "none.csv doesn't exist"),
-    (["videos=v", "out=o", "rank=1"], "rank=1"), (["videos=v", "out=o", "launcher.nodes=2"], "one process a job"),
+    (["videos=v", "out=o", "rank=1"], "rank=1"), (["videos=v", "out=o", "consecutive=true"], "gets its share"),
+    (["videos=v", "out=o", "launcher.nodes=2"], "one process a job"),
 ])
 def test_a_share_that_cannot_be_told_is_a_sentence(arguments, words, manifest, refused):
     launcher = ("launcher=slurm", "launcher.shards_per_job=4")

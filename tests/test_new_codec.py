@@ -36,9 +36,8 @@ from vta_sam.metrics.signal import envelope_correlation, measure_level
 from vta_sam.runtime.errors import InputError
 from vta_sam.training.codec_stages import load_codec, train_vae
 from vta_sam.training.diffusion_stage import require_sizes
-from vta_sam.training.job import TrainingJob
+from vta_sam.training.job import STAGES, TrainingJob
 from vta_sam.training.part_stages import PartInputs
-from vta_sam.training.stages import STAGES
 
 FULL_BAND = MelSpec(sample_rate_hz=44_100, fft_samples=2048, hop_samples=441, n_mels=128, max_hz=22_050)
 SPEC = ClipSpec(duration_s=1.28, fps=12.5, latent_stride_frames=16, mel=FULL_BAND)  # 16 frames, 8 columns

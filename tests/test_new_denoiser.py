@@ -28,8 +28,7 @@ from vta_sam.diffusion.sampler import BaseSampler
 from vta_sam.training.figures_stage import attention_maps
 from vta_sam.generation.pipeline import load
 from vta_sam.runtime.errors import InputError
-from vta_sam.training.job import TrainingJob
-from vta_sam.training.stages import STAGES
+from vta_sam.training.job import STAGES, TrainingJob
 from vta_sam.training.warm_start import WarmStart
 
 CONF = Path(__file__).resolve().parents[1] / "conf"

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from vta_sam.runtime.cluster.launch import Program, launch, launch_agents, with_launcher
+from vta_sam.runtime.cluster.preemption import queue_name, requeue
 from vta_sam.runtime.cluster.scheduler import scheduler_of
 from vta_sam.runtime.errors import InputError
-from vta_sam.training.preemption import queue_name, requeue
 
 PROGRAM = Program(Path(__file__).resolve().parents[1] / "experiments" / "train.py", "train",
                   ("runs", "exp", "seed", "name"))

@@ -30,8 +30,8 @@ from torch import nn
 import vta_sam
 from vta_sam.diffusion.condition import Condition, Conditioner, Pretrained
 from vta_sam.runtime.stage_module import StageModule
+from vta_sam.training.job import register_stage
 from vta_sam.training.part_stages import PartStage
-from vta_sam.training.stages import register_stage
 
 
 class MotionConditioner(Conditioner):

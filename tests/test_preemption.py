@@ -24,11 +24,11 @@ from tiny_stages import pretraining, run_stage
 
 from vta_sam.dataset.shards import datamodule
 from vta_sam.dataset.shards.schema import read_dataset
+from vta_sam.runtime.cluster.preemption import REQUEUE, STOP, Preempted, Preemption, queue_name, requeue
 from vta_sam.runtime.distributed import Processes
 from vta_sam.runtime.errors import InputError
 from vta_sam.training import stage as stage_module
-from vta_sam.training.preemption import REQUEUE, STOP, Preempted, Preemption, queue_name, requeue
-from vta_sam.training.stages import STAGES
+from vta_sam.training.job import STAGES
 
 STEPS = 8
 

@@ -25,11 +25,11 @@ from together import CLIPS_A_STEP, STEPS, before, choose, finish, job, sampled, 
 from vta_sam.dataset.shards.batch import Augmentation
 from vta_sam.diffusion.latent_diffusion import LatentDiffusion
 from vta_sam.diffusion.objective import TIME_END, VPrediction
+from vta_sam.runtime.cluster.preemption import EXIT_STATUS, Preempted
 from vta_sam.runtime.distributed import Processes, gathered
 from vta_sam.runtime.errors import InputError
 from vta_sam.runtime.stage_module import logged_mean, logged_means
 from vta_sam.training.callbacks import AtomicCheckpointIO
-from vta_sam.training.preemption import EXIT_STATUS, Preempted
 
 STAGES = ("vae", "condition", "diffusion")
 

@@ -17,7 +17,7 @@ from vta_sam.dataset.shards.schema import read_dataset
 from vta_sam.runtime.progress import JobProgress
 from vta_sam.runtime.work_plan import PartTimes, StepPace
 from vta_sam.training.callbacks import StepProgress
-from vta_sam.training.stages import STAGES as TABLE
+from vta_sam.training.job import STAGES as TABLE
 
 STAGES = ("vae", "condition", "diffusion", "figures")
 ELSEWHERE_S = {"data": 50.0, "vae": 100.0, "condition": 200.0, "diffusion": 400.0, "figures": 100.0}

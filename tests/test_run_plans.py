@@ -16,12 +16,11 @@ import pytest
 from test_configs import composed
 from tiny_data import SPEC, write_dataset
 
+from vta_sam.runtime.cluster.preemption import Preempted
 from vta_sam.runtime.errors import InputError
 from vta_sam.runtime.work_plan import Deed
 from vta_sam.training.data_sources import ShardData
-from vta_sam.training.job import TrainingJob
-from vta_sam.training.preemption import Preempted
-from vta_sam.training.stages import STAGES
+from vta_sam.training.job import STAGES, TrainingJob
 
 ORDER = ("vae", "condition", "diffusion", "figures")
 K, A, G, M, T = Deed.KEEP, Deed.MAKE_AGAIN, Deed.GO_ON, Deed.MAKE, Deed.TAKE_BACK

@@ -31,8 +31,8 @@ from vta_sam.settings.signatures import signature_of
 from vta_sam.study.plan import study_of
 from vta_sam.study.sweep import read_sweep
 from vta_sam.training.fit import FitSettings
+from vta_sam.training.job import STAGES
 from vta_sam.training.stage import StageSettings
-from vta_sam.training.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"

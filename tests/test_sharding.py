@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from tiny_data import stage_settings, write_dataset
 from together import STEPS, finish, start, train
 
+from vta_sam.runtime.cluster.preemption import EXIT_STATUS
 from vta_sam.runtime.errors import InputError
 from vta_sam.training.optimisation import to_be_sharded
-from vta_sam.training.preemption import EXIT_STATUS
 from vta_sam.training.stage import StageSettings
 
 CONF = Path(__file__).resolve().parents[1] / "conf"

@@ -17,7 +17,7 @@ from vta_sam.dataset.shards.schema import read_dataset
 from vta_sam.training import codec_stages, diffusion_stage
 from vta_sam.training import stage as stage_module
 from vta_sam.training.fit import fit
-from vta_sam.training.stages import STAGES as TABLE
+from vta_sam.training.job import STAGES as TABLE
 
 STAGES = ("vae", "condition", "diffusion")
 AUGMENT = {"objects": 0.3, "frames": 0.3, "appearance": 1.0}

@@ -24,14 +24,14 @@ from tiny_stages import diffusion_parts
 
 from vta_sam.dataset.shards.schema import read_dataset
 from vta_sam.generation.pipeline import Pipeline, load
+from vta_sam.runtime.cluster.preemption import EXIT_STATUS, Preempted, Preemption
 from vta_sam.runtime.distributed import Processes, gathered
 from vta_sam.runtime.errors import InputError
 from vta_sam.runtime.stage_module import rows_before
 from vta_sam.training import callbacks, codec_stages, diffusion_stage
 from vta_sam.training import stage as stage_module
+from vta_sam.training.job import STAGES
 from vta_sam.training.optimisation import choose_precision
-from vta_sam.training.preemption import EXIT_STATUS, Preempted, Preemption
-from vta_sam.training.stages import STAGES
 
 TESTS = Path(__file__).parent
 STEPS, CLIPS_A_STEP = 6, 4

@@ -77,9 +77,10 @@ class SplitRequest:
         out: folder to write to.
         samples: sounds a clip.
         seed: of all noise.
-        rank: of this worker, which takes clips rank, rank + world, … of the split, in stored order.
+        rank: of this worker, which takes its share of the split's clips, in stored order.
         world: number of workers.
         batch_size: clips at once. It changes speed, and results only by rounding.
+        consecutive: a share is a run of clips; False: clips rank, rank + world, …
     """
 
     shards: Root
@@ -90,6 +91,7 @@ class SplitRequest:
     rank: int = 0
     world: int = 1
     batch_size: int = 16
+    consecutive: bool = False
 
     def __post_init__(self):
         check_number("seed", self.seed, 0, whole=True)

@@ -26,7 +26,7 @@ from ..metrics.signal import measure_level
 from ..runtime.errors import InputError
 from ..runtime.files import claimed, printable, reason_of, require_name, sweep_claims, writing_to
 from ..runtime.randomness import seed_of
-from ..runtime.work_plan import Deed, Item, Plan, counted
+from ..runtime.work_plan import Deed, Item, Plan, counted, share_of
 from .build import notes_on_nouns, require_same_features
 from .inputs import ResultFiles, changed_settings, write_record
 from .pipeline import Pipeline
@@ -143,8 +143,11 @@ def plan_split(request: SplitRequest, model: dict[str, str], sampler: BaseSample
     begun = any(path.name != SETTINGS_NAME for path in request.out.glob("*.json"))
     tasks, items, unread = list[SoundTask](), list[Item](), dict[str, str]()
     size, position = 2 * spec.samples, 0
-    for shard in info.shards(request.split):
-        mine = [i for i in range(shard.records) if (position + i) % request.world == request.rank]
+    shards = info.shards(request.split)
+    share_of_clips = share_of(sum(shard.records for shard in shards), request.rank, request.world,
+                              request.consecutive)
+    for shard in shards:
+        mine = [i for i in range(shard.records) if position + i in share_of_clips]
         position += shard.records
         if not mine:
             continue
@@ -263,7 +266,7 @@ def _make(pipeline: Pipeline, request: SplitRequest, tasks: Sequence[SoundTask],
             try:
                 require_name(files.record)
                 with writing_to(request.out):
-                    if not claims.enter_context(claimed(files.record, wait_s)):
+                    if not claims.enter_context(claimed(files.record, wait_s, repeatable=True)):
                         elsewhere.append(task)
                         continue
                     files.settle()
@@ -381,7 +384,7 @@ def _require_same_settings(request: SplitRequest, settings: dict[str, Any]) -> l
 def _claim_folder(request: SplitRequest, settings: dict[str, Any], model: dict[str, str]) -> None:
     """Write the settings that the folder's sounds are made with, once for all workers."""
     path = request.out / SETTINGS_NAME
-    with claimed(path, LONGEST_WAIT_S):
+    with claimed(path, LONGEST_WAIT_S, repeatable=True):
         _require_same_settings(request, settings)  # another worker may have been faster
         if (_settings_before(request.out) or {}).get("dataset") != settings["dataset"]:
             write_record(path, {"settings": settings, "model": model, "shards": str(request.shards),

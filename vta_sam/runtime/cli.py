@@ -74,7 +74,13 @@ def program(config_name: str, settings: type[Settings], writes_to: tuple[str, ..
 
                 sys.argv[1:] = arguments
                 refuse_launcher_of_a_file(config)
-                return work(settings.of(plain_values(config, typed)))
+                checked = settings.of(plain_values(config, typed))
+                if shards is None:
+                    return work(checked)
+                from .cluster.preemption import ends_at_once
+
+                with ends_at_once():
+                    return work(checked)
 
             sys.argv[1:] = typed.taken(arguments)
             hydra.main(version_base="1.3", config_path="../conf", config_name=config_name)(run(here))()

@@ -14,6 +14,7 @@ from typing import BinaryIO, Callable, Iterator, cast
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
+from . import private_folder
 from .errors import EndOfRun, InputError, is_out_of_memory
 
 _LONGEST_NAME = 255  # bytes; of nearly all file systems
@@ -215,7 +216,7 @@ def exclusive(path: Path, waiting: Callable[[], None] = lambda: None, limit_s: f
 
 
 @contextmanager
-def claimed(path: Path, wait_s: float = 0) -> Iterator[bool]:
+def claimed(path: Path, wait_s: float = 0, repeatable: bool = False) -> Iterator[bool]:
     """Whether this process alone makes ``path`` while the block runs; False where another process is making it.
 
     The claim is a lock on the file ``.<name>.claim`` beside ``path``, which is removed when the block ends. A killed
@@ -225,17 +226,21 @@ def claimed(path: Path, wait_s: float = 0) -> Iterator[bool]:
     Args:
         path: file that is to be made.
         wait_s: seconds to wait for the other process.
+        repeatable: two processes that make it at once do no harm, since they write the same bytes. Where the file
+            system can't lock files, only processes of one machine are kept apart then: a lock file that a machine left
+            behind when it went away would hold its work up for ever.
     """
     new = not path.parent.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     place = _beside(path, "claim")
-    lock = _acquired(place, wait_s)
+    lock = _acquired(place, wait_s, repeatable)
     try:
         yield lock is not None
     finally:
         if lock is not None:
-            with suppress(OSError):
-                place.unlink(missing_ok=True)  # before it is unlocked: later it may be another process's
+            for file in {place, Path(lock.lock_file)}:
+                with suppress(OSError):
+                    file.unlink(missing_ok=True)  # before it is unlocked: later it may be another process's
             lock.release()
         if new:
             with suppress(OSError):
@@ -300,15 +305,21 @@ def _beside(path: Path, kind: str) -> Path:
     return path.with_name(f".{path.name if fits else hashlib.sha256(own).hexdigest()}.{kind}")
 
 
-def _acquired(place: Path, wait_s: float) -> BaseFileLock | None:
-    """A lock on a file, or None where another process holds it for longer; -1 waits as long as it takes."""
-    lock: BaseFileLock = FileLock(place)
+_LOCKLESS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a file system that can't lock files
+
+
+def _acquired(place: Path, wait_s: float, of_machine: bool = False) -> BaseFileLock | None:
+    """A lock on a file, or None where another process holds it for longer; -1 waits as long as it takes. of_machine:
+    where the file system can't lock files, the lock is one among the processes of this machine."""
     try:
-        return _acquire(lock, wait_s)
+        return _acquire(FileLock(place, fallback_to_soft=False), wait_s)
     except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
+        if error.errno not in _LOCKLESS:
             raise
-        return _acquire(SoftFileLock(place.with_name(f"{place.name}.soft")), wait_s)
+    if of_machine:
+        name = hashlib.sha256(os.fsencode(place.absolute())).hexdigest()
+        return _acquire(FileLock(private_folder() / f"{name}.claim"), wait_s)
+    return _acquire(SoftFileLock(place.with_name(f"{place.name}.soft")), wait_s)
 
 
 def _acquire(lock: BaseFileLock, wait_s: float) -> BaseFileLock | None:

@@ -140,6 +140,18 @@ class Plan:
         return f", about {decimal(self.size)} ({decimal(free)} are free{short})"
 
 
+def share_of(count: int, rank: int, world: int, consecutive: bool = False) -> range:
+    """The indices of one worker's share of things that are counted from 0.
+
+    Args:
+        count: of all things.
+        rank: of the worker, from 0.
+        world: number of workers.
+        consecutive: the share is one run of them, and the shares' sizes differ by one at most; False: every world-th.
+    """
+    return range(rank * count // world, (rank + 1) * count // world) if consecutive else range(rank, count, world)
+
+
 def counted(count: int, noun: str) -> str:
     """"1 clip", "2 clips"."""
     return f"{count} {noun}{'s' * (count != 1)}"

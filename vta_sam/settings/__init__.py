@@ -55,6 +55,7 @@ class SharedWork(GroupSettings):
 
     rank: Count | None = setting("this process's share, from 0; null: as torchrun or srun started it")
     world: Positive | None = setting("processes that part the work; null: likewise")
+    consecutive: Switch = setting("the share is a run of shards (of clips, in generate); false: every world-th", False)
 
     @model_validator(mode="after")
     def _both_or_neither(self) -> Self:

@@ -24,7 +24,8 @@ from ..runtime.typed_settings import (
 from .blocks import Recipe
 from .signatures import signature_of
 
-SCHEDULERS = {"slurm": "vta_sam.runtime.cluster.slurm.Slurm"}  # of runtime/cluster/launch.py, which imports Hydra
+# of runtime/cluster/launch.py, which imports Hydra
+SCHEDULERS = {"slurm": "vta_sam.runtime.cluster.slurm.Slurm", "ray": "vta_sam.runtime.cluster.ray_tasks.Ray"}
 _OF_SIZE = "of the size="
 _CHOICES = ("group", "choices", "default", "meaning")
 BLOCKS = ("settings", "", "are shown by", "meaning")

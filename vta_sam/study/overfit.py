@@ -30,8 +30,7 @@ from ..runtime.errors import InputError
 from ..runtime.files import atomic_path, write_text
 from ..runtime.randomness import seed_of
 from ..runtime.work_plan import Deed, Item, Plan
-from ..training.job import TrainingJob
-from ..training.stages import STAGES
+from ..training.job import STAGES, TrainingJob
 
 SPLITS = ("train", "test")  # seconds that training overfits; seconds that it never reads
 

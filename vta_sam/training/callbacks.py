@@ -28,12 +28,12 @@ from ..metrics.intervals import bootstrap_interval
 from ..metrics.onsets import detect_onsets, onset_f1
 from ..metrics.signal import envelope_correlation
 from ..plots.clip_pictures import spectrogram_image, timeline_image
+from ..runtime.cluster.preemption import REQUEUE, Preempted, Preemption
 from ..runtime.distributed import Processes
 from ..runtime.files import atomic_path
 from ..runtime.progress import JobProgress, Phase
 from ..runtime.randomness import seed_of
 from ..runtime.work_plan import PartTimes, StepPace
-from .preemption import REQUEUE, Preempted, Preemption
 
 
 _TO_GO_ON = ("optimizer_states", "current_model_state")  # three quarters of a checkpoint

@@ -30,10 +30,10 @@ from ..media.audio import resample
 from ..mel import SAMPLE_RATE_HZ
 from ..metrics.intervals import Resampling, bootstrap_interval, derangement
 from ..metrics.signal import ErrorShare, mel_error_share
+from ..runtime.cluster.preemption import Preemption
 from ..runtime.randomness import seed_of
 from ..vae.codec import MelCodec
 from .callbacks import in_batches
-from .preemption import Preemption
 
 Tick = Callable[[int], None]
 TINY = "tiny"  # the backbone of this stage: the embedded tagger, which is shipped

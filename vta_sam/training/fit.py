@@ -28,6 +28,7 @@ from rich.console import Console
 
 from ..dataset.shards.datamodule import ShardDataModule
 from ..generation.build import prepare_layers
+from ..runtime.cluster.preemption import Preemption
 from ..runtime.distributed import Processes, choose_accelerator, visible_gpus
 from ..runtime.errors import InputError
 from ..runtime.progress import JobProgress
@@ -37,7 +38,6 @@ from .optimisation import (
     ExponentialMovingAverage, GradientClipping, attention_kernels, choose_precision, fill_whole, may_leave_out,
     prepare_blocks, stage_device, to_be_sharded, training_device
 )
-from .preemption import Preemption
 from .run_folder import StageFolder
 
 

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import inspect
 import os
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cached_property
@@ -21,15 +20,47 @@ from ..checkpoints.parts import build, class_of, require_loadable
 from ..dataset.shards.schema import read_dataset
 from ..generation.build import identify
 from ..importers.named_models import MODELS, named_folder, to_be_imported
+from ..runtime.cluster.preemption import EXIT_STATUS, Preempted, Preemption, end_preempted
 from ..runtime.distributed import Processes
 from ..runtime.errors import InputError
 from ..runtime.progress import JobProgress
 from ..runtime.work_plan import Deed, Item, PartTimes, Plan, processor_name
+from .codec_stages import VAEStage, VocoderStage
 from .data_sources import DataSource
-from .preemption import EXIT_STATUS, Preempted, Preemption, queue_name, requeue
+from .diffusion_stage import DiffusionStage
+from .figures_stage import FiguresStage
+from .part_stages import ClassifierStage, ConditionStage, ContrastiveStage, OnsetStage
 from .run_folder import DATASET, StageFolder, TimeAccount, leaves, locked, seen_on
 from .stage import JobSettings, Stage, StageContext
-from .stages import STAGES
+
+# in the order in which a job goes through them; a conditioner of one's own adds its row by register_stage
+STAGES: dict[str, Stage] = {stage.name: stage for stage in (
+    VAEStage(), VocoderStage(), ConditionStage(), ContrastiveStage(), ClassifierStage(), OnsetStage(),
+    DiffusionStage(), FiguresStage(),
+)}
+
+
+def register_stage(stage: Stage) -> None:
+    """Let jobs name a stage of one's own, in ``stages=[…]``, in ``fit`` and, where it is replaceable, as
+    ``+<name>=FOLDER``. Call it in the module of the conditioner, which a job imports before it reads its stages.
+
+    Args:
+        stage: its ``name`` is a plain word, and no key of ``conf/train.yaml``.
+
+    Raises:
+        InputError: another stage or a setting has that name, or it is no plain word.
+    """
+    taken = STAGES.get(stage.name)
+    own = taken is not None and _path(taken) == _path(stage)  # its module was imported again
+    keys = {field.name for field in dataclasses.fields(JobSettings)}
+    if not own and (taken is not None or stage.name in keys or not stage.name.isidentifier()):
+        of = f"the name of {_path(taken)}" if taken else "a setting" if stage.name in keys else "no plain word"
+        raise InputError(f"register_stage({_path(stage)}): its name {stage.name!r} is {of}; choose another name")
+    STAGES[stage.name] = stage
+
+
+def _path(stage: Stage) -> str:
+    return f"{type(stage).__module__}.{type(stage).__qualname__}"
 
 
 @dataclasses.dataclass
@@ -105,21 +136,10 @@ class TrainingJob(JobSettings):
                 self._run_stages(preemption)
         except Preempted as preempted:
             if self.processes.first:
-                self._end_preempted(preempted)
+                end_preempted(preempted, f"{self.folder} is saved")
             os._exit(EXIT_STATUS)  # processes that wait for this one would keep an ordinary end from happening
         self.console.print(f"\n[bold]{self.folder}[/bold] holds everything of this run.", highlight=False)
         return self.folder
-
-    def _end_preempted(self, preempted: Preempted) -> None:
-        """Tell the user, then go back into SLURM's queue where that is asked for: SLURM may be quick."""
-        def say(words: str) -> None:
-            print(f"asked to stop: {self.folder} is saved, {words}", file=sys.stderr, flush=True)
-
-        job = queue_name() if preempted.requeue else None
-        say(f"job {job} goes back into the queue" if job else "the same command goes on from there")
-        sys.stdout.flush()
-        if job and (failure := requeue(job)):
-            say(f"but job {job} could not go back into the queue ({failure}); submit it again")
 
     def _locked(self) -> AbstractContextManager:
         return locked(self.folder) if self.processes.first else nullcontext()

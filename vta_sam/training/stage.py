@@ -25,6 +25,7 @@ from ..dataset.shards.schema import DatasetInfo
 from ..dataset.shards.storage import Root
 from ..diffusion.condition import Pretrained
 from ..importers.named_models import named_folder
+from ..runtime.cluster.preemption import Preemption
 from ..runtime.distributed import Processes
 from ..runtime.errors import InputError
 from ..runtime.progress import JobProgress
@@ -32,7 +33,6 @@ from ..runtime.randomness import seed_of
 from .data_sources import DataSource
 from .fit import FitSettings, LoggerFactory, fit
 from .optimisation import AdamWithWarmup
-from .preemption import Preemption
 from .run_folder import StageFolder, result_affecting, with_dimensions
 
 # Settings of a job that name classes

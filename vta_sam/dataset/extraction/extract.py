@@ -25,7 +25,7 @@ from ...perception.captions import NOUN_RULES_VERSION, noun_rules, tagger_name
 from ...perception.features import Extractors
 from ...runtime.errors import InputError
 from ...runtime.files import RetryPolicy
-from ...runtime.work_plan import Deed, Item, Plan, counted
+from ...runtime.work_plan import Deed, Item, Plan, counted, share_of
 from ..manifests.manifest import Row, manifest_hash, read_manifest, slices
 from ..shards.schema import FORMAT_VERSION, DatasetInfo
 from .shard_folder import ShardFolder, ShardTask
@@ -71,6 +71,7 @@ class Extraction:
         most_faults: unexpected faults of so many clips in a row end the run.
         commit_mostly_failed: write a shard although more than half of its clips failed.
         retry: of a video that can't be read for a reason that lies with the machine or a file server.
+        consecutive: the share is a run of slices; False: every world-th.
     """
 
     manifest: Path
@@ -94,6 +95,7 @@ class Extraction:
     most_faults: int = 20
     commit_mostly_failed: bool = False
     retry: RetryPolicy = RetryPolicy()
+    consecutive: bool = False
 
     @property
     def extractors(self) -> Extractors:
@@ -115,7 +117,8 @@ class Extraction:
         all_slices = slices(rows, self.shard_size)
         folder = ShardFolder(out, _describe(rows, extractors, config), config, all_slices)
         folder.require_same()
-        tasks = [folder.judge(part, self.retry_failed) for part in all_slices[self.rank::self.world]]
+        mine = share_of(len(all_slices), self.rank, self.world, self.consecutive)
+        tasks = [folder.judge(all_slices[i], self.retry_failed) for i in mine]
         known = [(out / part.name).stat().st_size / len(part.rows) for part in all_slices if (out / part.name).exists()]
         tasks = [task if task.item.deed is Deed.KEEP else replace(task, item=replace(task.item, size=round(sum(
             mean(known) if known else self._bytes_of(row) for row in task.part.rows)))) for task in tasks]

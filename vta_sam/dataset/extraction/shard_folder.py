@@ -160,7 +160,7 @@ class ShardFolder:
         """Claim a shard and begin it as planned ⇒ True; False where another process is at it, None where one has
         finished it since."""
         held, path = ExitStack(), self.path / task.part.name
-        if not held.enter_context(claimed(path)):
+        if not held.enter_context(claimed(path, repeatable=True)):
             held.close()
             return False
         if path.exists() and path.stat().st_mtime_ns != task.seen_ns:

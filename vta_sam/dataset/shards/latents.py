@@ -23,7 +23,7 @@ from ...clip import ClipFeatures
 from ...runtime.errors import InputError
 from ...runtime.files import claimed, sweep_claims, write_bytes, write_text, writing_to
 from ...runtime.randomness import seed_of
-from ...runtime.work_plan import Deed, Item, Plan, counted
+from ...runtime.work_plan import Deed, Item, Plan, counted, share_of
 from .records import read_records
 from .schema import DatasetInfo, ShardInfo
 from .storage import Root, storage_of
@@ -94,12 +94,13 @@ class LatentsPlan:
 
 
 def plan_latents(root: Root, info: DatasetInfo, codec: LatentEncoder, out: Path, rank: int = 0, world: int = 1,
-                 share: str = "", bytes_of_clip: int | None = None) -> LatentsPlan:
+                 share: str = "", bytes_of_clip: int | None = None, consecutive: bool = False) -> LatentsPlan:
     """Work out what :func:`encode_dataset` does, without writing anything; arguments as there.
 
     Args:
         share: which share of the work this is, in words.
         bytes_of_clip: size of one record's latents, for sizes where no shard is there yet.
+        consecutive: the worker's share is a run of shards; False: every world-th.
 
     Raises:
         InputError: there is nothing to encode, or the folder holds latents of another dataset.
@@ -110,7 +111,8 @@ def plan_latents(root: Root, info: DatasetInfo, codec: LatentEncoder, out: Path,
     if not shards:
         raise InputError(f"{storage} holds no records to encode")
     _require_same_dataset(out, info)
-    mine, there = shards[rank::world], {shard.name: _path(out, shard) for shard in shards if _path(out, shard).exists()}
+    mine = [shards[i] for i in share_of(len(shards), rank, world, consecutive)]
+    there = {shard.name: _path(out, shard) for shard in shards if _path(out, shard).exists()}
     known = [there[shard.name].stat().st_size / shard.records for shard in shards if shard.name in there]
     of_clip = mean(known) if known else bytes_of_clip
     items = [Item(_path(out, shard).name, Deed.KEEP) if shard.name in there else
@@ -208,7 +210,7 @@ def _encode_shards(shards: Sequence[ShardInfo], records_of: Callable[[ShardInfo]
             path = _path(out, shard)
             with ExitStack() as until_made, writing_to(out, "latents"):
                 if not path.exists():
-                    if not until_made.enter_context(claimed(path, wait_s)):
+                    if not until_made.enter_context(claimed(path, wait_s, repeatable=True)):
                         elsewhere.append(shard)
                         continue
                     if not path.exists():

@@ -1,4 +1,4 @@
-"""A command line that says ``launcher=slurm`` becomes a job in place of this process.
+"""A command line that says ``launcher=slurm`` or ``launcher=ray`` becomes a job in place of this process.
 
 Its tasks are composed and checked before anything is submitted. docs/cluster.md is the user's view.
 """
@@ -32,7 +32,8 @@ from ..typed_text import TypedText
 from .scheduler import Job, Scheduler
 
 GROUP = "launcher"
-SCHEDULERS = {"slurm": "vta_sam.runtime.cluster.slurm.Slurm"}  # `_target_` of conf/launcher/*.yaml ⇒ where it lives
+# `_target_` of conf/launcher/*.yaml ⇒ where it lives
+SCHEDULERS = {"slurm": "vta_sam.runtime.cluster.slurm.Slurm", "ray": "vta_sam.runtime.cluster.ray_tasks.Ray"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,9 +234,9 @@ def _parted(program: Program, scheduler: Scheduler, tasks: Sequence[Task], overr
     if program.shards is None:
         raise InputError(f"launcher.shards_per_job={scheduler.shards_per_job} is for programs that part their work by "
                          f"rank and world, which {program.script.name} doesn't; leave it out here")
-    given = [override.input_line for override in overrides if override.key_or_group in ("rank", "world")]
+    given = [word.input_line for word in overrides if word.key_or_group in ("rank", "world", "consecutive")]
     if given:
-        raise InputError(f"{given[0]}: with launcher.shards_per_job each task gets its rank and world; leave it out")
+        raise InputError(f"{given[0]}: with launcher.shards_per_job each task gets its share; leave it out")
     if scheduler.processes > 1:
         raise InputError(f"launcher.shards_per_job makes an array of one process a job, but nodes × tasks_per_node is "
                          f"{scheduler.processes}; leave it out, and the processes of one job part the work themselves")
@@ -245,7 +246,8 @@ def _parted(program: Program, scheduler: Scheduler, tasks: Sequence[Task], overr
             raise InputError("launcher.shards_per_job has to know the shards now; a variable of the environment that a "
                              "setting names is not set here")
         world = math.ceil(program.shards(task.settings) / scheduler.shards_per_job)
-        divided += [Task((*task.overrides, f"rank={rank}", f"world={world}"), task.settings) for rank in range(world)]
+        divided += [Task((*task.overrides, f"rank={rank}", f"world={world}", "consecutive=true"), task.settings)
+                    for rank in range(world)]
     return divided
 
 

@@ -60,9 +60,17 @@ class Scheduler(ABC):
         """Processes of one task, over all its machines."""
         return 1
 
+    @property
+    def container_step(self) -> str:
+        """Words of bash that run a command in the container, with a blank behind them; "" without one."""
+        if self.container is None:
+            return ""
+        # the folder's own code, not the code in the image
+        return f"apptainer exec --nv --bind \"$PWD\" --env PYTHONPATH=\"$PWD\" {shell_word(self.container)} "
+
     @abstractmethod
     def submit(self, job: Job) -> None:
-        """Hand a job over and print its id and the place of its log, without waiting for it.
+        """Hand a job over and print its id and the place of its log, without waiting for it; Ray's is waited for.
 
         Raises:
             InputError: a setting can't be expressed, or the scheduler refuses; nothing is left behind then.
@@ -89,6 +97,23 @@ class Scheduler(ABC):
         if self.setup:  # modules and environments read unset variables
             lines += ["", "set +u", *self.setup, "set -u"]
         return lines
+
+
+def require_counts(launcher: Scheduler, keys: Sequence[str], low: int = 1) -> None:
+    """Raise InputError where a setting of a launcher is neither null nor a whole number from ``low`` on."""
+    for key in keys:
+        value = getattr(launcher, key)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < low):
+            raise InputError(f"launcher.{key}={value}: expected a whole number from {low} on, or null")
+
+
+def require_lines(launcher: Scheduler, keys: Sequence[str]) -> None:
+    """Raise InputError where a setting of a launcher is no list of lines."""
+    for key in keys:
+        lines = getattr(launcher, key)
+        if isinstance(lines, str) or not all(isinstance(line, str) for line in lines):
+            raise InputError(f"launcher.{key}={lines!r}: expected a list of lines, such as "
+                             f"\"launcher.{key}=['first line','second line']\"")
 
 
 VARIABLE = "VTA_SAM_SCHEDULER"  # names the class of the scheduler that a job runs under; without it, SLURM's

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..files import write_bytes
-from .scheduler import Job, Scheduler, choice, shell_word
+from .scheduler import Job, Scheduler, choice, require_counts, require_lines
 
 _COUNTS = ("nodes", "tasks_per_node", "cpus_per_task", "signal_s", "max_at_once", "shards_per_job")
 _SCONTROL_LIMIT_S = 60
@@ -46,18 +46,11 @@ class Slurm(Scheduler):
     dry_run: bool = False
 
     def __post_init__(self):
-        for key in _COUNTS:
-            value = getattr(self, key)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise InputError(f"launcher.{key}={value}: expected a whole number from 1 on, or null")
+        require_counts(self, _COUNTS)
         if self.time is not None and not _TIME.fullmatch(str(self.time)):
             raise InputError(f'launcher.time={self.time}: expected "hours:minutes:seconds" or '
                              '"days-hours:minutes:seconds"; in a file it stands in quotes')
-        for key in ("setup", "extra"):
-            lines = getattr(self, key)
-            if isinstance(lines, str) or not all(isinstance(line, str) for line in lines):
-                raise InputError(f"launcher.{key}={lines!r}: expected a list of lines, such as "
-                                 f"\"launcher.{key}=['first line','second line']\"")
+        require_lines(self, ("setup", "extra"))
         for line in self.extra:
             if not line.startswith("-") or not line.isprintable():
                 raise InputError(f"launcher.extra has {line!r}: expected options of sbatch, such as --qos=high")
@@ -99,7 +92,7 @@ def batch_script(slurm: Slurm, job: Job) -> str:
         "",
         "# A step even for one process: SLURM sends the signal before the time limit to steps alone. exec: no shell",
         "# stands between SLURM and srun, which passes signals on. One process that fails ends the others.",
-        f"exec {_step(slurm)} \"${{command[@]}}\"",
+        f"exec {_step(slurm)}\"${{command[@]}}\"",
         "",
     ])
 
@@ -140,11 +133,7 @@ def _step(slurm: Slurm) -> str:
     words = ["srun", "--kill-on-bad-exit=1"]
     if slurm.cpus_per_task is not None:  # from SLURM 22.05 on a step doesn't take it over from its job
         words.append(f"--cpus-per-task={slurm.cpus_per_task}")
-    step = shlex.join(words)
-    if slurm.container is not None:
-        # the folder's own code, not the code in the image
-        step += f" apptainer exec --nv --bind \"$PWD\" --env PYTHONPATH=\"$PWD\" {shell_word(slurm.container)}"
-    return step
+    return f"{shlex.join(words)} {slurm.container_step}"
 
 
 def submit(slurm: Slurm, job: Job) -> None:

@@ -1,16 +1,20 @@
-"""Preemption of a job: it ends the step, saves, and goes back into the scheduler's queue where that asked for it. And
-work that the job's processes part among themselves, which a request to stop ends between two rounds."""
+"""Preemption of a job: it saves, and goes back into the scheduler's queue where that asked for it.
+
+Training ends its step before, and work that the job's processes part among themselves its round. Work whose files are
+each whole or absent ends at once.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
-from ..runtime.cluster.scheduler import scheduler_of
-from ..runtime.distributed import Processes
+from ..distributed import Processes
+from .scheduler import scheduler_of
 
 P = TypeVar("P")
 T = TypeVar("T")
@@ -19,8 +23,11 @@ _ASKED = {signal.SIGTERM: STOP, signal.SIGUSR1: REQUEUE}
 EXIT_STATUS = 75  # EX_TEMPFAIL: not done, to be tried again
 
 
-class Preempted(Exception):
-    """The job was asked to stop, and has saved its state. requeue: SLURM is to start it again."""
+class Preempted(BaseException):
+    """The job was asked to stop, and has saved its state. requeue: SLURM is to start it again.
+
+    No Exception: where a signal raises it, code that lists one item's errors and goes on may be running.
+    """
 
     def __init__(self, requeue: bool):
         super().__init__("asked to stop")
@@ -122,3 +129,35 @@ def requeue(job: str) -> str | None:
     for number in _ASKED:
         signal.signal(number, signal.SIG_IGN)  # SLURM sends these to a job that it requeues
     return scheduler_of().requeue_job(job)
+
+
+def end_preempted(preempted: Preempted, state: str) -> None:
+    """Tell the user, then go back into the scheduler's queue where that is asked for: it may be quick.
+
+    Args:
+        preempted: the request.
+        state: what is kept, in words.
+    """
+    def say(words: str) -> None:
+        print(f"asked to stop: {state}, {words}", file=sys.stderr, flush=True)
+
+    job = queue_name() if preempted.requeue else None
+    say(f"job {job} goes back into the queue" if job else "the same command goes on from there")
+    sys.stdout.flush()
+    if job and (failure := requeue(job)):
+        say(f"but job {job} could not go back into the queue ({failure}); submit it again")
+
+
+@contextmanager
+def ends_at_once() -> Iterator[None]:
+    """A context for work whose every file is whole or absent, and which another start goes on with: a request to stop
+    ends it at once, with status 75, after the job went back into the queue where that was asked for.
+
+    Each process of a job asks for it, since those that are done are gone; the scheduler refuses the later ones.
+    """
+    try:
+        with Preemption(Processes()).watching():
+            yield
+    except Preempted as preempted:
+        end_preempted(preempted, "what is finished is kept")
+        sys.exit(EXIT_STATUS)

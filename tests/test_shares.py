@@ -1,0 +1,175 @@
+"""Shares of an array: runs of shards, claims where files can't be locked, and requests to stop that requeue the job."""
+
+import errno
+import fcntl
+import os
+import signal
+import socket
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from damaged_videos import SIZE, noise, textured
+from forks import Fork
+from processes import session_of, survivors
+from programs import call
+from test_extract import BrightnessEncoder, BrightnessGrounder
+
+from vta_sam.dataset.extraction.extract import Extraction
+from vta_sam.dataset.manifests.manifest import Row, write_manifest
+from vta_sam.runtime.files import claimed
+from vta_sam.runtime.work_plan import share_of
+
+CLIPS, SHARD_SIZE = 10, 2
+
+
+@pytest.fixture(scope="module")
+def corpus(make_video, tmp_path_factory):
+    """⇒ (manifest, its videos): six shards of short clips."""
+    folder = tmp_path_factory.mktemp("videos")
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(CLIPS):
+        seconds = 0.4 + 0.04 * i
+        make_video(folder / f"{i}.mp4", size=SIZE, duration_s=seconds, picture=textured(rng), sound=noise(seconds, rng))
+        rows.append(Row(f"clip-{i}", "a dog barks", f"{i}.mp4", split="val" if i == 3 else "train"))
+    return write_manifest(folder / "manifest.csv", rows), folder
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in out.iterdir() if not path.name.startswith(".")}
+
+
+def extraction(corpus, out, **settings) -> Extraction:
+    return Extraction(*corpus, out, BrightnessGrounder(), BrightnessEncoder(), 12.5, SHARD_SIZE, 1, **settings)
+
+
+@pytest.fixture(scope="module")
+def alone(corpus, tmp_path_factory):
+    """What one process makes."""
+    out = tmp_path_factory.mktemp("alone")
+    extraction(corpus, out).run()
+    assert len(list(out.glob("*.tar"))) == 6
+    return contents(out)
+
+
+@pytest.mark.parametrize("consecutive", [False, True])
+@pytest.mark.parametrize("count, world", [(0, 1), (7, 1), (7, 3), (13, 2), (3, 5), (3125, 196)])
+def test_shares_part_everything_evenly(count, world, consecutive):
+    shares = [share_of(count, rank, world, consecutive) for rank in range(world)]
+    assert sorted(i for share in shares for i in share) == list(range(count))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1 and max(map(len, shares)) == -(-count // world)
+    if consecutive:
+        assert [i for share in shares for i in share] == list(range(count)), "each is a range"
+
+
+@pytest.mark.parametrize("world", [4, 9])
+def test_runs_of_shards_make_what_one_process_makes(corpus, alone, tmp_path, world):
+    seen = set()
+    for rank in reversed(range(world)):
+        extraction(corpus, tmp_path, rank=rank, world=world, consecutive=True).run()
+        made = {name for name in contents(tmp_path) if name.endswith(".tar")} - seen
+        names = sorted(name for name in alone if name.endswith(".tar"))
+        assert made == {names[i] for i in share_of(6, rank, world, consecutive=True)}
+        seen |= made
+    assert contents(tmp_path) == alone
+
+
+@pytest.fixture(params=["ENOLCK", "ENOSYS", "EOPNOTSUPP"])
+def lockless(request, tmp_path, monkeypatch):
+    """A folder whose file system can't lock files."""
+    folder, lock = tmp_path / "lockless", fcntl.flock
+    folder.mkdir()
+
+    def flock(file, operation):
+        number = file if isinstance(file, int) else file.fileno()
+        if Path(os.readlink(f"/proc/self/fd/{number}")).is_relative_to(folder):
+            code = getattr(errno, request.param)
+            raise OSError(code, os.strerror(code))
+        return lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    return folder
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at files by /proc")
+def test_what_a_machine_left_behind_holds_nothing_up_where_files_cannot_be_locked(corpus, alone, lockless):
+    """The lock file of a machine that went away can't be told from one that is in use."""
+    for name in alone:
+        mark = lockless / f".{name}.claim.soft"
+        mark.write_text(f"{os.getpid()}\nanother-{socket.gethostname()}\n")
+        os.utime(mark, (time.time() - 3600,) * 2)
+    for rank in range(3):
+        extraction(corpus, lockless, rank=rank, world=3, consecutive=True).run()
+    assert contents(lockless) == alone
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at files by /proc")
+def test_processes_of_one_machine_are_kept_apart_where_files_cannot_be_locked(lockless):
+    path = lockless / "train-000000.tar"
+    with claimed(path, repeatable=True) as mine, claimed(path, repeatable=True) as theirs:
+        assert mine and not theirs
+        with claimed(lockless / "train-000001.tar", repeatable=True) as other:
+            assert other
+    with claimed(path, repeatable=True) as mine:
+        assert mine
+    assert list(lockless.iterdir()) == []
+
+
+def script(program: str, arguments: list[str], cwd: Path) -> None:
+    """A script whose tars are written as to a slow disk, so that signals fall into its work."""
+    write = tarfile.TarFile.addfile
+
+    def write_slowly(tar, *member):
+        write(tar, *member)
+        time.sleep(0.05)
+
+    tarfile.TarFile.addfile = write_slowly
+    done = call(program, *arguments, cwd=cwd)
+    print(done.stdout, done.stderr)
+    sys.exit(done.returncode)
+
+
+def until(happened, limit_s: float = 120.0) -> None:
+    end = time.monotonic() + limit_s
+    while not happened():
+        assert time.monotonic() < end, "it hangs"
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at processes by /proc")
+@pytest.mark.parametrize("number, told", [(signal.SIGUSR1, "requeue 17_3\n"), (signal.SIGTERM, None)])
+def test_an_extraction_that_is_asked_to_stop_goes_on_to_the_same_bytes(corpus, tmp_path, number, told):
+    manifest, videos = corpus
+    arguments = [f"manifest={manifest}", f"videos={videos}", "grounder=tiny", "encoder=tiny", "fps=4",
+                 f"shard_size={SHARD_SIZE}", "workers=1"]
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/told\n')
+    scontrol.chmod(0o755)
+    environ = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "SLURM_JOB_ID": "20",
+               "SLURM_ARRAY_JOB_ID": "17", "SLURM_ARRAY_TASK_ID": "3"}
+    for out in ("whole", "stopped"):
+        process = Fork(script, "data_prep/extract.py", [*arguments, f"out={out}"], tmp_path, environ=environ,
+                       folder=tmp_path)
+        if out == "stopped":
+            until(lambda: (tmp_path / out).exists() and any(name.endswith(".tar") for name in contents(tmp_path / out)))
+            for child in session_of(process.pid).keys() - {process.pid}:
+                os.kill(child, number)  # SLURM signals all processes of a step, in any order
+            time.sleep(0.2)
+            assert process.poll() is None
+            os.kill(process.pid, number)
+            assert process.wait(60) == 75, process.read()
+            assert "asked to stop: what is finished is kept" in process.read()
+            assert not survivors(lambda: session_of(process.pid), 10.0)
+            there = [name for name in contents(tmp_path / out) if name.endswith(".tar")]
+            assert 0 < len(there) < 6 and not list((tmp_path / out).glob(".*.partial*"))
+            assert ((tmp_path / "told").read_text() if told else None) == told
+            process = Fork(script, "data_prep/extract.py", [*arguments, f"out={out}"], tmp_path, folder=tmp_path)
+        assert process.wait(120) == 0, process.read()
+        process.close()
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
+    assert told or not (tmp_path / "told").exists()

@@ -40,10 +40,12 @@ MODEL_PARTS: dict[str, str] = {
     "tiny_grounder": "vta_sam.embedded.extractors.TinyGrounder",
     "oracle_grounder": "vta_sam.embedded.oracle.OracleGrounder",
     "grounded_sam": "vta_sam.perception.grounded_sam.GroundedSAM",
+    "owlv2": "vta_sam.perception.owlv2.OWLv2",
     "no_grounder": "vta_sam.perception.base.NoGrounder",
     "tiny_encoder": "vta_sam.embedded.extractors.TinyEncoder",
     "oracle_encoder": "vta_sam.embedded.oracle.OracleEncoder",
     "clip": "vta_sam.perception.clip_encoder.CLIPEncoder",
+    "siglip": "vta_sam.perception.siglip_encoder.SigLIPEncoder",
     "t5": "vta_sam.perception.t5_encoder.T5Encoder",
 }
 # The same of what configs name besides; none of it belongs into a model folder.

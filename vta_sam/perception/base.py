@@ -66,6 +66,13 @@ class Grounding:
         )
 
 
+def areas_inside(boxes: np.ndarray) -> np.ndarray:
+    """Boxes (T, K, 4) ⇒ the share of the picture (T, K) that each covers, without parts beyond its edges."""
+    first = np.clip(boxes[..., :2] - boxes[..., 2:] / 2, 0.0, 1.0)
+    end = np.clip(boxes[..., :2] + boxes[..., 2:] / 2, 0.0, 1.0)
+    return np.prod(end - first, axis=-1).astype(np.float32)
+
+
 class _Checked(ABCMeta):
     """Metaclass of extractors: it checks each new one for lacking members, and stores its constructor's arguments."""
 

@@ -25,7 +25,7 @@ from ..checkpoints.registry import digest, read_state, require
 from ..media.picture_reader import Within
 from ..runtime.distributed import choose_device, choose_format, mixed_precision
 from ..runtime.errors import InputError
-from .base import EXECUTION, Grounder, Grounding
+from .base import EXECUTION, Grounder, Grounding, areas_inside
 from .grounding_dino import CONFIGS, Detections, Detector, Prompt, build_detector_network
 
 MASK_DIM = 256  # channels of SAM's image embedding
@@ -217,7 +217,7 @@ class GroundedSAM(Grounder):
         detections = self.detector.detect(pictures, prompt)
         probs, boxes = detections.probs.numpy(), detections.boxes.numpy()
         if self.segmenter is None:
-            return Grounding(probs, boxes, _areas_inside(boxes))
+            return Grounding(probs, boxes, areas_inside(boxes))
         areas, pooled = np.zeros_like(probs), np.zeros((*probs.shape, MASK_DIM), np.float32)
         for t, (logits, embedding) in enumerate(self._segment(pictures, detections)):
             masks = logits > 0
@@ -252,10 +252,3 @@ class GroundedSAM(Grounder):
 def _without_tokens(prompt: Prompt) -> list[int]:
     """Indices of the objects that have no token in the prompt."""
     return [k for k, span in enumerate(prompt.spans) if not span]
-
-
-def _areas_inside(boxes: np.ndarray) -> np.ndarray:
-    """Boxes (T, K, 4) ⇒ the share of the picture (T, K) that each covers, without parts beyond its edges."""
-    first = np.clip(boxes[..., :2] - boxes[..., 2:] / 2, 0.0, 1.0)
-    end = np.clip(boxes[..., :2] + boxes[..., 2:] / 2, 0.0, 1.0)
-    return np.prod(end - first, axis=-1).astype(np.float32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -73,6 +74,26 @@ def test_words_and_captions_equal_transformers(encoder, reference, weights):
     np.testing.assert_allclose(encoder.encode_objects(words), expected, atol=1e-5)
     np.testing.assert_allclose(encoder.encode_caption("a dog barks"), states, atol=1e-5)
     assert encoder.encode_objects(words[::-1])[2].tolist() == encoder.encode_objects(words)[0].tolist()
+
+
+def test_texts_of_a_shard_together_equal_each_alone(encoder):
+    words, captions = ["car", "racing car", "ferret"], ["a dog barks", "", "a man plays a long and winding road"]
+    alone = encoder.encode_objects(words), [encoder.encode_caption(caption) for caption in captions]
+    with mock.patch.object(encoder.model.text_model, "forward", wraps=encoder.model.text_model.forward) as model:
+        encoder.prepare_texts([*words, "x " * 200], [*captions, "a dog barks"])
+        assert model.call_count == 2 * -(-3 // encoder.batch_frames)
+        together = encoder.encode_objects(words), [encoder.encode_caption(caption) for caption in captions]
+        assert model.call_count == 2 * -(-3 // encoder.batch_frames), "all were ready"
+    np.testing.assert_allclose(together[0], alone[0], atol=1e-5)
+    for ours, theirs in zip(together[1], alone[1], strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    encoder.prepare_texts([], [])
+    assert encoder.encode_objects(words).tolist() == alone[0].tolist(), "those of the shard before are forgotten"
+
+
+def test_launched_frames_equal_those_that_are_waited_for(encoder):
+    waiting = encoder.launch(pictures(3))
+    assert np.array_equal(waiting(), encoder.encode_frames(pictures(3)))
 
 
 def test_odd_texts(encoder):

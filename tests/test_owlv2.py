@@ -126,8 +126,8 @@ def test_words_beyond_the_limit_are_refused(grounder):
     grounder.check_words([longest])
     assert np.isfinite(grounder.ground(pictures(1), [longest]).probs).all()
     for ask in (grounder.check_words, lambda words: grounder.ground(pictures(1), words)):
-        with pytest.raises(InputError, match=r"the object q+ makes 17 tokens in 'a photo of a \{\}', and OWLv2 reads at "
-                                             "most 16"):
+        with pytest.raises(InputError, match=r"the object q+ makes 17 tokens in 'a photo of a \{\}', and OWLv2 reads "
+                                             "at most 16"):
             ask(["dog", f"q{longest}"])
 
 

@@ -34,7 +34,8 @@ def encoder(weights) -> SigLIPEncoder:
 @pytest.fixture(scope="module")
 def reference(weights) -> tuple[SiglipModel, SiglipProcessor]:
     folder = weights / NAME
-    processor = SiglipProcessor(SiglipImageProcessor.from_pretrained(folder), GemmaTokenizerFast.from_pretrained(folder))
+    processor = SiglipProcessor(SiglipImageProcessor.from_pretrained(folder),
+                                GemmaTokenizerFast.from_pretrained(folder))
     return SiglipModel.from_pretrained(folder).eval(), processor
 
 
@@ -60,9 +61,11 @@ def test_frames_equal_transformers_whatever_the_batch(encoder, reference):
 
 def test_a_video_is_squeezed_as_by_the_package(encoder, reference, make_video, tmp_path):
     """A picture that is no square is seen whole; CLIP's crop of its middle would leave the sides out."""
-    picture = np.kron(np.random.default_rng(1).integers(0, 256, (5, 9, 1), dtype=np.uint8), np.ones((16, 16, 3), np.uint8))
+    grey = np.random.default_rng(1).integers(0, 256, (5, 9, 1), dtype=np.uint8)
+    picture = np.kron(grey, np.ones((16, 16, 3), np.uint8))
     make_video(tmp_path / "v.mp4", size=(144, 80), fps=2, duration_s=1.0, picture=lambda i: picture)
-    whole, seen = read_clip(tmp_path / "v.mp4", fps=2, fits=[BilinearSqueeze(80, 144), encoder.fit], want_audio=False).frames
+    fits = [BilinearSqueeze(80, 144), encoder.fit]
+    whole, seen = read_clip(tmp_path / "v.mp4", fps=2, fits=fits, want_audio=False).frames
     pixels = reference[1](images=Image.fromarray(whole[0]), return_tensors="pt")["pixel_values"][0]
     ours = torch.from_numpy(seen[0]).permute(2, 0, 1) / 255
     expected = pixels * 0.5 + 0.5
@@ -130,3 +133,13 @@ def test_a_batch_waits_for_nothing(weights):
         assert not counts.waits
         fetch()
         assert len(counts.waits) == 1
+
+
+def test_texts_of_a_shard_are_encoded_together(weights, encoder):
+    together = SigLIPEncoder(weights=weights, device="cpu", batch_frames=2)
+    words, captions = ["dog", "Cat", "racing car", "dog " * 200], ["A dog barks", "", "rain", "rain"]
+    together.prepare_texts(words, captions)
+    np.testing.assert_allclose(together.encode_objects(words[:3]), encoder.encode_objects(words[:3]), atol=1e-5)
+    for caption in captions:
+        np.testing.assert_allclose(together.encode_caption(caption), encoder.encode_caption(caption), atol=1e-5)
+    assert set(together._prepared[0]) == set(words[:3]) and set(together._prepared[1]) == set(captions)

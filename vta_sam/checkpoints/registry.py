@@ -269,7 +269,7 @@ ENTRIES: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}
 GROUPS: dict[str, tuple[str, ...]] = {
     "extraction": ("groundingdino_swint_ogc", "bert-base-uncased", "clip-vit-large-patch14"),
     "grounded_sam": ("groundingdino_swint_ogc", "bert-base-uncased", "sam_vit_h"),
-    "other_eyes": ("owlv2-base-patch16-ensemble", "siglip2-base-patch16-224"),
+    "owlv2_siglip": ("owlv2-base-patch16-ensemble", "siglip2-base-patch16-224"),
     "evaluation": ("vggish", "panns_16k", "clap-htsat-unfused"),
     "tango_generation": ("tango", "flan-t5-large", "stable-diffusion-2-1"),
     "vta_ldm_generation": ("vta-ldm", "audioldm-s-full", "clip-vit-large-patch14", "stable-diffusion-2-1"),

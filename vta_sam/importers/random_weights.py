@@ -47,7 +47,8 @@ def write_random(name: str, folder: Path, seed: int = 0, narrow: bool = False) -
     """Write weights of the ``name`` that the table of released ones gives, drawn from N(0, 0.02) ⇒ their place.
 
     The networks are those that are released, of the same size; the vocabularies are small. narrow: language models,
-    CLIP, OWLv2 and SigLIP of two thin layers, which is quicker. Existing files are kept. Raises InputError for an unknown name.
+    CLIP, OWLv2 and SigLIP of two thin layers, which is quicker. Existing files are kept. Raises InputError for an
+    unknown name.
     """
     place = folder / find_entry(name).place
     if _is_there(name, place):
@@ -182,6 +183,7 @@ def _write_siglip(folder: Path, name: str, seed: int, narrow: bool) -> None:
     """SigLIP 2 in transformers' layout, with Gemma's tokenizer of single characters and bytes."""
     from tokenizers import Tokenizer, decoders, models, normalizers
     from transformers import GemmaTokenizerFast, SiglipConfig, SiglipImageProcessor, SiglipModel
+    from transformers.image_utils import PILImageResampling
 
     pieces = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁",
               *(chr(code) for code in range(33, 127))]
@@ -195,11 +197,13 @@ def _write_siglip(folder: Path, name: str, seed: int, narrow: bool) -> None:
     side, patch = (32, 8) if narrow else (384, 14) if so400m else (224, 16)
     tower = {"hidden_size": 32, "intermediate_size": 64, **_NARROW} if narrow else _SO400M if so400m else _BASE
     config = SiglipConfig(
-        text_config={**tower, "vocab_size": len(pieces) if narrow else 256_000, "projection_size": tower["hidden_size"]},
+        text_config={**tower, "projection_size": tower["hidden_size"],
+                     "vocab_size": len(pieces) if narrow else 256_000},
         vision_config={**tower, "image_size": side, "patch_size": patch})
     model: Any = SiglipModel(config)
     randomise(model, seed, std=0.2 if narrow else 0.02).save_pretrained(folder, safe_serialization=True)
-    SiglipImageProcessor(size={"height": side, "width": side}, resample=2).save_pretrained(folder)
+    size = {"height": side, "width": side}
+    SiglipImageProcessor(size=size, resample=PILImageResampling.BILINEAR).save_pretrained(folder)
 
 
 def _write_vggish(path: Path, seed: int) -> None:

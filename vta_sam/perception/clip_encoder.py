@@ -53,6 +53,7 @@ class TwoTowerEncoder(Encoder):
         self.template, self.batch_frames = template, batch_frames
         self.settings: dict[str, Any] = {"template": template, "precision": number_format}
         self._word = lru_cache(maxsize=4096)(self._encode_word)
+        self._prepared: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] = {}, {}  # of words, and of captions
 
     def normalise_by(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Set the mean and the standard deviation of each channel in the network's training."""
@@ -70,11 +71,9 @@ class TwoTowerEncoder(Encoder):
 
     def encode_frames(self, frames: np.ndarray) -> np.ndarray:
         """(T, 224, 224, 3) uint8 RGB ⇒ (T, frame_dim) float32."""
-        vectors = np.empty((len(frames), self.frame_dim), np.float32)
-        for start in range(0, len(frames), self.batch_frames):
-            part = slice(start, start + self.batch_frames)
-            vectors[part] = self.launch(frames[part])()
-        return vectors
+        parts = [self.launch(frames[start:start + self.batch_frames])
+                 for start in range(0, len(frames), self.batch_frames)]
+        return np.concatenate([fetch() for fetch in parts] or [np.zeros((0, self.frame_dim), np.float32)])
 
     def launch(self, frames: np.ndarray) -> Callable[[], np.ndarray]:
         """Begin to encode one batch of frames, see :meth:`Encoder.launch`."""
@@ -95,21 +94,55 @@ class TwoTowerEncoder(Encoder):
         """K words ⇒ (K, object_dim) float32."""
         if not objects:
             return np.zeros((0, self.object_dim), np.float32)
-        return np.stack([self._word(word) for word in objects])
+        prepared = self._prepared[0]
+        return np.stack([prepared[word] if word in prepared else self._word(word) for word in objects])
 
-    @torch.inference_mode()
+    def encode_caption(self, caption: str) -> np.ndarray:
+        """A caption ⇒ (L, caption_dim) float32, L of 1 to ``max_tokens``. Longer ones are cut, with a warning."""
+        warn_of_cut(caption, len(self._ids(caption)), self.max_tokens)
+        if caption in self._prepared[1]:
+            return self._prepared[1][caption]
+        return self._states([caption])[0]
+
+    def prepare_texts(self, objects: Sequence[str], captions: Sequence[str]) -> None:
+        """The texts of a shard, ``batch_frames`` at once; those of the one before are forgotten, so that a text's
+        vectors depend on its shard alone."""
+        short = [word for word in objects if len(self._ids(self.template.format(word))) <= self.max_tokens]
+        captions = list(dict.fromkeys(captions))
+        words, states = dict[str, np.ndarray](), dict[str, np.ndarray]()
+        for start in range(0, len(short), self.batch_frames):
+            part = short[start:start + self.batch_frames]
+            words.update(zip(part, self._vectors([self.template.format(word) for word in part])))
+        for start in range(0, len(captions), self.batch_frames):
+            part = captions[start:start + self.batch_frames]
+            states.update(zip(part, self._states(part)))
+        self._prepared = words, states
+
     def _encode_word(self, word: str) -> np.ndarray:
         self.check_words([word])
+        return self._vectors([self.template.format(word)])[0]
+
+    @torch.inference_mode()
+    def _vectors(self, texts: list[str]) -> np.ndarray:
+        """Texts ⇒ (n, object_dim)."""
         with self.autocast:
-            vector = self.model.get_text_features(**self._tokens(self.template.format(word)))[0]
-        return vector.float().cpu().numpy()
+            return self.model.get_text_features(**self._tokens(texts)).float().cpu().numpy()
+
+    @torch.inference_mode()
+    def _states(self, texts: list[str]) -> list[np.ndarray]:
+        """The states (L, caption_dim) of each text's own tokens. Padding stands after them."""
+        tokens = self._tokens(texts)
+        with self.autocast:
+            states = self.model.text_model(**tokens).last_hidden_state.float().cpu().numpy()
+        return [own[:max(1, min(len(self._ids(text)), self.max_tokens))].copy() for text, own in zip(texts, states)]
 
     def _ids(self, text: str) -> list[int]:
         """Of all of the text's tokens, start and end included."""
         return list(self.tokenizer(text, verbose=False)["input_ids"])
 
-    def _tokens(self, text: str) -> dict[str, torch.Tensor]:
-        tokens = self.tokenizer(text, truncation=True, max_length=self.max_tokens, return_tensors="pt")
+    def _tokens(self, texts: list[str]) -> dict[str, torch.Tensor]:
+        """What the text tower takes. A mask keeps padding from being read."""
+        tokens = self.tokenizer(texts, truncation=True, max_length=self.max_tokens, padding=True, return_tensors="pt")
         return {name: tokens[name].to(self.device) for name in ("input_ids", "attention_mask")}
 
 
@@ -156,14 +189,6 @@ class CLIPEncoder(TwoTowerEncoder):
             self.normalise_by([0.0] * 3, [1.0] * 3)
             self.settings["normalise"] = False
         self.name_weights(name if folder is None else source.name, source)
-
-    @torch.inference_mode()
-    def encode_caption(self, caption: str) -> np.ndarray:
-        """A caption ⇒ (L, 768) float32, 2 ≤ L ≤ 77. Longer captions are cut, as in CLIP, with a warning."""
-        warn_of_cut(caption, len(self._ids(caption)), self.max_tokens)
-        with self.autocast:
-            states = self.model.text_model(**self._tokens(caption)).last_hidden_state[0]
-        return states.float().cpu().numpy()
 
 
 def check_length(word: str, template: str, tokens: int, most: int, title: str) -> None:

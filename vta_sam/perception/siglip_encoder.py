@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..checkpoints.registry import require
 from ..media.picture_reader import BilinearSqueeze
 from ..runtime.errors import InputError
-from .base import warn_of_cut
 from .clip_encoder import TwoTowerEncoder, load_network, load_processor, load_tokenizer
 
 _BILINEAR = 2  # PIL's number, in preprocessor_config.json
@@ -58,19 +56,11 @@ class SigLIPEncoder(TwoTowerEncoder):
         self.normalise_by(processor.image_mean, processor.image_std)
         self.name_weights(name, source)
 
-    @torch.inference_mode()
-    def encode_caption(self, caption: str) -> np.ndarray:
-        """A caption ⇒ (L, 768) float32, 1 ≤ L ≤ 64. Longer captions are cut, with a warning."""
-        count = len(self._ids(caption))
-        warn_of_cut(caption, count, self.max_tokens)
-        with self.autocast:
-            states = self.model.text_model(**self._tokens(caption)).last_hidden_state[0]
-        return states[:max(1, min(count, self.max_tokens))].float().cpu().numpy()
-
     def _ids(self, text: str) -> list[int]:
         return super()._ids(text.lower())
 
-    def _tokens(self, text: str) -> dict[str, torch.Tensor]:
-        tokens: Any = self.tokenizer(text.lower(), padding="max_length", truncation=True, max_length=self.max_tokens,
-                                     return_tensors="pt")
-        return {"input_ids": tokens["input_ids"].to(self.device)}  # without a mask: see the class
+    def _tokens(self, texts: list[str]) -> dict[str, torch.Tensor]:
+        """Ids alone: without a mask the padding is read, as in training."""
+        tokens: Any = self.tokenizer([text.lower() for text in texts], padding="max_length", truncation=True,
+                                     max_length=self.max_tokens, return_tensors="pt")
+        return {"input_ids": tokens["input_ids"].to(self.device)}

@@ -38,6 +38,8 @@ FORMER = {
     "diffusion.lit": "diffusion.latent_diffusion", "vae.lit": "vae.mel_vae",
     "pipeline": "generation.pipeline", "importers.tango": "importers.systems", "importers.vta_ldm": "importers.systems",
     "importers.audioldm": "importers.systems",
+    "evaluation.request": "evaluation.evaluate", "study.plan": "study.record",
+    "diffusion.positions": "diffusion.unet",
     "evaluation.metric_docs": "evaluation.metric_table",
     "evaluation.listening.report": "evaluation.listening.analysis",
     "evaluation.listening.stimuli": "evaluation.listening.study_files",

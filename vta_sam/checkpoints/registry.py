@@ -190,17 +190,20 @@ _ENTRIES = (
         _hub(name, f"google/{name}", "main", dict.fromkeys(
             ("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer_config.json", "vocab.json",
              "merges.txt", "special_tokens_map.json"), (None, None))))
-      for name, title in (("owlv2-base-patch16-ensemble", "OWLv2 B/16"), ("owlv2-large-patch14-ensemble", "OWLv2 L/14"))),
+      for name, title in (("owlv2-base-patch16-ensemble", "OWLv2 B/16"),
+                          ("owlv2-large-patch14-ensemble", "OWLv2 L/14"))),
     Entry(
         "siglip2-base-patch16-224", "SigLIP 2 B/16",
         "vectors of frames and of words, in place of CLIP", "Apache-2.0",
         "https://huggingface.co/google/siglip2-base-patch16-224",
         # sizes and sha256: lightcraft's table of files of its search model, at this revision
-        _hub("siglip2-base-patch16-224", "google/siglip2-base-patch16-224", "75de2d55ec2d0b4efc50b3e9ad70dba96a7b2fa2", {
-            "config.json": (None, None), "preprocessor_config.json": (None, None),
-            "model.safetensors": (1_500_800_904, "612923381c76ec5a9bed335d1c48827e3f2e506ac31b044b63b2031fadee6a0b"),
-            "tokenizer.json": (34_363_039, "cb9140fae3ac5122c972d37adf83e1248471a38147ad76f8215c8872c6fd8322"),
-            "tokenizer_config.json": (None, None), "special_tokens_map.json": (None, None)})),
+        _hub("siglip2-base-patch16-224", "google/siglip2-base-patch16-224",
+             "75de2d55ec2d0b4efc50b3e9ad70dba96a7b2fa2", {
+                 "config.json": (None, None), "preprocessor_config.json": (None, None),
+                 "model.safetensors": (
+                     1_500_800_904, "612923381c76ec5a9bed335d1c48827e3f2e506ac31b044b63b2031fadee6a0b"),
+                 "tokenizer.json": (34_363_039, "cb9140fae3ac5122c972d37adf83e1248471a38147ad76f8215c8872c6fd8322"),
+                 "tokenizer_config.json": (None, None), "special_tokens_map.json": (None, None)})),
     Entry(
         "siglip2-so400m-patch14-384", "SigLIP 2 So400m/14", "the same, larger", "Apache-2.0",
         "https://huggingface.co/google/siglip2-so400m-patch14-384",

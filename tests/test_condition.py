@@ -16,7 +16,7 @@ from vta_sam.conditioners.vta_sam_pretraining import (
     ConditionPretraining, contrastive_loss, energy_targets, onset_targets, retrieval_accuracy
 )
 from vta_sam.dataset.shards.batch import Augmentation, collate, window_of
-from vta_sam.diffusion.positions import sinusoids
+from vta_sam.diffusion.unet import sinusoids
 from vta_sam.mel import LOG_FLOOR, LogMel, normalise
 from vta_sam.runtime.errors import InputError
 from vta_sam.training.optimisation import AdamWithWarmup

@@ -39,7 +39,7 @@ import torch
 import vta_sam
 from torch import nn
 from vta_sam.diffusion.condition import Denoiser
-from vta_sam.diffusion.positions import sinusoids
+from vta_sam.diffusion.unet import sinusoids
 
 
 class Block(nn.Module):

@@ -9,7 +9,7 @@ from tiny_data import UNET, UNET_CONFIG, build
 
 import vta_sam
 from vta_sam.diffusion.condition import Condition
-from vta_sam.diffusion.positions import TimedCrossAttention
+from vta_sam.diffusion.unet import TimedCrossAttention
 from vta_sam.generation.attention_maps import attention_maps, recorded_attention
 
 COLUMNS, ROWS, FRAMES = SPEC.columns, 4, SPEC.frames  # 8, 16

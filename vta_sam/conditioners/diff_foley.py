@@ -21,7 +21,7 @@ from ..clip import ClipSpec, MelSpec
 from ..dataset.shards.batch import ClipBatch
 from ..diffusion.condition import Condition, Conditioner, LogLikelihood, Pretrained
 from ..diffusion.objective import TIME_END, Objective
-from ..diffusion.positions import sinusoids
+from ..diffusion.unet import sinusoids
 from ..mel import LOG_FLOOR, LogMel, normalise
 from ..runtime.distributed import gathered
 from ..runtime.randomness import SampleDraws, seed_of

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..clip import ClipSpec, FrameClock
 from ..dataset.shards.batch import ClipBatch
 from ..diffusion.condition import Condition, Conditioner, Denoiser, Pretrained
-from ..diffusion.positions import sinusoids
+from ..diffusion.unet import sinusoids
 
 
 class FrameProjection(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..clip import ClipSpec, FrameClock
 from ..dataset.shards.batch import ClipBatch
 from ..diffusion.condition import Condition, Conditioner, Pretrained
-from ..diffusion.positions import sinusoids
+from ..diffusion.unet import sinusoids
 from ..runtime.errors import InputError
 from .vta_ldm import FrameProjection
 

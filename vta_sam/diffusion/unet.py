@@ -1,8 +1,10 @@
 """The default denoiser: diffusers' UNet2DConditionModel, with channels beside the latent for features that are
-aligned to its columns."""
+aligned to its columns, and positions inside cross-attention: queries carry the times of their columns, keys the times
+of their frames."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,13 +12,16 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.resnet import ResnetBlock2D
+from einops import rearrange
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..clip import ClipSpec, step_times_s
+from ..runtime.errors import InputError
 from .condition import Condition, Denoiser
-from .positions import TimedCrossAttention, add_time_to_cross_attention, sinusoids
 
 _CONV_IN = "unet.conv_in.weight"
+POSITION_DIM = 64
 
 
 class LatentUNet(Denoiser):
@@ -31,7 +36,7 @@ class LatentUNet(Denoiser):
         spec: the clip's time base.
         map_channels: C of the conditioner's column map.
         coordinate_channels: sines and cosines of the column's time. 0 here and below: the plain form, as published.
-        timed_attention: strength of times inside cross-attention (see positions.py).
+        timed_attention: strength of times inside cross-attention.
     """
 
     def __init__(self, config: dict, spec: ClipSpec, map_channels: int = 0, coordinate_channels: int = 0,
@@ -109,3 +114,112 @@ class LatentUNet(Denoiser):
             tokens = torch.cat([tokens, condition.image_tokens], dim=1)
             mask = nn.functional.pad(mask, (0, condition.image_tokens.shape[1]), value=True)
         return self.unet(sample, times, encoder_hidden_states=tokens, encoder_attention_mask=mask, **added).sample
+
+
+class TimedCrossAttention(nn.Module):
+    """Cross-attention in which the time of the query's column and of the key's frame are added to query and key.
+
+    Both go through the same projection, so that equal times agree from the start and the layer doesn't have to find
+    the diagonal by itself. The attention is then learned. It remains cross-attention: nothing is interpolated, and any
+    column may attend to any frame.
+
+    Args:
+        inner_dim: width of queries and keys.
+        spec: time base of the clip. Keys are its frames, unless :attr:`token_times_s` is set.
+        rows: frequency rows of the latent at this level; queries are ordered time-major.
+        strength: standard deviation of the projection's output at the start.
+        level: how often the latent was halved in time on the way to this layer.
+
+    Attributes:
+        token_times_s: (L,), time of each token in seconds.
+    """
+
+    def __init__(self, inner_dim: int, spec: ClipSpec, rows: int, strength: float, level: int = 0):
+        super().__init__()
+        self.rows, self.column_s = rows, spec.column_s * 2**level
+        # no buffer: an average of weights, or a change of dtype, must leave times as they are
+        self.token_times_s = step_times_s(torch.arange(spec.frames), spec.clock.period_s)
+        self.position = nn.Linear(POSITION_DIM, inner_dim, bias=False)
+        nn.init.normal_(self.position.weight, std=strength / (POSITION_DIM / 2) ** 0.5)
+
+    def positions(self, times_s: Tensor, like: Tensor) -> Tensor:
+        """The vector of each moment, times_s (L,) in seconds ⇒ (L, inner_dim)."""
+        return self.position(sinusoids(times_s, POSITION_DIM).to(like.dtype))
+
+    def project(self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries (B, heads, N, dim) and keys (B, heads, L, dim), positions added.
+
+        Raises:
+            InputError: there are not as many tokens as times of tokens.
+        """
+        query, key = attn.to_q(hidden_states), attn.to_k(encoder_hidden_states)
+        self.token_times_s = self.token_times_s.to(query.device)
+        if key.shape[1] != len(self.token_times_s):
+            raise InputError(
+                f"the conditioner makes {key.shape[1]} tokens, but cross-attention has times for "
+                f"{len(self.token_times_s)} of them, one for each frame; let the conditioner's adapt() call "
+                "denoiser.set_token_times(times_s), or denoiser.use_plain_cross_attention() where tokens have no time")
+        columns = torch.arange(query.shape[1] // self.rows, device=query.device)
+        query = query + self.positions(step_times_s(columns, self.column_s), query).repeat_interleave(self.rows, dim=0)
+        key = key + self.positions(self.token_times_s, key)
+        return _heads(attn, query), _heads(attn, key)
+
+    def forward(self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+                attention_mask: Tensor | None = None, **ignored) -> Tensor:
+        """As diffusers calls an attention processor: (B, N, dim), (B, L, cross dim), bias (B, 1, L) ⇒ (B, N, dim)."""
+        assert encoder_hidden_states is not None, "set on cross-attention layers only"
+        query, key = self.project(attn, hidden_states, encoder_hidden_states)
+        value = _heads(attn, attn.to_v(encoder_hidden_states))
+        if attention_mask is not None:
+            batch, length = key.shape[0], key.shape[2]
+            attention_mask = attn.prepare_attention_mask(attention_mask, length, batch)
+            attention_mask = attention_mask.view(batch, attn.heads, -1, length).to(query.dtype)
+        hidden = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
+        hidden = hidden.transpose(1, 2).flatten(2).to(query.dtype)
+        return attn.to_out[1](attn.to_out[0](hidden))
+
+
+def _heads(attn: Attention, x: Tensor) -> Tensor:
+    return rearrange(x, "b n (h d) -> b h n d", h=attn.heads)
+
+
+def add_time_to_cross_attention(unet: UNet2DConditionModel, spec: ClipSpec, rows: int, strength: float) -> None:
+    """Give every cross-attention layer of a UNet its TimedCrossAttention.
+
+    Args:
+        unet: changed in place.
+        spec: time base of the clip.
+        rows: frequency rows of the latent at the top level; they halve, rounding up, at every level below.
+        strength: as of :class:`TimedCrossAttention`.
+    """
+    levels = len(unet.config["block_out_channels"])
+    for name, module in unet.named_modules():
+        if not name.endswith("attn2") or not isinstance(module, Attention):
+            continue
+        block, index, *_ = name.split(".")
+        depth = levels - 1  # mid_block
+        if block == "down_blocks":
+            depth = int(index)
+        elif block == "up_blocks":
+            depth = levels - 1 - int(index)
+        at_level = rows
+        for _ in range(depth):
+            at_level = (at_level + 1) // 2
+        module.set_processor(TimedCrossAttention(module.inner_dim, spec, at_level, strength, depth))
+
+
+def sinusoids(times_s: Tensor, dim: int, shortest_s: float = 0.1, longest_s: float = 20.0) -> Tensor:
+    """Sines and cosines of time, with periods spaced geometrically ⇒ (L, dim).
+
+    Time is in seconds rather than indices: frames and columns then have the same position at the same moment.
+
+    Args:
+        times_s: (L,), seconds.
+        dim: even.
+        shortest_s: shortest period, in seconds.
+        longest_s: longest period, in seconds.
+    """
+    half = dim // 2
+    periods = torch.logspace(math.log10(shortest_s), math.log10(longest_s), half, device=times_s.device)
+    angles = 2 * math.pi * times_s[:, None] / periods
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)

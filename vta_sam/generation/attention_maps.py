@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from ..dataset.shards.batch import ClipBatch
 from ..diffusion.objective import TIME_END
-from ..diffusion.positions import TimedCrossAttention
-from ..diffusion.unet import LatentUNet
+from ..diffusion.unet import LatentUNet, TimedCrossAttention
 
 if TYPE_CHECKING:
     from .pipeline import Pipeline

@@ -59,8 +59,7 @@ def measure(folder: Path, clips: int, workers: int) -> dict[str, float]:
     """One evaluation, with its cache in the folder."""
     import resource
 
-    from vta_sam.evaluation.evaluate import evaluate
-    from vta_sam.evaluation.request import Request
+    from vta_sam.evaluation.evaluate import Request, evaluate
 
     request = Request({"late": folder / "late"}, folder / "true", workers=workers, cache=folder / "cache")
     before_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -11,8 +11,7 @@ def main(settings):
     from rich.progress import Progress
 
     from vta_sam.evaluation.comparison.page import page_item, write_comparison
-    from vta_sam.evaluation.evaluate import evaluate, pair_files
-    from vta_sam.evaluation.request import request_of, systems_and_reference
+    from vta_sam.evaluation.evaluate import evaluate, pair_files, request_of, systems_and_reference
     from vta_sam.evaluation.results import (
         console, end_of_report, figures_table, missing_lines, plan_report, write_evaluation
     )

@@ -8,8 +8,7 @@ from vta_sam.settings import EvaluateSettings
 
 @program("evaluate", EvaluateSettings, writes_to=("out",))
 def main(settings):
-    from vta_sam.evaluation.evaluate import evaluate, pair_files
-    from vta_sam.evaluation.request import named_folders, request_of
+    from vta_sam.evaluation.evaluate import evaluate, named_folders, pair_files, request_of
     from vta_sam.evaluation.results import (
         console, differences_table, end_of_report, figures_table, missing_lines, plan_report, write_evaluation
     )

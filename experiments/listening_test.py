@@ -23,7 +23,7 @@ def make(options):
     from rich.progress import Progress
 
     from vta_sam.evaluation.listening.study_files import TestRequest, make_test, plan_test
-    from vta_sam.evaluation.request import systems_and_reference
+    from vta_sam.evaluation.evaluate import systems_and_reference
 
     systems, reference = systems_and_reference(str(options.systems), options.reference)
     request = TestRequest(

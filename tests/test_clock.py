@@ -19,8 +19,7 @@ from vta_sam.conditioners.vta_sam import TemporalSemanticEncoder, VTASAMConditio
 from vta_sam.conditioners.vta_sam_pretraining import energy_targets, max_per_frame, mean_per_frame, onset_targets
 from vta_sam.dataset.shards.batch import collate, window_of
 from vta_sam.dataset.shards.datamodule import _TrainingSamples
-from vta_sam.diffusion.unet import POSITION_DIM, TimedCrossAttention, sinusoids
-from vta_sam.diffusion.unet import LatentUNet
+from vta_sam.diffusion.unet import POSITION_DIM, LatentUNet, TimedCrossAttention, sinusoids
 from vta_sam.diffusion.windows import Windows
 from vta_sam.mel import LOG_FLOOR
 from vta_sam.runtime.errors import InputError

@@ -17,8 +17,7 @@ from programs import call
 
 import vta_sam.evaluation.measure
 import vta_sam.evaluation.results
-from vta_sam.evaluation.evaluate import evaluate
-from vta_sam.evaluation.request import Request
+from vta_sam.evaluation.evaluate import Request, evaluate
 from vta_sam.evaluation.results import bad_files, end_of_report, write_evaluation
 from vta_sam.media.audio import write_wav
 from vta_sam.runtime.errors import InputError

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vta_sam.evaluation.pairing import find_sounds, find_systems, make_plan, read_ids, read_words
-from vta_sam.evaluation.request import named_folders
+from vta_sam.evaluation.evaluate import named_folders
 from vta_sam.media.audio import write_wav
 from vta_sam.runtime.errors import InputError
 

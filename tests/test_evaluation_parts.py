@@ -10,12 +10,11 @@ import pytest
 from programs import call
 from test_evaluation import write_folder
 
-from vta_sam.evaluation.evaluate import evaluate
+from vta_sam.evaluation.evaluate import Request, evaluate, request_of, systems_and_reference
 from vta_sam.evaluation.measure import ClipJob, failed_clip, join_files, measure_clip, split_by_file
 from vta_sam.evaluation.measurements import timelines
 from vta_sam.evaluation.metric_table import METRICS
 from vta_sam.evaluation.pairing import SoundFile
-from vta_sam.evaluation.request import Request, request_of, systems_and_reference
 from vta_sam.evaluation.sounds import LoadingPolicy
 from vta_sam.runtime.errors import InputError
 

@@ -10,9 +10,8 @@ from models import make_batch, make_features, make_model_folder
 from tiny_data import SPEC, a_clip
 
 from vta_sam.dataset.shards.batch import collate, window_of
-from vta_sam.evaluation.evaluate import evaluate
+from vta_sam.evaluation.evaluate import Request, evaluate
 from vta_sam.evaluation.measurements import SoundMeasurements
-from vta_sam.evaluation.request import Request
 from vta_sam.evaluation.sounds import WaveformFeatures
 from vta_sam.training.figures_stage import attention_maps
 from vta_sam.generation.pipeline import load

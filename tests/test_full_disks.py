@@ -30,9 +30,8 @@ from vta_sam.dataset.shards.latents import encode_dataset
 from vta_sam.dataset.shards.schema import read_dataset
 from vta_sam.embedded.world import write_world
 from vta_sam.evaluation.comparison import write_page
-from vta_sam.evaluation.evaluate import evaluate
+from vta_sam.evaluation.evaluate import Request, evaluate
 from vta_sam.evaluation.listening.study_files import TestRequest, make_test
-from vta_sam.evaluation.request import Request
 from vta_sam.evaluation.results import write_evaluation
 from vta_sam.generation.inputs import read_record, videos_in
 from vta_sam.generation.planning import Outputs, Prompt, SplitRequest

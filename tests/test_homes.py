@@ -188,7 +188,7 @@ def test_looking_leaves_nothing_behind(tmp_path):
 IMPORTS = """
 import os, tempfile
 from pathlib import Path
-import vta_sam.evaluation.evaluate, vta_sam.evaluation.request, vta_sam.evaluation.results, vta_sam.metrics.onsets
+import vta_sam.evaluation.evaluate, vta_sam.evaluation.results, vta_sam.metrics.onsets
 import vta_sam.perception.tagging as tagging
 from vta_sam.runtime.librosa_import import librosa
 import matplotlib, platformdirs, numpy as np

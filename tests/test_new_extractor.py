@@ -20,13 +20,13 @@ from test_extract import write_manifest
 
 from vta_sam import clip as clip_module
 from vta_sam.checkpoints import parts
-from vta_sam.checkpoints.parts import differences, essence
+from vta_sam.checkpoints.parts import differences, differing_settings, essence
 from vta_sam.checkpoints.model_folder import read_content
 from vta_sam.dataset.shards.records import read_shard
 from vta_sam.dataset.shards.schema import read_dataset
 from vta_sam.generation.pipeline import load
 from vta_sam.media.picture_reader import Squeeze
-from vta_sam.perception.base import Encoder, FrameExtractor, Grounder, Grounding, NoGrounder, differing_settings
+from vta_sam.perception.base import Encoder, FrameExtractor, Grounder, Grounding, NoGrounder
 from vta_sam.perception.features import Extractors, build_features
 from vta_sam.runtime.cli import plain_values
 from vta_sam.runtime.errors import InputError
@@ -200,6 +200,30 @@ def test_extractors_may_be_named_and_have_to_be_those_of_the_data(workplace, mod
             job_of(workplace, "encoder=mine", "encoder.gain=3.0").run()
         with pytest.raises(InputError, match=r"\(grounder: it is tiny_grounder, not my_grounder\)"):
             job_of(workplace, "grounder=tiny").run()
+
+
+def test_owlv2_and_siglip_go_the_same_way(workplace, random_weights, tmp_path, monkeypatch):
+    """Released layouts, of random numbers: extraction, training that names no extractor, and a look at a video."""
+    for name in ("owlv2-base-patch16-ensemble", "siglip2-base-patch16-224"):
+        (tmp_path / name).symlink_to(random_weights(name) / name)
+    monkeypatch.setenv("VTA_SAM_WEIGHTS", str(tmp_path))
+    (tmp_path / "videos").symlink_to(workplace / "videos")
+    extract = runpy.run_path(str(REPOSITORY / "data_prep" / "extract.py"))["main"]
+    settings = ["grounder=owlv2", "encoder=siglip", f"videos={workplace}/videos", f"manifest={workplace}/m.csv",
+                f"out={tmp_path}/shards", "workers=1"]
+    extract.__wrapped__(ExtractSettings.of(plain_values(composed("extract", workplace, *settings), TypedText(()))))
+    info = read_dataset(tmp_path / "shards")
+    assert info.recipes["grounder"] == {"_target_": "owlv2", "name": "owlv2-base-patch16-ensemble",
+                                        "template": "a photo of a {}"}
+    assert info.settings["encoder"] == {"template": "this is a photo of {}.", "precision": "fp32"}
+    monkeypatch.setattr("vta_sam.training.callbacks.detect_onsets", lambda _: np.array([1.0]))
+    model = job_of(tmp_path, f"data.videos={workplace}/videos").run() / "diffusion" / "model"
+    assert read_content(model)["encoder"]["_target_"] == "siglip"
+    generated = load(model).generate(workplace / "videos" / "0.mp4", "a dog barks", steps=1)
+    [record] = [r for r in read_shard(tmp_path / "shards" / "train-000000.tar") if r.key == "train-0"]
+    assert record.objects == ["dog"] and 0 < record.probs.min() and record.areas.max() <= 1
+    for name in ("frame_embedding", "probs", "boxes", "object_embedding", "caption_tokens"):
+        assert np.allclose(getattr(generated.features, name), getattr(record, name), atol=4e-3, rtol=2e-3), name
 
 
 # ------------------------------------------------------------------ what an extractor has

@@ -16,12 +16,11 @@ from test_figures import held_out
 
 from vta_sam.evaluation import metric_table
 from vta_sam.evaluation.comparison.page import write_comparison
-from vta_sam.evaluation.evaluate import evaluate
+from vta_sam.evaluation.evaluate import Request, evaluate
 from vta_sam.evaluation.metric import Metric
 from vta_sam.evaluation.metric_table import METRICS
 from vta_sam.evaluation.metric_table import metric_table as all_rows
 from vta_sam.evaluation.metric_table import register_metric
-from vta_sam.evaluation.request import Request
 from vta_sam.evaluation.results import figures_table, write_evaluation
 from vta_sam.runtime.errors import InputError
 from vta_sam.training import figures

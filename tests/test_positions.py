@@ -9,8 +9,7 @@ from tiny_data import UNET, UNET_CONFIG, build
 
 import vta_sam
 from vta_sam.diffusion.condition import Condition
-from vta_sam.diffusion.unet import TimedCrossAttention
-from vta_sam.diffusion.unet import recorded_attention
+from vta_sam.diffusion.unet import TimedCrossAttention, recorded_attention
 from vta_sam.training.figures_stage import attention_maps
 
 COLUMNS, ROWS, FRAMES = SPEC.columns, 4, SPEC.frames  # 8, 16

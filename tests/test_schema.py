@@ -28,7 +28,7 @@ from vta_sam.runtime.errors import InputError
 from vta_sam.runtime.typed_settings import Settings
 from vta_sam.settings import blocks, pages, tools
 from vta_sam.settings.signatures import signature_of
-from vta_sam.study.plan import study_of
+from vta_sam.study.record import study_of
 from vta_sam.study.sweep import read_sweep
 from vta_sam.training.fit import FitSettings
 from vta_sam.training.job import STAGES

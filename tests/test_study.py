@@ -17,14 +17,13 @@ from programs import call
 from test_configs import composed
 
 from vta_sam.checkpoints.model_folder import ModelRecipe
-from vta_sam.evaluation.request import Request
+from vta_sam.evaluation.evaluate import Request
 from vta_sam.runtime.errors import InputError
 from vta_sam.runtime.files import claimed
 from vta_sam.runtime.work_plan import Deed
 from vta_sam.study import record as recording
 from vta_sam.study import run as running
-from vta_sam.study.plan import Study, study_of
-from vta_sam.study.record import KEYS, PER_CLIP, Record, read_record
+from vta_sam.study.record import KEYS, PER_CLIP, Record, Study, read_record, study_of
 from vta_sam.study.results_page import NOT_RUN, between, load_records, load_studies, results_page, score
 from vta_sam.training import codec_stages
 from vta_sam.training import job as jobs

@@ -40,10 +40,12 @@ MODEL_PARTS: dict[str, str] = {
     "tiny_grounder": "vta_sam.embedded.extractors.TinyGrounder",
     "oracle_grounder": "vta_sam.embedded.oracle.OracleGrounder",
     "grounded_sam": "vta_sam.perception.grounded_sam.GroundedSAM",
+    "owlv2": "vta_sam.perception.owlv2.OWLv2",
     "no_grounder": "vta_sam.perception.base.NoGrounder",
     "tiny_encoder": "vta_sam.embedded.extractors.TinyEncoder",
     "oracle_encoder": "vta_sam.embedded.oracle.OracleEncoder",
     "clip": "vta_sam.perception.clip_encoder.CLIPEncoder",
+    "siglip": "vta_sam.perception.siglip_encoder.SigLIPEncoder",
     "t5": "vta_sam.perception.t5_encoder.T5Encoder",
 }
 # The same of what configs name besides; none of it belongs into a model folder.
@@ -310,6 +312,30 @@ def differences(named: Mapping[str, Any], made_by: Mapping[str, Any]) -> list[st
     ours, theirs = defaults | ours, defaults | theirs
     return [f"{name} is {ours.get(name)!r}, not {theirs.get(name)!r}" for name in sorted({*ours, *theirs})
             if not _same(ours.get(name), theirs.get(name))]
+
+
+def settings_of(extractors: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """{role: extractor} ⇒ {role: settings}, without extractors that have none."""
+    return {role: dict(extractor.settings) for role, extractor in extractors.items() if extractor.settings}
+
+
+def differing_settings(trained: Mapping[str, Any], found: Mapping[str, Any], then: str = "in training it was",
+                       ) -> list[str]:
+    """Differences of extractors' settings, as phrases: "encoder.template is 'a {}', in training it was …".
+
+    Settings of execution, such as the number format, don't count.
+
+    Args:
+        trained: {role: settings} of the features that a model was trained on.
+        found: {role: settings} of the features that it is to read now.
+        then: of the phrases, where ``trained`` is of something else.
+    """
+    wrong = []
+    for role in sorted({*trained, *found}):
+        before, now = trained.get(role) or {}, found.get(role) or {}
+        wrong += [f"{role}.{name} is {now.get(name)!r}, {then} {before.get(name)!r}"
+                  for name in sorted({*before, *now}) if name not in EXECUTION and before.get(name) != now.get(name)]
+    return wrong
 
 
 def _defaults(target: str) -> dict[str, Any]:

@@ -184,6 +184,32 @@ _ENTRIES = (
             "merges.txt": (524_619, "9fd691f7c8039210e0fced15865466c65820d09b63988b0174bfe25de299051a"),
             "special_tokens_map.json": (389, "f8c0d6c39aee3f8431078ef6646567b0aba7f2246e9c54b8b99d55c22b707cbf"),
         })),
+    *(Entry(
+        name, title, "grounding of any word, in place of Grounding DINO", "Apache-2.0",
+        f"https://huggingface.co/google/{name}",
+        _hub(name, f"google/{name}", "main", dict.fromkeys(
+            ("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer_config.json", "vocab.json",
+             "merges.txt", "special_tokens_map.json"), (None, None))))
+      for name, title in (("owlv2-base-patch16-ensemble", "OWLv2 B/16"),
+                          ("owlv2-large-patch14-ensemble", "OWLv2 L/14"))),
+    Entry(
+        "siglip2-base-patch16-224", "SigLIP 2 B/16",
+        "vectors of frames and of words, in place of CLIP", "Apache-2.0",
+        "https://huggingface.co/google/siglip2-base-patch16-224",
+        # sizes and sha256: lightcraft's table of files of its search model, at this revision
+        _hub("siglip2-base-patch16-224", "google/siglip2-base-patch16-224",
+             "75de2d55ec2d0b4efc50b3e9ad70dba96a7b2fa2", {
+                 "config.json": (None, None), "preprocessor_config.json": (None, None),
+                 "model.safetensors": (
+                     1_500_800_904, "612923381c76ec5a9bed335d1c48827e3f2e506ac31b044b63b2031fadee6a0b"),
+                 "tokenizer.json": (34_363_039, "cb9140fae3ac5122c972d37adf83e1248471a38147ad76f8215c8872c6fd8322"),
+                 "tokenizer_config.json": (None, None), "special_tokens_map.json": (None, None)})),
+    Entry(
+        "siglip2-so400m-patch14-384", "SigLIP 2 So400m/14", "the same, larger", "Apache-2.0",
+        "https://huggingface.co/google/siglip2-so400m-patch14-384",
+        _hub("siglip2-so400m-patch14-384", "google/siglip2-so400m-patch14-384", "main", dict.fromkeys(
+            ("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json",
+             "special_tokens_map.json"), (None, None)))),
     Entry(
         "vggish", "VGGish", "evaluation: vectors of sounds, for FAD", "Apache-2.0",
         "https://github.com/harritaylor/torchvggish",
@@ -246,6 +272,7 @@ ENTRIES: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}
 GROUPS: dict[str, tuple[str, ...]] = {
     "extraction": ("groundingdino_swint_ogc", "bert-base-uncased", "clip-vit-large-patch14"),
     "grounded_sam": ("groundingdino_swint_ogc", "bert-base-uncased", "sam_vit_h"),
+    "owlv2_siglip": ("owlv2-base-patch16-ensemble", "siglip2-base-patch16-224"),
     "evaluation": ("vggish", "panns_16k", "clap-htsat-unfused"),
     "tango_generation": ("tango", "flan-t5-large", "stable-diffusion-2-1"),
     "vta_ldm_generation": ("vta-ldm", "audioldm-s-full", "clip-vit-large-patch14", "stable-diffusion-2-1"),

@@ -37,7 +37,7 @@ class LatentUNet(Denoiser):
         spec: the clip's time base.
         map_channels: C of the conditioner's column map.
         coordinate_channels: sines and cosines of the column's time. 0 here and below: the plain form, as published.
-        timed_attention: strength of times inside cross-attention (see :class:`TimedCrossAttention`).
+        timed_attention: strength of times inside cross-attention.
     """
 
     def __init__(self, config: dict, spec: ClipSpec, map_channels: int = 0, coordinate_channels: int = 0,

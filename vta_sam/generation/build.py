@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..checkpoints.model_folder import YAML_NAME, ModelRecipe, load_weights, uninitialised, weights_file
+from ..checkpoints.parts import differing_settings, settings_of
 from ..clip import ClipSpec
 from ..dataset.shards.schema import DatasetInfo
 from ..diffusion.condition import Conditioner, Denoiser, connect
 from ..diffusion.objective import Objective, VPrediction
 from ..diffusion.sampler import BaseSampler, Sampler
-from ..perception.base import differing_settings, settings_of
 from ..perception.features import Extractors, build_features
 from ..runtime.errors import InputError
 from ..vae.codec import Codec

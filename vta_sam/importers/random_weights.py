@@ -23,7 +23,12 @@ WORDS = """car man cart racing race ##ing ##s ##t dog cat bird people person gui
 shuttle ##cock shuttlecock badminton popcorn canary chicken ferret""".split()
 # written last
 _LAST = {"bert-base-uncased": "config.json", "clip-vit-large-patch14": "preprocessor_config.json",
-         "clap-htsat-unfused": "preprocessor_config.json"}
+         **dict.fromkeys(("clap-htsat-unfused", "owlv2-base-patch16-ensemble", "owlv2-large-patch14-ensemble",
+                          "siglip2-base-patch16-224", "siglip2-so400m-patch14-384"), "preprocessor_config.json")}
+# towers of transformers as released
+_BASE = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+_LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+_SO400M = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
 _NARROW = {"num_hidden_layers": 2, "num_attention_heads": 4}
 
 
@@ -41,8 +46,9 @@ def random_plan(names: Sequence[str], folder: Path) -> Plan:
 def write_random(name: str, folder: Path, seed: int = 0, narrow: bool = False) -> Path:
     """Write weights of the ``name`` that the table of released ones gives, drawn from N(0, 0.02) ⇒ their place.
 
-    The networks are those that are released, of the same size; the vocabularies are small. narrow: language models and
-    CLIP of two thin layers, which is quicker. Existing files are kept. Raises InputError for an unknown name.
+    The networks are those that are released, of the same size; the vocabularies are small. narrow: language models,
+    CLIP, OWLv2 and SigLIP of two thin layers, which is quicker. Existing files are kept. Raises InputError for an
+    unknown name.
     """
     place = folder / find_entry(name).place
     if _is_there(name, place):
@@ -54,6 +60,10 @@ def write_random(name: str, folder: Path, seed: int = 0, narrow: bool = False) -
         "vggish": partial(_write_vggish, place, seed)}
     for kind in ("panns_16k", "panns_32k"):
         writers[kind] = partial(_write_panns, place, kind, seed)
+    for kind in ("owlv2-base-patch16-ensemble", "owlv2-large-patch14-ensemble"):
+        writers[kind] = partial(_write_owlv2, place, kind, seed, narrow)
+    for kind in ("siglip2-base-patch16-224", "siglip2-so400m-patch14-384"):
+        writers[kind] = partial(_write_siglip, place, kind, seed, narrow)
     for size in ("vit_b", "vit_l", "vit_h"):
         writers[f"sam_{size}"] = partial(_write_segmenter, place, size, seed)
     for kind in ("swint_ogc", "swinb_cogcoor"):
@@ -104,29 +114,96 @@ def _write_bert(folder: Path, narrow: bool) -> None:
 
 def _write_clip(folder: Path, seed: int, narrow: bool) -> None:
     """CLIP in transformers' layout, with a byte-pair tokenizer of single characters."""
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizerFast
-    from transformers.models.clip.tokenization_clip import bytes_to_unicode
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
-    characters = list(bytes_to_unicode().values())
-    words = [*characters, *(f"{c}</w>" for c in characters), "<|startoftext|>", "<|endoftext|>"]
-    write_text(folder / "vocab.json", json.dumps({word: i for i, word in enumerate(words)}))
-    write_text(folder / "merges.txt", "#version: 0.2\n")
-    tokenizer = CLIPTokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77)
-    tokenizer.save_pretrained(folder)
+    words = _write_clip_tokenizer(folder, 77)
     side = 32 if narrow else 224
     ends = {"bos_token_id": len(words) - 2, "eos_token_id": len(words) - 1, "pad_token_id": len(words) - 1}
     thin = {"hidden_size": 32, "intermediate_size": 64, **_NARROW}
     vision = {**thin, "image_size": side, "patch_size": 8} if narrow else {  # config.json of the released ViT-L/14
-        "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
-        "image_size": side, "patch_size": 14}
-    text = {**thin, "vocab_size": len(words)} if narrow else {
-        "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
-        "vocab_size": 49_408}
+        **_LARGE, "image_size": side, "patch_size": 14}
+    text = {**thin, "vocab_size": len(words)} if narrow else {**_BASE, "vocab_size": 49_408}
     config = CLIPConfig(projection_dim=24 if narrow else 768, vision_config=vision, text_config={**text, **ends})
     # two thin layers need wider weights for their answers to differ by more than rounding
     model: Any = CLIPModel(config)
     randomise(model, seed, std=0.2 if narrow else 0.02).save_pretrained(folder, safe_serialization=True)
     CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side}).save_pretrained(folder)
+
+
+def _write_clip_tokenizer(folder: Path, tokens: int, whole: Sequence[str] = (), **special: str) -> list[str]:
+    """A byte-pair tokenizer of single characters ⇒ its vocabulary, which ends with the marks of start and end.
+
+    Args:
+        folder: to write to.
+        tokens: that its model reads at most.
+        whole: words that are one token each.
+        special: further settings of transformers' tokenizer.
+    """
+    from transformers import CLIPTokenizerFast
+    from transformers.models.clip.tokenization_clip import bytes_to_unicode
+
+    characters = list(bytes_to_unicode().values())
+    merges = []
+    for word in whole:
+        pieces = [*word[:-1], f"{word[-1]}</w>"]
+        merges += [("".join(pieces[:i]), pieces[i]) for i in range(1, len(pieces))]
+    merges = list(dict.fromkeys(merges))
+    words = [*characters, *(f"{c}</w>" for c in characters), *dict.fromkeys("".join(pair) for pair in merges),
+             "<|startoftext|>", "<|endoftext|>"]
+    write_text(folder / "vocab.json", json.dumps({word: i for i, word in enumerate(words)}))
+    write_text(folder / "merges.txt", "".join(["#version: 0.2\n", *(f"{first} {then}\n" for first, then in merges)]))
+    tokenizer = CLIPTokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=tokens,
+                                  **special)
+    tokenizer.save_pretrained(folder)
+    return words
+
+
+def _write_owlv2(folder: Path, name: str, seed: int, narrow: bool) -> None:
+    """OWLv2 in transformers' layout. Words of its usual template are one token each, since it reads 16."""
+    from transformers import Owlv2Config, Owlv2ForObjectDetection, Owlv2ImageProcessor
+
+    whole = ["photo", "of", *(word for word in WORDS if word.isalpha() and len(word) > 1)]
+    words = _write_clip_tokenizer(folder, 16, whole, pad_token="!")
+    thin = {"hidden_size": 32, "intermediate_size": 64, **_NARROW}
+    large = name == "owlv2-large-patch14-ensemble"
+    side, patch = (48, 8) if narrow else (1008, 14) if large else (960, 16)
+    vision = thin if narrow else _LARGE if large else _BASE
+    text = {**thin, "vocab_size": len(words)} if narrow else {
+        "num_hidden_layers": 12, **({"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12} if large
+                                    else {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8})}
+    ends = {"bos_token_id": len(words) - 2, "eos_token_id": len(words) - 1, "pad_token_id": 0}
+    config = Owlv2Config(projection_dim=text["hidden_size"], text_config={**text, **ends},
+                         vision_config={**vision, "image_size": side, "patch_size": patch})
+    model: Any = Owlv2ForObjectDetection(config)
+    randomise(model, seed, std=0.2 if narrow else 0.02).save_pretrained(folder, safe_serialization=True)
+    Owlv2ImageProcessor(size={"height": side, "width": side}).save_pretrained(folder)
+
+
+def _write_siglip(folder: Path, name: str, seed: int, narrow: bool) -> None:
+    """SigLIP 2 in transformers' layout, with Gemma's tokenizer of single characters and bytes."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+    from transformers import GemmaTokenizerFast, SiglipConfig, SiglipImageProcessor, SiglipModel
+    from transformers.image_utils import PILImageResampling
+
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁",
+              *(chr(code) for code in range(33, 127))]
+    tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, [], unk_token="<unk>",
+                                     fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    GemmaTokenizerFast(tokenizer_object=tokenizer, add_bos_token=False, add_eos_token=True, padding_side="right",
+                       model_input_names=["input_ids"]).save_pretrained(folder)
+    so400m = name == "siglip2-so400m-patch14-384"
+    side, patch = (32, 8) if narrow else (384, 14) if so400m else (224, 16)
+    tower = {"hidden_size": 32, "intermediate_size": 64, **_NARROW} if narrow else _SO400M if so400m else _BASE
+    config = SiglipConfig(
+        text_config={**tower, "projection_size": tower["hidden_size"],
+                     "vocab_size": len(pieces) if narrow else 256_000},
+        vision_config={**tower, "image_size": side, "patch_size": patch})
+    model: Any = SiglipModel(config)
+    randomise(model, seed, std=0.2 if narrow else 0.02).save_pretrained(folder, safe_serialization=True)
+    size = {"height": side, "width": side}
+    SiglipImageProcessor(size=size, resample=PILImageResampling.BILINEAR).save_pretrained(folder)
 
 
 def _write_vggish(path: Path, seed: int) -> None:

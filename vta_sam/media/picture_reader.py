@@ -63,6 +63,13 @@ class Squeeze:
 
 
 @dataclass(frozen=True)
+class BilinearSqueeze(Squeeze):
+    """Exactly this size, by the scaler of SigLIP 2's own processor."""
+
+    interpolation: ClassVar[str] = "BILINEAR"
+
+
+@dataclass(frozen=True)
 class Within:
     """No larger than ``short_side`` × ``long_side`` pixels, shape kept. Smaller pictures stay as they are: the model's
     device enlarges them, so that fewer bytes are moved to it."""

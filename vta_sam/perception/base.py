@@ -87,6 +87,13 @@ class Grounding:
         return Grounding(filled(self.probs), filled(self.boxes), filled(self.areas), embedding)
 
 
+def areas_inside(boxes: np.ndarray) -> np.ndarray:
+    """Boxes (T, K, 4) ⇒ the share of the picture (T, K) that each covers, without parts beyond its edges."""
+    first = np.clip(boxes[..., :2] - boxes[..., 2:] / 2, 0.0, 1.0)
+    end = np.clip(boxes[..., :2] + boxes[..., 2:] / 2, 0.0, 1.0)
+    return np.prod(end - first, axis=-1).astype(np.float32)
+
+
 class _Checked(ABCMeta):
     """Metaclass of extractors: it checks each new one for lacking members, and stores its constructor's arguments."""
 
@@ -380,27 +387,3 @@ def require_known(recipe: Any, where: str) -> dict[str, Any]:
         raise InputError(f"{error}. If you trust it, name it on the command line as in extraction (grounder=…, "
                          "encoder=…)") from error
     return recipe
-
-
-def settings_of(extractors: Mapping[str, Extractor]) -> dict[str, dict[str, Any]]:
-    """{role: extractor} ⇒ {role: settings}, without extractors that have none."""
-    return {role: dict(extractor.settings) for role, extractor in extractors.items() if extractor.settings}
-
-
-def differing_settings(trained: Mapping[str, Any], found: Mapping[str, Any], then: str = "in training it was",
-                       ) -> list[str]:
-    """Differences of extractors' settings, as phrases: "encoder.template is 'a {}', in training it was …".
-
-    Settings of execution, such as the number format, don't count.
-
-    Args:
-        trained: {role: settings} of the features that a model was trained on.
-        found: {role: settings} of the features that it is to read now.
-        then: of the phrases, where ``trained`` is of something else.
-    """
-    wrong = []
-    for role in sorted({*trained, *found}):
-        before, now = trained.get(role) or {}, found.get(role) or {}
-        wrong += [f"{role}.{name} is {now.get(name)!r}, {then} {before.get(name)!r}"
-                  for name in sorted({*before, *now}) if name not in EXECUTION and before.get(name) != now.get(name)]
-    return wrong

@@ -1,11 +1,15 @@
-"""CLIP: an embedding of each picture, object word and token of the caption."""
+"""CLIP: an embedding of each picture, object word and token of the caption.
+
+What CLIP shares with other networks of transformers, such as SigLIP and OWLv2, is here as well: the base class of
+encoders of two towers, and the reading of a released folder.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,99 +21,84 @@ from ..runtime.errors import InputError
 from .base import Encoder, warn_of_cut
 
 
-class CLIPEncoder(Encoder):
-    """CLIP's projected embeddings (Radford et al. 2021, arXiv 2103.00020).
+class TwoTowerEncoder(Encoder):
+    """Base of encoders with a picture tower and a text tower of transformers.
 
-    The embedding of a picture is CLIP's image embedding (768 for ViT-L/14) of its middle square, normalised by CLIP's
-    own mean and standard deviation. The embedding of a word is CLIP's text embedding of ``template`` with the word in
-    it. The tokens of a caption are the last states of the text model, from its start token to its end token. No vector
-    is scaled to norm 1.
+    A subclass sets ``model``, ``tokenizer``, ``max_tokens``, ``fit`` and the lengths of embeddings, and calls
+    :meth:`normalise_by` and :meth:`name_weights`.
 
     Args:
-        name: entry of the table of released weights, a folder in transformers' layout.
-        weights: folder with the released files; None ⇒ $VTA_SAM_WEIGHTS, or "weights".
         template: sentence with one {} for an object's word.
         batch_frames: pictures in one batch.
         device: "auto", "cpu", "cuda", "cuda:1", …
         precision: "auto" (fp16 on a GPU), "fp32", "fp16", "bf16".
-        normalise: False: pictures in [0, 1] without CLIP's normalisation, as in VTA-LDM.
-        folder: a CLIP of a model folder in the same layout, in place of ``name`` and ``weights``.
 
-    Raises:
-        InputError: a file is missing; the message names it and how to get it.
+    Attributes:
+        title: of the network, for messages.
     """
 
-    kind = "clip"
-    fit: CentreCrop
+    title: ClassVar[str]
     batch_frames: int
+    model: Any
+    tokenizer: Any
+    max_tokens: int
 
-    def __init__(self, name: str = "clip-vit-large-patch14", weights: str | Path | None = None,
-                 template: str = "a photo of a {}", batch_frames: int = 64, device: str = "auto",
-                 precision: str = "auto", normalise: bool = True, folder: str | Path | None = None) -> None:
+    def __init__(self, template: str, batch_frames: int, device: str, precision: str) -> None:
         if template.count("{}") != 1 or batch_frames < 1:
             raise InputError(f"the encoder needs one {{}} in its template and batch_frames >= 1, got {template!r} and "
                              f"{batch_frames}")
-        source = require(name, weights) if folder is None else Path(folder)
         self.device = choose_device(device)
-        self.model, self.tokenizer = _load(source, self.device)
         number_format = choose_format(precision, self.device)
         self.autocast = mixed_precision(number_format, self.device)
         self.template, self.batch_frames = template, batch_frames
-        vision, text = self.model.config.vision_config, self.model.config.text_config
-        self.fit = CentreCrop(vision.image_size)
-        self.frame_dim = self.object_dim = self.model.config.projection_dim
-        self.caption_dim, self.max_tokens = text.hidden_size, text.max_position_embeddings
-        mean, std = _normalisation(source) if normalise else ([0.0] * 3, [1.0] * 3)
-        self.mean = torch.tensor(mean, device=self.device).view(3, 1, 1)
-        self.std = torch.tensor(std, device=self.device).view(3, 1, 1)
-        self.fingerprint = f"{name if folder is None else source.name}-{digest(source / 'model.safetensors')}"
         self.settings: dict[str, Any] = {"template": template, "precision": number_format}
-        if not normalise:
-            self.settings["normalise"] = False
         self._word = lru_cache(maxsize=4096)(self._encode_word)
         self._prepared: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] = {}, {}  # of words, and of captions
 
+    def normalise_by(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Set the mean and the standard deviation of each channel in the network's training."""
+        self.mean = torch.tensor(list(np.ravel(mean)), device=self.device).view(3, 1, 1)
+        self.std = torch.tensor(list(np.ravel(std)), device=self.device).view(3, 1, 1)
+
+    def name_weights(self, name: str, folder: Path) -> None:
+        """Set the fingerprint of the weights in a folder."""
+        self.fingerprint = f"{name}-{digest(folder / 'model.safetensors')}"
+
     def check_words(self, objects: Sequence[str]) -> None:
-        """Raise InputError where a word has more tokens, in its template, than CLIP reads."""
+        """Raise InputError where a word has more tokens, in its template, than the network reads."""
         for word in objects:
-            count = len(self._ids(self.template.format(word)))
-            if count > self.max_tokens:
-                shown = word if len(word) <= 40 else f"{word[:40]}…"
-                raise InputError(f"the object {shown} makes {count} tokens in {self.template!r}, and CLIP reads at "
-                                 f"most {self.max_tokens}; leave it out, or name it in fewer words")
+            check_length(word, self.template, len(self._ids(self.template.format(word))), self.max_tokens, self.title)
 
     def encode_frames(self, frames: np.ndarray) -> np.ndarray:
-        """(T, 224, 224, 3) uint8 RGB ⇒ (T, 768) float32."""
-        if frames.shape[1:] != (self.fit.side, self.fit.side, 3) or frames.dtype != np.uint8:
-            raise InputError(f"CLIP takes frames of shape (T, {self.fit.side}, {self.fit.side}, 3) uint8, got "
-                             f"{frames.shape} {frames.dtype}; read the video at its fit")
-        parts = [self._launch(frames[start:start + self.batch_frames])
+        """(T, 224, 224, 3) uint8 RGB ⇒ (T, frame_dim) float32."""
+        parts = [self.launch(frames[start:start + self.batch_frames])
                  for start in range(0, len(frames), self.batch_frames)]
-        return np.concatenate([part.cpu().numpy() for part in parts] or [np.zeros((0, self.frame_dim), np.float32)])
+        return np.concatenate([fetch() for fetch in parts] or [np.zeros((0, self.frame_dim), np.float32)])
 
     def launch(self, frames: np.ndarray) -> Callable[[], np.ndarray]:
-        vectors = self._launch(frames)
-        return lambda: vectors.cpu().numpy()
-
-    def _launch(self, frames: np.ndarray) -> torch.Tensor:
-        pictures = torch.from_numpy(np.ascontiguousarray(frames)).to(self.device).permute(0, 3, 1, 2)
-        return self.embed(pictures.float() / 255)
+        """Begin to encode one batch of frames, see :meth:`Encoder.launch`."""
+        size = self.fit.kept(*self.fit.scaled(*frames.shape[1:3]))
+        if frames.shape[1:] != (*size, 3) or frames.dtype != np.uint8:
+            raise InputError(f"{self.title} takes frames of shape (T, {size[0]}, {size[1]}, 3) uint8, got "
+                             f"{frames.shape} {frames.dtype}; read the video at its fit")
+        fetch = fetched_later(self.embed(to_device(frames, self.device).float() / 255))
+        return lambda: fetch()[0]
 
     @torch.inference_mode()
     def embed(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Pictures (T, 3, 224, 224) float in [0, 1], on the encoder's device ⇒ (T, 768) float32."""
+        """Pictures (T, 3, 224, 224) float in [0, 1], on the encoder's device ⇒ (T, frame_dim) float32."""
         with self.autocast:
             return self.model.get_image_features(pixel_values=(pictures - self.mean) / self.std).float()
 
     def encode_objects(self, objects: list[str]) -> np.ndarray:
-        """K words ⇒ (K, 768) float32."""
+        """K words ⇒ (K, object_dim) float32."""
         if not objects:
             return np.zeros((0, self.object_dim), np.float32)
         prepared = self._prepared[0]
         return np.stack([prepared[word] if word in prepared else self._word(word) for word in objects])
 
     def encode_caption(self, caption: str) -> np.ndarray:
-        """A caption ⇒ (L, 768) float32, 2 ≤ L ≤ 77. Longer captions are cut, as in CLIP, with a warning."""
+        """A caption ⇒ (L, caption_dim) float32, L of 1 to ``max_tokens``. Longer ones are cut, with a warning."""
         warn_of_cut(caption, len(self._ids(caption)), self.max_tokens)
         if caption in self._prepared[1]:
             return self._prepared[1][caption]
@@ -135,54 +124,168 @@ class CLIPEncoder(Encoder):
 
     @torch.inference_mode()
     def _vectors(self, texts: list[str]) -> np.ndarray:
-        """Texts ⇒ (n, 768)."""
+        """Texts ⇒ (n, object_dim)."""
         with self.autocast:
             return self.model.get_text_features(**self._tokens(texts)).float().cpu().numpy()
 
     @torch.inference_mode()
     def _states(self, texts: list[str]) -> list[np.ndarray]:
-        """The states (L, 768) of each text's own tokens. Padding stands after them, and the model looks back alone."""
+        """The states (L, caption_dim) of each text's own tokens. Padding stands after them."""
         tokens = self._tokens(texts)
         with self.autocast:
             states = self.model.text_model(**tokens).last_hidden_state.float().cpu().numpy()
-        return [own[:min(len(self._ids(text)), self.max_tokens)].copy() for text, own in zip(texts, states)]
+        return [own[:max(1, min(len(self._ids(text)), self.max_tokens))].copy() for text, own in zip(texts, states)]
 
     def _ids(self, text: str) -> list[int]:
         """Of all of the text's tokens, start and end included."""
         return list(self.tokenizer(text, verbose=False)["input_ids"])
 
     def _tokens(self, texts: list[str]) -> dict[str, torch.Tensor]:
+        """What the text tower takes. A mask keeps padding from being read."""
         tokens = self.tokenizer(texts, truncation=True, max_length=self.max_tokens, padding=True, return_tensors="pt")
         return {name: tokens[name].to(self.device) for name in ("input_ids", "attention_mask")}
 
 
-def _load(folder: Path, device: torch.device) -> tuple[Any, Any]:
-    """CLIPModel in eval mode and its tokenizer, from local safetensors alone."""
+class CLIPEncoder(TwoTowerEncoder):
+    """CLIP's projected embeddings (Radford et al. 2021, arXiv 2103.00020).
+
+    The embedding of a picture is CLIP's image embedding (768 for ViT-L/14) of its middle square, normalised by CLIP's
+    own mean and standard deviation. The embedding of a word is CLIP's text embedding of ``template`` with the word in
+    it. The tokens of a caption are the last states of the text model, from its start token to its end token. No vector
+    is scaled to norm 1.
+
+    Args:
+        name: entry of the table of released weights, a folder in transformers' layout.
+        weights: folder with the released files; None ⇒ $VTA_SAM_WEIGHTS, or "weights".
+        template: sentence with one {} for an object's word.
+        batch_frames: pictures in one batch.
+        device: "auto", "cpu", "cuda", "cuda:1", …
+        precision: "auto" (fp16 on a GPU), "fp32", "fp16", "bf16".
+        normalise: False: pictures in [0, 1] without CLIP's normalisation, as in VTA-LDM.
+        folder: a CLIP of a model folder in the same layout, in place of ``name`` and ``weights``.
+
+    Raises:
+        InputError: a file is missing; the message names it and how to get it.
+    """
+
+    kind = "clip"
+    title = "CLIP"
+
+    def __init__(self, name: str = "clip-vit-large-patch14", weights: str | Path | None = None,
+                 template: str = "a photo of a {}", batch_frames: int = 64, device: str = "auto",
+                 precision: str = "auto", normalise: bool = True, folder: str | Path | None = None) -> None:
+        super().__init__(template, batch_frames, device, precision)
+        source = require(name, weights) if folder is None else Path(folder)
+        self.model = load_network("CLIPModel", self.title, source, self.device)
+        self.tokenizer = load_tokenizer(self.title, source)
+        vision, text = self.model.config.vision_config, self.model.config.text_config
+        self.fit = CentreCrop(vision.image_size)
+        self.frame_dim = self.object_dim = self.model.config.projection_dim
+        self.caption_dim, self.max_tokens = text.hidden_size, text.max_position_embeddings
+        if normalise:
+            processor = load_processor("CLIPImageProcessor", source)
+            self.normalise_by(processor.image_mean, processor.image_std)
+        else:
+            self.normalise_by([0.0] * 3, [1.0] * 3)
+            self.settings["normalise"] = False
+        self.name_weights(name if folder is None else source.name, source)
+
+
+def check_length(word: str, template: str, tokens: int, most: int, title: str) -> None:
+    """Raise InputError where a word in its template has more tokens than the network reads.
+
+    Args:
+        word: of an object.
+        template: sentence with one {} for it.
+        tokens: of the sentence.
+        most: that the network reads.
+        title: of the network.
+    """
+    if tokens > most:
+        shown = word if len(word) <= 40 else f"{word[:40]}…"
+        raise InputError(f"the object {shown} makes {tokens} tokens in {template!r}, and {title} reads at most {most}; "
+                         "leave it out, or name it in fewer words")
+
+
+def fetched_later(*tensors: torch.Tensor) -> Callable[[], list[np.ndarray]]:
+    """Results that a device may still be computing ⇒ a function that waits for them alone, not for later work."""
+    done = None
+    if tensors[0].is_cuda and torch.cuda.is_available():
+        done = torch.cuda.Event()
+        done.record()
+
+    def fetch() -> list[np.ndarray]:
+        if done is None:
+            return [tensor.cpu().numpy() for tensor in tensors]
+        with torch.cuda.stream(torch.cuda.Stream(tensors[0].device)):
+            done.wait()
+            return [tensor.cpu().numpy() for tensor in tensors]
+
+    return fetch
+
+
+def to_device(pictures: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Pictures (B, H, W, 3) uint8 ⇒ (B, 3, H, W) uint8 on the device, for which the host doesn't wait."""
+    tensor = torch.from_numpy(np.ascontiguousarray(pictures))
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True).permute(0, 3, 1, 2)
+
+
+def load_network(kind: str, title: str, folder: Path, device: torch.device) -> Any:
+    """A network of transformers in fp32 and eval mode, from local safetensors alone.
+
+    Args:
+        kind: name of its class in transformers.
+        title: of the model, for messages.
+        folder: in transformers' layout.
+        device: to put it on.
+
+    Raises:
+        InputError: the folder holds no such network, or its weights don't fit its config.
+    """
+    import transformers
     from safetensors import SafetensorError
-    from transformers import AutoTokenizer, CLIPModel
 
     try:
-        model, report = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True,
-                                                  output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model, report = getattr(transformers, kind).from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{folder} can't be read as a CLIP model ({str(error).strip().splitlines()[0]}); "
-                         "`python data_prep/weights.py check` compares it with what was released") from error
+        raise _unreadable(title, folder, error) from error
     # older releases store the position ids, which transformers computes now
     unknown = [key for key in report["unexpected_keys"] if not key.endswith("position_ids")]
     if report["missing_keys"] or unknown or report["mismatched_keys"]:
         raise InputError(f"{folder}: model.safetensors doesn't fit config.json (missing {report['missing_keys'][:3]}, "
                          f"unknown {unknown[:3]}, of another shape {report['mismatched_keys'][:3]})")
-    return model.float().to(device).eval(), tokenizer
+    return model.float().to(device).eval()
 
 
-def _normalisation(folder: Path) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel in the model's training ⇒ two lists of 3."""
-    from transformers import CLIPImageProcessor
+def load_tokenizer(title: str, folder: Path) -> Any:
+    """The tokenizer in a folder of transformers' layout. Raises InputError where there is none."""
+    from transformers import AutoTokenizer
 
     try:
-        processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _unreadable(title, folder, error) from error
+
+
+def load_processor(kind: str, folder: Path) -> Any:
+    """The settings of pictures in a folder of transformers' layout. Raises InputError where there are none.
+
+    Args:
+        kind: name of the processor's class in transformers.
+        folder: that holds preprocessor_config.json.
+    """
+    import transformers
+
+    try:
+        return getattr(transformers, kind).from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} lacks a readable preprocessor_config.json "
                          f"({str(error).strip().splitlines()[0]})") from error
-    return list(np.ravel(processor.image_mean)), list(np.ravel(processor.image_std))
+
+
+def _unreadable(title: str, folder: Path, error: Exception) -> InputError:
+    return InputError(f"{folder} can't be read as a {title} model ({str(error).strip().splitlines()[0]}); "
+                      "`python data_prep/weights.py check` compares it with what was released")

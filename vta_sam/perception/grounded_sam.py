@@ -25,7 +25,7 @@ from ..checkpoints.registry import digest, read_state, require
 from ..media.picture_reader import Within
 from ..runtime.distributed import FORMATS, choose_device, choose_format, mixed_precision
 from ..runtime.errors import InputError
-from .base import EXECUTION, Grounder, Grounding
+from .base import EXECUTION, Grounder, Grounding, areas_inside
 from .grounding_dino import CONFIGS, Detector, Prompt, build_detector_network
 from .inference import ImageAttention, hold_weights
 
@@ -296,7 +296,7 @@ class GroundedSAM(Grounder):
         found = np.concatenate(rows) if rows else np.zeros((frames, objects, width), np.float32)
         probs, boxes = found[..., 0].copy(), found[..., 1:5].copy()
         if self.segmenter is None:
-            return Grounding(probs, boxes, _areas_inside(boxes))
+            return Grounding(probs, boxes, areas_inside(boxes))
         found[:, _without_tokens(prompt), 5:] = 0.0
         return Grounding(probs, boxes, found[..., 5].copy(), found[..., 6:].copy())
 
@@ -315,10 +315,3 @@ class GroundedSAM(Grounder):
 def _without_tokens(prompt: Prompt) -> list[int]:
     """Indices of the objects that have no token in the prompt."""
     return [k for k, span in enumerate(prompt.spans) if not span]
-
-
-def _areas_inside(boxes: np.ndarray) -> np.ndarray:
-    """Boxes (T, K, 4) ⇒ the share of the picture (T, K) that each covers, without parts beyond its edges."""
-    first = np.clip(boxes[..., :2] - boxes[..., 2:] / 2, 0.0, 1.0)
-    end = np.clip(boxes[..., :2] + boxes[..., 2:] / 2, 0.0, 1.0)
-    return np.prod(end - first, axis=-1).astype(np.float32)

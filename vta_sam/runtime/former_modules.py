@@ -40,6 +40,7 @@ FORMER = {
     "vocoder.griffin_lim": "vocoder.vocoders", "vocoder.hifigan": "vocoder.vocoders",
     "pipeline": "generation.pipeline", "importers.tango": "importers.systems", "importers.vta_ldm": "importers.systems",
     "importers.audioldm": "importers.systems",
+    "evaluation.request": "evaluation.evaluate", "study.plan": "study.record",
     "evaluation.metric_docs": "evaluation.metric_table",
     "evaluation.listening.report": "evaluation.listening.analysis",
     "evaluation.listening.stimuli": "evaluation.listening.study_files",

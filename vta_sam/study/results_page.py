@@ -12,8 +12,7 @@ import yaml
 from ..metrics.intervals import Interval, bootstrap_interval, paired_difference
 from ..runtime.errors import InputError
 from ..runtime.files import write_text, writing_to
-from .plan import Difference, Row, Study, study_of
-from .record import Record, read_record
+from .record import Difference, Record, Row, Study, read_record, study_of
 
 STUDIES = Path(__file__).resolve().parents[2] / "conf" / "study"
 NOT_RUN = "not run"

@@ -13,8 +13,7 @@ from pathlib import Path
 from ..runtime.errors import InputError
 from ..runtime.files import claimed, claimed_in_turn, writing_to
 from ..runtime.work_plan import Deed, Item, Plan
-from .plan import Row, Study
-from .record import measure_row
+from .record import Row, Study, measure_row
 
 Say = Callable[[str], None]
 _LONGEST_WAIT_S = 24 * 3600.0  # for another process that trains the VAE that all rows share

@@ -13,8 +13,7 @@ from ..checkpoints.model_folder import ModelRecipe, load_weights, read_recipe
 from ..checkpoints.parts import class_of, short_name
 from ..conditioners.vta_sam import VTASAMConditioner
 from ..diffusion.condition import Conditioner, Denoiser
-from ..diffusion.unet import TimedCrossAttention
-from ..diffusion.unet import LatentUNet
+from ..diffusion.unet import LatentUNet, TimedCrossAttention
 from ..generation.build import build_denoiser
 from ..runtime.errors import InputError
 

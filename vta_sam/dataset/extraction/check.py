@@ -15,10 +15,11 @@ from urllib.parse import unquote
 
 import numpy as np
 
+from ...checkpoints.parts import differing_settings
 from ...clip import FEATURES, ClipFeatures, FrameClock
 from ...media.picture_reader import Fit, Squeeze
 from ...media.video import probe, stream_clip
-from ...perception.base import Grounder, differing_settings
+from ...perception.base import Grounder
 from ...plots.overlay import SHOWN, Overlay, picture_size, write_film
 from ...runtime.errors import InputError
 from ...runtime.files import printable, reason_of, write_fault, write_text, writing_to

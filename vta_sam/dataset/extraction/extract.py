@@ -16,11 +16,12 @@ from statistics import mean
 from typing import Any
 
 from ... import __version__
+from ...checkpoints.parts import settings_of
 from ...clip import FrameClock, MelSpec
 from ...media.decode_pool import DecodePool
 from ...media.picture_reader import check_hwaccel
 from ...media.video import CHUNK_FRAMES
-from ...perception.base import Encoder, FrameExtractor, Grounder, settings_of
+from ...perception.base import Encoder, FrameExtractor, Grounder
 from ...perception.captions import NOUN_RULES_VERSION, noun_rules, tagger_name
 from ...perception.features import Extractors
 from ...runtime.errors import InputError

@@ -28,7 +28,7 @@ from ...runtime.files import reason_of, write_fault, write_text, writing_to
 from ...runtime.work_plan import Deed, Item
 from ..measurements import Timeline, timelines, true_events
 from ..pairing import Plan, SoundFile, Words
-from ..request import Request
+from ..evaluate import Request
 from ..results import ClipScores, Evaluation
 from . import page_tables, players
 from .players import Player, make_player, without_folders

@@ -65,7 +65,7 @@ class ClipUnderWork:
     vectors: dict[int, np.ndarray] = field(default_factory=dict)  # by their first frame
     further: dict[str, list[np.ndarray]] = field(default_factory=dict)
     before: dict[str, np.ndarray] = field(default_factory=dict)  # frames that an extractor looks back at
-    most: dict[Extractor, int] = field(default_factory=dict)  # frames that an extractor has memory for
+    most: dict[int, int] = field(default_factory=dict)  # {id of an extractor: frames that it has memory for}
 
     def __post_init__(self) -> None:
         self.groundings: list[dict[int, Grounding]] = [{} for _ in self.objects]
@@ -322,7 +322,7 @@ def _halved(clip: ClipUnderWork, extractor: Extractor, frames: np.ndarray, compu
     found: list[Any] = []
     at = 0
     while not found or at < len(frames):
-        count = min(clip.most.get(extractor, sys.maxsize), len(frames) - at)
+        count = min(clip.most.get(id(extractor), sys.maxsize), len(frames) - at)
         try:
             found.append(compute(frames[at:at + count]))
             at += count
@@ -330,7 +330,7 @@ def _halved(clip: ClipUnderWork, extractor: Extractor, frames: np.ndarray, compu
         except Exception as error:
             if count < 2 or extractor.whole_clips or not is_out_of_memory(error):
                 raise
-        clip.most[extractor] = count // 2  # after the handler, whose traceback would hold the batch in memory
+        clip.most[id(extractor)] = count // 2  # after the handler, whose traceback would hold the batch in memory
         _hand_back_memory(extractor)
     return found
 

@@ -7,9 +7,7 @@ The next run makes the shards whose tar is missing (shard_folder.py).
 from __future__ import annotations
 
 import errno
-import hashlib
 import itertools
-import json
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +30,7 @@ from ...runtime.files import RetryPolicy, printable, write_fault
 from ...runtime.work_plan import Deed, Item, Plan, counted
 from ..manifests.manifest import Row, Slice, manifest_hash, read_manifest, slices
 from ..shards.schema import FORMAT_VERSION, DatasetInfo, encode_record
-from .shard_folder import ClipFault, ShardFolder, ShardTask, entry_of, failure_of
+from .shard_folder import ClipFault, ShardFolder, ShardTask, entry_of, failure_of, hash_of
 
 _USUAL_S = 10.0  # of a clip whose manifest doesn't say how long it is, for sizes
 _OF_OBJECT = 6  # values a frame and object: probability, box, area
@@ -383,7 +381,7 @@ def _describe(rows: list[Row], extractors: Extractors, config: dict[str, Any]) -
         grounder=grounder.fingerprint, encoder=encoder.fingerprint, fps=config["fps"],
         sample_rate_hz=config["sample_rate_hz"], frame_dim=encoder.frame_dim, object_dim=encoder.object_dim,
         caption_dim=encoder.caption_dim,
-        config_hash=hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
+        config_hash=hash_of(config),
         manifest_hash=manifest_hash(rows), code_version=__version__,
         dims=extractors.dims,
         features={part.name: part.fingerprint for part in extractors.features},

@@ -184,7 +184,7 @@ def test_the_script_reports_and_ends_with_its_verdict(dataset, check):
     assert status == 0 and "8 clips (5 train, 3 val)" in printed and "5.12 to 5.12 s" in printed, printed
     written = json.loads((dataset / "check" / "statistics.json").read_text())
     facts = {"faults": 0, "made_by": made_by(read_dataset(dataset))}
-    assert written == {**check_dataset(dataset)[0].to_dict(), **facts} and "grounder: fingerprint grounder of" in printed
+    assert written == {**check_dataset(dataset)[0].to_dict(), **facts} and "fingerprint grounder of" in printed
     assert (dataset / "check" / "faults.jsonl").read_text() == ""
     rewrite(dataset, lambda clip: replace(clip, start_s=-2.0))
     status, printed = check(f"shards={dataset}")

@@ -244,7 +244,8 @@ def differing_datasets(roots: Sequence[Root]) -> list[str]:
         configs = [config for each in (first, storage) if (config := config_of(each)) is not None]
         for made, config in zip(facts, configs if len(configs) == 2 else ()):
             made["config"] = {name: config.get(name) for name in _CONFIG_ALONE}
-        found += [f"{storage}: {difference}" for difference in differing_settings(facts[0], facts[1], f"in {first} it is")]
+        wrong = differing_settings(facts[0], facts[1], f"in {first} it is")
+        found += [f"{storage}: {difference}" for difference in wrong]
     return found
 
 

@@ -59,7 +59,7 @@ class Extraction:
         encoder: embeds frames, words and captions.
         fps: frame rate of the features.
         shard_size: clips in a shard.
-        workers: decoding processes.
+        workers: decoding processes; None: as many as this process has cores.
         rank: of this worker, from 0.
         world: number of workers.
         limit_s: limit of a clip's decoding, in seconds.
@@ -82,7 +82,7 @@ class Extraction:
     encoder: Encoder
     fps: float
     shard_size: int = 64
-    workers: int = 2
+    workers: int | None = 2
     rank: int = 0
     world: int = 1
     limit_s: float = 60.0
@@ -275,7 +275,7 @@ class _Work:
 
 
 def extract_dataset(manifest: Path, videos: Path, out: Path, grounder: Grounder, encoder: Encoder, fps: float,
-                    shard_size: int = 64, workers: int = 2, rank: int = 0, world: int = 1,
+                    shard_size: int = 64, workers: int | None = 2, rank: int = 0, world: int = 1,
                     progress: Progress | None = None, limit_s: float = 60.0, memory_mb: int = 4096,
                     chunk_frames: int = CHUNK_FRAMES, hwaccel: str | None = None,
                     retry_failed: bool = False, features: Sequence[FrameExtractor] = (),

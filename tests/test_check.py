@@ -14,7 +14,7 @@ from conftest import REPOSITORY, decode_grey
 from matplotlib.image import imread
 from tiny_data import CAPTION_DIM, FRAME_DIM, OBJECT_DIM, a_clip, write_dataset
 
-from vta_sam.dataset.extraction.check import check_dataset, write_check, write_overlays
+from vta_sam.dataset.extraction.check import check_dataset, made_by, write_check, write_overlays
 from vta_sam.dataset.extraction.dataset_statistics import DatasetStatistics, statistics_picture, statistics_tables
 from vta_sam.dataset.shards.records import read_shard, write_records, write_shard
 from vta_sam.dataset.shards.schema import DatasetInfo, ShardInfo, encode_record, read_dataset
@@ -76,9 +76,9 @@ def test_statistics_know_silence_missing_objects_and_durations():
         statistics.add("train", replace(clip, label="x" if number else "", objects=["dog", "cat"], probs=probs))
     found = statistics.to_dict()
     assert found["sound"]["silent_clips"] == 1 and found["sound"]["mean_level_dbfs"] == 0
-    assert found["missing_objects"] == {"of": 8, "missing": 7, "never_seen_words": ["cat"]}
+    assert found["missing_objects"] == {"of": 8, "missing": 7, "seen_above": 0.3, "never_seen_words": ["cat"]}
     dog = found["words"]["dog"]
-    assert dog["missing_clips"] == 3 and dog["frames"] == 13 + 25 + 25 + 100
+    assert dog["missing_clips"] == 3 and dog["seen_clips"] == 1 and dog["frames"] == 13 + 25 + 25 + 100
     assert dog["histogram"] == [0, 0, 63, 0, 0, 0, 0, 0, 0, 100]
     assert (found["duration_s"]["min"], found["duration_s"]["median"], found["duration_s"]["max"]) == (1, 2, 8)
     assert found["duration_s"]["histogram"]["edges_s"][-1] == 8 and len(statistics.durations) == 3
@@ -183,7 +183,8 @@ def test_the_script_reports_and_ends_with_its_verdict(dataset, check):
     status, printed = check(f"shards={dataset}")
     assert status == 0 and "8 clips (5 train, 3 val)" in printed and "5.12 to 5.12 s" in printed, printed
     written = json.loads((dataset / "check" / "statistics.json").read_text())
-    assert written["faults"] == 0 and written == {**check_dataset(dataset)[0].to_dict(), "faults": 0}
+    facts = {"faults": 0, "made_by": made_by(read_dataset(dataset))}
+    assert written == {**check_dataset(dataset)[0].to_dict(), **facts} and "fingerprint grounder of" in printed
     assert (dataset / "check" / "faults.jsonl").read_text() == ""
     rewrite(dataset, lambda clip: replace(clip, start_s=-2.0))
     status, printed = check(f"shards={dataset}")

@@ -181,3 +181,11 @@ def test_closing_a_pool_does_not_wait_for_a_hanging_child():
     in_time(pool.close)
     reader.join(timeout=20)
     assert len(raised) == 1 and pool.readers[0].process is None
+
+
+def test_without_a_number_there_is_a_process_for_each_core_of_this_one(monkeypatch):
+    monkeypatch.setattr("vta_sam.runtime.distributed.own_cores", lambda: 5)
+    with DecodePool(None) as pool:
+        assert len(pool.readers) == 5 + 1 and pool.ahead == 12, "one reads again what failed"
+    with DecodePool(2) as pool:
+        assert len(pool.readers) == 2 + 1

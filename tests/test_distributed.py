@@ -12,9 +12,9 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from vta_sam.runtime import distributed
+from vta_sam.runtime import distributed, usable_cores
 from vta_sam.runtime.distributed import (
-    Processes, choose_accelerator, choose_device, share_in_words, share_of_work, visible_gpus
+    Processes, choose_accelerator, choose_device, own_cores, share_of_plan, share_of_work, visible_gpus
 )
 from vta_sam.runtime.errors import InputError
 
@@ -106,9 +106,44 @@ def test_unequal_machines_part_work_but_do_not_train():
     (STEP, "worker 6 of 8, as SLURM says (SLURM_PROCID, SLURM_STEP_NUM_TASKS); rank= and world= override"),
 ])
 def test_a_share_that_nobody_asked_for_is_said_aloud(environ, words):
-    assert share_in_words(None, None, environ) == words
+    assert share_of_plan(None, None, environ) == (words or "")
     assert words or share_of_work(None, None, environ) == (0, 1)
-    assert share_in_words(3, 64, environ) is None
+    assert share_of_plan(3, 64, environ) == "worker 3 of 64, as rank= and world= say"
+
+
+def a_group(folder, **files):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name.replace("cpu_", "cpu.", 1)).write_text(f"{text}\n")
+
+
+@pytest.mark.parametrize("own, groups, cores", [
+    ("0::/job\n", {"job": {"cpu_max": "200000 100000"}}, 2), ("0::/job\n", {"job": {"cpu_max": "max 100000"}}, 16),
+    ("0::/a/b\n", {"a": {"cpu_max": "350000 100000"}, "a/b": {"cpu_max": "800000 100000"}}, 4),
+    ("0::/\n", {"": {"cpu_max": "50000 100000"}}, 1), ("0::/gone\n", {}, 16), ("nonsense\n", {}, 16), (None, {}, 16),
+    ("5:memory:/x\n4:cpu,cpuacct:/d/1\n", {"cpu": {"cpu_cfs_quota_us": "300000", "cpu_cfs_period_us": "100000"}}, 3),
+    ("4:cpuset:/x\n", {"cpu": {"cpu_cfs_quota_us": "300000", "cpu_cfs_period_us": "100000"}}, 16),
+    ("4:cpu:/j\n", {"cpu/j": {"cpu_cfs_quota_us": "-1", "cpu_cfs_period_us": "100000"}}, 16),
+])
+def test_cores_are_those_of_the_affinity_and_of_the_cgroups(tmp_path, monkeypatch, own, groups, cores):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(16)))
+    if own is not None:
+        (tmp_path / "own").write_text(own)
+    for place, files in groups.items():
+        a_group(tmp_path / "groups" / place, **files)
+    assert usable_cores(tmp_path / "own", tmp_path / "groups") == cores
+
+
+@pytest.mark.parametrize("environ, cores", [
+    ({}, 16), ({"RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}, 4), ({"RANK": "1", "WORLD_SIZE": "3"}, 5),
+    ({"RANK": "1", "WORLD_SIZE": "64", "LOCAL_WORLD_SIZE": "64"}, 1), (STEP, 4),
+    ({**STEP, "SLURM_STEP_TASKS_PER_NODE": "5,3"}, 3), ({**STEP, "SLURM_CPUS_PER_TASK": "7"}, 7),
+    ({"SLURM_CPUS_PER_TASK": "12", "RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}, 3),
+    ({"SLURM_NTASKS": "4", "SLURM_CPUS_PER_TASK": "6"}, 6),
+])
+def test_cores_are_parted_among_the_processes_of_a_machine(monkeypatch, environ, cores):
+    monkeypatch.setattr("vta_sam.runtime.distributed.usable_cores", lambda: 16)
+    assert own_cores(environ) == cores
 
 
 @pytest.mark.parametrize("environ, said", [

@@ -160,6 +160,14 @@ def test_a_finished_run_of_the_first_format_is_left_as_it_is(workplace):
     assert {key: figures[key] for key in measured} == measured and figures["parameters"]["codec"] > 50_000
 
 
+def test_a_dataset_of_the_first_format_generates_the_same_sounds(small, sounds, workplace):
+    world.describe_as_format_1(workplace)
+    said = world.generate_split(workplace, "out")
+    assert "dataset.json is of format 1, and doesn't say the recipes" in said
+    made = {path.name: path.read_bytes() for path in (workplace / "out").glob("*.wav")}
+    assert made == {path.name: path.read_bytes() for path in (small[0] / "sounds" / "split").glob("*.wav")} and made
+
+
 def test_another_config_than_a_run_of_the_first_format_had_is_refused_by_its_difference_alone(workplace):
     world.lay_out_run(workplace, "vae", "condition", "diffusion", "figures")
     with pytest.raises(RuntimeError, match=r"(?s)ended with 2.*was made with another config") as refusal:
@@ -170,9 +178,11 @@ def test_another_config_than_a_run_of_the_first_format_had_is_refused_by_its_dif
 @pytest.mark.slow
 def test_an_unfinished_run_of_the_first_format_goes_on_to_the_same_model_and_figures(workplace):
     run = world.lay_out_run(workplace, "vae", "condition")
+    world.describe_as_format_1(workplace)
     (run / "figures" / "measured.json").unlink()
     world.encode_as_format_1(workplace)
-    said = world.train_kept(workplace)
+    with pytest.warns(UserWarning, match="world/shards: dataset.json is of format 1, and doesn't say the recipes"):
+        said = world.train_kept(workplace)
     assert "vae: done before" in said and "condition: done before" in said and "diffusion: done" not in said
     kept, now = (smoke.weights_lines(model) + smoke.figures_lines(measured) for model, measured in (
         (world.MODELS["diffusion"], world.RUN / "figures" / "measured.json"),

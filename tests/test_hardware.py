@@ -9,6 +9,7 @@ from av.codec.hwaccel import hwdevices_available
 
 from vta_sam.media import container
 from vta_sam.media import picture_reader as hardware
+from vta_sam.media.decode_pool import DecodePool
 from vta_sam.media.decoding import ClipRequest
 from vta_sam.media.guarded import GuardedReader
 from vta_sam.media.picture_reader import Squeeze, check_hwaccel
@@ -55,6 +56,37 @@ def test_a_device_that_can_not_be_opened_is_refused(monkeypatch):
     monkeypatch.setattr(hardware, "accelerator", lambda name: Broken())
     with pytest.raises(InputError, match="hwaccel=cuda can't be used here .no driver."):
         check_hwaccel("cuda")
+
+
+@pytest.mark.parametrize("kind, gpus, environ, device", [
+    ("cuda", 4, {"RANK": "6", "WORLD_SIZE": "8", "LOCAL_RANK": "2", "LOCAL_WORLD_SIZE": "4"}, "2"),
+    ("cuda", 4, {}, "0"), ("cuda", 1, {"RANK": "6", "WORLD_SIZE": "8", "LOCAL_RANK": "2"}, "0"),
+    ("cuda", 0, {}, None), ("vaapi", 4, {"RANK": "6", "WORLD_SIZE": "8", "LOCAL_RANK": "2"}, None),
+])
+def test_a_gpu_that_decodes_is_this_process_s_own(monkeypatch, kind, gpus, environ, device):
+    """As its networks' is: of several processes on a machine each has another."""
+    made = []
+
+    class Recorded:
+        def __init__(self, **told):
+            made.append(told)
+
+        def create(self, codec):
+            pass
+
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("vta_sam.runtime.distributed.visible_gpus", lambda: gpus)
+    monkeypatch.setattr(container, "HWAccel", Recorded)
+    monkeypatch.setattr(hardware, "hwdevices_available", lambda: [kind])
+    check_hwaccel(kind)
+    with DecodePool(2, hwaccel=kind) as pool:
+        told = {reader.hwaccel for reader in pool.readers}
+    assert told == {kind if device is None else f"{kind}:{device}"}
+    container.accelerator(told.pop())
+    assert made == [{"device_type": kind, "device": device, "allow_software_fallback": True}] * 2
 
 
 def test_the_device_reaches_ffmpeg(make_video, tmp_path, monkeypatch):

@@ -70,7 +70,6 @@ def test_two_tasks_that_would_write_to_one_folder_are_refused(script, arguments,
     ("data_prep/encode_latents.py", ["vae=model", "shards=data"]),
     ("experiments/generate.py", ["shards=data", "out=out"]),
 ])
-def test_two_shares_of_one_folder_are_no_two_writers_of_one_place(script, arguments, manifest, dataset, dry_run,
-                                                                  cluster):
+def test_two_shares_of_one_folder_are_no_two_writers(script, arguments, manifest, dataset, dry_run, cluster):
     found = cluster.overrides(dry_run(script, *arguments, "rank=0,1", "world=2"))
     assert [words[-2:] for words in found] == [["rank=0", "world=2"], ["rank=1", "world=2"]]

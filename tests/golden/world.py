@@ -71,6 +71,23 @@ def encode_as_format_1(folder: Path) -> None:
     path.write_text(json.dumps({name: measured[name] for name in ("std", "vae")}) + "\n")
 
 
+_OF_DATASET = ("grounder", "encoder", "fps", "sample_rate_hz", "frame_dim", "object_dim", "caption_dim", "config_hash",
+               "manifest_hash", "code_version", "splits")  # all that version 0.1.0 wrote, besides the format
+
+
+def describe_as_format_1(folder: Path) -> None:
+    """The world's dataset.json as version 0.1.0 wrote it."""
+    path = folder / "world" / "shards" / "dataset.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({name: content[name] for name in _OF_DATASET} | {"format_version": 1}) + "\n")
+
+
+def generate_split(folder: Path, out: str) -> str:
+    """The kept model's sounds for the test split of a world, into ``folder``/``out`` ⇒ what is said."""
+    return play(Job("experiments/generate.py", [f"model={MODELS['diffusion']}", "shards=world/shards", "split=test",
+                                                f"out={out}", "device=cpu", "threads=1"], str(folder)))
+
+
 def keep_run(folder: Path) -> None:
     """Make ``tests/data`` of a run by :func:`train_kept`: configs of its stages, and their model folders."""
     run = folder / "runs" / "vta_sam-0"
@@ -111,8 +128,7 @@ def tolerance_of_shards(line: str) -> tuple[float, float] | None:
 def sounds_record(folder: Path) -> str:
     """The kept model's sounds in the folder of :func:`make_world`: for the test split's features, and for a video."""
     model = f"model={MODELS['diffusion']}"
-    play(Job("experiments/generate.py", [model, "shards=world/shards", "split=test", "out=sounds/split", "device=cpu",
-                                         "threads=1"], str(folder)))
+    generate_split(folder, "sounds/split")
     play(Job("experiments/generate.py", [model, "video=world/videos/test/test-000000.mp4", "out=sounds/video",
                                          "caption=a dog barks", "wav=true", "picture=false", "device=cpu",
                                          "threads=1"], str(folder)))

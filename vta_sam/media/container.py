@@ -24,9 +24,21 @@ from ..runtime.errors import InputError
 
 
 def accelerator(device_type: str) -> HWAccel:
-    """A kind of device by FFmpeg's name (cuda, vaapi, …) ⇒ what av.open takes. Streams that the device can't decode are
-    decoded in software."""
-    return HWAccel(device_type=device_type, allow_software_fallback=True)
+    """A kind of device by FFmpeg's name (cuda, vaapi, …), or a device (cuda:1) ⇒ what av.open takes. Streams that it
+    can't decode are decoded in software."""
+    kind, _, number = device_type.partition(":")
+    return HWAccel(device_type=kind, device=number or None, allow_software_fallback=True)
+
+
+def on_own_gpu(device_type: str | None) -> str | None:
+    """The device that decodes for this process: of several GPUs its own, which its networks use too ("cuda:1"). Kinds
+    that torch doesn't number are returned as they are."""
+    if device_type != "cuda":
+        return device_type
+    from ..runtime.distributed import choose_device  # imports torch, which a decoding process does without
+
+    device = choose_device("auto")
+    return f"cuda:{device.index}" if device.type == "cuda" else device_type
 
 
 _DEMUXERS = (

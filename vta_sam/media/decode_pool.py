@@ -11,6 +11,7 @@ from typing import Iterable, Iterator
 import numpy as np
 
 from ..runtime.errors import InputError
+from .container import on_own_gpu
 from .decoding import ClipRequest
 from .guarded import GuardedReader
 from .video import Chunks, ClipStream
@@ -22,16 +23,22 @@ class DecodePool:
     """Several decoding processes that read ahead. ``map`` keeps the order and bounds memory.
 
     Args:
-        workers: processes, which is also how many clips are decoded at once.
-        limit_s: as of GuardedReader, like memory_mb and hwaccel.
+        workers: processes, which is also how many clips are decoded at once; None: one for each core of this process.
+        limit_s: as of GuardedReader, like memory_mb.
+        hwaccel: likewise; ``cuda`` is this process's own GPU.
         ahead: how many clips may be begun, or finished but not consumed, at any time.
         buffer_chunks: how many chunks of a clip wait for the consumer before its decoding pauses.
     """
 
-    def __init__(self, workers: int, limit_s: float = 60.0, memory_mb: int = 4096, ahead: int | None = None,
+    def __init__(self, workers: int | None, limit_s: float = 60.0, memory_mb: int = 4096, ahead: int | None = None,
                  buffer_chunks: int = BUFFER_CHUNKS, hwaccel: str | None = None):
+        if workers is None:
+            from ..runtime.distributed import own_cores  # imports torch, which this room does without
+
+            workers = own_cores()
         if workers < 1:
             raise InputError(f"workers must be at least 1, got {workers}")
+        hwaccel = on_own_gpu(hwaccel)
         self.ahead, self.buffer_chunks = ahead or 2 * workers + 2, buffer_chunks
         *decoding, self.spare = self.readers = [GuardedReader(limit_s, memory_mb, hwaccel) for _ in range(workers + 1)]
         self.idle: queue.SimpleQueue[GuardedReader] = queue.SimpleQueue()

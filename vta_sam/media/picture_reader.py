@@ -18,11 +18,12 @@ from av.codec.hwaccel import hwdevices_available
 from av.container import InputContainer
 from av.video.reformatter import Colorspace, ColorTrc, VideoReformatter
 
+from ..runtime import usable_cores
 from ..runtime.errors import InputError
 from .audio import SoundCollector
 from .container import (
-    LONGEST_GAP_S, Decoder, PictureTimes, accelerator, end_of_stream_s, holds_picture, open_media, origin_s, packets,
-    picture_length_s, picture_stream, seek_before, sound_stream,
+    LONGEST_GAP_S, Decoder, PictureTimes, accelerator, end_of_stream_s, holds_picture, on_own_gpu, open_media, origin_s,
+    packets, picture_length_s, picture_stream, seek_before, sound_stream,
 )
 
 
@@ -105,7 +106,7 @@ class CentreCrop:
 
 MAX_SIDE_PIXELS = 8192
 _THREADED_PIXELS = 320 * 240  # pictures no larger than this decode as fast on one thread
-_THREADS = min(4, (os.cpu_count() or 1) + 1)  # one of them mostly waits
+_THREADS = min(4, usable_cores() + 1)  # one of them mostly waits
 
 
 class PictureReader:
@@ -200,10 +201,10 @@ def check_hwaccel(device_type: str | None) -> None:
     if device_type not in known:
         raise InputError(f"hwaccel={device_type} is not known here; this build of FFmpeg has "
                          f"{', '.join(known) or 'none'}; hwaccel=null decodes in software")
-    reason = "none of its decoders uses it"
+    reason, device = "none of its decoders uses it", on_own_gpu(device_type) or device_type
     for codec in _CODECS:
         try:
-            accelerator(device_type).create(av.Codec(codec, "r"))
+            accelerator(device).create(av.Codec(codec, "r"))
             return
         except (av.codec.codec.UnknownCodecError, NotImplementedError):
             continue  # not a codec of this device

@@ -1,10 +1,12 @@
 """What every program stands on. This file itself is the one owner of homes and caches: where files lie that can be made
-again, also on machines without a home that can be written. ``import vta_sam`` calls it, so it imports nothing of size.
+again, also on machines without a home that can be written; and of what this process may use of the machine's cores.
+``import vta_sam`` calls it, so it imports nothing of size.
 """
 
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import shutil
 import stat
@@ -12,7 +14,7 @@ import tempfile
 import warnings
 from contextlib import suppress
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 
 def settle_home() -> None:
@@ -125,3 +127,29 @@ def _redirect(usual: list[Path], folder: Path) -> None:
 def _warn(why: str, folder: Path) -> None:
     warnings.warn_explicit(f"{why}; caches are kept in {folder}, XDG_CACHE_HOME names another place", UserWarning,
                            "vta_sam", 1)  # without a line of code, which is of no use to users
+
+
+def usable_cores(own: Path = Path("/proc/self/cgroup"), groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores that this process may use, at least 1: those of its affinity, as a scheduler sets it, and no more than the
+    processor time that its cgroups allow, as of a container. A part of a core counts as one.
+
+    Args:
+        own: file of the system that says which cgroups this process is in.
+        groups: folder of all cgroups.
+    """
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = [len(affinity(0)) if affinity else os.cpu_count() or 1]
+    with suppress(OSError, ValueError):
+        for line in own.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and "cpu" not in controllers.split(","):
+                continue
+            names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if controllers else ("cpu.max",)
+            group = PurePosixPath(path.lstrip("/"))
+            for place in (group, *group.parents):  # a group is bounded by those that hold it
+                with suppress(OSError, ValueError, ZeroDivisionError):  # a group without a quota says "max", or -1
+                    root = groups / ("cpu" if controllers else "")
+                    quota, period = " ".join((root / place / name).read_text() for name in names).split()
+                    if int(quota) > 0:
+                        cores.append(math.ceil(int(quota) / int(period)))
+    return max(1, min(cores))

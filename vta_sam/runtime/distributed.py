@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from . import usable_cores
 from .errors import InputError
 
 T = TypeVar("T")
@@ -51,7 +52,10 @@ class Processes:
         rank, world, local_rank = _ranks(environ)
         if _starter(environ) is _TORCHRUN:
             return cls(rank, world, local_rank, _count(environ, "LOCAL_WORLD_SIZE", low=1, default=world))
-        return cls(rank, world, local_rank, _tasks_a_node(environ["SLURM_STEP_TASKS_PER_NODE"]) if world > 1 else 1)
+        text = environ["SLURM_STEP_TASKS_PER_NODE"] if world > 1 else "1"
+        if len(counts := _task_counts(text)) > 1:
+            raise InputError(f"unequal numbers of tasks on srun's machines ({text}); ask for --ntasks-per-node")
+        return cls(rank, world, local_rank, counts.pop())
 
     def placed(self, gpus: int) -> "Processes":
         """The same processes as torch has to count them, so that ``local_rank`` is the number of this process's GPU.
@@ -220,8 +224,7 @@ def gathered(x: Tensor) -> Tensor:
     return torch.cat(all_gather(x.contiguous()))
 
 
-@dataclass(frozen=True)
-class _Starter:
+class _Starter(NamedTuple):
     """What starts several processes, and the variables in which it tells each of them who it is."""
 
     name: str
@@ -286,36 +289,33 @@ def share_of_work(rank: int | None, world: int | None, environ: Mapping[str, str
     return rank, world
 
 
-def share_in_words(rank: int | None, world: int | None, environ: Mapping[str, str] = os.environ) -> str | None:
-    """Which share of the work the environment gives this process, for users who didn't ask for one by rank and world of
-    :func:`share_of_work`; None: all of it, or the share that they asked for."""
+def share_of_plan(rank: int | None, world: int | None, environ: Mapping[str, str] = os.environ) -> str:
+    """The row ``share`` of a :class:`~.work_plan.Plan`: this process's share and who says so; "" where it does all."""
     mine, parts = share_of_work(rank, world, environ)
-    starter = _starter(environ)
-    if rank is not None or starter is None or parts == 1:
-        return None
+    if parts == 1:
+        return ""
+    if rank is not None or (starter := _starter(environ)) is None:
+        return f"worker {mine} of {parts}, as rank= and world= say"
     return (f"worker {mine} of {parts}, as {starter.name} says ({starter.rank}, {starter.world}); rank= and world= "
             "override")
 
 
-def share_of_plan(rank: int | None, world: int | None) -> str:
-    """The row ``share`` of a :class:`~.work_plan.Plan`: this process's share and who says so; "" where it does all."""
-    mine, parts = share_of_work(rank, world)
-    if parts == 1:
-        return ""
-    return share_in_words(rank, world) or f"worker {mine} of {parts}, as rank= and world= say"
+def own_cores(environ: Mapping[str, str] = os.environ) -> int:
+    """This process's part, at least 1, of the cores that torchrun's or srun's processes on this machine may use."""
+    starter, each = _starter(environ), _count(environ, "SLURM_CPUS_PER_TASK", low=1, default=usable_cores())
+    sharing = _count(environ, "LOCAL_WORLD_SIZE", low=1, default=_ranks(environ)[1]) if starter is _TORCHRUN else 1
+    if starter is _SRUN and not environ.get("SLURM_CPUS_PER_TASK"):
+        sharing = max(_task_counts(environ.get("SLURM_STEP_TASKS_PER_NODE", "1")))
+    return max(1, min(usable_cores(), each) // sharing)
 
 
 def visible_gpus() -> int:
-    """Number of GPUs visible to this process."""
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def _tasks_a_node(text: str) -> int:
-    """SLURM's "2(x3)" ⇒ 2."""
-    counts = {int(re.sub(r"\(x\d+\)", "", part)) for part in text.split(",")}
-    if len(counts) > 1:
-        raise InputError(f"srun has put unequal numbers of tasks on its machines ({text}); ask for --ntasks-per-node")
-    return counts.pop()
+def _task_counts(text: str) -> set[int]:
+    """SLURM's "2(x3),1" ⇒ {2, 1}: numbers of tasks on its machines."""
+    return {int(re.sub(r"\(x\d+\)", "", part)) for part in text.split(",")}
 
 
 def device_kinds() -> dict[str, int]:

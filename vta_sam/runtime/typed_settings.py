@@ -86,6 +86,13 @@ def _place(value: Any) -> str:
     return str(Path(text).expanduser()) if re.match(r"~(/|$)", text) else text
 
 
+def _places(value: Any) -> tuple[str, ...]:
+    """One path or address, or several as "[a, b]"; a folder that is called so is one path."""
+    if isinstance(value, str) and value.startswith("[") and not Path(value).exists():
+        value = _list(value)
+    return tuple(map(_place, value)) if isinstance(value, (list, tuple)) else (_place(value),)
+
+
 def _words(value: Any) -> tuple[str, ...]:
     if isinstance(value, str):
         value = _list(value) if value.startswith("[") else re.split(r"[,;]", value)
@@ -127,6 +134,7 @@ Name = Annotated[str, BeforeValidator(_text), Kind("name")]
 Text = Annotated[str, BeforeValidator(_text), Kind("text", text=True)]
 LocalPath = Annotated[Path, BeforeValidator(_local), Kind("path", text=True)]
 Place = Annotated[str, BeforeValidator(_place), Kind("path or address", text=True)]
+Places = Annotated[tuple[str, ...], BeforeValidator(_places), Kind("path or address, or [a, b]", text=True)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_words), Kind("words: a, b or [a, b]", text=True)]
 Folders = Annotated[Any, BeforeValidator(_folders), Kind("path, [path, …] or {name: path, …}", text=True)]
 Keys = Annotated[tuple[str, ...], BeforeValidator(_keys), Kind("names: [a, b], or one")]

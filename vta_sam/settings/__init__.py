@@ -13,8 +13,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, PrivateAttr, model_validator
 
 from ..runtime.typed_settings import (
-    Count, Folders, Keys, LocalPath, Name, Number, Place, Positive, Seconds, Section, Seed, Settings, Share, Switch,
-    Text, Whole, Words, setting,
+    Count, Folders, Keys, LocalPath, Name, Number, Place, Places, Positive, Seconds, Section, Seed, Settings, Share,
+    Switch, Text, Whole, Words, setting,
 )
 from .blocks import (
     AugmentBlock, ClipBlock, CodecPart, ConditionerPart, DenoiserPart, FiguresBlock, LoggerPart, NetworksBlock,
@@ -145,7 +145,7 @@ class ExtractSettings(SharedWork):
     sample_rate_hz: Annotated[Whole, Field(ge=1000, le=384_000)] = setting("of the sound", 16_000)
     sound: Text | None = setting(_SOUND)
     shard_size: Positive = setting("clips a shard: at most so many are lost by a kill", 64)
-    workers: Positive = setting("decoding processes", 2)
+    workers: Positive | None = setting("decoding processes; null: one for each core of this process")
     chunk_frames: Positive = setting("frames that travel, and that the extractors get, at once", 32)
     limit_s: Annotated[Number, Field(ge=0.1)] = setting("seconds after which a clip's decoding is given up", 60)
     memory_mb: Annotated[Whole, Field(ge=256)] = setting("MB of memory that a clip's decoding may take", 4096)
@@ -180,8 +180,10 @@ class CheckSettings(GroupSettings):
     """data_prep/check.py"""
 
     plan: Switch = PLAN
-    shards: LocalPath | None = setting("folder of the shards")
-    out: LocalPath | None = setting("folder of statistics.json, statistics.png, faults.jsonl and overlays/")
+    shards: Places | None = setting("folder or address of the shards; several are also compared: [a, b]")
+    out: LocalPath | None = setting("folder of statistics.json, statistics.png, faults.jsonl and overlays/; null: "
+                                    "check/ in a local folder of shards, else check/ here")
+    seen: Share = setting("an object whose probability is never above this in a clip was not seen there", 0.3)
     videos: LocalPath | None = setting("folder of the videos, for overlays")
     overlay: Count = setting("films of the first so many clips with their grounding drawn over them", 0)
     keys: Keys | None = setting("ids of the clips to make films of, in place of the first")
@@ -192,6 +194,8 @@ class CheckSettings(GroupSettings):
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
         require(self, shards="a folder that data_prep/extract.py wrote")
+        if (self.overlay or self.keys or self.masks) and len(self.shards or ()) > 1:
+            raise ValueError("films are drawn of one dataset: name one in shards=")
         if (self.overlay or self.keys) and self.videos is None:
             raise ValueError("videos= is missing; overlays are drawn over the videos that the shards were made from")
         if self.masks and self.grounder is None:

@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
+from ..runtime import usable_cores
 from ..runtime.errors import InputError
 from ..runtime.files import claimed, claimed_in_turn, writing_to
 from ..runtime.work_plan import Deed, Item, Plan
@@ -110,7 +111,7 @@ def run_side_by_side(study: Study, records: Path, only: Sequence[str], jobs: int
     waiting = _waiting(study, records, only, say)
     logs = study.runs / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    threads = str(max(1, usable_cores() // jobs))
     running: dict[tuple[Row, int], Future] = {}
 
     def run(row: Row, seed: int, before: Sequence[Future]) -> None:

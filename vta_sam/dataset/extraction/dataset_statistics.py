@@ -25,7 +25,7 @@ from ...metrics.signal import LOWEST_DBFS, measure_level
 from ...plots.clip_pictures import COLOURS
 from ...runtime.files import atomic_path
 
-SEEN = 0.3  # an object whose probability never exceeds this in a clip is missing from it
+SEEN = 0.3  # an object whose probability never exceeds this in a clip was not seen there
 SILENT_PEAK = 1e-4  # 3 steps of 16-bit sound
 PROB_BINS = 10
 LEVEL_BIN_DB = 5.0
@@ -80,8 +80,8 @@ class WordStatistics:
     """Statistics of one object word over all clips that name it.
 
     Attributes:
-        clips: that name the word.
-        missing: clips in which its probability never exceeds SEEN.
+        clips: that name the word: how often it was asked for.
+        missing: clips in which it was not seen.
         frames: of these clips.
         prob_sum: sum of the frames' probabilities.
         above_half: frames with a probability above 0.5.
@@ -95,10 +95,10 @@ class WordStatistics:
     above_half: int = 0
     histogram: np.ndarray = field(default_factory=lambda: np.zeros(PROB_BINS, np.int64))
 
-    def add(self, probs: np.ndarray) -> None:
-        """Add the probabilities (T,) of one clip."""
+    def add(self, probs: np.ndarray, seen: float = SEEN) -> None:
+        """Add the probabilities (T,) of one clip, in which the object was seen if one is above ``seen``."""
         self.clips += 1
-        self.missing += not (probs > SEEN).any()
+        self.missing += not (probs > seen).any()
         self.frames += len(probs)
         self.prob_sum += float(probs.sum(dtype=np.float64))
         self.above_half += int((probs > 0.5).sum())
@@ -107,9 +107,9 @@ class WordStatistics:
     def to_dict(self) -> dict[str, Any]:
         """The statistics for JSON."""
         frames = max(self.frames, 1)
-        return {"clips": self.clips, "missing_clips": self.missing, "frames": self.frames,
-                "mean_prob": round(self.prob_sum / frames, 5), "share_above_half": round(self.above_half / frames, 5),
-                "histogram": self.histogram.tolist()}
+        return {"clips": self.clips, "seen_clips": self.clips - self.missing, "missing_clips": self.missing,
+                "frames": self.frames, "mean_prob": round(self.prob_sum / frames, 5),
+                "share_above_half": round(self.above_half / frames, 5), "histogram": self.histogram.tolist()}
 
 
 @dataclass
@@ -117,12 +117,14 @@ class DatasetStatistics:
     """Counts over the clips that were added.
 
     Attributes:
+        seen: probability above which an object was seen in a frame.
         splits: {split: clips}.
         durations: {hundredths of a second: clips}.
         objects: (9,) clips by the number of objects that they name.
         labels: {label: clips}.
         words: {object word: statistics}.
         features: {feature: statistics}.
+        with_objects: clips that name objects, by the optional features that they have.
         levels: (24,) clips by their RMS level in steps of 5 dB from -120 dBFS on, without silent clips.
         level_sum_db: sum of the levels of these clips.
         silent: clips whose peak is below SILENT_PEAK.
@@ -130,12 +132,14 @@ class DatasetStatistics:
         seconds: duration of all clips.
     """
 
+    seen: float = SEEN
     splits: Counter[str] = field(default_factory=Counter)
     durations: Counter[int] = field(default_factory=Counter)
     objects: np.ndarray = field(default_factory=lambda: np.zeros(MAX_OBJECTS + 1, np.int64))
     labels: Counter[str] = field(default_factory=Counter)
     words: dict[str, WordStatistics] = field(default_factory=dict)
     features: dict[str, FeatureStatistics] = field(default_factory=lambda: {n: FeatureStatistics() for n in FEATURES})
+    with_objects: Counter[tuple[str, ...]] = field(default_factory=Counter)
     levels: np.ndarray = field(default_factory=lambda: np.zeros(round(-LOWEST_DBFS / LEVEL_BIN_DB), np.int64))
     level_sum_db: float = 0.0
     silent: int = 0
@@ -158,8 +162,10 @@ class DatasetStatistics:
         self.left_out[clip.dropped] += clip.dropped > 0
         for name, array in clip.features.items():
             self.features[name].add(array)
+        if clip.objects:
+            self.with_objects[tuple(name for name in clip.features if FEATURES[name].optional)] += 1
         for k, word in enumerate(clip.objects):
-            self.words.setdefault(word, WordStatistics()).add(clip.probs[:, k])
+            self.words.setdefault(word, WordStatistics()).add(clip.probs[:, k], self.seen)
         level = measure_level(clip.waveform, clip.sample_rate_hz)
         if level.peak < SILENT_PEAK:
             self.silent += 1
@@ -205,7 +211,7 @@ class DatasetStatistics:
             "words": words,
             "missing_objects": {
                 "of": sum(word.clips for word in self.words.values()),
-                "missing": sum(word.missing for word in self.words.values()),
+                "missing": sum(word.missing for word in self.words.values()), "seen_above": self.seen,
                 "never_seen_words": [word for word in words if self.words[word].missing == self.words[word].clips]},
             "sound": {
                 "silent_clips": self.silent, "silent_share": round(self.silent / clips, 5) if clips else None,
@@ -233,9 +239,12 @@ def statistics_tables(statistics: DatasetStatistics, title: str) -> Group:
         f"{title}: {found['clips']} clips ({splits}), {found['hours']:.2f} hours",
         f"durations: {duration['min']:.2f} to {duration['max']:.2f} s, median {duration['median']:.2f} s",
         f"objects per clip: {objects}",
-        f"missing objects (never above 0.3 in their clip): {missing['missing']} of {missing['of']}",
+        f"missing objects (never above {statistics.seen:g} in their clip): {missing['missing']} of {missing['of']}",
         f"silent clips: {sound['silent_clips']} ({100 * sound['silent_share']:.1f} %); mean level of others {level}",
     ]
+    if (left_out := found["left_out_nouns"])["clips"]:
+        lines.append(f"nouns left out, beyond the first {MAX_OBJECTS} of a caption: {left_out['nouns']} in "
+                     f"{left_out['clips']} clips")
     unseen = missing["never_seen_words"]
     if unseen:
         lines.append(f"words never seen in any clip: {', '.join(unseen[:SHOWN])}{' …' if len(unseen) > SHOWN else ''}")
@@ -255,11 +264,12 @@ def _word_table(statistics: DatasetStatistics) -> list[Table]:
     words = statistics.frequent_words[:SHOWN]
     if not words:
         return []
-    table = Table("object", "clips", "missing", "mean p", "p > 0.5", "p from 0 to 1", title_justify="left",
+    table = Table("object", "asked", "seen", "seen in", "mean p", "p > 0.5", "p from 0 to 1", title_justify="left",
                   title=f"objects ({len(words)} of {len(statistics.words)} words)")
     for name in words:
         word = statistics.words[name].to_dict()
-        table.add_row(Text(name), str(word["clips"]), str(word["missing_clips"]), f"{word['mean_prob']:.2f}",
+        table.add_row(Text(name), str(word["clips"]), str(word["seen_clips"]),
+                      f"{100 * word['seen_clips'] / word['clips']:.0f} %", f"{word['mean_prob']:.2f}",
                       f"{100 * word['share_above_half']:.0f} %", _sparks(word["histogram"]))
     return [table]
 

@@ -6,8 +6,6 @@ The next run makes the shards whose tar is missing (shard_folder.py).
 
 from __future__ import annotations
 
-import hashlib
-import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +27,7 @@ from ...runtime.files import RetryPolicy
 from ...runtime.work_plan import Deed, Item, Plan, counted, share_of
 from ..manifests.manifest import Row, manifest_hash, read_manifest, slices
 from ..shards.schema import FORMAT_VERSION, DatasetInfo
-from .shard_folder import ShardFolder, ShardTask
+from .shard_folder import ShardFolder, ShardTask, hash_of
 from .worker import ClipExtractor, Limits, Progress, ShardMaker
 
 _USUAL_S = 10.0  # of a clip whose manifest doesn't say how long it is, for sizes
@@ -58,7 +56,7 @@ class Extraction:
         encoder: embeds frames, words and captions.
         fps: frame rate of the features.
         shard_size: clips in a shard.
-        workers: decoding processes.
+        workers: decoding processes; None: as many as this process has cores.
         rank: of this worker, from 0.
         world: number of workers.
         limit_s: limit of a clip's decoding, in seconds.
@@ -82,7 +80,7 @@ class Extraction:
     encoder: Encoder
     fps: float
     shard_size: int = 64
-    workers: int = 2
+    workers: int | None = 2
     rank: int = 0
     world: int = 1
     limit_s: float = 60.0
@@ -187,7 +185,7 @@ class Extraction:
 
 
 def extract_dataset(manifest: Path, videos: Path, out: Path, grounder: Grounder, encoder: Encoder, fps: float,
-                    shard_size: int = 64, workers: int = 2, rank: int = 0, world: int = 1,
+                    shard_size: int = 64, workers: int | None = 2, rank: int = 0, world: int = 1,
                     progress: Progress | None = None, limit_s: float = 60.0, memory_mb: int = 4096,
                     chunk_frames: int = CHUNK_FRAMES, hwaccel: str | None = None,
                     retry_failed: bool = False, features: Sequence[FrameExtractor] = (),
@@ -230,7 +228,7 @@ def _describe(rows: list[Row], extractors: Extractors, config: dict[str, Any]) -
         grounder=grounder.fingerprint, encoder=encoder.fingerprint, fps=config["fps"],
         sample_rate_hz=config["sample_rate_hz"], frame_dim=encoder.frame_dim, object_dim=encoder.object_dim,
         caption_dim=encoder.caption_dim,
-        config_hash=hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
+        config_hash=hash_of(config),
         manifest_hash=manifest_hash(rows), code_version=__version__,
         dims=extractors.dims,
         features={part.name: part.fingerprint for part in extractors.features},

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -30,6 +31,7 @@ from ...runtime.work_plan import Deed, Item, counted
 from ..manifests.manifest import Row, Slice
 from ..shards.records import read_members, write_records
 from ..shards.schema import DatasetInfo, ShardInfo, decode_record, read_dataset
+from ..shards.storage import Storage
 
 STATE_FILE = "extraction.json"
 _LOCK_FILE = ".extraction.lock"
@@ -83,6 +85,20 @@ def entry_of(row: Row, error: InputError) -> dict[str, str]:
     """A failed clip's entry of the list: {id, path, reason}, and {kind, traceback} of a :class:`ClipFault`."""
     entry = {"id": row.id, "path": row.path, "reason": str(error)}
     return entry | ({"kind": error.kind, "traceback": error.traceback} if isinstance(error, ClipFault) else {})
+
+
+def hash_of(config: dict[str, Any]) -> str:
+    """The SHA-256 of an extraction's config, as dataset.json has it."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def config_of(storage: Storage) -> dict[str, Any] | None:
+    """The config of the extraction that a dataset's folder was begun with; None where that isn't known."""
+    try:
+        config = json.loads(storage.read_text(STATE_FILE))["config"]
+    except (OSError, InputError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return config if isinstance(config, dict) else None
 
 
 @dataclass(frozen=True)

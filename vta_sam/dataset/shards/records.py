@@ -127,6 +127,13 @@ def read_members(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, bytes
         yield from _members(str(path), file)
 
 
+def members_in(storage: Storage, name: str) -> Iterator[tuple[str, Members]]:
+    """As :func:`read_members`, of a shard of a storage."""
+    where = storage.where(name)
+    with opened(where, lambda: storage.open(name)) as file:
+        yield from _members(where, file)
+
+
 def opened(where: str, opener: Callable[[], BinaryIO]) -> BinaryIO:
     """``opener``'s file. Raises InputError where it is missing or can't be opened."""
     try:

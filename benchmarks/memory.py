@@ -9,7 +9,7 @@ that its operations read and write, memory at its peak, and how often the host w
 The GPU is played (tests/played_gpu.py): networks have the size's shapes and no values. Counted is the second step, when
 AdamW has its moments and the average of weights is there. Memory is what tensors hold; a GPU adds workspaces of its
 libraries and what its allocator leaves between tensors. ``--precision fp32`` computes without autocast. ``--detector``
-counts a batch of extraction instead: pictures of 640 × 360, or with ``--sam`` of 1024 × 576, which Grounding DINO scales
+counts a batch of extraction instead: pictures of 640 × 360, with ``--sam`` of 1024 × 576, which Grounding DINO scales
 to 1333 × 750. The one wait is for what was found; casts are weights that autocast casts for each batch.
 """
 

@@ -3,12 +3,14 @@ that its operations read and write, memory at its peak, and how often the host w
 
     python benchmarks/memory.py --size base --batch 16
     python benchmarks/memory.py --size large --exp foleycrafter --stages onsets diffusion --batch 4
-    python benchmarks/memory.py --detector swint_ogc --batch 32
+    python benchmarks/memory.py --detector swint_ogc --batch 32 --precision fp16
+    python benchmarks/memory.py --detector swinb_cogcoor --sam vit_h --batch 16 --sam-batch 4 --precision fp16
 
 The GPU is played (tests/played_gpu.py): networks have the size's shapes and no values. Counted is the second step, when
 AdamW has its moments and the average of weights is there. Memory is what tensors hold; a GPU adds workspaces of its
 libraries and what its allocator leaves between tensors. ``--precision fp32`` computes without autocast. ``--detector``
-counts a batch of Grounding DINO instead: pictures of 640 × 360, which it scales to 1333 × 750.
+counts a batch of extraction instead: pictures of 640 × 360, with ``--sam`` of 1024 × 576, which Grounding DINO scales
+to 1333 × 750. The one wait is for what was found; casts are weights that autocast casts for each batch.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from typing import Any
 import lightning as L
 import torch
 from _report import Report, parser
+from segment_anything import sam_model_registry
 from step import batch_of, job_of
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
@@ -37,8 +40,11 @@ from vta_sam.diffusion.condition import connect  # noqa: E402
 from vta_sam.diffusion.latent_diffusion import LatentDiffusion  # noqa: E402
 from vta_sam.generation.build import prepare_layers  # noqa: E402
 from vta_sam.importers.random_weights import write_random  # noqa: E402
+from vta_sam.perception.grounded_sam import Segmenter  # noqa: E402
 from vta_sam.perception.grounding_dino import CONFIGS, Detector, empty_detector_network  # noqa: E402
+from vta_sam.perception.inference import hold_weights  # noqa: E402
 from vta_sam.runtime.cli import run  # noqa: E402
+from vta_sam.runtime.distributed import FORMATS  # noqa: E402
 from vta_sam.training.optimisation import (  # noqa: E402
     ExponentialMovingAverage, GradientClipping, prepare_blocks
 )
@@ -149,33 +155,56 @@ def micro_batch(gpu: PlayedGPU, module: L.LightningModule, batch: ClipBatch, bf1
 
 
 def played_detection(gpu: PlayedGPU, network: torch.nn.Module, pictures: torch.Tensor,
-                     dtype: torch.dtype | None = torch.float16) -> Counts:
-    """Counts of Grounding DINO on a batch that is not the first of its prompt.
+                     dtype: torch.dtype | None = torch.float16, sam: torch.nn.Module | None = None,
+                     sam_batch: int = 4) -> Counts:
+    """Counts of a batch of extraction, of several clips with different words, that is not the first: pictures are sent,
+    go through Grounding DINO and SAM, and what is found is fetched.
 
     Args:
         gpu: that is played, inside which this is called.
-        network: the package's, which is moved to it.
+        network: groundingdino's, which is moved to it.
         pictures: (B, 3, H, W) uint8.
-        dtype: of autocast; None: without.
+        dtype: of autocast, and of weights; None: without.
+        sam: segment-anything's network; None: without.
+        sam_batch: pictures in one batch of it.
     """
-    detector = Detector(network, 800, 1333, torch.device("cuda", 0), nullcontext())
-    sent, prompt = pictures.to("cuda"), detector.prompt(["dog", "car"])
-    with gpu.autocast(dtype) if dtype else nullcontext():
-        for _ in range(2):
-            counts = gpu.fresh()
-            detector.queries(sent, prompt)
+    device = torch.device("cuda", 0)
+    detector = Detector(network, 800, 1333, device, nullcontext())
+    detector.hold_weights(dtype)
+    segmenter = None if sam is None else Segmenter(sam, sam_batch, device, nullcontext())
+    if sam is not None:
+        hold_weights(sam, dtype)
+    words = [detector.prompt(words) for words in (["dog", "car"], ["race car"], ["steel drum", "guitar"])]
+    prompts = [words[i % len(words)] for i in range(len(pictures))]
+    for _ in range(2):
+        counts = gpu.fresh()
+        with gpu.autocast(dtype) if dtype else nullcontext():
+            sent = detector.transfer.send(pictures)
+            found = detector.detect(sent, prompts)
+            parts = [found.probs[..., None], found.boxes]
+            if segmenter is not None:
+                areas, pooled = segmenter.measure(sent, found.boxes)
+                parts += [areas[..., None], pooled]
+            fetch = detector.transfer.fetch(torch.cat(parts, -1))
+        fetch()
     return counts
 
 
-def detection_row(name: str, pictures: int, dtype: torch.dtype | None) -> dict[str, Any]:
-    """What a batch of a released version of Grounding DINO costs."""
+def detection_row(name: str, pictures: int, dtype: torch.dtype | None, sam: str | None, sam_batch: int,
+                  ) -> dict[str, Any]:
+    """What a batch of a released version of Grounding DINO costs, and of SAM. With SAM pictures are 1024 × 576, which
+    both networks read."""
     with tempfile.TemporaryDirectory() as folder, uninitialised():
         network = empty_detector_network(name, write_random("bert-base-uncased", Path(folder)))
+        second = None if sam is None else sam_model_registry[sam]().eval()
+    size = (360, 640) if sam is None else (576, 1024)
     with PlayedGPU.played() as gpu:
-        counts = played_detection(gpu, network, torch.zeros((pictures, 3, 360, 640), dtype=torch.uint8), dtype)
-    return {"detector": name, "pictures": pictures, "tflop_a_picture": round(counts.flops / 1e12 / pictures, 2),
+        counts = played_detection(gpu, network, torch.zeros((pictures, 3, *size), dtype=torch.uint8), dtype, second,
+                                  sam_batch)
+    return {"detector": name, "sam": sam or "", "pictures": pictures,
+            "tflop_a_picture": round(counts.flops / 1e12 / pictures, 2),
             "moved_gb_a_picture": round(counts.moved_bytes / 1e9 / pictures, 1),
-            "peak_gb": round(counts.peak_bytes / 1e9, 1), "waits": len(counts.waits)}
+            "peak_gb": round(counts.peak_bytes / 1e9, 1), "waits": len(counts.waits), "casts": len(counts.casts)}
 
 
 @run
@@ -185,18 +214,23 @@ def main() -> None:
     arguments.add_argument("--exp", default="vta_sam", help="a file of conf/exp")
     arguments.add_argument("--stages", nargs="+", default=None, help="default: those of the experiment")
     arguments.add_argument("--batch", type=int, default=None, help="clips; default: the size's own; or pictures")
-    arguments.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    arguments.add_argument("--precision", choices=("bf16", "fp16", "fp32"), default="bf16",
+                           help="fp16: of extraction alone")
     arguments.add_argument("--detector", choices=tuple(CONFIGS), default=None, help="of a batch of 8 pictures instead")
+    arguments.add_argument("--sam", choices=("vit_b", "vit_l", "vit_h"), default=None, help="beside the detector")
+    arguments.add_argument("--sam-batch", type=int, default=4, help="pictures in one batch of SAM")
     arguments.add_argument("--unprepared", action="store_true", help="norms as autocast has them, in fp32")
     arguments.add_argument("--checkpointed", action="store_true", help="stage diffusion with gradient_checkpointing")
     options = arguments.parse_args()
     if options.checkpointed and options.precision == "bf16":
         arguments.error("--checkpointed goes with --precision fp32: torch's checkpoints don't know played autocast")
     if options.detector:
-        row = detection_row(options.detector, options.batch or 8,
-                            torch.bfloat16 if options.precision == "bf16" else None)
-        Report(f"A batch of Grounding DINO, {options.precision}, on a played GPU", [row]).show(options.json)
+        row = detection_row(options.detector, options.batch or 8, None if options.precision == "fp32" else
+                            FORMATS[options.precision], options.sam, options.sam_batch)
+        Report(f"A batch of extraction, {options.precision}, on a played GPU", [row]).show(options.json)
         return
+    if options.precision == "fp16" or options.sam:
+        arguments.error("--precision fp16 and --sam go with --detector")
     job, rows = job_of(options.exp, options.size), []
     for stage in options.stages or [stage for stage in job.stages if stage != "figures"]:
         clips = options.batch or job.fit[stage]["batch_size"]

@@ -14,7 +14,7 @@ import pytest
 import test_grounded_sam
 import torch
 from played_gpu import PlayedGPU
-from test_grounded_sam import CPU, SIDE, SMALL, WORDS, cells, detector_of, pictures, to_tensor
+from test_grounded_sam import CPU, FP32, SIDE, SMALL, WORDS, cells, detector_of, pictures, to_tensor
 from torch._subclasses.fake_tensor import DynamicOutputShapeException
 
 from vta_sam.checkpoints.parts import differences
@@ -39,6 +39,14 @@ weights, network, lively, of_all_cells, narrow_sam, grounder, with_sam = (
 def in_order(monkeypatch) -> None:
     """Queries of :func:`of_all_cells` stand in the order of cells, not of rank, so that each can be compared."""
     monkeypatch.setattr(torch, "topk", lambda scores, k, dim: (scores, torch.arange(k).expand(len(scores), -1)))
+
+
+def fewer_queries(network: torch.nn.Module, count: int) -> torch.nn.Module:
+    """A copy for smaller pictures."""
+    network = copy.deepcopy(network)
+    network.num_queries = network.transformer.num_queries = count
+    network.transformer.tgt_embed.weight.data = network.transformer.tgt_embed.weight[:count].detach()
+    return network
 
 
 # ---------------------------------------------------------------------- equality with the package
@@ -135,6 +143,43 @@ def test_attention_between_pictures_and_texts_equals_the_package(masked):
         assert all(float((each - other).abs().max()) > 0.1 for each, other in zip(expected, unmasked))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("height, width", [(SMALL, SMALL + 32), (SMALL + 32, SMALL)])
+def test_static_shapes_equal_the_packages_own_padding(of_all_cells, in_order, height, width):
+    from groundingdino.util.misc import nested_tensor_from_tensor_list
+
+    theirs = fewer_queries(of_all_cells, 400)  # of the cells of the picture and of the padding
+    detector = Detector(copy.deepcopy(theirs), SMALL, SMALL + 64, CPU, FP32, static_shapes=True)
+    frames, prompt = to_tensor(pictures(2, height, width)), detector.prompt(WORDS)
+    tokens, boxes = detector.queries(frames, prompt)
+    canvas = (SMALL, SMALL + 64) if width > height else (SMALL + 64, SMALL)
+    nested = nested_tensor_from_tensor_list([*detector.prepare(frames), torch.zeros(3, *canvas)])
+    assert nested.tensors.shape[-2:] == canvas
+    with torch.no_grad():
+        expected = theirs(nested, captions=[prompt.text] * 3)
+    torch.testing.assert_close(boxes, expected["pred_boxes"][:2], atol=1e-4, rtol=0)
+    torch.testing.assert_close(tokens, expected["pred_logits"][:2, :, :prompt.tokens].sigmoid(), atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_are_whole_and_see_as_many_shapes_as_there_are(network, monkeypatch):
+    """Traced, not compiled: no block falls back to Python, and other words, fewer pictures and a shape seen before
+    trace nothing anew."""
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda part: vars(part).__setitem__(
+        "_compiled_call_impl", torch.compile(part._call_impl, backend="eager", fullgraph=True)))
+    torch.compiler.reset()
+    detector = Detector(copy.deepcopy(network), SIDE, SIDE + 64, CPU, FP32, static_shapes=True)
+    frames, prompt = to_tensor(pictures(2, SIDE, SIDE + 32)), detector.prompt(["car"])
+    expected = detector.queries(frames, prompt)
+    detector.compile_blocks()
+    for own, each in zip(detector.queries(frames, prompt), expected, strict=True):
+        torch.testing.assert_close(own, each)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert graphs >= 10
+    detector.queries(to_tensor(pictures(2, SIDE, SIDE)), detector.prompt(["race car"]))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+
+
 # ---------------------------------------------------------------------- one picture and the others
 
 NOUNS = [("car", "race car", "fish"), ("dog",), ("fish", "steel drum", "ukulele", "piano", "wood plane")]
@@ -211,12 +256,9 @@ def test_weights_held_in_half_precision_compute_what_autocast_computes(lively, n
     """To the bit, since autocast would cast the same weights before each product."""
     half = torch.autocast("cpu", dtype=torch.bfloat16)
     frames, boxes = to_tensor(pictures(1, SMALL + 32, SMALL + 64)), torch.tensor([[[.5, .5, .4, .4], [.3, .6, .2, .5]]])
-    lively = copy.deepcopy(lively)
-    lively.num_queries = lively.transformer.num_queries = 100
-    lively.transformer.tgt_embed.weight.data = lively.transformer.tgt_embed.weight[:100].detach()
     seen = []
     for held in (None, torch.bfloat16):
-        detector = Detector(copy.deepcopy(lively), SMALL, 1333, CPU, half)
+        detector = Detector(fewer_queries(lively, 100), SMALL, 1333, CPU, half)
         detector.hold_weights(held)
         segmenter = Segmenter(copy.deepcopy(narrow_sam), 1, CPU, half)
         hold_weights(segmenter.model, held)
@@ -227,13 +269,16 @@ def test_weights_held_in_half_precision_compute_what_autocast_computes(lively, n
     assert kinds == {torch.bfloat16, torch.float32}, "products' weights, and norms"
 
 
-def test_every_is_a_setting_where_it_changes_records(weights, network, monkeypatch):
+def test_what_changes_records_is_a_setting_and_part_of_the_recipe(weights, network, monkeypatch):
     monkeypatch.setattr(grounded_sam, "build_detector_network", lambda *_: copy.deepcopy(network))
     plain, sparse = GroundedSAM(weights=weights, device="cpu"), GroundedSAM(weights=weights, every=4, device="cpu")
     assert (plain.every, plain.settings) == (1, {"precision": "fp32"})
     assert (sparse.every, sparse.settings) == (4, {"precision": "fp32", "every": 4})
     assert sparse.recipe["every"] == 4 and differences(plain.recipe, {"_target_": "grounded_sam"}) == []
     assert differences(sparse.recipe, plain.recipe) == ["every is 4, not 1"]
+    padded = GroundedSAM(weights=weights, static_shapes=True, device="cpu")
+    assert padded.settings["static_shapes"] and padded.detector.static_shapes and padded.recipe["static_shapes"]
+    assert "compile" not in padded.recipe
     assert (TinyGrounder(every=3).every, TinyGrounder().settings) == (3, {})
     for kind in (TinyGrounder, GroundedSAM):
         with pytest.raises(InputError, match="every is 0, expected a whole number from 1"):
@@ -318,6 +363,6 @@ def test_a_batch_of_32_of_swin_t_fits_and_waits_for_nothing(weights, gpu):
 
     full = empty_detector_network("swint_ogc", weights / "bert-base-uncased")
     counts = played_detection(gpu, full, torch.zeros((32, 3, 360, 640), dtype=torch.uint8))
-    assert counts.waits == []
+    assert len(counts.waits) == 1 and counts.casts == []
     assert counts.flops / 32 / 1e12 == pytest.approx(0.76, rel=0.06)  # as counted there
     assert counts.peak_bytes / 1e9 < 12.5

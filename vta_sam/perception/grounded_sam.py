@@ -27,7 +27,7 @@ from ..runtime.distributed import FORMATS, choose_device, choose_format, mixed_p
 from ..runtime.errors import InputError
 from .base import EXECUTION, Grounder, Grounding, areas_inside
 from .grounding_dino import CONFIGS, Detector, Prompt, build_detector_network
-from .inference import ImageAttention, hold_weights
+from .inference import ImageAttention, can_compile, hold_weights
 
 MASK_DIM = 256  # channels of SAM's image embedding
 
@@ -52,6 +52,11 @@ class Segmenter:
         self.transform = ResizeLongestSide(model.image_encoder.img_size)
         with torch.inference_mode(), autocast:
             self._places = model.prompt_encoder.get_dense_pe()
+
+    def compile_blocks(self) -> None:
+        """Have the blocks of the image encoder compiled."""
+        for block in self.model.image_encoder.blocks:
+            block.compile()
 
     @torch.inference_mode()
     def segment(self, pictures: torch.Tensor, boxes: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -172,19 +177,23 @@ class GroundedSAM(Grounder):
         device: "auto", "cpu", "cuda", "cuda:1", …
         precision: "auto" (fp16 on a GPU), "fp32", "fp16", "bf16".
         every: only every such frame of a clip is looked at, and its last; the others are interpolated.
+        compile: the networks' repeated blocks by torch.compile, once for each shape of pictures.
+        static_shapes: pictures are padded to one of two shapes for Grounding DINO, lying or upright, so that compiled
+            blocks meet no others. It changes what is found a little.
 
     Raises:
         InputError: a file is missing; the message names it and how to get it.
     """
 
     kind = "grounded_sam"
-    execution = (*EXECUTION, "sam_batch_frames")
+    execution = (*EXECUTION, "sam_batch_frames", "compile")
     draws_masks = True
     batch_frames: int
 
     def __init__(self, detector: str = "swint_ogc", sam: str | None = None, weights: str | Path | None = None,
                  short_side: int = 800, long_side: int = 1333, batch_frames: int = 8, sam_batch_frames: int = 4,
-                 device: str = "auto", precision: str = "auto", every: int = 1) -> None:
+                 device: str = "auto", precision: str = "auto", every: int = 1,
+                 compile: bool = False, static_shapes: bool = False) -> None:
         if detector not in CONFIGS:
             raise InputError(f"detector={detector} is not known; it is {' or '.join(CONFIGS)}")
         if min(batch_frames, sam_batch_frames, short_side) < 1 or long_side < short_side:
@@ -202,7 +211,7 @@ class GroundedSAM(Grounder):
         # one picture for both networks, at the larger of their sizes; smaller videos are upscaled on the device
         self.fit = Within(short_side, long_side) if sam is None else Within(max(short_side, 1024), max(long_side, 1024))
         self.detector = Detector(build_detector_network(detector, files[0], bert), short_side, long_side,
-                                 self.device, mixed_precision(number_format, self.device))
+                                 self.device, mixed_precision(number_format, self.device), static_shapes)
         self.detector.hold_weights(held)
         self.segmenter = None
         if sam is not None:
@@ -211,7 +220,13 @@ class GroundedSAM(Grounder):
             hold_weights(self.segmenter.model, held)
         names = [f"{name}-{digest(file)}" for name, file in zip((detector, sam), files)]
         self.fingerprint = f"grounded_sam-{'-'.join(names)}-{short_side}x{long_side}px"
+        if compile and can_compile(self.device):
+            self.detector.compile_blocks()
+            if self.segmenter is not None:
+                self.segmenter.compile_blocks()
         self.settings = {"precision": number_format, **self.settings}
+        if static_shapes:
+            self.settings["static_shapes"] = True
         self._prompt = lru_cache(maxsize=1024)(self._build_prompt)
 
     def check_words(self, objects: Sequence[str]) -> None:

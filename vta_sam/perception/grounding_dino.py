@@ -121,13 +121,15 @@ class Detector:
         long_side: pixels that the long side has at most.
         device: where the network computes.
         autocast: context of the number format to compute in.
+        static_shapes: pictures are padded to ``short_side`` × ``long_side``, lying or upright, as the package pads the
+            smaller pictures of a batch. It sees through the padding, but not quite: what is near is told a little.
     """
 
     def __init__(self, model: Any, short_side: int, long_side: int, device: torch.device,
-                 autocast: contextlib.AbstractContextManager) -> None:
+                 autocast: contextlib.AbstractContextManager, static_shapes: bool = False) -> None:
         _replace_parts(model)
         self.model, self.device, self.autocast = model.to(device).eval(), device, autocast
-        self.short_side, self.long_side = short_side, long_side
+        self.short_side, self.long_side, self.static_shapes = short_side, long_side, static_shapes
         self.tokenizer: Any = model.tokenizer
         self.transfer = Transfer(device)
         self.mean = torch.tensor(_MEAN, device=device).view(3, 1, 1)
@@ -137,6 +139,15 @@ class Detector:
         """See :func:`.inference.hold_weights`. The package computes these layers of the decoder outside of autocast."""
         outside = [part for layer in self.model.transformer.decoder.layers for part in (layer.linear1, layer.linear2)]
         hold_weights(self.model, dtype, outside)
+
+    def compile_blocks(self) -> None:
+        """Have the repeated layers compiled for each shape that they meet."""
+        transformer = self.model.transformer
+        stages = [stage.blocks for stage in self.model.backbone[0].layers]
+        for stack in (*stages, transformer.encoder.layers, transformer.encoder.text_layers,
+                      transformer.encoder.fusion_layers, transformer.decoder.layers):
+            for layer in stack:
+                layer.compile()
 
     def prompt(self, objects: list[str]) -> Prompt:
         """The prompt of K words, see :func:`build_prompt`."""
@@ -169,11 +180,10 @@ class Detector:
         """Pictures (B, 3, H, W) uint8 ⇒ probabilities (B, 900, L) of L tokens, those of the longest prompt, and boxes
         (B, 900, 4). What a shorter prompt lacks has probability 0."""
         each = _for_each(pictures, prompts)
-        pixels = self.prepare(pictures)
-        padded = torch.zeros((len(pixels), *pixels.shape[-2:]), dtype=torch.bool, device=pixels.device)
+        prepared = self._padded(self.prepare(pictures))
         with self.autocast, _quiet(), _HostAnswers():
             self.model.bert.choose([prompt.text for prompt in each], self.transfer)
-            output = self.model(_Pictures(pixels, padded), captions=[Texts.ANY])
+            output = self.model(prepared, captions=[Texts.ANY])
         logits = output["pred_logits"][..., :max(prompt.tokens for prompt in each)]  # padded to 256 with -inf
         return logits.float().sigmoid(), output["pred_boxes"].float()
 
@@ -193,6 +203,15 @@ class Detector:
         if size != tuple(pixels.shape[-2:]):
             pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False)
         return (pixels - self.mean) / self.std
+
+    def _padded(self, pixels: torch.Tensor) -> _Pictures:
+        """Prepared pictures ⇒ with their padding, none unless ``static_shapes``. A picture of an odd shape, which
+        rounding makes larger than that, keeps its size."""
+        height, width = pixels.shape[-2:]
+        sides = (self.short_side, self.long_side) if width >= height else (self.long_side, self.short_side)
+        down, right = (max(0, side - own) if self.static_shapes else 0 for side, own in zip(sides, (height, width)))
+        mask = torch.zeros((len(pixels), height, width), dtype=torch.bool, device=pixels.device)
+        return _Pictures(F.pad(pixels, (0, right, 0, down)), F.pad(mask, (0, right, 0, down), value=True))
 
 
 def _for_each(pictures: torch.Tensor, prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
@@ -232,6 +251,7 @@ def _replace_parts(network: Any) -> None:
         for name, child in part.named_children():
             if type(child) in ours:
                 setattr(part, name, ours[type(child)](child))
+    network.transformer.register_forward_pre_hook(DeformableAttention.tell_sizes)
 
 
 @dataclass

@@ -5,6 +5,7 @@ What replaces a layer of groundingdino-py or segment-anything has that layer's w
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -69,6 +70,23 @@ def hold_weights(network: nn.Module, dtype: torch.dtype | None, but: Collection[
         if isinstance(layer, _CAST) and layer not in but:
             for parameter in layer.parameters(recurse=False):
                 parameter.data = parameter.data.to(dtype)
+
+
+_SHAPES = 64  # of one kind of block, each of which is compiled; torch gives up after eight
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile works for a device, found by a small function. Where it doesn't, a warning says why. Where
+    it does, as many shapes of one kind of block are let through as networks here have."""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(2, device=device))
+    except Exception as error:  # of any kind: no compiler, no Triton, no headers, no room for its files
+        warnings.warn("compile=true: nothing can be compiled here "
+                      f"({type(error).__name__}: {str(error).strip().splitlines()[0][:200]}), so the blocks run as "
+                      "they are")
+        return False
+    torch._dynamo.config.recompile_limit = max(_SHAPES, torch._dynamo.config.recompile_limit)
+    return True
 
 
 # ---------------------------------------------------------------------- of Grounding DINO
@@ -186,13 +204,26 @@ class DeformableAttention(nn.Module):
     The package samples each level by ``grid_sample``, in fp32 also under autocast, and holds the sampled values of all
     levels, queries and points before it sums them. Here ``embedding_bag`` sums rows of values as it reads them, and
     stores none; a row's weight is its bilinear share times its attention.
+
+    Attributes:
+        sizes: (height, width) of each level as numbers, of which compiled code is made; None: read from tensors.
     """
+
+    sizes: list[tuple[int, int]] | None = None
 
     def __init__(self, theirs: Any) -> None:
         super().__init__()
         self.heads, self.levels, self.points = theirs.num_heads, theirs.num_levels, theirs.num_points
         self.value_proj, self.output_proj = theirs.value_proj, theirs.output_proj
         self.sampling_offsets, self.attention_weights = theirs.sampling_offsets, theirs.attention_weights
+
+    @classmethod
+    def tell_sizes(cls, transformer: nn.Module, arguments: tuple[Any, ...]) -> None:
+        """Hook before Transformer, whose first argument are the levels (B, C, height, width)."""
+        sizes = [(level.shape[-2], level.shape[-1]) for level in arguments[0]]
+        for part in transformer.modules():
+            if isinstance(part, cls):
+                part.sizes = sizes
 
     def forward(self, query: torch.Tensor, value: torch.Tensor, reference_points: torch.Tensor,
                 spatial_shapes: torch.Tensor, key_padding_mask: torch.Tensor, **_: Any) -> torch.Tensor:
@@ -214,7 +245,7 @@ class DeformableAttention(nn.Module):
         count = torch.arange(max(batch, self.heads, 2), dtype=integer, device=value.device)
         first = (count[:batch] * (cells * self.heads)).view(-1, 1, 1, 1, 1) + count[:self.heads].view(-1, 1, 1)
         summed = torch.zeros(weights[..., 0, 0].numel(), rows.shape[1], device=value.device)
-        sizes = spatial_shapes.tolist()
+        sizes = self.sizes or spatial_shapes.tolist()
         for level, (height, width) in enumerate(sizes):
             start = sum(high * wide for high, wide in sizes[:level])
             point, offset = reference_points[:, :, None, level, None].float(), offsets[:, :, :, level].float()

@@ -34,6 +34,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..dataset.shards.batch import ClipBatch
 from ..diffusion.condition import Condition, Conditioner, Denoiser
 from ..diffusion.latent_diffusion import LatentDiffusion
+from ..perception.inference import can_compile
 from ..runtime.distributed import choose_accelerator
 from ..runtime.errors import InputError
 from ..runtime.files import write_text
@@ -238,26 +239,12 @@ def prepare_blocks(module: L.LightningModule, checkpointed: bool, compiled: bool
         return
     if not (blocks or isinstance(denoiser, Denoiser)):
         raise InputError("compile is for stages vae, condition and diffusion; leave it out of the others")
-    if reason := _why_nothing_compiles(device):
-        warnings.warn(f"compile=true: nothing can be compiled here ({reason}), so the blocks run as they are")
+    if not can_compile(device):
         return
-    torch._dynamo.config.recompile_limit = max(_SHAPES, torch._dynamo.config.recompile_limit)
     if isinstance(denoiser, Denoiser):
         denoiser.compile_blocks()
     for block in blocks:
         block.compile()
-
-
-_SHAPES = 64  # of one kind of block, each of which is compiled; torch gives up after eight
-
-
-def _why_nothing_compiles(device: torch.device) -> str | None:
-    """What the compiler says of a sum; None: it compiles it."""
-    try:
-        torch.compile(lambda x: x.sin() + 1)(torch.ones(2, device=device))
-    except Exception as error:  # of any kind: no compiler, no Triton, no headers, no room for its files
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
-    return None
 
 
 Precision = Literal["32-true", "bf16-mixed"]

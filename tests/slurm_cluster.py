@@ -115,11 +115,11 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
         # SLURM itself notices after SlurmdTimeout, 300 s
         self.run("scontrol", "update", f"NodeName={self.host}", "State=DOWN", "Reason=gone")
         self._daemon("slurmd", "-D")
-        self.wait_for(lambda: "idle" in self.node_state(), 60, "the node again")
+        self.wait_for(self._is_back, 60, "the node again")
 
-    def node_state(self) -> str:
+    def _is_back(self) -> bool:
         self.run("scontrol", "update", f"NodeName={self.host}", "State=RESUME", check=False)
-        return self.run("sinfo", "--noheader", "--format=%T", check=False)
+        return self.run("sinfo", "--noheader", "--format=%T", check=False).strip() in ("idle", "mixed", "allocated")
 
     def start_soon(self, job: str) -> None:
         """A job that went back into the queue would wait for a minute or two.
@@ -130,9 +130,17 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
         self.wait_for(lambda: self.state(job) == "PENDING", 90, f"job {job} in the queue again")
         self.run("scontrol", "update", f"JobId={job}", "StartTime=now+5")
 
-    def ended(self, job: str) -> None:
-        """A job was ended by force or by itself: where SLURM put it back into the queue, it starts soon."""
-        self.wait_for(lambda: self.state(job) not in ("RUNNING", "COMPLETING"), 120, f"the end of {job}")
+    def restarts(self, job: str) -> int:
+        told = self.run("scontrol", "--oneliner", "show", "job", job, check=False)
+        return int(told.partition("Restarts=")[2].split(" ")[0] or 0)
+
+    def ended(self, job: str, restarts: int) -> None:
+        """A running job was ended by force or by itself: where SLURM put it back into the queue, it starts soon.
+
+        restarts: of the job, before it was ended.
+        """
+        self.wait_for(lambda: self.state(job) not in ("RUNNING", "COMPLETING") or self.restarts(job) > restarts, 120,
+                      f"the end of {job}")
         if self.state(job) == "PENDING":
             self.start_soon(job)
 

@@ -99,7 +99,7 @@ def test_an_extraction_whose_workers_are_killed_again_and_again_equals_one_that_
             while victim := at_a_random_instant(rng, out, goes_on):
                 rank = workers(out).get(victim, "").removeprefix("rank=")
                 way = str(rng.choice(["killed", "out of time", "requeued", "node lost"], p=[0.3, 0.3, 0.2, 0.2]))
-                running = [task for task in tasks if cluster.state(task) == "RUNNING"]
+                running = {task: cluster.restarts(task) for task in tasks if cluster.state(task) == "RUNNING"}
                 task = f"{job}_{rank}"
                 if task not in running:
                     continue
@@ -114,7 +114,7 @@ def test_an_extraction_whose_workers_are_killed_again_and_again_equals_one_that_
                     cluster.run(*(["scancel", "--signal=USR1"] if way == "out of time" else ["scontrol", "requeue"]),
                                 task)
                 for ended in running if way == "node lost" else [task] if way != "killed" else []:
-                    cluster.ended(ended)
+                    cluster.ended(ended, running[ended])
                 check_what_is_there(out, wanted)
             cluster.wait_for(lambda: all(cluster.state(task) in ("COMPLETED", "FAILED", "NODE_FAIL", "GONE")
                                          for task in tasks), 600, f"the end of job {job}")

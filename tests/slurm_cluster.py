@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
@@ -29,9 +31,10 @@ class Cluster:
         self.folder = folder
         self.environ = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
         self._running: list[subprocess.Popen] = []
+        self.host = socket.gethostname().split(".")[0]
 
     def start(self) -> None:
-        host = socket.gethostname().split(".")[0]
+        host = self.host
         for name in ("state", "spool"):
             (self.folder / name).mkdir(parents=True)
         (self.folder / "slurm.conf").write_text(f"""
@@ -97,6 +100,27 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
         told = self.run("scontrol", "--oneliner", "show", "job", job, check=False)
         return told.partition("JobState=")[2].split(" ")[0] or "GONE"
 
+    def lose_node(self) -> None:
+        """The machine goes away with all that runs on it, and comes back."""
+        daemon = self._running.pop()
+        assert daemon.args[0] == "slurmd"
+        daemon.kill()
+        daemon.wait()
+        own = os.fsencode(f"SLURM_CONF={self.environ['SLURM_CONF']}")
+        kept = {process.pid for process in self._running}
+        for folder in Path("/proc").iterdir():
+            with suppress(OSError, ValueError):
+                if int(folder.name) not in kept and own in (folder / "environ").read_bytes().split(b"\0"):
+                    os.kill(int(folder.name), signal.SIGKILL)
+        # SLURM itself notices after SlurmdTimeout, 300 s
+        self.run("scontrol", "update", f"NodeName={self.host}", "State=DOWN", "Reason=gone")
+        self._daemon("slurmd", "-D")
+        self.wait_for(self._is_back, 60, "the node again")
+
+    def _is_back(self) -> bool:
+        self.run("scontrol", "update", f"NodeName={self.host}", "State=RESUME", check=False)
+        return self.run("sinfo", "--noheader", "--format=%T", check=False).strip() in ("idle", "mixed", "allocated")
+
     def start_soon(self, job: str) -> None:
         """A job that went back into the queue would wait for a minute or two.
 
@@ -105,6 +129,20 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
         """
         self.wait_for(lambda: self.state(job) == "PENDING", 90, f"job {job} in the queue again")
         self.run("scontrol", "update", f"JobId={job}", "StartTime=now+5")
+
+    def restarts(self, job: str) -> int:
+        told = self.run("scontrol", "--oneliner", "show", "job", job, check=False)
+        return int(told.partition("Restarts=")[2].split(" ")[0] or 0)
+
+    def ended(self, job: str, restarts: int) -> None:
+        """A running job was ended by force or by itself: where SLURM put it back into the queue, it starts soon.
+
+        restarts: of the job, before it was ended.
+        """
+        self.wait_for(lambda: self.state(job) not in ("RUNNING", "COMPLETING") or self.restarts(job) > restarts, 120,
+                      f"the end of {job}")
+        if self.state(job) == "PENDING":
+            self.start_soon(job)
 
     def wait_for(self, happened: Callable[[], bool], limit_s: float, what: str) -> None:
         end = time.monotonic() + limit_s

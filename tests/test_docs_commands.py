@@ -170,7 +170,8 @@ def test_every_key_that_a_page_names_is_a_setting_of_some_program():
     known = {"hydra", "rhythm", "backbone", "version", *(group for group in groups if "." not in group)}
     known |= {name for kind in vars(settings).values() if isinstance(kind, type) and issubclass(kind, Settings)
               for name in kind.model_fields}
-    inside = {"launcher": set(signature_of(SCHEDULERS["slurm"]).types), "clip": set(blocks.ClipBlock.model_fields),
+    launchers = set[str]().union(*(signature_of(path).types for path in SCHEDULERS.values()))
+    inside = {"launcher": launchers, "clip": set(blocks.ClipBlock.model_fields),
               "augment": set(blocks.AugmentBlock.model_fields), "figures": set(blocks.FiguresBlock.model_fields),
               "overfit": set(blocks.OverfitBlock.model_fields), "hydra": {"searchpath"}}
     wrong, seen = [], 0

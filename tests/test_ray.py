@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+from killed_shares import (
+    KILLS, arguments, at_a_random_instant, check_what_is_there, contents, kill, parent_of, workers, write_corpus,
+)
+from programs import call
 
 from vta_sam.runtime.cluster.launch import Program, launch
 from vta_sam.runtime.cluster.ray_tasks import Ray, task_script
@@ -156,3 +163,42 @@ def test_a_worker_that_is_killed_takes_its_process_along_and_the_task_is_tried_a
     Ray(address=cluster.address, retries=1, **HERE).submit(job)
     first, second = (int(line.split()[0]) for line in (tmp_path / "pids").read_text().splitlines())
     assert first != second and not Path(f"/proc/{first}").exists()
+
+
+@pytest.mark.slow
+def test_an_extraction_whose_workers_are_killed_equals_one_that_was_left_alone(cluster, tmp_path):
+    """The program, Ray's worker above it, or a whole machine of Ray, at random instants."""
+    corpus, alone = tmp_path / "videos", tmp_path / "alone"
+    corpus.mkdir()
+    write_corpus(corpus)
+    done = call("data_prep/extract.py", *arguments(corpus, alone), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    wanted, rng, kills = contents(alone), np.random.default_rng(5), Counter[str]()
+    told = ["launcher=ray", f"launcher.address={cluster.address}", "launcher.gpus=null", "launcher.cpus_per_task=1",
+            "launcher.shards_per_job=2", "launcher.max_at_once=2", "launcher.retries=1000"]
+    machine = cluster.add_node(num_cpus=2)
+    for folder in itertools.count():
+        out = tmp_path / f"out-{folder}"
+        with open(tmp_path / f"said-{folder}", "w") as said:
+            command = [sys.executable, ROOT / "data_prep" / "extract.py", *arguments(corpus, out), *told]
+            driver = subprocess.Popen(command, cwd=tmp_path, stdout=said, stderr=said)
+        try:
+            while victim := at_a_random_instant(
+                    rng, out, lambda: driver.poll() is None and sum(kills.values()) < KILLS):
+                way = str(rng.choice(["program", "worker", "machine"], p=[0.4, 0.4, 0.2]))
+                there = workers(out).keys()
+                if way == "machine":
+                    cluster.remove_node(machine, allow_graceful=False)
+                    machine = cluster.add_node(num_cpus=2)
+                    kills[way] += len(there - workers(out).keys())
+                else:
+                    kills[way] += kill(victim if way == "program" else parent_of(victim))
+                check_what_is_there(out, wanted)
+            assert driver.wait(200) == 0, (tmp_path / f"said-{folder}").read_text()
+        finally:
+            driver.kill()
+            driver.wait()
+        assert contents(out) == wanted
+        if sum(kills.values()) >= KILLS:
+            break
+    print(dict(kills))

@@ -119,6 +119,54 @@ def test_processes_of_one_machine_are_kept_apart_where_files_cannot_be_locked(lo
     assert list(lockless.iterdir()) == []
 
 
+@pytest.fixture
+def scontrol(tmp_path, monkeypatch):
+    """The task 3 of job 17, and a scontrol that notes what it is told ⇒ the file that it notes it in."""
+    program, told = tmp_path / "bin" / "scontrol", tmp_path / "told"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\necho "$@" >> {told}\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    for name, value in {"JOB_ID": "20", "ARRAY_JOB_ID": "17", "ARRAY_TASK_ID": "3"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    yield told
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("program, arguments", [
+    ("data_prep/extract.py", ["videos=.", "out=o", "rank=1", "world=2", "consecutive=true"]),
+    ("data_prep/encode_latents.py", ["vae=v", "shards=s"]), ("experiments/generate.py", ["shards=s", "out=o"]),
+])
+@pytest.mark.parametrize("number, told", [(signal.SIGUSR1, "requeue 17_3\n"), (signal.SIGTERM, None)])
+def test_each_program_that_parts_its_work_ends_when_asked_to(program, arguments, number, told, scontrol, tmp_path,
+                                                             monkeypatch):
+    def stop(*given):
+        try:
+            os.kill(os.getpid(), number)
+        except Exception:  # one clip's error would be listed here
+            return None
+
+    for name in ("share_of_work", "choose_device"):
+        monkeypatch.setattr(f"vta_sam.runtime.distributed.{name}", stop)
+    done = call(program, *arguments, cwd=tmp_path)
+    assert done.returncode == 75 and "asked to stop: what is finished is kept" in done.stderr, done
+    assert ("job 17_3 goes back into the queue" in done.stderr) == bool(told)
+    assert (scontrol.read_text() if scontrol.exists() else None) == told
+
+
+def test_a_share_that_was_left_to_another_process_is_not_done(corpus, tmp_path):
+    arguments = ["data_prep/extract.py", f"videos={corpus[1]}", "out=out", "grounder=none", "encoder=tiny", "fps=4",
+                 f"shard_size={SHARD_SIZE}", "workers=1", "consecutive=true", "world=3"]
+    with claimed(tmp_path / "out" / "train-000000.tar"), pytest.warns(UserWarning, match="another process"):
+        left = call(*arguments, "rank=0", cwd=tmp_path)
+    assert left.returncode == 75, left
+    for rank, status in ((1, 0), (2, 0), (0, 0)):
+        assert call(*arguments, f"rank={rank}", cwd=tmp_path).returncode == status
+        assert (tmp_path / "out" / "dataset.json").exists() == (rank == 0), "the last writes it"
+
+
 def script(program: str, arguments: list[str], cwd: Path) -> None:
     """A script whose tars are written as to a slow disk, so that signals fall into its work."""
     write = tarfile.TarFile.addfile
@@ -143,18 +191,12 @@ def until(happened, limit_s: float = 120.0) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at processes by /proc")
 @pytest.mark.parametrize("number, told", [(signal.SIGUSR1, "requeue 17_3\n"), (signal.SIGTERM, None)])
-def test_an_extraction_that_is_asked_to_stop_goes_on_to_the_same_bytes(corpus, tmp_path, number, told):
+def test_an_extraction_that_is_asked_to_stop_goes_on_to_the_same_bytes(corpus, tmp_path, scontrol, number, told):
     manifest, videos = corpus
     arguments = [f"manifest={manifest}", f"videos={videos}", "grounder=tiny", "encoder=tiny", "fps=4",
                  f"shard_size={SHARD_SIZE}", "workers=1"]
-    scontrol = tmp_path / "scontrol"
-    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/told\n')
-    scontrol.chmod(0o755)
-    environ = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "SLURM_JOB_ID": "20",
-               "SLURM_ARRAY_JOB_ID": "17", "SLURM_ARRAY_TASK_ID": "3"}
     for out in ("whole", "stopped"):
-        process = Fork(script, "data_prep/extract.py", [*arguments, f"out={out}"], tmp_path, environ=environ,
-                       folder=tmp_path)
+        process = Fork(script, "data_prep/extract.py", [*arguments, f"out={out}"], tmp_path, folder=tmp_path)
         if out == "stopped":
             until(lambda: (tmp_path / out).exists() and any(name.endswith(".tar") for name in contents(tmp_path / out)))
             for child in session_of(process.pid).keys() - {process.pid}:
@@ -167,9 +209,8 @@ def test_an_extraction_that_is_asked_to_stop_goes_on_to_the_same_bytes(corpus, t
             assert not survivors(lambda: session_of(process.pid), 10.0)
             there = [name for name in contents(tmp_path / out) if name.endswith(".tar")]
             assert 0 < len(there) < 6 and not list((tmp_path / out).glob(".*.partial*"))
-            assert ((tmp_path / "told").read_text() if told else None) == told
+            assert (scontrol.read_text() if scontrol.exists() else None) == told
             process = Fork(script, "data_prep/extract.py", [*arguments, f"out={out}"], tmp_path, folder=tmp_path)
         assert process.wait(120) == 0, process.read()
         process.close()
     assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
-    assert told or not (tmp_path / "told").exists()

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from killed_shares import (
+    KILLS, arguments, at_a_random_instant, check_what_is_there, contents, kill, workers, write_corpus,
+)
 from programs import call
 from safetensors.torch import load_file
 from slurm_cluster import Cluster, why_not
@@ -69,6 +75,56 @@ def test_an_extraction_with_a_task_killed_equals_one_process(cluster, world, tmp
     for name in sorted(path.name for path in (tmp_path / "alone").iterdir() if not path.name.startswith(".")):
         assert (tmp_path / "array" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
     assert not list((tmp_path / "array").glob(".*.partial*"))
+
+
+def test_an_extraction_whose_workers_are_killed_again_and_again_equals_one_that_was_left_alone(cluster, tmp_path):
+    """More tasks than workers. A process is killed, a task is out of time or requeued, a node goes away, at random."""
+    corpus, alone = tmp_path / "videos", tmp_path / "alone"
+    corpus.mkdir()
+    write_corpus(corpus)
+    done = call("data_prep/extract.py", *arguments(corpus, alone), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    wanted, rng, kills = contents(alone), np.random.default_rng(4), Counter[str]()
+    for folder in itertools.count():
+        out, states = tmp_path / f"out-{folder}", {"FAILED"}
+        while states != {"COMPLETED"}:  # the same command, as long as it takes
+            job, tasks, log = submit(cluster, "data_prep/extract.py", *arguments(corpus, out), "launcher.max_at_once=2",
+                                     "launcher.shards_per_job=2", f"launcher.logs={tmp_path}/logs")
+            assert len(tasks) == 6 > 2
+
+            def goes_on() -> bool:
+                return sum(kills.values()) < KILLS and any(
+                    cluster.state(task) in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING") for task in tasks)
+
+            while victim := at_a_random_instant(rng, out, goes_on):
+                rank = workers(out).get(victim, "").removeprefix("rank=")
+                way = str(rng.choice(["killed", "out of time", "requeued", "node lost"], p=[0.3, 0.3, 0.2, 0.2]))
+                running = {task: cluster.restarts(task) for task in tasks if cluster.state(task) == "RUNNING"}
+                task = f"{job}_{rank}"
+                if task not in running:
+                    continue
+                if way == "killed":
+                    kills[way] += kill(victim)
+                    cluster.wait_for(lambda: victim not in workers(out), 60, "the end of a killed process")
+                elif way == "node lost":
+                    kills[way] += len(running)
+                    cluster.lose_node()
+                else:
+                    kills[way] += 1
+                    cluster.run(*(["scancel", "--signal=USR1"] if way == "out of time" else ["scontrol", "requeue"]),
+                                task)
+                for ended in running if way == "node lost" else [task] if way != "killed" else []:
+                    cluster.ended(ended, running[ended])
+                check_what_is_there(out, wanted)
+            cluster.wait_for(lambda: all(cluster.state(task) in ("COMPLETED", "FAILED", "NODE_FAIL", "GONE")
+                                         for task in tasks), 600, f"the end of job {job}")
+            states = {cluster.state(task) for task in tasks}
+            left_out = contents(out).keys() != wanted.keys()
+            assert not (left_out and states == {"COMPLETED"}), "something is missing, and no task says so"
+        assert contents(out) == wanted
+        if sum(kills.values()) >= KILLS:
+            break
+    print(dict(kills))
 
 
 def train(world: Path, runs: Path, *more: str) -> list[str]:

@@ -210,7 +210,7 @@ class GroundedSAM(Grounder):
             detections = self.detector.detect(pictures, prompt)
             for t, (logits, _) in enumerate(self._segment(pictures, detections), i):
                 masks[t] = (logits > 0).cpu().numpy()
-        masks[:, without_tokens(prompt)] = False
+        masks[:, _without_tokens(prompt)] = False
         return masks
 
     def _ground(self, pictures: torch.Tensor, prompt: Prompt) -> Grounding:
@@ -223,8 +223,8 @@ class GroundedSAM(Grounder):
             masks = logits > 0
             areas[t] = masks.float().mean((1, 2)).cpu().numpy()
             pooled[t] = self.segmenter.pool(embedding, masks).cpu().numpy()
-        absent = without_tokens(prompt)
-        areas[:, absent], pooled[:, absent] = 0.0, 0.0
+        without_tokens = _without_tokens(prompt)
+        areas[:, without_tokens], pooled[:, without_tokens] = 0.0, 0.0
         return Grounding(probs, boxes, areas, pooled)
 
     def _empty_grounding(self, frames: int, objects: int) -> Grounding:
@@ -249,6 +249,6 @@ class GroundedSAM(Grounder):
         return prompt
 
 
-def without_tokens(prompt: Prompt) -> list[int]:
+def _without_tokens(prompt: Prompt) -> list[int]:
     """Indices of the objects that have no token in the prompt."""
     return [k for k, span in enumerate(prompt.spans) if not span]

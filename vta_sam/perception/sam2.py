@@ -7,7 +7,7 @@ encoder in batches; its memory of each object goes on frame by frame, and ends w
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ from ..media.picture_reader import Within
 from ..runtime.distributed import choose_format, mixed_precision
 from ..runtime.errors import InputError
 from .base import EXECUTION, Grounder, Grounding
-from .clip_encoder import load_network
-from .grounded_sam import GroundedSAM, without_tokens
+from .clip_encoder import load_network, to_device
+from .grounded_sam import GroundedSAM
 
 _BOX = (2, 3)  # labels of a box's corners among the points of SAM 2's prompts
 
@@ -84,6 +84,10 @@ class GroundedSAM2(GroundedSAM):
     def ground(self, frames: np.ndarray, objects: list[str]) -> Grounding:
         """All frames (T, H, W, 3) uint8 RGB of a clip, K words ⇒ Grounding."""
         return _OfClip(self).ground(frames, objects)
+
+    def launch(self, requests: Sequence[tuple[np.ndarray, list[str]]]) -> Callable[[], list[Grounding]]:
+        """Ground whole clips, one after the other, see :meth:`Grounder.launch`."""
+        return Grounder.launch(self, requests)
 
     def masks(self, frames: np.ndarray, objects: list[str]) -> np.ndarray:
         """All frames (T, H, W, 3) uint8 RGB of a clip, K words ⇒ masks (T, K, H, W) bool."""
@@ -169,8 +173,7 @@ class _Track:
 
     def __init__(self, whole: GroundedSAM2, words: tuple[str, ...]) -> None:
         self.whole, self.prompt = whole, whole._prompt(words)
-        self.absent = without_tokens(self.prompt)
-        self.present = [k for k in range(len(words)) if k not in self.absent]
+        self.present = [k for k, span in enumerate(self.prompt.spans) if span]  # objects with tokens
         self.frames = 0  # of the clip, so far
         self.session: Any = None
         self.detected: _Seen | None = None
@@ -197,7 +200,7 @@ class _Track:
         """Yields the results of each of the clip's next frames (T, H, W, 3)."""
         whole, room = self.whole, self.whole.batch_frames
         for start in range(0, len(frames), room):
-            pictures = whole._to_device(frames[start:start + room])
+            pictures = to_device(frames[start:start + room], whole.device)
             first = -self.frames % whole.detect_every
             looked_at = pictures[first::whole.detect_every] if self.prompt.text else pictures[:0]
             detections = whole.detector.detect(looked_at, self.prompt) if len(looked_at) else None
@@ -217,7 +220,8 @@ class _Track:
         self.session = Sam2VideoInferenceSession(inference_device=device, inference_state_device=device,
                                                  video_storage_device=device, dtype=torch.float32)
         self.at, self.probs, self.boxes = 0, probs.to(device), boxes.to(device)
-        corners = torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], -1) * self.whole.side
+        corners = torch.cat([self.boxes[:, :2] - self.boxes[:, 2:] / 2, self.boxes[:, :2] + self.boxes[:, 2:] / 2], -1)
+        corners = corners * self.whole.side
         for k in self.present:
             place = self.session.obj_id_to_idx(k)
             self.session.add_point_inputs(place, 0, {

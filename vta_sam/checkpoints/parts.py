@@ -40,6 +40,7 @@ MODEL_PARTS: dict[str, str] = {
     "tiny_grounder": "vta_sam.embedded.extractors.TinyGrounder",
     "oracle_grounder": "vta_sam.embedded.oracle.OracleGrounder",
     "grounded_sam": "vta_sam.perception.grounded_sam.GroundedSAM",
+    "grounded_sam2": "vta_sam.perception.sam2.GroundedSAM2",
     "owlv2": "vta_sam.perception.owlv2.OWLv2",
     "no_grounder": "vta_sam.perception.base.NoGrounder",
     "tiny_encoder": "vta_sam.embedded.extractors.TinyEncoder",

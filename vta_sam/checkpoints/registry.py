@@ -155,6 +155,11 @@ _ENTRIES = (
         "sam_vit_h", "SAM ViT-H", "masks inside its boxes, largest", "Apache-2.0", _SAM,
         (ReleasedFile("sam_vit_h_4b8939.pth", f"{_SAM_FILES}/sam_vit_h_4b8939.pth", 2_564_550_879,
                       "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e"),)),
+    *(Entry(
+        name, title, "masks that are carried from frame to frame", "Apache-2.0",
+        f"https://huggingface.co/facebook/{name}",
+        _hub(name, f"facebook/{name}", "main", dict.fromkeys(("config.json", "model.safetensors"), (None, None))))
+      for name, title in (("sam2.1-hiera-tiny", "SAM 2.1 tiny"), ("sam2.1-hiera-large", "SAM 2.1 large"))),
     Entry(
         "bert-base-uncased", "BERT's configuration and tokenizer",
         # its weights are inside Grounding DINO's checkpoint
@@ -272,6 +277,7 @@ ENTRIES: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}
 GROUPS: dict[str, tuple[str, ...]] = {
     "extraction": ("groundingdino_swint_ogc", "bert-base-uncased", "clip-vit-large-patch14"),
     "grounded_sam": ("groundingdino_swint_ogc", "bert-base-uncased", "sam_vit_h"),
+    "grounded_sam2": ("groundingdino_swint_ogc", "bert-base-uncased", "sam2.1-hiera-large"),
     "owlv2_siglip": ("owlv2-base-patch16-ensemble", "siglip2-base-patch16-224"),
     "evaluation": ("vggish", "panns_16k", "clap-htsat-unfused"),
     "tango_generation": ("tango", "flan-t5-large", "stable-diffusion-2-1"),

@@ -24,7 +24,8 @@ shuttle ##cock shuttlecock badminton popcorn canary chicken ferret""".split()
 # written last
 _LAST = {"bert-base-uncased": "config.json", "clip-vit-large-patch14": "preprocessor_config.json",
          **dict.fromkeys(("clap-htsat-unfused", "owlv2-base-patch16-ensemble", "owlv2-large-patch14-ensemble",
-                          "siglip2-base-patch16-224", "siglip2-so400m-patch14-384"), "preprocessor_config.json")}
+                          "siglip2-base-patch16-224", "siglip2-so400m-patch14-384"), "preprocessor_config.json"),
+         **dict.fromkeys(("sam2.1-hiera-tiny", "sam2.1-hiera-large"), "model.safetensors")}
 # towers of transformers as released
 _BASE = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 _LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
@@ -64,6 +65,8 @@ def write_random(name: str, folder: Path, seed: int = 0, narrow: bool = False) -
         writers[kind] = partial(_write_owlv2, place, kind, seed, narrow)
     for kind in ("siglip2-base-patch16-224", "siglip2-so400m-patch14-384"):
         writers[kind] = partial(_write_siglip, place, kind, seed, narrow)
+    for kind in ("sam2.1-hiera-tiny", "sam2.1-hiera-large"):
+        writers[kind] = partial(_write_sam2, place, kind, seed, narrow)
     for size in ("vit_b", "vit_l", "vit_h"):
         writers[f"sam_{size}"] = partial(_write_segmenter, place, size, seed)
     for kind in ("swint_ogc", "swinb_cogcoor"):
@@ -98,6 +101,30 @@ def _write_segmenter(path: Path, name: str, seed: int) -> None:
 
     with atomic_path(path) as temporary:
         torch.save(randomise(sam_model_registry[name](), seed).state_dict(), temporary)
+
+
+def _write_sam2(folder: Path, name: str, seed: int, narrow: bool) -> None:
+    """SAM 2 in transformers' layout."""
+    from transformers import Sam2HieraDetConfig, Sam2VideoConfig, Sam2VideoModel, Sam2VisionConfig
+    from transformers.models.sam2_video.configuration_sam2_video import Sam2VideoPromptEncoderConfig
+
+    wide = name == "sam2.1-hiera-large"
+    width, side = 8 if narrow else 144 if wide else 96, 128 if narrow else 1024
+    widths = [width * 2**stage for stage in range(4)]
+    backbone: dict[str, Any] = {"hidden_size": width, "embed_dim_per_stage": widths, "image_size": [side, side]}
+    if wide and not narrow:
+        backbone |= {"num_attention_heads": 2, "num_attention_heads_per_stage": [2, 4, 8, 16],
+                     "blocks_per_stage": [2, 6, 36, 4], "global_attention_blocks": [23, 33, 43],
+                     "window_size_per_stage": [8, 4, 16, 8]}
+    elif narrow:
+        backbone |= {"blocks_per_stage": [1, 1, 2, 1], "global_attention_blocks": [3]}
+    vision = Sam2VisionConfig(backbone_config=Sam2HieraDetConfig(**backbone), backbone_channel_list=widths[::-1],
+                              backbone_feature_sizes=[[side // stride] * 2 for stride in (4, 8, 16)])
+    config = Sam2VideoConfig(
+        vision_config=vision, prompt_encoder_config=Sam2VideoPromptEncoderConfig(image_size=side), image_size=side,
+        memory_attention_rope_feat_sizes=[side // 16] * 2, memory_attention_num_layers=1 if narrow else 4)
+    model: Any = Sam2VideoModel(config)
+    randomise(model, seed, std=0.05 if narrow else 0.02).save_pretrained(folder, safe_serialization=True)
 
 
 def _write_bert(folder: Path, narrow: bool) -> None:

@@ -134,8 +134,8 @@ class ExtractSettings(SharedWork):
     NESTED_TEXT: ClassVar[tuple[str, ...]] = ("grounder.weights", "encoder.weights", "encoder.folder")
 
     plan: Switch = PLAN
-    grounder: Part = setting("finds objects in frames: tiny, oracle, grounded_sam, owlv2, none; its settings: "
-                             "grounder.KEY=")
+    grounder: Part = setting("finds objects in frames: tiny, oracle, grounded_sam, grounded_sam2, owlv2, none; its "
+                             "settings: grounder.KEY=")
     encoder: Part = setting("embeds frames, words and captions: tiny, oracle, clip, siglip; its settings: encoder.KEY=")
     videos: LocalPath | None = setting("folder of the videos")
     manifest: LocalPath | None = setting("csv of the clips; by default manifest.csv in videos=")
@@ -323,7 +323,8 @@ class TrainSettings(GroupSettings):
     objective: Part = setting("the denoiser's target: v_prediction, epsilon_prediction, x0_prediction")
     sampler: Part = setting("how validation and the model folder sample: dpm")
     vocoder: CodecPart = setting("another than the size's: griffin_lim, hifigan")
-    grounder: Part = setting("finds objects in frames: tiny, oracle, grounded_sam, owlv2, none; null: data= chooses")
+    grounder: Part = setting("finds objects in frames: tiny, oracle, grounded_sam, grounded_sam2, owlv2, none; null: "
+                             "data= chooses")
     encoder: Part = setting("embeds frames, words and captions: tiny, oracle, clip, siglip; null: data= chooses")
     logger: LoggerPart = setting("where the curves of training are kept; always as csv too")
     clip: ClipBlock | None = setting("rates and durations of a clip")

@@ -373,6 +373,7 @@ def write_overlay(clip: ClipFeatures, video: Path, out: Path, grounder: Grounder
 
 def _frames(overlay: Overlay, video: Path, size: tuple[int, int], grounder: Grounder | None) -> Iterator[np.ndarray]:
     clip = overlay.clip
+    grounder = grounder and grounder.for_clip(video, clip.start_s, clip.fps)  # one may remember earlier frames
     fits: list[Fit] = [Squeeze(*size)] + ([grounder.fit] if grounder is not None else [])
     t = 0
     for pictures, *grounded in stream_clip(video, start_s=clip.start_s, duration_s=clip.duration_s, fps=clip.fps,

@@ -16,7 +16,7 @@ from ..checkpoints.registry import ReleasedFile, find_entry, require, weights_fo
 from ..runtime.errors import InputError
 from ..runtime.files import exclusive
 from ..runtime.work_plan import Deed, Item, Plan
-from .tensor_mapping import Account
+from .components import Account
 
 KINDS = """a file such as audioldm-s-full.ckpt (AudioLDM), or a folder with vae/ and vocoder/ (AudioLDM in diffusers' \
 layout), with main_config.json (Tango), or with summary.jsonl (VTA-LDM)"""

@@ -22,9 +22,9 @@ from ..conditioners.vta_ldm import FrameProjection, VTALDMConditioner
 from ..perception.t5_encoder import TOKENIZER_FILES
 from ..runtime.errors import InputError
 from .components import (
-    AUDIOLDM_LICENCE, BackEnd, BackEndShape, WholeModel, checked_scale, empty_encoder, import_unet, keep_encoder
+    AUDIOLDM_LICENCE, Account, BackEnd, BackEndShape, NamedParts, WholeModel, checked_scale, empty_encoder,
+    import_unet, keep_encoder, read_json
 )
-from .tensor_mapping import Account, NamedParts, read_json
 
 MAIN_CONFIG, VAE_CONFIG = "main_config.json", "vae_config.json"
 TANGO_LICENCE = f"Tango: CC BY-NC-ND 4.0; its VAE and vocoder are AudioLDM's: {AUDIOLDM_LICENCE}"

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -186,7 +186,7 @@ class GroundedSAM(Grounder):
     """
 
     kind = "grounded_sam"
-    execution = (*EXECUTION, "sam_batch_frames", "compile")
+    execution: ClassVar[tuple[str, ...]] = (*EXECUTION, "sam_batch_frames", "compile")
     draws_masks = True
     batch_frames: int
 

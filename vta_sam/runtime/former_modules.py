@@ -39,7 +39,7 @@ FORMER = {
     "diffusion.positions": "diffusion.unet", "generation.attention_maps": "training.figures_stage",
     "vocoder.griffin_lim": "vocoder.vocoders", "vocoder.hifigan": "vocoder.vocoders",
     "pipeline": "generation.pipeline", "importers.tango": "importers.systems", "importers.vta_ldm": "importers.systems",
-    "importers.audioldm": "importers.systems",
+    "importers.audioldm": "importers.systems", "importers.tensor_mapping": "importers.components",
     "evaluation.request": "evaluation.evaluate", "study.plan": "study.record",
     "evaluation.metric_docs": "evaluation.metric_table",
     "evaluation.listening.report": "evaluation.listening.analysis",

@@ -19,7 +19,7 @@ import numpy as np
 from ...checkpoints.parts import differing_settings
 from ...clip import FEATURES, ClipFeatures, FrameClock
 from ...media.picture_reader import Fit, Squeeze
-from ...media.video import probe, stream_clip
+from ...media.video import CHUNK_FRAMES, probe, stream_clip
 from ...perception.base import Grounder
 from ...plots.overlay import SHOWN, Overlay, picture_size, write_film
 from ...runtime.errors import InputError
@@ -31,9 +31,7 @@ from ..shards.storage import LocalStorage, Root, Storage, storage_of
 from .dataset_statistics import SEEN, DatasetStatistics, Fault, statistics_picture
 from .shard_folder import STATE_FILE, config_of, failures, hash_of
 
-_ROUNDING = 1e-3  # half a step of fp16 at 1
-_LONGEST_S = 1e6  # bound of a clip's duration, and of its frame rate
-_CHUNK_FRAMES = 32
+_ROUNDING, _LONGEST_S = 1e-3, 1e6  # half a step of fp16 at 1; bound of a clip's duration, and of its frame rate
 REPORTS = ("faults.jsonl", "statistics.json", "statistics.png")
 OVERLAYS = "overlays"  # folder of films
 Progress = Callable[[int, int, int], None]  # clips read, clips in all, faults
@@ -377,7 +375,7 @@ def _frames(overlay: Overlay, video: Path, size: tuple[int, int], grounder: Grou
     fits: list[Fit] = [Squeeze(*size)] + ([grounder.fit] if grounder is not None else [])
     t = 0
     for pictures, *grounded in stream_clip(video, start_s=clip.start_s, duration_s=clip.duration_s, fps=clip.fps,
-                                           fits=fits, want_audio=False, chunk_frames=_CHUNK_FRAMES):
+                                           fits=fits, want_audio=False, chunk_frames=CHUNK_FRAMES):
         masks = grounder.masks(grounded[0], clip.objects) if grounder is not None else None
         for i, picture in enumerate(pictures[:len(clip.probs) - t]):
             yield overlay.frame(picture, t, masks[i] if masks is not None else None)

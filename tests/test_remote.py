@@ -150,6 +150,11 @@ def test_redirects_are_followed_but_not_away_from_https(root, shelf, https, tmp_
                                          "https, and was not followed"):
         read_records(place, FIRST)
     assert len(https.asked) == 1 and not shelf.asked, "it isn't asked again, nor elsewhere"
+    for read in (lambda: remote(https).read_text(FIRST.name), lambda: remote(https).read(FIRST.name, 512, 512)):
+        https.manners.append(answers(302, Location=f"{shelf.url}/dataset.json"))
+        with pytest.raises(InputError, match=f"leads to {shelf.url}/dataset.json, which is not https"):
+            read()
+    assert not shelf.asked
     shelf.manners.append(answers(302, Location=f"{https.url}/{FIRST.name}"))
     assert [record.key for record in read_records(remote(shelf), FIRST)] == right, "towards https it is"
 

@@ -177,7 +177,7 @@ with open(folder / "calls", "a") as file:
 time.sleep(0.5)
 print("what the row says")
 """
-    monkeypatch.setattr(running.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(running, "usable_cores", lambda: 8)
     study, said = side_by_side(tmp_path, monkeypatch, program)
     calls = [line.split(" ", 2) for line in (tmp_path / "calls").read_text().splitlines()]
     assert sorted(told for _, _, told in calls) == sorted(

@@ -95,6 +95,10 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
             raise AssertionError(f"{' '.join(command)}: {done.stdout}{done.stderr}")
         return done.stdout
 
+    def takes(self, *command: str) -> bool:
+        """Whether SLURM does as it is told; a job can't be altered in the moment of its end."""
+        return subprocess.run(command, env=self.environ, capture_output=True, timeout=120).returncode == 0
+
     def state(self, job: str) -> str:
         """Of a job or task, by scontrol, which forgets jobs minutes after their end."""
         told = self.run("scontrol", "--oneliner", "show", "job", job, check=False)

@@ -15,7 +15,7 @@ from together import finish, start
 
 from vta_sam.checkpoints.model_folder import ModelRecipe, save_model
 from vta_sam.dataset.shards import latents
-from vta_sam.dataset.shards.latents import encode_dataset, is_complete, latents_folder
+from vta_sam.dataset.shards.latents import encode_dataset, is_complete, latents_folder, plan_latents
 from vta_sam.dataset.shards.records import write_shard
 from vta_sam.dataset.shards.schema import ShardInfo, read_dataset
 from vta_sam.dataset.shards.storage import storage_of
@@ -231,6 +231,13 @@ def test_a_shard_that_is_gone_is_made_and_measured_again(root, info, codec, by_t
     (folder / "train-000001.safetensors").unlink()
     (folder / latents.INFO_NAME).write_text('{"std": 1000.0}')
     assert encode(root, info, codec, tmp_path)[0] and contents(folder) == by_training
+
+
+def test_shares_may_be_runs_of_shards(root, info, codec, tmp_path):
+    shares = [plan_latents(root, info, codec, tmp_path, rank, 4, consecutive=True).mine for rank in range(4)]
+    every = [shard for split in info.splits for shard in info.shards(split)]
+    assert [shard for share in shares for shard in share] == every
+    assert [len(share) for share in shares] == [1, 2, 1, 2]
 
 
 @pytest.mark.parametrize(("rank", "world"), [(3, 3), (-1, 3), (0, 0)])

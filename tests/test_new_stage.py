@@ -19,7 +19,7 @@ import vta_sam
 from vta_sam.checkpoints import parts
 from vta_sam.checkpoints.model_folder import ModelRecipe, read_recipe, save_model
 from vta_sam.runtime.errors import InputError
-from vta_sam.training import stages
+from vta_sam.training import job as job_module
 from vta_sam.training.job import TrainingJob
 from vta_sam.training.stage import Stage
 
@@ -97,10 +97,10 @@ def mine(tmp_path, monkeypatch):
     (tmp_path / "motion.yaml").write_text(EXPERIMENT)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(parts, "_TRUSTED", {})
-    before = dict(stages.STAGES)
+    before = dict(job_module.STAGES)
     yield tmp_path
-    stages.STAGES.clear()
-    stages.STAGES.update(before)
+    job_module.STAGES.clear()
+    job_module.STAGES.update(before)
     sys.modules.pop("motion", None)
 
 
@@ -183,7 +183,7 @@ class Other(Stage):
 ])
 def test_a_name_that_is_taken_or_no_word_is_refused(monkeypatch, name, words):
     monkeypatch.setattr(Other, "name", name)
-    before = dict(stages.STAGES)
+    before = dict(job_module.STAGES)
     with pytest.raises(InputError, match=f"its name '{name}' is {words}; choose another name"):
-        stages.register_stage(Other())
-    assert stages.STAGES == before
+        job_module.register_stage(Other())
+    assert job_module.STAGES == before

@@ -264,6 +264,13 @@ def split_shared(of: Split) -> dict:
     return of.run(rank=0, world=2)
 
 
+def split_in_runs(of: Split) -> dict:
+    """The first of two runs of clips has clips of the first shard alone."""
+    of.run(rank=0, world=2, consecutive=True)
+    assert sorted(path.stem for path in of.out.glob("*.wav")) == ["a-0", "b-0"]
+    return of.run(rank=1, world=2, consecutive=True)
+
+
 def split_moved(of: Split) -> dict:
     of.run()
     of.shards = of.shards.rename(of.shards.with_name("elsewhere"))
@@ -290,7 +297,7 @@ def split_of_before(of: Split) -> dict:
 
 @pytest.mark.parametrize("history, said", [
     (split_finished, {Deed.KEEP: 5}), (split_half, {Deed.KEEP: 2, Deed.MAKE: 3}),
-    (split_shared, {Deed.MAKE: 3}), (split_moved, {Deed.KEEP: 5}),
+    (split_shared, {Deed.MAKE: 3}), (split_in_runs, {Deed.MAKE: 3}), (split_moved, {Deed.KEEP: 5}),
     (split_grown, {Deed.KEEP: 4, Deed.MAKE: 1, Deed.MAKE_AGAIN: 1}), (split_of_before, {Deed.KEEP: 5}),
 ], ids=lambda value: getattr(value, "__name__", ""))
 def test_splits(history, said, tmp_path):

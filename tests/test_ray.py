@@ -66,7 +66,7 @@ def test_without_ray_a_sentence_says_how_to_get_it(tmp_path, monkeypatch):
     ({"gpus": 0}, "launcher.gpus=0: expected a number above 0"), ({"gpus": "a100:1"}, "launcher.gpus=a100:1"),
     ({"cpus_per_task": 0}, "launcher.cpus_per_task=0"), ({"retries": -1}, "a whole number from 0 on"),
     ({"max_at_once": 1.5}, "launcher.max_at_once=1.5"), ({"memory_gb": True}, "launcher.memory_gb=True"),
-    ({"setup": "module load cuda"}, "expected a list of lines"),
+    ({"setup": "module load cuda"}, "expected a list of lines"), ({"address": None}, "launcher.address=None"),
 ])
 def test_a_setting_that_cannot_be_is_refused(settings, words):
     with pytest.raises(InputError, match=words):

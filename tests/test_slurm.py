@@ -26,6 +26,8 @@ SMALL = ["size=smoke", "embedded_clips.train=16", "embedded_clips.val=4", "embed
          "figures.clips=4", "figures.samples=1", "++vocoder.iterations=4"]
 LONGER = [f"fit.{stage}.fit.{key}" for stage in ("condition", "diffusion") for key in ("steps=60", "validate_every=60")]
 
+WAYS = {"out of time": ["scancel", "--signal=USR1"], "requeued": ["scontrol", "requeue"]}
+
 pytestmark = pytest.mark.slurm
 
 
@@ -96,7 +98,7 @@ def test_an_extraction_whose_workers_are_killed_again_and_again_equals_one_that_
                 return sum(kills.values()) < KILLS and any(
                     cluster.state(task) in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING") for task in tasks)
 
-            while victim := at_a_random_instant(rng, out, goes_on):
+            while victim := at_a_random_instant(rng, out, goes_on, longest_s=8):
                 rank = workers(out).get(victim, "").removeprefix("rank=")
                 way = str(rng.choice(["killed", "out of time", "requeued", "node lost"], p=[0.3, 0.3, 0.2, 0.2]))
                 running = {task: cluster.restarts(task) for task in tasks if cluster.state(task) == "RUNNING"}
@@ -109,10 +111,10 @@ def test_an_extraction_whose_workers_are_killed_again_and_again_equals_one_that_
                 elif way == "node lost":
                     kills[way] += len(running)
                     cluster.lose_node()
-                else:
+                elif cluster.takes(*WAYS[way], task):
                     kills[way] += 1
-                    cluster.run(*(["scancel", "--signal=USR1"] if way == "out of time" else ["scontrol", "requeue"]),
-                                task)
+                else:  # it has just ended
+                    continue
                 for ended in running if way == "node lost" else [task] if way != "killed" else []:
                     cluster.ended(ended, running[ended])
                 check_what_is_there(out, wanted)

@@ -45,6 +45,8 @@ class Ray(Scheduler):
         require_counts(self, ("cpus_per_task", "max_at_once", "shards_per_job"))
         require_counts(self, ("retries",), low=0)
         require_lines(self, ("setup",))
+        if not isinstance(self.address, str) or not self.address:
+            raise InputError(f"launcher.address={self.address}: expected local, auto or HOST:PORT")
         for key in ("gpus", "memory_gb"):
             value = getattr(self, key)
             if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0):
@@ -171,9 +173,10 @@ class _Run:
                 for ended in self.ray.wait(list(self.pending))[0]:
                     self._end(ended)
         except BaseException:
-            for task in self.pending:
-                self.ray.cancel(task)
-            self.ray.wait(list(self.pending), num_returns=len(self.pending), timeout=_TO_END_S + 5)
+            if self.pending:
+                for task in self.pending:
+                    self.ray.cancel(task)
+                self.ray.wait(list(self.pending), num_returns=len(self.pending), timeout=_TO_END_S + 5)
             raise
         if self.failed:
             named = "; ".join(f"task {index}: {why} ({self.log(index)})"

@@ -10,9 +10,11 @@ import released
 import torch
 from transformers import Sam2ImageProcessorFast, Sam2VideoProcessor, Sam2VideoVideoProcessor
 
+from vta_sam.perception import sam2
 from vta_sam.perception.base import Grounding
 from vta_sam.perception.grounding_dino import Detections
 from vta_sam.perception.sam2 import GroundedSAM2, _extents
+from vta_sam.runtime.distributed import mixed_precision
 from vta_sam.runtime.errors import InputError
 
 NAME, SIDE, HEIGHT, WIDTH = "sam2.1-hiera-tiny", 128, 96, 160
@@ -121,18 +123,21 @@ def test_chunks_make_no_difference(grounder, sizes):
                                   grounder.masks(frames, WORDS))
 
 
-def test_frames_that_were_seen_before_memory_ran_out_are_not_seen_twice(grounder, monkeypatch):
-    frames, clip, encode, left = pictures(7), grounder.for_clip("v.mp4", 0.0, 8.0), grounder.encode, [5]
+@pytest.mark.parametrize("part", ["get_image_features", "mask_decoder.forward", "memory_encoder.forward", "_extents"])
+def test_frames_that_were_seen_before_memory_ran_out_are_not_seen_twice(grounder, monkeypatch, part):
+    frames, clip, left = pictures(7), grounder.for_clip("v.mp4", 0.0, 8.0), [2 if part == "get_image_features" else 4]
+    owner, _, name = part.rpartition(".")
+    place = sam2 if part == "_extents" else grounder.network.get_submodule(owner)
+    compute = getattr(place, name)
 
-    def scarce(batch):
-        for features in encode(batch):
-            left[0] -= 1
-            if left[0] == 0:
-                raise torch.OutOfMemoryError("out of memory")
-            yield features
+    def scarce(*inputs, **more):
+        left[0] -= 1
+        if left[0] == 0:
+            raise torch.OutOfMemoryError("out of memory")
+        return compute(*inputs, **more)
 
     expected = grounder.ground(frames, WORDS)
-    monkeypatch.setattr(grounder, "encode", scarce)
+    monkeypatch.setattr(place, name, scarce)
     with pytest.raises(torch.OutOfMemoryError):
         clip.ground(frames, WORDS)
     parts = [clip.ground(frames[:3], WORDS), clip.ground(frames[3:6], WORDS), clip.ground(frames[6:], WORDS)]
@@ -161,6 +166,14 @@ def test_boxes_are_the_extents_of_masks():
     masks = torch.zeros(2, 10, 20, dtype=torch.bool)
     masks[0, 2:5, 4] = masks[0, 3, 4:14] = True
     np.testing.assert_allclose(_extents(masks)[0], [0.45, 0.35, 0.5, 0.3], atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_goes_the_same_way(grounder, monkeypatch, precision):
+    frames = pictures(5)
+    expected = grounder.masks(frames, WORDS)
+    monkeypatch.setattr(grounder, "autocast", mixed_precision(precision, grounder.device))
+    assert (grounder.masks(frames, WORDS) != expected).mean() < 0.1
 
 
 def test_what_it_says_of_itself(grounder):

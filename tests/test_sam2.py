@@ -8,10 +8,15 @@ import numpy as np
 import pytest
 import released
 import torch
+from test_extract import BrightnessEncoder, write_manifest
 from transformers import Sam2ImageProcessorFast, Sam2VideoProcessor, Sam2VideoVideoProcessor
 
+from vta_sam.clip import ClipSpec
+from vta_sam.dataset.extraction.extract import extract_dataset
+from vta_sam.dataset.shards.records import read_shard
 from vta_sam.perception import sam2
 from vta_sam.perception.base import Grounding
+from vta_sam.perception.features import Extractors, features_of, words_of
 from vta_sam.perception.grounding_dino import Detections
 from vta_sam.perception.sam2 import GroundedSAM2, _extents
 from vta_sam.runtime.distributed import mixed_precision
@@ -160,6 +165,29 @@ def test_words_without_tokens_and_no_words(grounder):
     found = grounder.ground(frames, ["car", "."])
     assert found.areas[:, 0].all() and not found.areas[:, 1].any() and not found.mask_embedding[:, 1].any()
     assert not grounder.ground(frames, ["."]).mask_embedding.any()
+
+
+@pytest.mark.slow
+def test_a_record_holds_what_the_networks_say(grounder, weights, make_video, tmp_path):
+    """The shard and generation's own look at the same video agree, but for fp16. Grounding DINO looks, too."""
+    looking = GroundedSAM2(sam2=NAME, weights=weights, detect_every=2, short_side=224, device="cpu")
+    released.make_shallow(looking.detector.model)
+    looking.network.load_state_dict(grounder.network.state_dict())
+    seen = pictures(5)
+    make_video(tmp_path / "v.mp4", size=(WIDTH, HEIGHT), fps=4, duration_s=1.25, picture=lambda i: seen[i],
+               sound=np.random.default_rng(0).uniform(-0.3, 0.3, 20_000))
+    write_manifest(tmp_path / "m.csv", [{"id": "v", "caption": "a dog barks while a car drives past"}])
+    extract_dataset(tmp_path / "m.csv", tmp_path, tmp_path / "out", looking, BrightnessEncoder(), fps=4.0, workers=1,
+                    chunk_frames=2)
+    [clip] = read_shard(tmp_path / "out" / "train-000000.tar")
+    assert clip.objects == ["dog", "car"] and clip.probs.shape == (5, 2) and clip.areas.std() > 0.01
+    [looked], _ = features_of(tmp_path / "v.mp4", [words_of(clip.caption, None)],
+                              Extractors(looking, BrightnessEncoder()),
+                              ClipSpec(duration_s=1.25, fps=4.0, latent_stride_frames=1))
+    for name in ("probs", "boxes", "areas", "mask_embedding"):
+        np.testing.assert_allclose(getattr(clip, name), getattr(looked, name), atol=4e-3, rtol=2e-3, err_msg=name)
+    chunks = [looking.masks(seen, clip.objects).mean((2, 3)), clip.areas]
+    assert np.abs(chunks[0] - chunks[1]).mean() < 0.1, "a film's pictures differ a little"
 
 
 def test_boxes_are_the_extents_of_masks():

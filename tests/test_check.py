@@ -310,16 +310,18 @@ def test_pictures_keep_their_shape(height, width):
 class Halves(Grounder):
     """Its mask of every object is the left half of whatever it is shown."""
 
-    kind = "halves"
-    fit = Squeeze(8, 10)
-    fingerprint = "halves-1"
-    draws_masks = True
+    kind, fit, fingerprint, draws_masks = "halves", Squeeze(8, 10), "halves-1", True
+    clips = ()
+
+    def for_clip(self, video, start_s, fps):
+        self.clips += (video,)
+        return self
 
     def ground(self, frames, objects):
         raise AssertionError("masks alone are asked for")
 
     def masks(self, frames, objects):
-        assert frames.shape[1:] == (8, 10, 3)
+        assert frames.shape[1:] == (8, 10, 3) and self.clips, "one may remember a clip's earlier frames"
         masks = np.zeros((len(frames), len(objects), 8, 10), bool)
         masks[..., :5] = True
         return masks

@@ -8,11 +8,18 @@ import numpy as np
 import pytest
 import released
 import torch
+from test_extract import BrightnessEncoder, write_manifest
 from transformers import Sam2ImageProcessorFast, Sam2VideoProcessor, Sam2VideoVideoProcessor
 
+from vta_sam.clip import ClipSpec
+from vta_sam.dataset.extraction.extract import extract_dataset
+from vta_sam.dataset.shards.records import read_shard
+from vta_sam.perception import sam2
 from vta_sam.perception.base import Grounding
+from vta_sam.perception.features import Extractors, features_of, words_of
 from vta_sam.perception.grounding_dino import Detections
 from vta_sam.perception.sam2 import GroundedSAM2, _extents
+from vta_sam.runtime.distributed import mixed_precision
 from vta_sam.runtime.errors import InputError
 
 NAME, SIDE, HEIGHT, WIDTH = "sam2.1-hiera-tiny", 128, 96, 160
@@ -121,18 +128,21 @@ def test_chunks_make_no_difference(grounder, sizes):
                                   grounder.masks(frames, WORDS))
 
 
-def test_frames_that_were_seen_before_memory_ran_out_are_not_seen_twice(grounder, monkeypatch):
-    frames, clip, encode, left = pictures(7), grounder.for_clip("v.mp4", 0.0, 8.0), grounder.encode, [5]
+@pytest.mark.parametrize("part", ["get_image_features", "mask_decoder.forward", "memory_encoder.forward", "_extents"])
+def test_frames_that_were_seen_before_memory_ran_out_are_not_seen_twice(grounder, monkeypatch, part):
+    frames, clip, left = pictures(7), grounder.for_clip("v.mp4", 0.0, 8.0), [2 if part == "get_image_features" else 4]
+    owner, _, name = part.rpartition(".")
+    place = sam2 if part == "_extents" else grounder.network.get_submodule(owner)
+    compute = getattr(place, name)
 
-    def scarce(batch):
-        for features in encode(batch):
-            left[0] -= 1
-            if left[0] == 0:
-                raise torch.OutOfMemoryError("out of memory")
-            yield features
+    def scarce(*inputs, **more):
+        left[0] -= 1
+        if left[0] == 0:
+            raise torch.OutOfMemoryError("out of memory")
+        return compute(*inputs, **more)
 
     expected = grounder.ground(frames, WORDS)
-    monkeypatch.setattr(grounder, "encode", scarce)
+    monkeypatch.setattr(place, name, scarce)
     with pytest.raises(torch.OutOfMemoryError):
         clip.ground(frames, WORDS)
     parts = [clip.ground(frames[:3], WORDS), clip.ground(frames[3:6], WORDS), clip.ground(frames[6:], WORDS)]
@@ -157,10 +167,41 @@ def test_words_without_tokens_and_no_words(grounder):
     assert not grounder.ground(frames, ["."]).mask_embedding.any()
 
 
+@pytest.mark.slow
+def test_a_record_holds_what_the_networks_say(grounder, weights, make_video, tmp_path):
+    """The shard and generation's own look at the same video agree, but for fp16. Grounding DINO looks, too."""
+    looking = GroundedSAM2(sam2=NAME, weights=weights, detect_every=2, short_side=224, device="cpu")
+    released.make_shallow(looking.detector.model)
+    looking.network.load_state_dict(grounder.network.state_dict())
+    seen = pictures(5)
+    make_video(tmp_path / "v.mp4", size=(WIDTH, HEIGHT), fps=4, duration_s=1.25, picture=lambda i: seen[i],
+               sound=np.random.default_rng(0).uniform(-0.3, 0.3, 20_000))
+    write_manifest(tmp_path / "m.csv", [{"id": "v", "caption": "a dog barks while a car drives past"}])
+    extract_dataset(tmp_path / "m.csv", tmp_path, tmp_path / "out", looking, BrightnessEncoder(), fps=4.0, workers=1,
+                    chunk_frames=2)
+    [clip] = read_shard(tmp_path / "out" / "train-000000.tar")
+    assert clip.objects == ["dog", "car"] and clip.probs.shape == (5, 2) and clip.areas.std() > 0.01
+    [looked], _ = features_of(tmp_path / "v.mp4", [words_of(clip.caption, None)],
+                              Extractors(looking, BrightnessEncoder()),
+                              ClipSpec(duration_s=1.25, fps=4.0, latent_stride_frames=1))
+    for name in ("probs", "boxes", "areas", "mask_embedding"):
+        np.testing.assert_allclose(getattr(clip, name), getattr(looked, name), atol=4e-3, rtol=2e-3, err_msg=name)
+    chunks = [looking.masks(seen, clip.objects).mean((2, 3)), clip.areas]
+    assert np.abs(chunks[0] - chunks[1]).mean() < 0.1, "a film's pictures differ a little"
+
+
 def test_boxes_are_the_extents_of_masks():
     masks = torch.zeros(2, 10, 20, dtype=torch.bool)
     masks[0, 2:5, 4] = masks[0, 3, 4:14] = True
     np.testing.assert_allclose(_extents(masks)[0], [0.45, 0.35, 0.5, 0.3], atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_goes_the_same_way(grounder, monkeypatch, precision):
+    frames = pictures(5)
+    expected = grounder.masks(frames, WORDS)
+    monkeypatch.setattr(grounder, "autocast", mixed_precision(precision, grounder.device))
+    assert (grounder.masks(frames, WORDS) != expected).mean() < 0.1
 
 
 def test_what_it_says_of_itself(grounder):

@@ -16,10 +16,9 @@ from transformers import AutoTokenizer, T5Config, T5EncoderModel
 from vta_sam.dataset.extraction.extract import Extraction
 from vta_sam.dataset.extraction.shard_folder import failures
 from vta_sam.metrics.backbones import ClapBackbone
-from vta_sam.perception.clip_encoder import CLIPEncoder
+from vta_sam.perception.clip_encoder import CLIPEncoder, T5Encoder
 from vta_sam.perception.features import Extractors, Words, features_of
 from vta_sam.perception.grounding_dino import MAX_TOKENS, build_prompt
-from vta_sam.perception.t5_encoder import T5Encoder
 from vta_sam.runtime.errors import InputError
 
 weights, network, lively, of_all_cells = (

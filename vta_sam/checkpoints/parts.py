@@ -47,7 +47,7 @@ MODEL_PARTS: dict[str, str] = {
     "oracle_encoder": "vta_sam.embedded.oracle.OracleEncoder",
     "clip": "vta_sam.perception.clip_encoder.CLIPEncoder",
     "siglip": "vta_sam.perception.siglip_encoder.SigLIPEncoder",
-    "t5": "vta_sam.perception.t5_encoder.T5Encoder",
+    "t5": "vta_sam.perception.clip_encoder.T5Encoder",
 }
 # The same of what configs name besides; none of it belongs into a model folder.
 CONFIG_PARTS: dict[str, str] = {

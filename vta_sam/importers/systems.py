@@ -19,7 +19,7 @@ from ..checkpoints.registry import digest, read_state
 from ..clip import ClipSpec
 from ..conditioners.tango import TangoConditioner
 from ..conditioners.vta_ldm import FrameProjection, VTALDMConditioner
-from ..perception.t5_encoder import TOKENIZER_FILES
+from ..perception.clip_encoder import TOKENIZER_FILES
 from ..runtime.errors import InputError
 from .components import (
     AUDIOLDM_LICENCE, Account, BackEnd, BackEndShape, NamedParts, WholeModel, checked_scale, empty_encoder,

@@ -1,6 +1,6 @@
-"""CLIP: an embedding of each picture, object word and token of the caption.
+"""CLIP: an embedding of each picture, object word and token of the caption. T5: the tokens of the caption alone.
 
-What CLIP shares with other networks of transformers, such as SigLIP and OWLv2, is here as well: the base class of
+What they share with other networks of transformers, such as SigLIP and OWLv2, is here as well: the base class of
 encoders of two towers, and the reading of a released folder.
 """
 
@@ -15,10 +15,13 @@ import numpy as np
 import torch
 
 from ..checkpoints.registry import digest, require
-from ..media.picture_reader import CentreCrop
+from ..media.picture_reader import CentreCrop, Squeeze
 from ..runtime.distributed import choose_device, choose_format, mixed_precision
 from ..runtime.errors import InputError
 from .base import Encoder, warn_of_cut
+
+T5_TOKENS = 512  # of a caption, in FLAN-T5's training and in Tango
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 class TwoTowerEncoder(Encoder):
@@ -191,6 +194,72 @@ class CLIPEncoder(TwoTowerEncoder):
         self.name_weights(name if folder is None else source.name, source)
 
 
+class T5Encoder(Encoder):
+    """Embeddings of captions alone, as in Tango with FLAN-T5 (arXiv 2210.11416).
+
+    The tokens of a caption are the encoder's last states, the end token included. Pictures and words have no embedding:
+    frame_dim and object_dim are 0.
+
+    Args:
+        folder: in transformers' layout: config.json, model.safetensors and the tokenizer's files. Without the
+            tokenizer the model is built, but captions can't be encoded.
+        device: "auto", "cpu", "cuda", "cuda:1", …
+        precision: "auto" (bf16 on a GPU), "fp32", "bf16"; fp16 becomes bf16.
+
+    Raises:
+        InputError: a file is missing or can't be read; the message names it.
+    """
+
+    frame_dim = object_dim = 0
+    kind = "t5"
+    fit = Squeeze(8, 8)  # the smallest pictures, since they are not read
+
+    def __init__(self, folder: str | Path, device: str = "auto", precision: str = "auto") -> None:
+        self.folder, self.device = Path(folder), choose_device(device)
+        self.model = load_network("T5EncoderModel", "T5", self.folder, self.device)
+        number_format = choose_format(precision, self.device)
+        if number_format == "fp16":
+            number_format = "bf16"  # T5's activations leave fp16's range
+        self.autocast = mixed_precision(number_format, self.device)
+        self.caption_dim = self.model.config.d_model
+        self.fingerprint = f"t5-{digest(self.folder / 'model.safetensors')}"
+        self.settings = {"precision": number_format}
+        self._tokenizer: Any = None
+
+    def encode_frames(self, frames: np.ndarray) -> np.ndarray:
+        """Frames ⇒ (T, 0): no embedding."""
+        return np.zeros((len(frames), 0), np.float32)
+
+    def encode_objects(self, objects: list[str]) -> np.ndarray:
+        """Words ⇒ (K, 0): no embedding."""
+        return np.zeros((len(objects), 0), np.float32)
+
+    def encode_caption(self, caption: str) -> np.ndarray:
+        """A caption ⇒ (L, caption_dim) float32, L ≤ 512. Longer captions are cut, as in Tango, with a warning."""
+        warn_of_cut(caption, len(self.tokenizer(caption, verbose=False)["input_ids"]), T5_TOKENS)
+        tokens = self.tokenizer(caption, truncation=True, max_length=T5_TOKENS, return_tensors="pt")
+        return self.states(tokens["input_ids"], tokens["attention_mask"])[0].cpu().numpy()
+
+    @torch.inference_mode()
+    def states(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Token ids (B, L) and their mask ⇒ (B, L, caption_dim) float32."""
+        with self.autocast:
+            output = self.model(input_ids=ids.to(self.device), attention_mask=mask.to(self.device))
+        return output.last_hidden_state.float()
+
+    @property
+    def tokenizer(self) -> Any:
+        """The folder's tokenizer, loaded once. Raises InputError where the folder has none."""
+        if self._tokenizer is None:
+            missing = [name for name in TOKENIZER_FILES[:2] if not (self.folder / name).is_file()]
+            if missing:
+                raise InputError(f"{self.folder} has no {missing[0]}, so captions can't be read; put the tokenizer of "
+                                 "the text encoder there (for FLAN-T5 large: https://huggingface.co/google/"
+                                 "flan-t5-large)")
+            self._tokenizer = load_tokenizer("T5", self.folder)
+        return self._tokenizer
+
+
 def check_length(word: str, template: str, tokens: int, most: int, title: str) -> None:
     """Raise InputError where a word in its template has more tokens than the network reads.
 
@@ -266,7 +335,7 @@ def load_tokenizer(title: str, folder: Path) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # foreign files make transformers raise almost anything
         raise _unreadable(title, folder, error) from error
 
 

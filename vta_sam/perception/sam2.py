@@ -176,7 +176,6 @@ class _Track:
         self.present = [k for k, span in enumerate(self.prompt.spans) if span]  # objects with tokens
         self.frames = 0  # of the clip, so far
         self.session: Any = None
-        self.detected: _Seen | None = None
         self.boxes: torch.Tensor | None = None  # the last (K, 4)
         self._last: tuple[np.ndarray, Grounding] | None = None
         self._ready: list[tuple[torch.Tensor, ...]] = []  # of frames that were seen before memory ran out
@@ -241,15 +240,16 @@ class _Track:
         logits, there = self._advance(features)
         masks[self.present] = F.interpolate(logits, size, mode="bilinear", align_corners=False)[:, 0] > 0
         assert self.boxes is not None
-        probs = self.probs
-        if self.at > 1:  # no frame with a detection
+        probs, boxes = self.probs, self.boxes
+        if self.at > 0:  # no frame with a detection
             probs = probs.clone()
             probs[self.present] *= there
-            self.boxes = torch.where(masks.any(-1).any(-1)[:, None], _extents(masks), self.boxes)
+            boxes = torch.where(masks.any(-1).any(-1)[:, None], _extents(masks), boxes)
         height, width = self.whole.network.backbone_feature_sizes[-1]
         shares = F.adaptive_avg_pool2d(masks[:, None].float(), (height, width)).flatten(1)  # (K, cells)
         pooled = shares @ embedding[:, 0] / shares.sum(1, keepdim=True).clamp_min(1e-6)
-        return _Seen(probs, self.boxes, masks, pooled)
+        self.at, self.boxes = self.at + 1, boxes  # at last: where memory runs out, the frame comes again
+        return _Seen(probs, boxes, masks, pooled)
 
     def _advance(self, features: dict[str, list[torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
         """The present objects in the next frame: mask logits (n, 1, h, w), and probabilities (n,) that they are there.
@@ -267,9 +267,10 @@ class _Track:
         session.processed_frames.clear()
         old = self.at - max(network.config.num_maskmem, network.config.max_object_pointers_in_encoder)
         for place, own in enumerate(outputs):
+            # kept in bf16, which autocast to fp16 refuses to join with the rest
+            own[kind][self.at]["maskmem_features"] = own[kind][self.at]["maskmem_features"].float()
             own["non_cond_frame_outputs"].pop(old, None)
             session.frames_tracked_per_obj[place].pop(old, None)
-        self.at += 1
         return logits, scores.sigmoid()
 
 

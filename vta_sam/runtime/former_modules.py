@@ -27,6 +27,7 @@ FORMER = {
     "grounding": "perception", "grounding.base": "perception.base",
     "grounding.grounded_sam": "perception.grounded_sam",
     "encoders": "perception", "encoders.base": "perception.base", "encoders.clip": "perception.clip_encoder",
+    "perception.t5_encoder": "perception.clip_encoder",
     "manifests": "dataset.manifests", "manifests.manifest": "dataset.manifests.manifest",
     "manifests.vggsound": "dataset.manifests.folder", "dataset.manifests.vggsound": "dataset.manifests.folder",
     "extraction": "dataset.extraction", "extraction.extract": "dataset.extraction.extract",

@@ -4,9 +4,9 @@
     python data_prep/weights.py random extraction sam_vit_b --folder out/random       # or random ones: as fast, blind
     python benchmarks/extract.py --videos clips --weights out/random --fps 0.5 --short-side 256
 
-"Frame by frame" is how the packages' own examples work: groundingdino's model with the prompt for every picture, SAM's
-predictor for every picture, CLIP for every picture, each clip decoded by the same reader. Hours and bytes for 200,000
-clips are computed from the clips measured, and say so.
+"Frame by frame" is how the packages' own examples work, in the same number format: groundingdino's model with the
+prompt for every picture, SAM's predictor for every picture, CLIP for every picture, each clip decoded by the same
+reader. Hours and bytes for 200,000 clips are computed from the clips measured, and say so.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,6 @@ class Clock:
             self.wait()
             start = time.perf_counter()
             result = work(*args, **kwargs)
-            result = list(result) if isinstance(result, Iterator) else result  # a generator does nothing until asked
             self.wait()
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
             return result
@@ -114,8 +113,8 @@ def measure(options: argparse.Namespace, manifest: Path, folder: Path, grounder:
     frames = decode(options, manifest, grounder, encoder, clock)
     grounder.detector.detect = clock.timed("Grounding DINO", grounder.detector.detect)
     if grounder.segmenter is not None:
-        grounder.segmenter.segment = clock.timed("SAM", grounder.segmenter.segment)
-    encoder.encode_frames = clock.timed("CLIP", encoder.encode_frames)
+        grounder.segmenter.measure = clock.timed("SAM", grounder.segmenter.measure)
+    encoder.embed = clock.timed("CLIP", encoder.embed)
     extract("parts")
     total_s = sum(clock.seconds.values())
     rows = [{"part": part, "s_per_clip": round(seconds / clips, 3), "share": round(seconds / total_s, 3)}
@@ -157,43 +156,67 @@ def decode(options: argparse.Namespace, manifest: Path, grounder: Any, encoder: 
     return first[:options.one_by_one]
 
 
+class OneByOne:
+    """How the packages' own examples work: a picture after the other through groundingdino's model with its prompt,
+    segment-anything's predictor box by box, and transformers' CLIP.
+
+    Args:
+        detector: the version of Grounding DINO.
+        sam: the version of SAM, or a network; None: without.
+        weights: folder of released, or of random weights.
+        grounder, encoder: whose device and number format are taken.
+    """
+
+    def __init__(self, detector: str, sam: Any, weights: Path | None, grounder: Any, encoder: Any) -> None:
+        from segment_anything import SamPredictor
+
+        from vta_sam.checkpoints.registry import require
+        from vta_sam.perception.clip_encoder import CLIPEncoder
+        from vta_sam.perception.grounded_sam import build_segmenter_network
+        from vta_sam.perception.grounding_dino import build_detector_network
+
+        self.grounder, self.encoder = grounder, encoder
+        bert = require("bert-base-uncased", weights)
+        self.detector: Any = build_detector_network(detector, require(f"groundingdino_{detector}", weights), bert).to(
+            grounder.device)
+        if isinstance(sam, str):
+            sam = build_segmenter_network(sam, require(f"sam_{sam}", weights))
+        self.predictor = None if sam is None else SamPredictor(sam.to(grounder.device))
+        self.clip = CLIPEncoder(weights=weights, device=str(encoder.device), precision="fp32").model
+
+    def __call__(self, picture: np.ndarray, square: np.ndarray, objects: list[str]) -> None:
+        """A frame as each extractor gets it, and words to look for."""
+        import torch
+
+        encoder, device = self.encoder, self.grounder.device
+        with torch.inference_mode(), self.grounder.detector.autocast:
+            pixels = self.grounder.detector.prepare(torch.from_numpy(picture).to(device).permute(2, 0, 1)[None])
+            answer = self.detector(pixels, captions=[self.grounder.detector.prompt(objects).text])
+            scores = answer["pred_logits"][0].sigmoid().amax(-1)
+            box = answer["pred_boxes"][0][scores.argmax()].float().cpu()
+            if self.predictor is not None:
+                height, width = picture.shape[:2]
+                self.predictor.set_image(picture)
+                corners = torch.cat([box[:2] - box[2:] / 2, box[:2] + box[2:] / 2]) * torch.tensor([width, height] * 2)
+                corners = self.predictor.transform.apply_boxes_torch(corners[None].to(device), (height, width))
+                for _ in objects:
+                    self.predictor.predict_torch(None, None, corners, multimask_output=False)[0].cpu()
+            self.clip.get_image_features(
+                pixel_values=(torch.from_numpy(square).to(encoder.device).permute(2, 0, 1)[None] / 255 - encoder.mean)
+                / encoder.std).cpu()
+
+
 def against_one_by_one(options: argparse.Namespace, grounder: Any, encoder: Any,
                        frames: list[tuple[np.ndarray, np.ndarray]], clips: int, clock: Clock) -> dict[str, Any]:
-    """⇒ seconds a frame both ways, on the same device; one by one is fp32, as the packages' own examples are."""
-    import torch
-    from segment_anything import SamPredictor
-
-    from vta_sam.checkpoints.registry import require
-    from vta_sam.perception.grounding_dino import build_detector_network
-
-    text = grounder.detector.prompt(options.objects).text
-    predictor = SamPredictor(grounder.segmenter.model) if grounder.segmenter is not None else None
-    model = build_detector_network(options.detector, require(f"groundingdino_{options.detector}", options.weights),
-                                   require("bert-base-uncased", options.weights)).to(grounder.device)
-
-    def one(picture: np.ndarray, square: np.ndarray) -> None:
-        pixels = grounder.detector.prepare(torch.from_numpy(picture).to(grounder.device).permute(2, 0, 1)[None])
-        answer = model(pixels, captions=[text])
-        scores = answer["pred_logits"][0].sigmoid().amax(-1)
-        box = answer["pred_boxes"][0][scores.argmax()].cpu().numpy()
-        if predictor is not None:
-            height, width = picture.shape[:2]
-            predictor.set_image(picture)
-            for _ in options.objects:
-                predictor.predict(box=np.concatenate([box[:2] - box[2:] / 2, box[:2] + box[2:] / 2])
-                                  * [width, height, width, height], multimask_output=False)
-        encoder.model.get_image_features(
-            pixel_values=(torch.from_numpy(square).to(encoder.device).permute(2, 0, 1)[None] / 255 - encoder.mean)
-            / encoder.std)
-
+    """⇒ seconds a frame both ways, on the same device, in the same number format."""
+    one = OneByOne(options.detector, None if options.sam == "none" else options.sam, options.weights, grounder, encoder)
     times = []
-    with torch.inference_mode():
-        for picture, square in frames:
-            clock.wait()
-            start = time.perf_counter()
-            one(picture, square)
-            clock.wait()
-            times.append(time.perf_counter() - start)
+    for picture, square in frames:
+        clock.wait()
+        start = time.perf_counter()
+        one(picture, square, options.objects)
+        clock.wait()
+        times.append(time.perf_counter() - start)
     looked = ("Grounding DINO", "SAM", "CLIP")
     per_frame_s = sum(clock.seconds.get(part, 0.0) for part in looked) / clips / (options.fps * options.duration)
     alone_s = statistics.median(times)

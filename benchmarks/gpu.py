@@ -1,5 +1,5 @@
 """What one GPU makes of the project, in eight minutes or less: training steps of each stage, sampling, one evaluation
-of the denoiser, loading, and VTA-LDM's loop as it was published.
+of the denoiser, extraction, loading, and VTA-LDM's loop as it was published.
 
     python benchmarks/gpu.py --record          # measure, and write docs/gpu/<device>.json
     python benchmarks/gpu.py --page            # write docs/performance.md from what is in docs/gpu
@@ -27,6 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from _report import machine, median, parser, seconds
+from extract import VGGSOUND_CLIPS
+from gpu_extraction import Extraction, hours
 from gpu_page import FOLDER, write_page
 from step import batch_of, job_of, module_of
 
@@ -37,6 +39,7 @@ CLIP_L = {"frame_dim": 768, "object_dim": 768, "caption_dim": 768}  # CLIP ViT-L
 CLIPS = {"base": {"diffusion": (16, 32), "vae": (16,), "condition": (128,)},
          "large": {"diffusion": (8, 16), "vae": (8,), "condition": (64,)}}
 STEPS = (25, 4)  # of the sampler
+EXTRACTION = (("swint_ogc", None, 32), ("swinb_cogcoor", "vit_h", 16))  # detector, SAM, frames in a batch
 PUBLISHED_FRAMES = 20  # of a clip, in VTA-LDM's loader
 
 
@@ -267,6 +270,19 @@ def evaluation_row(lease: Lease, pipeline: Any, job: Any, size: str, form: str) 
         return {"size": size, "form": form, "evaluation_ms": round(1e3 * lease.timed(work, 20), 2)}
 
 
+def extraction_row(lease: Lease, detector: str, sam: str | None, batch_frames: int, weights: Path) -> dict[str, Any]:
+    """Frames a second through the extractors, in batches of several clips and one by one by the packages' own code."""
+    work = Extraction(detector, sam, batch_frames, lease.device, lease.narrow, weights)
+    with peak_gb(lease.device) as held:
+        batched = work.batches * batch_frames / lease.timed(work, 3)
+    alone = 2 / lease.timed(work.one_by_one, 3)
+    name = f"{detector}, {f'SAM {sam}, ' if sam else ''}CLIP ViT-L/14, batch {batch_frames}, {work.precision}"
+    return {"what": name, **({"gb": held[0]} if held else {}), "frames_per_s": round(batched, 1),
+            "alone_per_s": round(alone, 1), "hours": round(hours(batched), 1),
+            "hours_64": round(hours(batched) / 64, 2),
+            "stored_gb": round(VGGSOUND_CLIPS * work.stored_bytes() / 1e9, 1)}
+
+
 def loading_row(lease: Lease, job: Any, size: str, workers: int, clips: int) -> dict[str, Any]:
     """Clips a second of the training loader, from shards on this machine's disk."""
     from vta_sam.dataset.shards.datamodule import ShardDataModule
@@ -344,6 +360,10 @@ def measure(lease: Lease, sizes: list[str]) -> dict[str, Any]:
     for workers in (0, 2) if lease.narrow else (1, 8):
         lease.measure("loading", f"{workers} workers", 20,
                       lambda: loading_row(lease, base, sizes[0], workers, 4 if lease.narrow else 64))
+    with tempfile.TemporaryDirectory() as folder:
+        for detector, sam, frames in EXTRACTION:
+            lease.measure("extraction", f"{detector} {sam or 'without SAM'}", 60, lambda: extraction_row(
+                lease, "swint_ogc" if lease.narrow else detector, sam, 2 if lease.narrow else frames, Path(folder)))
     first = 2 if lease.narrow else CLIPS[sizes[0]]["diffusion"][0]
     lease.measure("training", "as published", 30, lambda: published_row(lease, base, sizes[0], first, peak))
     if not lease.narrow:  # it costs a minute or two whatever the size

@@ -18,6 +18,8 @@ HEADINGS = {
     "compiled_in_s": "compiled in s", "host_waits": "host waits",
     "steps": "steps", "latents_s": "s for latents", "sound_s": "s for sound",
     "evaluation_ms": "ms", "workers": "loader processes", "frames_per_s": "frames/s",
+    "alone_per_s": "frames/s one by one", "hours": "h for 200,000 clips", "hours_64": "h on 64",
+    "stored_gb": "GB stored",
     "bare_s": "s, bare step", "trainer_s": "s, in the trainer", "with_average_s": "s, with the average",
 }
 TITLES = {"training": "Training steps", "in_the_trainer": "Steps inside the trainer", "sampling": "Sampling",

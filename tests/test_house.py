@@ -243,7 +243,9 @@ def test_the_measurement_of_a_gpu_runs_on_a_processor(tmp_path, gpu_page):
     record, = gpu_page.records(tmp_path)
     assert {row["form"] for row in record["training"]} == {"bf16", "fp32", "VTA-LDM's loop as published"}
     assert {row["stage"] for row in record["training"]} == {"vae", "condition", "diffusion"}
-    assert all(record[table] for table in ("evaluation", "sampling", "loading"))
+    assert all(record[table] for table in ("evaluation", "sampling", "loading", "extraction"))
+    assert all(min(row["frames_per_s"], row["alone_per_s"], row["hours"], row["stored_gb"]) > 0
+               for row in record["extraction"])
     assert record["left_out"] == []
     assert any(line.startswith("| base | diffusion | 2 |") for line in gpu_page.page_of(record))
 

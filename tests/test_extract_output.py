@@ -16,7 +16,7 @@ import pytest
 import rich.console
 from forks import Fork
 from programs import call
-from test_extract import BrightnessGrounder, contents, extract, write_manifest
+from test_extract import BrightnessEncoder, BrightnessGrounder, contents, extract, write_manifest
 
 import vta_sam.dataset.extraction.extract as extraction
 import vta_sam.dataset.extraction.shard_folder as output
@@ -29,6 +29,7 @@ from vta_sam.dataset.shards.schema import DatasetInfo, read_dataset
 from vta_sam.perception.captions import noun_rules
 from vta_sam.runtime import files
 from vta_sam.runtime.errors import EndOfRun, InputError
+from vta_sam.runtime.work_plan import Deed
 
 
 def counting_grounder():
@@ -290,8 +291,11 @@ def test_a_dataset_of_an_earlier_release_gets_what_made_it_and_reads_no_video(wo
     shutil.rmtree(videos)
     videos.mkdir()
     grounder = counting_grounder()
+    asked = extraction.Extraction(manifest, videos, out, grounder, BrightnessEncoder(), 12.5, 3, 1)
+    assert [(item.name, item.deed) for item in asked.planned().plan.items if item.deed is not Deed.KEEP] == [
+        ("dataset.json", Deed.MAKE_AGAIN)]
     assert extract(manifest, videos, out, grounder=grounder).lacks == "" and grounder.frames == 0
-    assert contents(out) == whole
+    assert contents(out) == whole and {item.deed for item in asked.planned().plan.items} == {Deed.KEEP}
 
 
 def test_other_rules_for_nouns_are_another_config(world, tmp_path, monkeypatch):

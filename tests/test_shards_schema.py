@@ -69,7 +69,7 @@ def test_nouns_that_were_left_out_are_counted_and_an_older_record_has_none():
     assert json.loads(members["json"])["dropped"] == 3 and decode_record("a", members).dropped == 3
     assert "dropped" not in json.loads(encode_record(a_clip())["json"]) and decode_record(
         "a", encode_record(a_clip())).dropped == 0
-    for wrong in ("x", None, True, 10**30, [1]):
+    for wrong in ("x", None, True, 10**30, [1], -1):
         words = {**json.loads(members["json"]), "dropped": wrong}
         with pytest.raises(InputError, match="'dropped' in its json member is"):
             decode_record("a", {**members, "json": json.dumps(words).encode()})

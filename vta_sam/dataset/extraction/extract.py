@@ -122,7 +122,7 @@ class Extraction:
         tasks = [task if task.item.deed is Deed.KEEP else replace(task, item=replace(task.item, size=round(sum(
             mean(known) if known else self._bytes_of(row) for row in task.part.rows)))) for task in tasks]
         there = (out / "dataset.json").exists()
-        kept = all(task.item.deed is Deed.KEEP for task in tasks) and there
+        kept = all(task.item.deed is Deed.KEEP for task in tasks) and folder.is_described
         last = Item("dataset.json", Deed.KEEP) if kept else Item(
             "dataset.json", Deed.MAKE_AGAIN if there else Deed.MAKE, "once all shards are there")
         plan = Plan(f"shards of {counted(len(rows), 'clip')}", [*(task.item for task in tasks), last], out, share)

@@ -269,6 +269,15 @@ class ShardFolder:
             info.write(self.path)
         return before or info
 
+    @property
+    def is_described(self) -> bool:
+        """Whether dataset.json is there, and says all that this release knows of what makes the records."""
+        try:
+            splits = read_dataset(self.path).splits
+        except InputError:
+            return False
+        return self._dataset_before(replace(self.info, splits=splits)) is not None
+
     def _dataset_before(self, info: DatasetInfo) -> DatasetInfo | None:
         """dataset.json as it is, where it says the same of all records: a later release of this program makes no other
         dataset of finished shards. None: it has to be written."""

@@ -191,7 +191,8 @@ def _decode_words(key: str, data: bytes) -> dict[str, Any]:
         raise InputError(f"clip {key!r}: its json member can't be read ({error}); extract it again") from error
     for name, kind in {**_WORDS, **{name: type(default) for name, default in _OPTIONAL_WORDS.items()}}.items():
         found = words.get(name, _OPTIONAL_WORDS.get(name)) if isinstance(words, dict) else None
-        beyond = isinstance(found, int) and abs(found) >= 1 << 53  # an int without bound, which no float may hold
+        least = 0 if name in _OPTIONAL_WORDS else 1 - (1 << 53)
+        beyond = isinstance(found, int) and not least <= found < 1 << 53  # what no float may hold
         if not isinstance(found, kind) or isinstance(found, bool) or beyond:
             raise InputError(f"clip {key!r}: {name!r} in its json member is {found!r:.100}; extract it again")
     if not all(isinstance(word, str) for word in words["objects"]):

@@ -1,5 +1,6 @@
 """Shares of an array: runs of shards, claims where files can't be locked, and requests to stop that requeue the job."""
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -41,6 +42,10 @@ def corpus(make_video, tmp_path_factory):
 
 def contents(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in out.iterdir() if not path.name.startswith(".")}
+
+
+def tars_in(out: Path) -> int:
+    return sum(name.endswith(".tar") and name[0] != "." for name in os.listdir(out)) if out.exists() else 0
 
 
 def extraction(corpus, out, **settings) -> Extraction:
@@ -156,6 +161,15 @@ def test_each_program_that_parts_its_work_ends_when_asked_to(program, arguments,
     assert (scontrol.read_text() if scontrol.exists() else None) == told
 
 
+def test_a_request_to_requeue_waits_until_the_program_can(scontrol, tmp_path, monkeypatch):
+    early = []
+    signal.signal(signal.SIGUSR1, lambda number, frame: early.append(number))
+    monkeypatch.setattr("vta_sam.runtime.cluster.launch.check", lambda *given: os.kill(os.getpid(), signal.SIGUSR1))
+    done = call("data_prep/encode_latents.py", "vae=v", "shards=s", cwd=tmp_path)
+    assert done.returncode == 75 and not early and scontrol.read_text() == "requeue 17_3\n", done
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []), "as it was before"
+
+
 def test_a_share_that_was_left_to_another_process_is_not_done(corpus, tmp_path):
     arguments = ["data_prep/extract.py", f"videos={corpus[1]}", "out=out", "grounder=none", "encoder=tiny", "fps=4",
                  f"shard_size={SHARD_SIZE}", "workers=1", "consecutive=true", "world=3"]
@@ -198,17 +212,22 @@ def test_an_extraction_that_is_asked_to_stop_goes_on_to_the_same_bytes(corpus, t
     for out in ("whole", "stopped"):
         process = Fork(script, "data_prep/extract.py", [*arguments, f"out={out}"], tmp_path, folder=tmp_path)
         if out == "stopped":
-            until(lambda: (tmp_path / out).exists() and any(name.endswith(".tar") for name in contents(tmp_path / out)))
-            for child in session_of(process.pid).keys() - {process.pid}:
-                os.kill(child, number)  # SLURM signals all processes of a step, in any order
-            time.sleep(0.2)
-            assert process.poll() is None
+            until(lambda: tars_in(tmp_path / out) > 0)
+            there = tars_in(tmp_path / out)
+
+            def another_shard() -> bool:
+                """SLURM signals all processes of a step, in any order; here the decoders first."""
+                for child in session_of(process.pid).keys() - {process.pid}:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(child, number)
+                return tars_in(tmp_path / out) > there
+
+            until(another_shard)
             os.kill(process.pid, number)
             assert process.wait(60) == 75, process.read()
             assert "asked to stop: what is finished is kept" in process.read()
             assert not survivors(lambda: session_of(process.pid), 10.0)
-            there = [name for name in contents(tmp_path / out) if name.endswith(".tar")]
-            assert 0 < len(there) < 6 and not list((tmp_path / out).glob(".*.partial*"))
+            assert 1 < tars_in(tmp_path / out) < 6 and not list((tmp_path / out).glob(".*.partial*"))
             assert (scontrol.read_text() if scontrol.exists() else None) == told
             process = Fork(script, "data_prep/extract.py", [*arguments, f"out={out}"], tmp_path, folder=tmp_path)
         assert process.wait(120) == 0, process.read()

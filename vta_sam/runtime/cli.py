@@ -7,6 +7,7 @@ import argparse
 import functools
 import io
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -55,7 +56,7 @@ def program(config_name: str, settings: type[Settings], writes_to: tuple[str, ..
                 return run(print_help)(settings, script, config_name, topic)
             known = (*settings.model_fields, *_GROUPS, *(() if closed else config_keys(script, config_name)))
             run(refuse_unknown)(arguments, known, closed)
-            run(start)(script, arguments)
+            run(start if shards is None else start_held)(script, arguments)
 
         def start(script: Path, arguments: Sequence[str]) -> None:
             from .cluster.launch import Program, asks_for_launcher, check, launch
@@ -85,9 +86,24 @@ def program(config_name: str, settings: type[Settings], writes_to: tuple[str, ..
             sys.argv[1:] = typed.taken(arguments)
             hydra.main(version_base="1.3", config_path="../conf", config_name=config_name)(run(here))()
 
+        def start_held(script: Path, arguments: Sequence[str]) -> None:
+            with _held_back(signal.SIGUSR1):
+                start(script, arguments)
+
         return main
 
     return decorate
+
+
+@contextmanager
+def _held_back(number: int) -> Iterator[None]:
+    """Inside, a signal waits until somebody unblocks it: a program that goes back into its queue at a request is not
+    ready for one while it imports torch."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def plain_values(config: Any, typed: TypedText) -> dict[str, Any]:

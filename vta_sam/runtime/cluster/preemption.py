@@ -157,6 +157,7 @@ def ends_at_once() -> Iterator[None]:
     """
     try:
         with Preemption(Processes()).watching():
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _ASKED)  # one that the start has held back comes now
             yield
     except Preempted as preempted:
         end_preempted(preempted, "what is finished is kept")

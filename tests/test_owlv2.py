@@ -38,9 +38,11 @@ def reference(weights) -> tuple[Owlv2ForObjectDetection, Owlv2Processor]:
 
 
 def pictures(count: int, height: int = 36, width: int = 48, seed: int = 0) -> np.ndarray:
-    """Squares of 4 pixels, so that blurred pictures differ as well."""
-    cells = np.random.default_rng(seed).integers(0, 256, (count, -(-height // 4), -(-width // 4), 3), dtype=np.uint8)
-    return cells.repeat(4, 1).repeat(4, 2)[:, :height, :width]
+    """Squares of 4 pixels, so that blurred pictures differ as well, and noise."""
+    rng = np.random.default_rng(seed)
+    cells = rng.integers(0, 200, (count, -(-height // 4), -(-width // 4), 3), dtype=np.uint8)
+    noise = rng.integers(0, 56, (count, height, width, 3), dtype=np.uint8)
+    return cells.repeat(4, 1).repeat(4, 2)[:, :height, :width] + noise
 
 
 @torch.no_grad()
@@ -151,7 +153,6 @@ def test_a_batch_waits_for_nothing(weights):
         for name in ("mean", "std"):
             setattr(grounder, name, getattr(grounder, name).to(grounder.device))
         grounder.model = grounder.model.to(grounder.device)
-        grounder.model.box_bias = grounder.model.box_bias.to(grounder.device)
         requests = [(pictures(2, 30, 40), ["dog"]), (pictures(1, 30, 40), WORDS)]
         grounder.launch(requests)  # its words and its matrix are sent
         counts = gpu.fresh()

@@ -146,7 +146,7 @@ class Extractor(ABC, metaclass=_Checked):
     _arguments: dict[str, Any] | None = None
 
     def for_clip(self, video: str | os.PathLike, start_s: float, fps: float) -> Any:
-        """The extractor of one clip.
+        """The extractor of one clip, which may remember the clip's earlier frames.
 
         Args:
             video: file of the clip.

@@ -208,7 +208,8 @@ class FusedAttention(nn.Module):
 
 
 def _prepare_network(model: Any) -> None:
-    """Fused attention in the picture tower, and the boxes' bias on the device, to which each call would send it."""
+    """Fused attention in the picture tower, and the boxes' bias as a buffer, which each call would send to the device.
+    """
     for layer in model.owlv2.vision_model.encoder.layers:
         layer.self_attn = FusedAttention(layer.self_attn)
-    model.box_bias = model.box_bias.to(model.device)
+    model.register_buffer("box_bias", model.__dict__.pop("box_bias").to(model.device), persistent=False)

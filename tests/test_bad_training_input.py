@@ -1,7 +1,9 @@
 """What training says when it is given what it can't use: a sentence that names the file, and no traceback."""
 
 import dataclasses
+import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -85,6 +87,19 @@ def test_extractors_of_another_kind_than_made_the_shards(root):
     with pytest.raises(InputError, match="the encoder tiny-trunk-1-0, while encoder=clip is configured"):
         ShardData(str(root)).prepare(SPEC, real, clip, None)
     assert ShardData(str(root)).prepare(SPEC, real, tiny, None) == storage_of(root)
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"encoder": "e-2"}, "encoder is 'e-2', expected 'encoder of a test'"), ({"fps": 8.0}, "fps is 8.0, expected 12.5"),
+    ({"settings": {"encoder": {"template": "{}"}}}, "encoder.template is '{}', in training it was None"),
+])
+def test_a_model_is_not_measured_on_features_that_it_was_not_trained_on(root, monkeypatch, change, words):
+    info = read_dataset(root)
+    model = SimpleNamespace(trained_on=info.trained_on, spec=SPEC)
+    monkeypatch.setattr("vta_sam.training.figures_stage.load", lambda *_, **__: model)
+    context = stage_context(root, dataclasses.replace(info, **change))
+    with pytest.raises(InputError, match=f"{root}: {re.escape(words)}"):
+        STAGES["figures"]._prepared(SimpleNamespace(model="x"), context)
 
 
 def test_a_missing_shard(root):

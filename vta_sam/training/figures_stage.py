@@ -20,6 +20,7 @@ from ..dataset.shards.batch import ClipBatch
 from ..diffusion.objective import TIME_END
 from ..diffusion.unet import LatentUNet, recorded_attention
 from ..evaluation.metric_table import figure_metrics
+from ..generation.build import require_same_features
 from ..generation.pipeline import Pipeline, load
 from ..importers.named_models import named_folder
 from ..media.audio import write_wav
@@ -205,8 +206,10 @@ class FiguresStage(Stage):
         context.processes.on_first_rank(lambda: self._measure(job, context, pipeline, clips, sounds))
 
     def _prepared(self, job: JobSettings, context: StageContext) -> tuple[Pipeline, HeldOut]:
-        """The finished model on this process's device, and the clips."""
+        """The finished model on this process's device, and the clips. Raises InputError where it was trained on other
+        features than theirs."""
         pipeline = load(_model(job), device="cuda" if torch.cuda.is_available() else "cpu")
+        require_same_features(pipeline.trained_on, pipeline.spec, str(context.root), context.info)
         pipeline.sampler = build(job.sampler)  # with model=…, of a model trained with another one
         pipeline.sampler = pipeline.sampler_for(None, job.figures.get("steps"))
         source, data = context.source, context.datamodule("figures", job.numbers("diffusion"))

@@ -248,7 +248,6 @@ class GroundedSAM(Grounder):
     def launch(self, requests: Sequence[tuple[np.ndarray, list[str]]]) -> Callable[[], list[Grounding]]:
         """See :meth:`Grounder.launch`. Frames with different words share a batch, and each batch is fetched once."""
         prompts = [self._prompt(tuple(objects)) for _, objects in requests]
-        rows: list[list[np.ndarray]] = [[] for _ in requests]
         begun = []
         for batch in self._batches([frames if prompt.text else frames[:0]
                                     for (frames, _), prompt in zip(requests, prompts)]):
@@ -257,6 +256,7 @@ class GroundedSAM(Grounder):
             begun.append((batch, self.detector.transfer.fetch(self._look(pictures, each))))
 
         def wait() -> list[Grounding]:
+            rows: list[list[np.ndarray]] = [[] for _ in requests]
             for batch, fetch in begun:
                 found, start = fetch().numpy(), 0
                 for i, frames in batch:

@@ -122,7 +122,7 @@ class Detector:
         device: where the network computes.
         autocast: context of the number format to compute in.
         static_shapes: pictures are padded to ``short_side`` × ``long_side``, lying or upright, as the package pads the
-            smaller pictures of a batch. It sees through the padding, but not quite: what is near is told a little.
+            smaller pictures of a batch. Its transformer leaves padding out, its backbone reads it at a picture's edge.
     """
 
     def __init__(self, model: Any, short_side: int, long_side: int, device: torch.device,

@@ -212,17 +212,15 @@ def test_an_extraction_that_is_asked_to_stop_goes_on_to_the_same_bytes(corpus, t
     for out in ("whole", "stopped"):
         process = Fork(script, "data_prep/extract.py", [*arguments, f"out={out}"], tmp_path, folder=tmp_path)
         if out == "stopped":
-            until(lambda: tars_in(tmp_path / out) > 0)
-            there = tars_in(tmp_path / out)
+            def two_shards() -> bool:
+                """SLURM signals all processes of a step, in any order: here the decoders first, from their start on."""
+                for child, command in session_of(process.pid).items():
+                    if "vta_sam.media.decoding" in command:
+                        with contextlib.suppress(ProcessLookupError):
+                            os.kill(child, number)
+                return tars_in(tmp_path / out) > 1
 
-            def another_shard() -> bool:
-                """SLURM signals all processes of a step, in any order; here the decoders first."""
-                for child in session_of(process.pid).keys() - {process.pid}:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(child, number)
-                return tars_in(tmp_path / out) > there
-
-            until(another_shard)
+            until(two_shards)
             os.kill(process.pid, number)
             assert process.wait(60) == 75, process.read()
             assert "asked to stop: what is finished is kept" in process.read()

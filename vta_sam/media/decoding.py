@@ -189,8 +189,7 @@ def serve(requests: Connection, answers: socket.socket, memory_mb: int, hwaccel:
     A request is (arguments of :func:`stream_clip`, seconds) for the first chunk of a clip, (None, seconds) for the
     next one, or ((name of an operation, its arguments), seconds).
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # they reach a whole terminal or job, and the parent
-        signal.signal(number, signal.SIG_IGN)  # handles them: a child that died first would be a fault of its clip
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     limit_bytes = memory_mb << 20
     # drivers reserve far more addresses than they use
     memory = resource.RLIMIT_AS if hwaccel is None else resource.RLIMIT_DATA

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -26,6 +27,8 @@ from .picture_reader import Fit
 from .video import CHUNK_FRAMES, Chunks, ClipStream, Kept, MediaInfo, probe, stream_clip
 
 T = TypeVar("T")
+# Signals that reach a whole terminal or job: a child that died of one first would be a fault of its clip
+_OF_PARENT = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
 
 
 class GuardedReader:
@@ -162,11 +165,13 @@ class GuardedReader:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
                        "PYTHONPATH": os.pathsep.join(paths)}
         passed = their_requests.fileno(), their_answers.fileno()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_PARENT)  # for the child, from its first moment on
         try:
             self.process = subprocess.Popen(
                 [*self.command, *map(str, passed), str(self.memory_mb), self.hwaccel or ""], pass_fds=passed,
                 stdin=subprocess.DEVNULL, env=environment)
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             their_requests.close()
             their_answers.close()
         if self.killed:  # while it was being started

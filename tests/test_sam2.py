@@ -186,8 +186,6 @@ def test_a_record_holds_what_the_networks_say(grounder, weights, make_video, tmp
                               ClipSpec(duration_s=1.25, fps=4.0, latent_stride_frames=1))
     for name in ("probs", "boxes", "areas", "mask_embedding"):
         np.testing.assert_allclose(getattr(clip, name), getattr(looked, name), atol=4e-3, rtol=2e-3, err_msg=name)
-    chunks = [looking.masks(seen, clip.objects).mean((2, 3)), clip.areas]
-    assert np.abs(chunks[0] - chunks[1]).mean() < 0.1, "a film's pictures differ a little"
 
 
 def test_boxes_are_the_extents_of_masks():

@@ -128,12 +128,11 @@ class OWLv2(Grounder):
         height, width = pictures.shape[-2:]
         pixels = self.prepare(pictures)
         with self.autocast:
-            grid = self.model.image_embedder(pixels)[0]  # (B, rows, columns, width of the tower)
-            patches = grid.flatten(1, 2)
-            logits = self.model.class_predictor(patches, queries)[0]  # (B, patches, K)
-            boxes = self.model.box_predictor(patches.float(), grid)
-        logits, best = logits.float().max(dim=1)
-        chosen = boxes.float().gather(1, best[..., None].expand(-1, -1, 4))
+            grid = self.model.image_embedder(pixels)[0].float()  # (B, rows, columns, width of the tower)
+        patches = grid.flatten(1, 2)  # the heads cost little, and a box in fp16 is half a pixel off
+        logits, best = self.model.class_predictor(patches, queries)[0].max(dim=1)  # of (B, patches, K)
+        boxes = self.model.box_predictor(patches, grid)
+        chosen = boxes.gather(1, best[..., None].expand(-1, -1, 4))
         return logits.sigmoid(), _within_picture(chosen, height, width)
 
     @torch.inference_mode()

@@ -16,6 +16,7 @@ from vta_sam.dataset.extraction.extract import extract_dataset
 from vta_sam.dataset.shards.records import read_shard
 from vta_sam.perception import sam2
 from vta_sam.perception.base import Grounding
+from vta_sam.perception.clip_encoder import load_network
 from vta_sam.perception.features import Extractors, features_of, words_of
 from vta_sam.perception.grounding_dino import Detections
 from vta_sam.perception.sam2 import GroundedSAM2, _extents
@@ -208,6 +209,11 @@ def test_what_it_says_of_itself(grounder):
     assert grounder.fingerprint.startswith("grounded_sam2-swint_ogc-") and NAME in grounder.fingerprint
     clip = grounder.for_clip("v.mp4", 0.0, 8.0)
     assert (clip.fit, clip.fingerprint, clip.settings) == (grounder.fit, grounder.fingerprint, grounder.settings)
+
+
+def test_a_release_of_transformers_without_the_network_is_named(weights):
+    with pytest.raises(InputError, match=r"transformers 4\.\S+ is installed, which has no Sam2FilmModel; install"):
+        load_network("Sam2FilmModel", "SAM 2", weights / NAME, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("settings", [{"detect_every": 0}, {"sam2": "sam-of-nobody"}, {"detector": "swint"}])

@@ -112,6 +112,8 @@ def test_what_it_says_of_itself(encoder):
 def test_frames_of_another_size_are_refused(encoder):
     with pytest.raises(InputError, match=r"SigLIP takes frames of shape \(T, 32, 32, 3\) uint8, got \(1, 16, 16, 3\)"):
         encoder.encode_frames(pictures(1, 16))
+    with pytest.raises(InputError, match=r"got \(1, 32\)"):
+        encoder.encode_frames(pictures(1)[:, 0, :, 0])
 
 
 def test_another_scaler_is_refused(weights, tmp_path):

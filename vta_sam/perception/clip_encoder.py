@@ -80,10 +80,10 @@ class TwoTowerEncoder(Encoder):
 
     def launch(self, frames: np.ndarray) -> Callable[[], np.ndarray]:
         """Begin to encode one batch of frames, see :meth:`Encoder.launch`."""
-        size = self.fit.kept(*self.fit.scaled(*frames.shape[1:3]))
-        if frames.shape[1:] != (*size, 3) or frames.dtype != np.uint8:
-            raise InputError(f"{self.title} takes frames of shape (T, {size[0]}, {size[1]}, 3) uint8, got "
-                             f"{frames.shape} {frames.dtype}; read the video at its fit")
+        side = self.model.config.vision_config.image_size
+        if frames.shape[1:] != (side, side, 3) or frames.dtype != np.uint8:
+            raise InputError(f"{self.title} takes frames of shape (T, {side}, {side}, 3) uint8, got {frames.shape} "
+                             f"{frames.dtype}; read the video at its fit")
         fetch = fetched_later(self.embed(to_device(frames, self.device).float() / 255))
         return lambda: fetch()[0]
 
@@ -311,11 +311,14 @@ def load_network(kind: str, title: str, folder: Path, device: torch.device) -> A
         device: to put it on.
 
     Raises:
-        InputError: the folder holds no such network, or its weights don't fit its config.
+        InputError: the folder holds no such network, its weights don't fit its config, or transformers is too old.
     """
     import transformers
     from safetensors import SafetensorError
 
+    if not hasattr(transformers, kind):
+        raise InputError(f"transformers {transformers.__version__} is installed, which has no {kind}; install a newer "
+                         "one, below 5")
     try:
         model, report = getattr(transformers, kind).from_pretrained(
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True)

@@ -57,7 +57,7 @@ class Extraction:
         height, width = (224, 224) if narrow else (360, 640) if sam is None else (576, 1024)
         random = np.random.default_rng(0)
         self.frames = random.integers(0, 256, (batch_frames, height, width, 3), np.uint8)
-        side = self.encoder.fit.side
+        side = self.encoder.model.config.vision_config.image_size
         self.squares = random.integers(0, 256, (batch_frames, side, side, 3), np.uint8)
         self.batches = 2 if narrow else 4  # timed together, so that copies hide behind the next batch
         self.precision = self.grounder.settings["precision"]

@@ -15,6 +15,7 @@ from transformers import GemmaTokenizerFast, SiglipImageProcessor, SiglipModel, 
 
 from vta_sam.media.picture_reader import BilinearSqueeze
 from vta_sam.media.video import read_clip
+from vta_sam.perception.inference import Transfer
 from vta_sam.perception.siglip_encoder import SigLIPEncoder
 from vta_sam.runtime.errors import InputError
 
@@ -57,6 +58,18 @@ def test_frames_equal_transformers_whatever_the_batch(encoder, reference):
     assert found.shape == (7, encoder.frame_dim) and found.std() > 0.1
     np.testing.assert_allclose(found, expected, atol=1e-4)
     np.testing.assert_allclose(encoder.launch(frames[2:4])(), found[2:4], atol=1e-4)
+
+
+def test_weights_held_in_half_precision_compute_what_autocast_computes(weights, monkeypatch):
+    held = SigLIPEncoder(weights=weights, device="cpu", precision="bf16")
+    monkeypatch.setattr("vta_sam.perception.clip_encoder.hold_weights", lambda network, dtype: None)
+    cast = SigLIPEncoder(weights=weights, device="cpu", precision="bf16")
+    halves = [name for name, value in held.model.named_parameters() if value.dtype == torch.bfloat16]
+    assert any("q_proj" in name for name in halves) and not any(value.dtype == torch.bfloat16 for value in
+                                                                cast.model.parameters())
+    assert np.array_equal(held.encode_frames(pictures(2)), cast.encode_frames(pictures(2)))
+    assert np.array_equal(held.encode_objects(["car", "dog"]), cast.encode_objects(["car", "dog"]))
+    assert np.array_equal(held.encode_caption("a dog barks"), cast.encode_caption("a dog barks"))
 
 
 def test_a_video_is_squeezed_as_by_the_package(encoder, reference, make_video, tmp_path):
@@ -128,6 +141,7 @@ def test_a_batch_waits_for_nothing(weights):
     encoder = SigLIPEncoder(weights=weights, device="cpu")
     with PlayedGPU.played() as gpu:
         encoder.device = torch.device("cuda", 0)
+        encoder.transfer = Transfer(encoder.device)
         for name in ("model", "mean", "std"):
             setattr(encoder, name, getattr(encoder, name).to(encoder.device))
         counts = gpu.fresh()

@@ -16,9 +16,10 @@ import torch
 
 from ..checkpoints.registry import digest, require
 from ..media.picture_reader import CentreCrop, Squeeze
-from ..runtime.distributed import choose_device, choose_format, mixed_precision
+from ..runtime.distributed import FORMATS, choose_device, choose_format, mixed_precision
 from ..runtime.errors import InputError
 from .base import Encoder, warn_of_cut
+from .inference import Transfer, hold_weights
 
 T5_TOKENS = 512  # of a caption, in FLAN-T5's training and in Tango
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -52,7 +53,8 @@ class TwoTowerEncoder(Encoder):
                              f"{batch_frames}")
         self.device = choose_device(device)
         number_format = choose_format(precision, self.device)
-        self.autocast = mixed_precision(number_format, self.device)
+        self.autocast, self.transfer = mixed_precision(number_format, self.device), Transfer(self.device)
+        self.held = None if number_format == "fp32" else FORMATS[number_format]
         self.template, self.batch_frames = template, batch_frames
         self.settings: dict[str, Any] = {"template": template, "precision": number_format}
         self._word = lru_cache(maxsize=4096)(self._encode_word)
@@ -84,8 +86,9 @@ class TwoTowerEncoder(Encoder):
         if frames.shape[1:] != (side, side, 3) or frames.dtype != np.uint8:
             raise InputError(f"{self.title} takes frames of shape (T, {side}, {side}, 3) uint8, got {frames.shape} "
                              f"{frames.dtype}; read the video at its fit")
-        fetch = fetched_later(self.embed(to_device(frames, self.device).float() / 255))
-        return lambda: fetch()[0]
+        pictures = self.transfer.send(torch.from_numpy(np.ascontiguousarray(frames))).permute(0, 3, 1, 2)
+        fetch = self.transfer.fetch(self.embed(pictures.float() / 255))
+        return lambda: fetch().numpy()
 
     @torch.inference_mode()
     def embed(self, pictures: torch.Tensor) -> torch.Tensor:
@@ -179,7 +182,7 @@ class CLIPEncoder(TwoTowerEncoder):
                  precision: str = "auto", normalise: bool = True, folder: str | Path | None = None) -> None:
         super().__init__(template, batch_frames, device, precision)
         source = require(name, weights) if folder is None else Path(folder)
-        self.model = load_network("CLIPModel", self.title, source, self.device)
+        self.model = load_network("CLIPModel", self.title, source, self.device, self.held)
         self.tokenizer = load_tokenizer(self.title, source)
         vision, text = self.model.config.vision_config, self.model.config.text_config
         self.fit = CentreCrop(vision.image_size)
@@ -276,32 +279,7 @@ def check_length(word: str, template: str, tokens: int, most: int, title: str) -
                          "leave it out, or name it in fewer words")
 
 
-def fetched_later(*tensors: torch.Tensor) -> Callable[[], list[np.ndarray]]:
-    """Results that a device may still be computing ⇒ a function that waits for them alone, not for later work."""
-    done = None
-    if tensors[0].is_cuda and torch.cuda.is_available():
-        done = torch.cuda.Event()
-        done.record()
-
-    def fetch() -> list[np.ndarray]:
-        if done is None:
-            return [tensor.cpu().numpy() for tensor in tensors]
-        with torch.cuda.stream(torch.cuda.Stream(tensors[0].device)):
-            done.wait()
-            return [tensor.cpu().numpy() for tensor in tensors]
-
-    return fetch
-
-
-def to_device(pictures: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Pictures (B, H, W, 3) uint8 ⇒ (B, 3, H, W) uint8 on the device, for which the host doesn't wait."""
-    tensor = torch.from_numpy(np.ascontiguousarray(pictures))
-    if device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True).permute(0, 3, 1, 2)
-
-
-def load_network(kind: str, title: str, folder: Path, device: torch.device) -> Any:
+def load_network(kind: str, title: str, folder: Path, device: torch.device, held: torch.dtype | None = None) -> Any:
     """A network of transformers in fp32 and eval mode, from local safetensors alone.
 
     Args:
@@ -309,6 +287,7 @@ def load_network(kind: str, title: str, folder: Path, device: torch.device) -> A
         title: of the model, for messages.
         folder: in transformers' layout.
         device: to put it on.
+        held: the type that autocast would cast its weights to, see :func:`.inference.hold_weights`; None: none.
 
     Raises:
         InputError: the folder holds no such network, its weights don't fit its config, or transformers is too old.
@@ -329,7 +308,9 @@ def load_network(kind: str, title: str, folder: Path, device: torch.device) -> A
     if report["missing_keys"] or unknown or report["mismatched_keys"]:
         raise InputError(f"{folder}: model.safetensors doesn't fit config.json (missing {report['missing_keys'][:3]}, "
                          f"unknown {unknown[:3]}, of another shape {report['mismatched_keys'][:3]})")
-    return model.float().to(device).eval()
+    model = model.float().to(device).eval()
+    hold_weights(model, held)
+    return model
 
 
 def load_tokenizer(title: str, folder: Path) -> Any:

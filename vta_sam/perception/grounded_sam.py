@@ -251,7 +251,7 @@ class GroundedSAM(Grounder):
         begun = []
         for batch in self._batches([frames if prompt.text else frames[:0]
                                     for (frames, _), prompt in zip(requests, prompts)]):
-            pictures = self._to_device([frames for _, frames in batch])
+            pictures = self.to_device([frames for _, frames in batch])
             each = [prompts[i] for i, frames in batch for _ in frames]
             begun.append((batch, self.detector.transfer.fetch(self._look(pictures, each))))
 
@@ -274,7 +274,7 @@ class GroundedSAM(Grounder):
         masks = np.zeros((len(frames), len(objects), *frames.shape[1:3]), bool)
         prompt = self._prompt(tuple(objects))
         for i in range(0, len(frames) if prompt.text else 0, self.batch_frames):
-            pictures = self._to_device([frames[i:i + self.batch_frames]])
+            pictures = self.to_device([frames[i:i + self.batch_frames]])
             detections = self.detector.detect(pictures, prompt)
             for t, (logits, _) in enumerate(self.segmenter.segment(pictures, detections.boxes), i):
                 masks[t] = (logits > 0).cpu().numpy()
@@ -315,7 +315,7 @@ class GroundedSAM(Grounder):
         found[:, _without_tokens(prompt), 5:] = 0.0
         return Grounding(probs, boxes, found[..., 5].copy(), found[..., 6:].copy())
 
-    def _to_device(self, frames: Sequence[np.ndarray]) -> torch.Tensor:
+    def to_device(self, frames: Sequence[np.ndarray]) -> torch.Tensor:
         """Frames (b, H, W, 3) uint8 of several clips ⇒ (B, 3, H, W) uint8 on the device."""
         return self.detector.transfer.send(torch.from_numpy(np.concatenate(frames))).permute(0, 3, 1, 2)
 

@@ -20,10 +20,11 @@ from torch import nn
 
 from ..checkpoints.registry import digest, require
 from ..media.picture_reader import Within
-from ..runtime.distributed import choose_device, choose_format, mixed_precision
+from ..runtime.distributed import FORMATS, choose_device, choose_format, mixed_precision
 from ..runtime.errors import InputError
 from .base import Grounder, Grounding, areas_inside
-from .clip_encoder import check_length, fetched_later, load_network, load_processor, load_tokenizer, to_device
+from .clip_encoder import check_length, load_network, load_processor, load_tokenizer
+from .inference import Transfer, hold_weights
 
 _GREY = 0.5  # of the padding, in Owlv2ImageProcessor
 
@@ -65,7 +66,8 @@ class OWLv2(Grounder):
         _prepare_network(self.model)
         self.tokenizer = load_tokenizer("OWLv2", source)
         number_format = choose_format(precision, self.device)
-        self.autocast = mixed_precision(number_format, self.device)
+        self.autocast, self.transfer = mixed_precision(number_format, self.device), Transfer(self.device)
+        hold_weights(self.model.owlv2, None if number_format == "fp32" else FORMATS[number_format])  # of the two towers
         self.template, self.batch_frames = template, batch_frames
         self.max_tokens: int = self.model.config.text_config.max_position_embeddings
         self.side: int = self.model.config.vision_config.image_size
@@ -93,13 +95,16 @@ class OWLv2(Grounder):
     def launch(self, requests: Sequence[tuple[np.ndarray, list[str]]]) -> Callable[[], list[Grounding]]:
         """Begin to ground frames of several clips in one batch, see :meth:`Grounder.launch`."""
         asked = [(frames, tuple(objects)) for frames, objects in requests if len(frames) and objects]
-        fetch: Callable[[], list[np.ndarray]] = lambda: [np.zeros((0, 0), np.float32), np.zeros((0, 0, 4), np.float32)]
+        fetch: Callable[[], torch.Tensor] = lambda: torch.zeros(0, 0, 5)
         if asked:
-            pictures = to_device(np.concatenate([frames for frames, _ in asked]), self.device)
-            fetch = fetched_later(*self.detect(pictures, [words for frames, words in asked for _ in frames]))
+            pictures = self.transfer.send(torch.from_numpy(np.concatenate([frames for frames, _ in asked])))
+            probs, boxes = self.detect(pictures.permute(0, 3, 1, 2),
+                                       [words for frames, words in asked for _ in frames])
+            fetch = self.transfer.fetch(torch.cat([probs[..., None], boxes], dim=-1))
 
         def found() -> list[Grounding]:
-            probs, boxes = fetch()
+            values = fetch().numpy()
+            probs, boxes = values[..., 0], values[..., 1:]
             groundings, start = [], 0
             for frames, objects in requests:
                 if not (len(frames) and objects):

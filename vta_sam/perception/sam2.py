@@ -21,7 +21,7 @@ from ..media.picture_reader import Within
 from ..runtime.distributed import choose_format, mixed_precision
 from ..runtime.errors import InputError
 from .base import EXECUTION, Grounder, Grounding
-from .clip_encoder import load_network, to_device
+from .clip_encoder import load_network
 from .grounded_sam import GroundedSAM
 
 _BOX = (2, 3)  # labels of a box's corners among the points of SAM 2's prompts
@@ -199,7 +199,7 @@ class _Track:
         """Yields the results of each of the clip's next frames (T, H, W, 3)."""
         whole, room = self.whole, self.whole.batch_frames
         for start in range(0, len(frames), room):
-            pictures = to_device(frames[start:start + room], whole.device)
+            pictures = whole.to_device([frames[start:start + room]])
             first = -self.frames % whole.detect_every
             looked_at = pictures[first::whole.detect_every] if self.prompt.text else pictures[:0]
             detections = whole.detector.detect(looked_at, self.prompt) if len(looked_at) else None

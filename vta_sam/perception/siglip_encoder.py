@@ -43,7 +43,7 @@ class SigLIPEncoder(TwoTowerEncoder):
                  precision: str = "auto") -> None:
         super().__init__(template, batch_frames, device, precision)
         source = require(name, weights)
-        self.model = load_network("SiglipModel", self.title, source, self.device)
+        self.model = load_network("SiglipModel", self.title, source, self.device, self.held)
         self.tokenizer = load_tokenizer(self.title, source)
         vision, text = self.model.config.vision_config, self.model.config.text_config
         self.fit = BilinearSqueeze(vision.image_size, vision.image_size)

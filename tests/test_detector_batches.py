@@ -162,7 +162,7 @@ def test_static_shapes_equal_the_packages_own_padding(of_all_cells, in_order, he
 
 
 @pytest.mark.slow
-def test_compiled_blocks_are_whole_and_see_as_many_shapes_as_there_are(network, monkeypatch):
+def test_compiled_blocks_are_whole_and_see_as_many_shapes_as_there_are(network, narrow_sam, monkeypatch):
     """Traced, not compiled: no block falls back to Python, and other words, fewer pictures and a shape seen before
     trace nothing anew."""
     monkeypatch.setattr(torch.nn.Module, "compile", lambda part: vars(part).__setitem__(
@@ -178,6 +178,12 @@ def test_compiled_blocks_are_whole_and_see_as_many_shapes_as_there_are(network, 
     assert graphs >= 10
     detector.queries(to_tensor(pictures(2, SIDE, SIDE)), detector.prompt(["race car"]))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+    segmenter, box = Segmenter(copy.deepcopy(narrow_sam), 2, CPU, FP32), torch.tensor([[[.5, .5, .4, .4]]] * 2)
+    expected = segmenter.measure(frames, box)
+    segmenter.compile_blocks()
+    for own, each in zip(segmenter.measure(frames, box), expected, strict=True):
+        torch.testing.assert_close(own, each)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > graphs
 
 
 # ---------------------------------------------------------------------- one picture and the others
@@ -278,7 +284,11 @@ def test_what_changes_records_is_a_setting_and_part_of_the_recipe(weights, netwo
     assert differences(sparse.recipe, plain.recipe) == ["every is 4, not 1"]
     padded = GroundedSAM(weights=weights, static_shapes=True, device="cpu")
     assert padded.settings["static_shapes"] and padded.detector.static_shapes and padded.recipe["static_shapes"]
-    assert "compile" not in padded.recipe
+    blocks: list[torch.nn.Module] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda block: blocks.append(block))
+    monkeypatch.setattr(grounded_sam, "can_compile", lambda device: True)
+    compiled = GroundedSAM(weights=weights, compile=True, device="cpu")
+    assert len(blocks) == 16 and compiled.recipe == plain.recipe, "eight of Swin, and two of each other stack"
     assert (TinyGrounder(every=3).every, TinyGrounder().settings) == (3, {})
     for kind in (TinyGrounder, GroundedSAM):
         with pytest.raises(InputError, match="every is 0, expected a whole number from 1"):

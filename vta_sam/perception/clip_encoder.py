@@ -176,6 +176,7 @@ class CLIPEncoder(TwoTowerEncoder):
 
     kind = "clip"
     title = "CLIP"
+    fit: CentreCrop
 
     def __init__(self, name: str = "clip-vit-large-patch14", weights: str | Path | None = None,
                  template: str = "a photo of a {}", batch_frames: int = 64, device: str = "auto",

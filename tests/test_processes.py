@@ -85,7 +85,7 @@ def test_processes_know_each_other(environ, expected):
 
 
 def test_unequal_machines_are_refused():
-    with pytest.raises(InputError, match=r"unequal numbers of tasks on its machines \(2,1\)"):
+    with pytest.raises(InputError, match=r"unequal numbers of tasks on srun's machines \(2,1\)"):
         Processes.of_environment({"SLURM_STEP_NUM_TASKS": "3", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
                                   "SLURM_STEP_TASKS_PER_NODE": "2,1"})
 

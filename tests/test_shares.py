@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import tarfile
+import threading
 import time
 from pathlib import Path
 
@@ -164,7 +165,8 @@ def test_each_program_that_parts_its_work_ends_when_asked_to(program, arguments,
 def test_a_request_to_requeue_waits_until_the_program_can(scontrol, tmp_path, monkeypatch):
     early = []
     signal.signal(signal.SIGUSR1, lambda number, frame: early.append(number))
-    monkeypatch.setattr("vta_sam.runtime.cluster.launch.check", lambda *given: os.kill(os.getpid(), signal.SIGUSR1))
+    main = threading.main_thread().ident  # a program has no other thread before; other tests may have left some here
+    monkeypatch.setattr("vta_sam.runtime.cluster.launch.check", lambda *_: signal.pthread_kill(main, signal.SIGUSR1))
     done = call("data_prep/encode_latents.py", "vae=v", "shards=s", cwd=tmp_path)
     assert done.returncode == 75 and not early and scontrol.read_text() == "requeue 17_3\n", done
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, []), "as it was before"

@@ -187,5 +187,8 @@ def test_without_a_number_there_is_a_process_for_each_core_of_this_one(monkeypat
     monkeypatch.setattr("vta_sam.runtime.distributed.own_cores", lambda: 5)
     with DecodePool(None) as pool:
         assert len(pool.readers) == 5 + 1 and pool.ahead == 12, "one reads again what failed"
+    monkeypatch.setattr("vta_sam.runtime.distributed.own_cores", lambda: 64)
+    with DecodePool(None) as pool:
+        assert len(pool.readers) == 8 + 1, "whose pictures fit into memory"
     with DecodePool(2) as pool:
         assert len(pool.readers) == 2 + 1

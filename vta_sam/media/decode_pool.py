@@ -17,13 +17,15 @@ from .guarded import GuardedReader
 from .video import Chunks, ClipStream
 
 BUFFER_CHUNKS = 2
+_MOST_WORKERS = 8  # unless more are asked for: each holds pictures of two clips in memory
 
 
 class DecodePool:
     """Several decoding processes that read ahead. ``map`` keeps the order and bounds memory.
 
     Args:
-        workers: processes, which is also how many clips are decoded at once; None: one for each core of this process.
+        workers: processes, which is also how many clips are decoded at once; None: one for each core of this
+            process, 8 at most.
         limit_s: as of GuardedReader, like memory_mb.
         hwaccel: likewise; ``cuda`` is this process's own GPU.
         ahead: how many clips may be begun, or finished but not consumed, at any time.
@@ -35,7 +37,7 @@ class DecodePool:
         if workers is None:
             from ..runtime.distributed import own_cores  # imports torch, which this room does without
 
-            workers = own_cores()
+            workers = min(_MOST_WORKERS, own_cores())
         if workers < 1:
             raise InputError(f"workers must be at least 1, got {workers}")
         hwaccel = on_own_gpu(hwaccel)

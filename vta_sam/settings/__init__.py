@@ -145,7 +145,7 @@ class ExtractSettings(SharedWork):
     sample_rate_hz: Annotated[Whole, Field(ge=1000, le=384_000)] = setting("of the sound", 16_000)
     sound: Text | None = setting(_SOUND)
     shard_size: Positive = setting("clips a shard: at most so many are lost by a kill", 64)
-    workers: Positive | None = setting("decoding processes; null: one for each core of this process")
+    workers: Positive | None = setting("decoding processes; null: one for each core of this process, 8 at most")
     chunk_frames: Positive = setting("frames that travel, and that the extractors get, at once", 32)
     limit_s: Annotated[Number, Field(ge=0.1)] = setting("seconds after which a clip's decoding is given up", 60)
     memory_mb: Annotated[Whole, Field(ge=256)] = setting("MB of memory that a clip's decoding may take", 4096)

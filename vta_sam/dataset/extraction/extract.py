@@ -56,7 +56,7 @@ class Extraction:
         encoder: embeds frames, words and captions.
         fps: frame rate of the features.
         shard_size: clips in a shard.
-        workers: decoding processes; None: as many as this process has cores.
+        workers: decoding processes; None: as many as this process has cores, 8 at most.
         rank: of this worker, from 0.
         world: number of workers.
         limit_s: limit of a clip's decoding, in seconds.

@@ -72,4 +72,5 @@ def test_the_documentation_has_commands():
 def test_a_documented_command_composes(command, manifest, dry_run, dataset, monkeypatch):
     monkeypatch.setattr("vta_sam.study.sweep.read_sweep", lambda name: shortened(name, 1))
     words = shlex.split(command.partition(" > ")[0])[1:]
-    assert directives(dry_run(words[0], *(word for word in words[1:] if word != "launcher=slurm")))
+    script = dry_run(words[0], *(word for word in words[1:] if word != "launcher=slurm"))
+    assert "of Ray" in script.splitlines()[1] if "launcher=ray" in words else directives(script)

@@ -175,7 +175,7 @@ def test_an_extraction_whose_workers_are_killed_equals_one_that_was_left_alone(c
     assert done.returncode == 0, done.stderr
     wanted, rng, kills = contents(alone), np.random.default_rng(5), Counter[str]()
     told = ["launcher=ray", f"launcher.address={cluster.address}", "launcher.gpus=null", "launcher.cpus_per_task=1",
-            "launcher.shards_per_job=2", "launcher.max_at_once=2", "launcher.retries=1000"]
+            "launcher.shards_per_job=4", "launcher.max_at_once=2", "launcher.retries=1000"]
     machine = cluster.add_node(num_cpus=2)
     for folder in itertools.count():
         out = tmp_path / f"out-{folder}"

@@ -91,8 +91,8 @@ def test_an_extraction_whose_workers_are_killed_again_and_again_equals_one_that_
         out, states = tmp_path / f"out-{folder}", {"FAILED"}
         while states != {"COMPLETED"}:  # the same command, as long as it takes
             job, tasks, log = submit(cluster, "data_prep/extract.py", *arguments(corpus, out), "launcher.max_at_once=2",
-                                     "launcher.shards_per_job=2", f"launcher.logs={tmp_path}/logs")
-            assert len(tasks) == 6 > 2
+                                     "launcher.shards_per_job=4", f"launcher.logs={tmp_path}/logs")
+            assert len(tasks) == 3 > 2
 
             def goes_on() -> bool:
                 return sum(kills.values()) < KILLS and any(

@@ -2,16 +2,15 @@
 show each frame with what the shard says of it."""
 
 import json
-import runpy
-import sys
 from dataclasses import replace
 
 import av
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import REPOSITORY, decode_grey
+from conftest import decode_grey
 from matplotlib.image import imread
+from programs import call
 from tiny_data import CAPTION_DIM, FRAME_DIM, OBJECT_DIM, a_clip, write_dataset
 
 from vta_sam.dataset.extraction.check import check_dataset, made_by, write_check, write_overlays
@@ -163,19 +162,13 @@ def test_ids_and_counts_must_agree(dataset):
 
 
 @pytest.fixture
-def check(monkeypatch, capsys):
+def check(tmp_path):
     """Run the script ⇒ (exit status, what it printed)."""
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["check.py", *arguments])
-        status = 0
-        try:
-            runpy.run_path(str(REPOSITORY / "data_prep" / "check.py"), run_name="__main__")
-        except SystemExit as end:
-            status = int(end.code or 0)
-        printed = capsys.readouterr()
-        return status, " ".join((printed.out + printed.err).split())
+    def run(*arguments):
+        done = call("data_prep/check.py", *arguments, cwd=tmp_path)
+        return done.returncode, " ".join((done.stdout + done.stderr).split())
 
-    return call
+    return run
 
 
 @pytest.mark.slow

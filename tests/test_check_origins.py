@@ -2,14 +2,12 @@
 
 import dataclasses
 import json
-import runpy
 import shutil
-import sys
 
 import fsspec
 import numpy as np
 import pytest
-from conftest import REPOSITORY
+from programs import call
 from shard_server import serving
 from tiny_data import a_clip, write_dataset
 
@@ -32,21 +30,13 @@ def dataset(tmp_path):
 
 
 @pytest.fixture
-def check(monkeypatch, capsys, tmp_path):
+def check(tmp_path):
     """Run the script ⇒ (exit status, what it printed)."""
-    monkeypatch.chdir(tmp_path)
+    def run(*arguments):
+        done = call("data_prep/check.py", *arguments, cwd=tmp_path)
+        return done.returncode, " ".join((done.stdout + done.stderr).split())
 
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["check.py", *arguments])
-        status = 0
-        try:
-            runpy.run_path(str(REPOSITORY / "data_prep" / "check.py"), run_name="__main__")
-        except SystemExit as end:
-            status = int(end.code or 0)
-        printed = capsys.readouterr()
-        return status, " ".join((printed.out + printed.err).split())
-
-    return call
+    return run
 
 
 def test_a_dataset_at_a_url_is_checked_as_a_folder_is(dataset, check, tmp_path):

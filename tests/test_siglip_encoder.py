@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from played_gpu import PlayedGPU
+from test_clip_encoder import assert_held_as_cast
 from transformers import GemmaTokenizerFast, SiglipImageProcessor, SiglipModel, SiglipProcessor
 
 from vta_sam.media.picture_reader import BilinearSqueeze
@@ -61,15 +63,7 @@ def test_frames_equal_transformers_whatever_the_batch(encoder, reference):
 
 
 def test_weights_held_in_half_precision_compute_what_autocast_computes(weights, monkeypatch):
-    held = SigLIPEncoder(weights=weights, device="cpu", precision="bf16")
-    monkeypatch.setattr("vta_sam.perception.clip_encoder.hold_weights", lambda network, dtype: None)
-    cast = SigLIPEncoder(weights=weights, device="cpu", precision="bf16")
-    halves = [name for name, value in held.model.named_parameters() if value.dtype == torch.bfloat16]
-    assert any("q_proj" in name for name in halves) and not any(value.dtype == torch.bfloat16 for value in
-                                                                cast.model.parameters())
-    assert np.array_equal(held.encode_frames(pictures(2)), cast.encode_frames(pictures(2)))
-    assert np.array_equal(held.encode_objects(["car", "dog"]), cast.encode_objects(["car", "dog"]))
-    assert np.array_equal(held.encode_caption("a dog barks"), cast.encode_caption("a dog barks"))
+    assert_held_as_cast(partial(SigLIPEncoder, weights=weights, device="cpu"), monkeypatch)
 
 
 def test_a_video_is_squeezed_as_by_the_package(encoder, reference, make_video, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,21 +61,28 @@ def survivors(look: Callable[[], dict[int, str]], patience_s: float) -> dict[int
 
 def session_of(leader: int) -> dict[int, str]:
     """Living processes of the session that ``leader`` began, itself included ⇒ {pid: command}."""
-    return _living(lambda parent, session: session == leader)
+    return _living(lambda pid, parent, session: session == leader)
 
 
 def children_of(pid: int) -> dict[int, str]:
     """Living children of a process ⇒ {pid: command}."""
-    return _living(lambda parent, session: parent == pid)
+    return _living(lambda child, parent, session: parent == pid)
 
 
-def _living(wanted: Callable[[int, int], bool]) -> dict[int, str]:
+def still_alive(pids: Iterable[int], patience_s: float = 10.0) -> dict[int, str]:
+    """Those of some processes that don't end within ``patience_s`` ⇒ {pid: command}. The kernel needs a moment for one
+    that was killed, and one that ended while nobody asked how has an entry in /proc for ever."""
+    wanted = set(pids)
+    return survivors(lambda: _living(lambda pid, parent, session: pid in wanted), patience_s)
+
+
+def _living(wanted: Callable[[int, int, int], bool]) -> dict[int, str]:
     found = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
                 state, parent, _, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
-                if state not in "ZX" and wanted(int(parent), int(session)):  # not dead ones that nobody asks about
+                if state not in "ZX" and wanted(int(folder.name), int(parent), int(session)):  # not dead ones that nobody asks about
                     command = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
                     found[int(folder.name)] = command.decode(errors="replace")[:200]
             except (OSError, ValueError):  # it ended meanwhile

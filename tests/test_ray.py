@@ -17,6 +17,7 @@ import pytest
 from killed_shares import (
     KILLS, arguments, at_a_random_instant, check_what_is_there, contents, kill, parent_of, workers, write_corpus,
 )
+from processes import still_alive
 from programs import call
 
 from vta_sam.runtime.cluster.launch import Program, launch
@@ -145,8 +146,7 @@ def test_an_interrupt_ends_the_tasks_and_what_they_started(cluster, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         Ray(address=cluster.address, max_at_once=1, retries=3, **HERE).submit(job)
     assert (tmp_path / "told").exists() and not (tmp_path / "second").exists()
-    left = [pid for pid in (tmp_path / "pids").read_text().split() if Path(f"/proc/{pid}").exists()]
-    assert not [pid for pid in left if " Z " not in Path(f"/proc/{pid}/stat").read_text()]
+    assert not still_alive(map(int, (tmp_path / "pids").read_text().split()))
 
 
 @pytest.mark.slow
@@ -162,7 +162,7 @@ def test_a_worker_that_is_killed_takes_its_process_along_and_the_task_is_tried_a
     threading.Thread(target=kill, daemon=True).start()
     Ray(address=cluster.address, retries=1, **HERE).submit(job)
     first, second = (int(line.split()[0]) for line in (tmp_path / "pids").read_text().splitlines())
-    assert first != second and not Path(f"/proc/{first}").exists()
+    assert first != second and not still_alive([first])
 
 
 @pytest.mark.slow

@@ -226,7 +226,7 @@ def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch):
 def test_an_adapter_of_version_0_1_goes_on_working(monkeypatch):
     """It says ``hear`` and ``Heard``, which ``embed`` and ``Embedding`` have taken the place of."""
     from vta_sam.evaluation import embeddings as backbones
-    from vta_sam.evaluation.measurements import SoundMeasurements
+    from vta_sam.evaluation.metric import SoundMeasurements
     from vta_sam.evaluation.sounds import FeatureCache, WaveformFeatures
     from vta_sam.metrics.backbones import Heard, by_length
 

@@ -11,7 +11,7 @@ from tiny_data import SPEC, a_clip
 
 from vta_sam.dataset.shards.batch import collate, window_of
 from vta_sam.evaluation.evaluate import Request, evaluate
-from vta_sam.evaluation.measurements import SoundMeasurements
+from vta_sam.evaluation.metric import SoundMeasurements
 from vta_sam.evaluation.sounds import WaveformFeatures
 from vta_sam.training.figures_stage import attention_maps
 from vta_sam.generation.pipeline import load

@@ -10,7 +10,7 @@ from vta_sam.diffusion.objective import VPrediction
 from vta_sam.diffusion.sampler import Sampler
 from vta_sam.diffusion.windows import Windows, decode_windowed, noise_of, vocode, windowed
 from vta_sam.evaluation.embeddings import Ceiling, RoundTrip
-from vta_sam.evaluation.measurements import SoundMeasurements
+from vta_sam.evaluation.metric import SoundMeasurements
 from vta_sam.evaluation.sounds import FeatureCache, sound_features
 from vta_sam.generation.pipeline import limited, load
 from vta_sam.runtime.errors import InputError

@@ -10,8 +10,7 @@ import numpy as np
 from ..metrics.intervals import (
     Interval, Resampling, SetValue, bootstrap_interval, derangement, paired_difference, standard_error
 )
-from .measurements import ClipTruth, Measurements, SoundMeasurements
-from .metric import Metric, Values, clip_input, clip_values
+from .metric import ClipTruth, Measurements, Metric, SoundMeasurements, Values, clip_input, clip_values
 from .results import ClipScores, Evaluation, Figure, SystemResult
 
 Sounds = Mapping[str, Sequence[SoundMeasurements]]  # {clip: samples}

@@ -26,8 +26,7 @@ from ..runtime.distributed import mixed_precision
 from ..runtime.errors import InputError
 from ..vae.codec import MelCodec
 from .measure import backbone_key
-from .measurements import SoundMeasurements
-from .metric import Metric, waveform_value
+from .metric import Metric, SoundMeasurements, waveform_value
 from .sounds import Arrays, FeatureCache, cache_key, sound_features
 
 # name ⇒ (title for readers, whether it has classes)

@@ -25,8 +25,7 @@ from ..runtime.errors import InputError
 from .aggregate import Aggregate, SetFigures
 from .embeddings import BackboneEmbeddings, Ceiling
 from .measure import ClipJob, failed_clip, join_files, map_guarded, measure_clip, split_by_file
-from .measurements import ClipMeasurements, Measurements, SoundMeasurements
-from .metric import Metric
+from .metric import ClipMeasurements, Measurements, Metric, SoundMeasurements
 from .metric_table import metrics_for
 from .pairing import CAPTIONS_NAME, Plan, Words, find_systems, make_plan, read_ids, read_words
 from .results import Evaluation

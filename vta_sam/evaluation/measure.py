@@ -26,8 +26,7 @@ from pebble import ProcessExpired, ProcessPool
 from ..metrics.alignment import FlowTrajectory, measure_flow
 from ..runtime.errors import InputError
 from ..runtime.files import reason_of
-from .measurements import ClipMeasurements, SoundMeasurements
-from .metric import Metric, waveform_value
+from .metric import ClipMeasurements, Metric, SoundMeasurements, waveform_value
 from .pairing import SoundFile
 from .sounds import (
     FEATURES_VERSION, FeatureCache, LoadingPolicy, Sound, SoundFeatures, cache_key, content_hash, read_sound,

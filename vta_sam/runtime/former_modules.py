@@ -42,7 +42,7 @@ FORMER = {
     "pipeline": "generation.pipeline", "importers.tango": "importers.systems", "importers.vta_ldm": "importers.systems",
     "importers.audioldm": "importers.systems", "importers.tensor_mapping": "importers.components",
     "evaluation.request": "evaluation.evaluate", "study.plan": "study.record",
-    "evaluation.metric_docs": "evaluation.metric_table",
+    "evaluation.metric_docs": "evaluation.metric_table", "evaluation.measurements": "evaluation.metric",
     "evaluation.listening.report": "evaluation.listening.analysis",
     "evaluation.listening.stimuli": "evaluation.listening.study_files",
     "metrics.backbones.base": "metrics.backbones", "metrics.released_backbones": "metrics.backbones",

@@ -20,8 +20,7 @@ from ..dataset.shards.datamodule import consecutive
 from ..dataset.shards.reader import ShardReader
 from ..embedded.tiny_networks import TinyBackbone, load_tagger
 from ..evaluation.aggregate import SetFigures, figure_of_scores
-from ..evaluation.measurements import ClipTruth, SoundMeasurements
-from ..evaluation.metric import Metric, clip_values, waveform_value
+from ..evaluation.metric import ClipTruth, Metric, SoundMeasurements, clip_values, waveform_value
 from ..evaluation.metric_table import figure_metrics
 from ..evaluation.results import Figure, interval_json
 from ..evaluation.sounds import WaveformFeatures

@@ -71,7 +71,7 @@ def children_of(pid: int) -> dict[int, str]:
 
 def still_alive(pids: Iterable[int], patience_s: float = 10.0) -> dict[int, str]:
     """Those of some processes that don't end within ``patience_s`` ⇒ {pid: command}. The kernel needs a moment for one
-    that was killed, and one that ended while nobody asked how has an entry in /proc for ever."""
+    that was killed; one whose end nobody asked about has an entry in /proc for ever."""
     wanted = set(pids)
     return survivors(lambda: _living(lambda pid, parent, session: pid in wanted), patience_s)
 
@@ -82,7 +82,7 @@ def _living(wanted: Callable[[int, int, int], bool]) -> dict[int, str]:
         if folder.name.isdigit():
             try:
                 state, parent, _, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
-                if state not in "ZX" and wanted(int(folder.name), int(parent), int(session)):  # not dead ones that nobody asks about
+                if state not in "ZX" and wanted(int(folder.name), int(parent), int(session)):  # dead ones may stay
                     command = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
                     found[int(folder.name)] = command.decode(errors="replace")[:200]
             except (OSError, ValueError):  # it ended meanwhile

@@ -174,7 +174,13 @@ def test_a_phone_shows_a_clip_a_card_without_scrolling_aside(browser, index, sch
 def test_groups_of_columns_can_be_put_away(browser, index):
     with opened(browser, index) as page:
         heading = page.get_by_role("columnheader", name="Fréchet distance")
+        assert not heading.count(), "the table is folded"
+        page.get_by_text("All 3 figures").click()
         assert heading.first.is_visible()
         page.get_by_label("Likeness").uncheck()
         assert heading.count() == 0
         assert page.get_by_role("columnheader", name="Onset F1").first.is_visible()
+        control = page.get_by_text("control", exact=True).first
+        assert not control.is_visible()
+        page.get_by_label("controls and ceilings").check()
+        assert control.is_visible()

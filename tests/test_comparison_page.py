@@ -16,7 +16,7 @@ from PIL import Image
 
 import vta_sam.evaluation.comparison.page
 from vta_sam.evaluation.comparison import write_page
-from vta_sam.evaluation.comparison.page_tables import clip_scores, decimal, number, rows
+from vta_sam.evaluation.comparison.page_tables import clip_scores, decimal, headlines, number, rows
 from vta_sam.evaluation.comparison.players import lanes, percents, ticks, write_spectrogram
 from vta_sam.evaluation.pairing import SoundFile, Words
 from vta_sam.evaluation.results import ClipScores, Figure
@@ -113,12 +113,31 @@ def test_the_table_says_direction_interval_control_and_reason(tmp_path):
                                                 "frechet_tiny": Interval(-1.0, -2.0, 0.5, 2)}}
     index, *_ = parts(write_page(request_in(tmp_path, evaluation=evaluation)).parent)
     assert "Onset F1 ↑ , higher is better" in index.text and "Fréchet distance ↓ , lower is better" in index.text
-    assert "0.600 ★ best 0.400 to 0.900 n = 2, 1 undefined control 0.200 0.100 to 0.300" in index.text
+    assert "0.600 ★ best 0.400 to 0.900 control 0.200 0.100 to 0.300" in index.text
     assert "missing: it needs 20 clips, got 2" in index.text
     assert "Loudness (RMS) — missing: nobody listened" in index.text
     assert "−0.100 ≠ 0 −0.200 to −0.050" in index.text and "−1.000 −2.000 to 0.500" in index.text
-    assert index.text.count("best") == 2  # one mark, and what it means
+    assert index.text.count("best") == 3  # a mark in the picture and in the table, and what it means
+    assert "n = 2, 1 undefined where nothing else is said" in index.text and index.text.count("n = 2 ") == 4
     assert "of.x y" in index.text
+
+
+def test_the_picture_has_the_headline_figures_on_an_axis_that_the_truth_does_not_stretch():
+    evaluation = evaluation_of()
+    first, second = headlines(evaluation)
+    assert (first.metric.key, first.column, second.metric.key, second.column) == ("onset_f1", 1, "frechet_tiny", 2)
+    assert (first.low, first.high, first.zero) == ("0.400", "0.900", None)
+    assert [(dot.name, dot.left, dot.right, dot.at) for dot in first.dots] == [
+        ("truth", 0.0, 100.0, 20.0), ("ours", 0.0, 100.0, 40.0), ("theirs", 0.0, 100.0, 60.0)]
+    evaluation.systems["truth"].figures["onset_f1"] = Figure(Interval(1.0, 1.0, 1.0, 2))
+    evaluation.systems["ours"].figures["onset_f1"] = Figure(None, reason="nobody listened")
+    evaluation.systems["theirs"].figures["onset_f1"] = Figure(Interval(0.5, -0.5, 0.5, 2))
+    first, _ = headlines(evaluation)
+    assert [(dot.name, dot.at, dot.score.missing) for dot in first.dots] == [
+        ("ours", None, "nobody listened"), ("theirs", 100.0, "")]
+    assert first.zero == 50.0
+    del evaluation.systems["ours"], evaluation.systems["theirs"]
+    assert [[dot.at for dot in panel.dots] for panel in headlines(evaluation)] == [[0.0], [12.5]]
 
 
 def test_what_is_not_known_is_never_a_number():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +17,7 @@ from vta_sam.media.audio import read_audio
 from vta_sam.media.muxing import mux
 from vta_sam.media.picture_reader import CentreCrop, Squeeze
 from vta_sam.media.video import probe, read_clip
+from vta_sam.metrics.alignment import measure_flow
 
 # display matrix (a, b, c, d) ⇒ how the stored picture is shown: all that leave the axes where they are
 ORIENTATIONS = {
@@ -54,6 +56,26 @@ def test_all_eight_orientations_are_upright(tmp_path, matrix):
     assert (info.height, info.width) == expected.shape[:2]
     written = mux(tmp_path / "a.mp4", SOUND, 16_000, tmp_path / "b.mp4")
     assert np.array_equal(picture(written, *expected.shape[:2]), found), "kept in what is written"
+
+
+def test_pictures_are_freed_as_soon_as_they_are_done_with(tmp_path):
+    """Not only when Python looks for rings of objects: by then hundreds of large ones, each with a scaler and its
+    threads, may have passed."""
+    source = a_video(tmp_path / "a.mp4", "mpeg4")
+    for reads in (lambda: picture(source, 48, 64), lambda: measure_flow(source),
+                  lambda: mux(source, SOUND, 16_000, tmp_path / "b.mp4")):
+        gc.collect()
+        gc.disable()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            reads()
+            gc.collect()
+            kept = [one for one in gc.garbage if isinstance(one, av.VideoFrame)]
+        finally:
+            gc.set_debug(0)
+            gc.enable()
+            gc.garbage.clear()
+        assert not kept
 
 
 def a_ball(path: Path, size: tuple[int, int], aspect: Fraction, **stream) -> None:

@@ -22,7 +22,7 @@ from .audio import AAC_FRAME_SAMPLES, aac_frames, end_of_sound_s, fit_length, re
 from .container import (
     Decoder, PictureTimes, holds_picture, open_media, origin_s, packets, picture_stream, picture_times
 )
-from .picture_reader import require_pictures, shown_at_first, without_undecodable
+from .picture_reader import display_matrix, require_pictures, shown_at_first, without_undecodable
 from .video import Kept
 
 _BIT_RATE = 128_000  # bit/s, mono: transparent for a 16 kHz sound
@@ -340,8 +340,8 @@ class _Writer:
                 pts = frame.pts - self.shift if frame.pts is not None else latest + 1
                 if pts < 0:
                     continue
-                if not shown and (matrix := frame.side_data.get("DISPLAYMATRIX")) is not None:
-                    video.set_display_matrix(np.frombuffer(bytes(matrix), np.int32).tolist())
+                if not shown and (matrix := display_matrix(frame)) is not None:
+                    video.set_display_matrix(matrix)
                 shown.append(max(latest + 1, pts))
                 picture = frame.reformat(video.width, video.height, "yuv420p")
                 picture.pts, picture.time_base = shown[-1], self.pictures.time_base

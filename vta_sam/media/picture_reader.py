@@ -16,6 +16,7 @@ import av
 import numpy as np
 from av.codec.hwaccel import hwdevices_available
 from av.container import InputContainer
+from av.sidedata.sidedata import SideDataContainer
 from av.video.reformatter import Colorspace, ColorTrc, VideoReformatter
 
 from ..runtime import usable_cores
@@ -260,10 +261,9 @@ class Orientation:
     @classmethod
     def of(cls, frame: Any) -> "Orientation":
         """Of a decoded picture, by its display matrix."""
-        stored = frame.side_data.get("DISPLAYMATRIX")
-        if stored is None:
+        if (stored := display_matrix(frame)) is None:
             return cls()
-        across_x, across_y, _, down_x, down_y = np.frombuffer(bytes(stored), np.int32, 5).tolist()
+        across_x, across_y, _, down_x, down_y = stored[:5]
         mirrored = across_x * down_y - across_y * down_x < 0
         if mirrored:
             across_x, across_y = -across_x, -across_y
@@ -272,6 +272,13 @@ class Orientation:
     def upright(self, pixels: np.ndarray) -> np.ndarray:
         """A stored picture (h, w, …), turned."""
         return np.rot90(pixels[:, ::-1] if self.mirrored else pixels, self.turns)
+
+
+def display_matrix(frame: Any) -> list[int] | None:
+    """The nine numbers that turn a decoded picture upright; None: it has none. ``frame.side_data`` would keep the
+    picture, and its scaler with all threads, in memory until Python next looks for objects that refer to themselves."""
+    stored = SideDataContainer(frame).get("DISPLAYMATRIX")
+    return None if stored is None else np.frombuffer(bytes(stored), np.int32).tolist()
 
 
 _LARGEST_ASPECT = 16  # of a pixel; a larger one is a damaged header

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from ..media.container import open_media
 from ..media.picture_reader import Orientation, PictureReader
@@ -90,6 +91,7 @@ def measure_flow(path: str | os.PathLike, variant: str = FULL, longest_s: float 
         if not reader.video.average_rate:
             raise InputError(f"{path} claims no frame rate, which times of motion are counted by; convert it first")
         fps, scale = float(reader.video.average_rate), 1.0
+        reformatter = VideoReformatter()  # of all pictures: one of each would have threads of its own
 
         def grey() -> Iterator[np.ndarray]:
             nonlocal scale
@@ -99,7 +101,7 @@ def measure_flow(path: str | os.PathLike, variant: str = FULL, longest_s: float 
                     raise InputError(f"{path} lasts longer than {longest_s:g} s, or has more than {MOST_FPS:g} "
                                      "pictures a second; cut it first")
                 size = size or (picture.width, picture.height)  # a stream may change its size midway
-                stored = picture.to_ndarray(width=size[0], height=size[1], format="bgr24")
+                stored = reformatter.reformat(picture, *size, "bgr24", threads=1).to_ndarray()
                 frame = cv2.cvtColor(np.ascontiguousarray(Orientation.of(picture).upright(stored)),
                                      cv2.COLOR_BGR2GRAY)
                 if height is not None and height < frame.shape[0]:

@@ -212,11 +212,12 @@ def write_page(request: PageRequest, progress: Callable[[int, int], None] = lamb
 
 def _index_markup(request: PageRequest) -> str:
     evaluation = request.evaluation
-    metrics = page_tables.shown_metrics(evaluation)
+    metrics, rows = page_tables.shown_metrics(evaluation), page_tables.rows(evaluation)
     return _template("index.html.j2").render(
         title=request.title, note=request.note, evaluation=evaluation, systems=request.systems,
         clips=len(request.clips), columns=metrics, column_groups=page_tables.groups(metrics),
-        group_of={metric.key: metric.group for metric in metrics}, rows=page_tables.rows(evaluation),
+        group_of={metric.key: metric.group for metric in metrics}, rows=rows, panels=page_tables.headlines(evaluation),
+        usual=page_tables.usual_basis(rows),
         differences=page_tables.differences(evaluation), missing=page_tables.missing(evaluation),
         provenance=page_tables.provenance(evaluation), shown_db=round(clip_pictures.SHOWN_DB),
         several=any(system.samples > len(system.clips) > 0 for system in evaluation.systems.values()),

@@ -1,11 +1,15 @@
-"""An evaluation as the page's tables: every number with its interval and n, every missing one with its reason."""
+"""An evaluation as the page shows it: five headline figures as dots, and tables of every number with its interval; a
+missing number has its reason."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from fnmatch import fnmatchcase
+from itertools import compress, groupby
 from typing import Any
 
 from ...metrics.intervals import Interval
@@ -13,6 +17,10 @@ from ..metric import Metric
 from ..results import ClipScores, Evaluation, Figure, SystemResult
 
 UNKNOWN = "not measured"
+# Keys of the figures that the picture shows, as far as they are known: of timing, of what sounds, of quality
+HEADLINES = ("envelope_correlation", "event_f1", "sync_probability", "onset_f1", "sound_class", "frechet_*", "kl_*",
+             "av_align_matched", "onset_ap_matched", "inception_*", "log_spectral_distance_db")
+MOST_HEADLINES = 5
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,33 @@ class Entry:
     score: Number
     beside: list[tuple[str, Number]]
     best: bool
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One system in a panel of the picture. left, right, at: of its interval and its mean, in per cent of the panel's
+    axis; reference: it is the true sound; score: the same in words, without places where there is none."""
+
+    name: str
+    reference: bool
+    best: bool
+    score: Number
+    left: float = 0.0
+    right: float = 0.0
+    at: float | None = None
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One headline figure: a dot per system. column: its number in the table of figures; low, high: the ends of its
+    axis; zero: its place in per cent, None: it lies beyond the ends."""
+
+    metric: Metric
+    column: int
+    dots: list[Dot]
+    low: str
+    high: str
+    zero: float | None
 
 
 @dataclass(frozen=True)
@@ -82,6 +117,55 @@ def rows(evaluation: Evaluation) -> list[Row]:
         entries = [_entry(evaluation, name, system, metric) for metric in shown_metrics(evaluation)]
         found.append(Row(name, reference, _remarks(system, reference), entries))
     return found
+
+
+def headlines(evaluation: Evaluation) -> list[Panel]:
+    """⇒ the panels of the picture: figures of :data:`HEADLINES` that the systems have, one for each pattern, five at
+    most. The true sound stands in those that it isn't perfect in by definition."""
+    metrics, ordered = shown_metrics(evaluation), rows(evaluation)
+    found = [next((i for i, metric in enumerate(metrics) if fnmatchcase(metric.key, pattern)), None)
+             for pattern in HEADLINES]
+    chosen = [i for i in found if i is not None][:MOST_HEADLINES]
+    return [_panel(evaluation, metrics[i], i, ordered) for i in sorted(chosen)]
+
+
+def _panel(evaluation: Evaluation, metric: Metric, place_in_table: int, ordered: Sequence[Row]) -> Panel:
+    entries = [row.entries[place_in_table] for row in ordered]
+    scores = [evaluation.systems[row.name].figures[metric.key].score if entry.score.mean else None
+              for row, entry in zip(ordered, entries)]
+    if any(score is not None and not row.reference for row, score in zip(ordered, scores)):
+        shown = [not (row.reference and score is not None and score.low == score.high)
+                 for row, score in zip(ordered, scores)]
+        ordered, entries, scores = (list(compress(each, shown)) for each in (ordered, entries, scores))
+    reach = [(score, *_ends(score)) for score in scores if score is not None]
+    low, high = min(left for _, left, _ in reach), max(right for *_, right in reach)
+    span = high - low or 1.0
+
+    def place(value: float) -> float:
+        return round(100 * (value - low) / span, 2)
+
+    dots = []
+    for row, entry, score in zip(ordered, entries, scores):
+        if score is None:
+            dots.append(Dot(row.name, row.reference, False, entry.score))
+        else:
+            left, right = map(place, _ends(score))
+            dots.append(Dot(row.name, row.reference, entry.best, entry.score, left, right, place(score.mean)))
+    return Panel(metric, place_in_table + 1, dots, decimal(low, metric.decimals), decimal(high, metric.decimals),
+                 place(0.0) if low < 0 < high and 1 < place(0.0) < 99 else None)
+
+
+def _ends(score: Interval) -> tuple[float, float]:
+    """⇒ the ends of an interval; the mean where it has none."""
+    if math.isnan(score.low) or math.isnan(score.high):
+        return score.mean, score.mean
+    return min(score.low, score.mean), max(score.high, score.mean)
+
+
+def usual_basis(shown: Sequence[Row]) -> str:
+    """⇒ the number of values that most numbers have; a cell says its own only where it differs."""
+    counted = Counter(entry.score.basis for row in shown for entry in row.entries if entry.score.basis)
+    return counted.most_common(1)[0][0] if counted else ""
 
 
 def missing(evaluation: Evaluation) -> list[tuple[str, list[str]]]:

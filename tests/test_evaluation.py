@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import io
 import json
 import os
 import shutil
@@ -14,11 +15,12 @@ import numpy as np
 import pytest
 import soundfile
 from programs import call
+from rich.console import Console
 
 import vta_sam.evaluation.measure
 import vta_sam.evaluation.results
 from vta_sam.evaluation.evaluate import Request, evaluate
-from vta_sam.evaluation.results import bad_files, end_of_report, write_evaluation
+from vta_sam.evaluation.results import bad_files, end_of_report, figures_table, write_evaluation
 from vta_sam.media.audio import write_wav
 from vta_sam.runtime.errors import InputError
 
@@ -192,7 +194,14 @@ def test_results_survive_their_file(evaluation, tmp_path):
             == {key: figure["score"] and figure["score"]["mean"] for key, figure in read["figures"].items()}
         assert read["clips"] == {clip: dataclasses.asdict(scores) for clip, scores in system.clips.items()}
     difference = evaluation.differences["same − late"]["envelope_correlation"]
-    assert content["differences"]["same − late"]["envelope_correlation"] == dataclasses.asdict(difference)
+    reading = {"unit": "", "better": "high", "version": 1}
+    assert content["differences"]["same − late"]["envelope_correlation"] == dataclasses.asdict(difference) | reading
+    for column in content["columns"]:
+        reading = {name: column[name] for name in ("unit", "better", "version")}
+        figures = [system["figures"][column["key"]] for system in content["systems"].values()]
+        assert all(figure | reading == figure for figure in figures), column["key"]
+        assert all(figure["score"] is None or figure["score"]["n"] > 0 for figure in figures)
+    assert content["notes"] == evaluation.notes and evaluation.notes
     assert len(written[1].read_text().splitlines()) == 1 + 5 * 10
     assert content["provenance"]["clips"] == 10 and "librosa" in content["provenance"]["versions"]
 
@@ -208,10 +217,18 @@ def test_several_samples_of_a_clip_are_one_clip(few, tmp_path):
     assert 0.5 <= found.figures["onset_f1"].score.mean < 0.8
 
 
-def test_one_clip_has_no_interval_to_speak_of(tmp_path):
+def test_one_clip_has_no_interval(tmp_path):
     write_folder(tmp_path / "true", {"a": clicks(0)})
     write_folder(tmp_path / "ours", {"a": clicks(1)})
-    found = evaluate(Request({"ours": tmp_path / "ours"}, tmp_path / "true"))[0].systems["ours"]
+    evaluation = evaluate(Request({"ours": tmp_path / "ours"}, tmp_path / "true"))[0]
+    found = evaluation.systems["ours"]
+    assert evaluation.notes == ["there is one clip: its figures have no interval and no control"]
+    written = json.loads(write_evaluation(tmp_path / "out", evaluation)[0].read_text())["systems"]["ours"]["figures"]
+    lone = written["envelope_correlation"]["score"]
+    assert lone["mean"] is not None and (lone["low"], lone["high"], lone["n"]) == (None, None, 1)
+    shown = io.StringIO()
+    Console(file=shown, width=200).print(figures_table(evaluation))
+    assert "nan" not in shown.getvalue() and "[" not in shown.getvalue().split("\n", 1)[1]
     assert found.figures["envelope_correlation"].score.n == 1
     assert found.figures["envelope_correlation"].control is None
     assert "at least two clips" in found.figures["frechet_tiny"].reason
@@ -224,6 +241,46 @@ def test_clips_without_onsets_are_not_defined(tmp_path):
     figures = evaluate(Request({"ours": tmp_path / "ours"}, tmp_path / "true"))[0].systems["ours"].figures
     assert figures["onset_f1"].score is None and "not defined" in figures["onset_f1"].reason
     assert figures["envelope_correlation"].score.mean == 0
+
+
+def test_notes_name_what_no_figure_shows(few, tmp_path):
+    """Copies of the truth, one sound under two names, silence, other lengths: whatever files they come in."""
+    for name, sounds in {
+        "copies": {"c0": clicks(0), "c1": clicks(5)}, "twins": {"c0": clicks(7), "c1": clicks(7)},
+        "silent": {"c0": clicks(8), "c1": np.zeros(3 * RATE, np.float32)},
+        "lengths": {"c0": clicks(9)[:2 * RATE], "c1": np.concatenate([clicks(9), clicks(8)[:RATE // 4]])},
+    }.items():
+        write_folder(few / name, sounds)
+    soundfile.write(few / "copies" / "c0.flac", soundfile.read(few / "copies" / "c0.wav")[0], RATE, subtype="PCM_16")
+    (few / "copies" / "c0.wav").unlink()
+    asked = request(few, "late", "copies", "twins", "silent", "lengths", cache=tmp_path / "cache")
+    expected = [
+        "copies has the true sound itself in clip c0: copies of the truth, not generated sound",
+        "twins: 2 sounds are one and the same, of clips c0, c1",
+        "silent is silent (below -60 dBFS throughout) in clip c1, whose true sound is not",
+        "lengths: of 2 sounds 1 were cut, by up to 0.25 s and 1 were padded with silence, by up to 1.00 s, to the "
+        "length of the true sound",
+    ]
+    for found in (evaluate(asked)[0], evaluate(asked)[0]):  # the second from the cache
+        assert [note for note in found.notes if "rows" not in note and "classes" not in note] == expected
+        assert found.systems["lengths"].clips["c1"].notes == ["0.25 s cut off"]
+    assert any("embedded tagger" in note and "follows the number of rows" in note for note in found.notes)
+    itself = evaluate(request(few, "true"))[0].notes
+    assert itself[0].startswith("true is the folder of the true sounds itself") and "copies" not in str(itself)
+    write_folder(few / "true", {"c1": clicks(0)})
+    again = evaluate(request(few, "late", "silent"))[0].notes
+    assert again[0] == "the true sounds: 2 sounds are one and the same, of clips c0, c1"
+    assert evaluate(request(few, "late", "true"))[0].notes[0] == again[0], "the truth beside others is a bound"
+
+
+def test_where_no_sound_can_be_scored_the_first_reason_is_the_result(few):
+    for name in ("c0.wav", "c1.wav"):
+        spoil("corrupt", few / "same" / name)
+    asked = request(few, "same", skip_bad=True)
+    with pytest.raises(InputError, match="none of the sounds of same can be scored; the first: .*c0.wav.*can't be"):
+        evaluate(asked)
+    beside = evaluate(request(few, "same", "late", skip_bad=True))[0]
+    assert "same has no sound that could be scored; the first: " in beside.notes[0] and "c0.wav" in beside.notes[0]
 
 
 # ---------------------------------------------------------------- bad input

@@ -12,9 +12,10 @@ import pytest
 from programs import call
 from simulated_raters import Crowd, write_session
 
-from vta_sam.evaluation.listening.analysis import Screening, agreement, analyse, interval
+from vta_sam.evaluation.listening.analysis import Screening, agreement, analyse
 from vta_sam.evaluation.listening.answers import Key, read_key, read_session, read_sessions
 from vta_sam.evaluation.listening.study_files import HIDDEN, REFERENCE, Item, plans, tokens
+from vta_sam.metrics.intervals import pigeonhole_interval
 from vta_sam.runtime.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -60,7 +61,7 @@ def test_single_answers_would_give_too_narrow_an_interval():
     rng = np.random.default_rng(0)
     spread = np.std([(rng.normal(0, 0.8, (8, 1)) + rng.normal(0, 0.3, (8, 12))).mean() for _ in range(400)])
     table = rng.normal(0, 0.8, (8, 1)) + rng.normal(0, 0.3, (8, 12))
-    found = interval(table)
+    found = pigeonhole_interval(table)
     naive = 3.92 * np.std(table) / np.sqrt(table.size)
     assert naive < 0.7 * 3.92 * spread, "the example shows nothing"
     assert found.high - found.low > 1.5 * naive

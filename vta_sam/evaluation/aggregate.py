@@ -2,37 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from ..metrics.intervals import (
-    Interval, Resampling, SetValue, bootstrap_interval, derangement, paired_difference, standard_error
+    NORMAL, Interval, Resampling, SetValue, Table, bootstrap_interval, derangement, paired_difference, standard_error
 )
+from ..runtime.files import printable
 from .metric import ClipTruth, Measurements, Metric, SoundMeasurements, Values, clip_input, clip_values
 from .results import ClipScores, Evaluation, Figure, SystemResult
+from .sounds import PADDED_S
 
 Sounds = Mapping[str, Sequence[SoundMeasurements]]  # {clip: samples}
-_NORMAL = 1.96  # of a 95 % interval
 
 
-def figure_of_scores(scores: Sequence[float | None], control: Sequence[float | None] | None = None,
-                     ceiling: Sequence[float | None] = (), seed: int = 0, resamples: int = 2000) -> Figure:
+def figure_of_scores(scores: Table, control: Table | None = None, ceiling: Sequence[float | None] = (), seed: int = 0,
+                     resamples: int = 2000, proportion: bool = False) -> Figure:
     """⇒ a figure with its intervals, of values per clip.
 
     Args:
-        scores: one per clip; None: not defined.
+        scores: one per clip, or (samples, clips); None and NaN: not defined.
         control: the same sounds against other clips' truth, in the same order; None: there is none.
         ceiling: the true sound through VAE and vocoder.
         seed: of the bootstrap.
         resamples: of the bootstrap.
+        proportion: see :func:`~vta_sam.metrics.intervals.bootstrap_interval`.
     """
     return Figure(
-        bootstrap_interval(scores, seed, resamples),
-        bootstrap_interval(control, seed, resamples) if control else None,
-        paired_difference(scores, control, seed, resamples) if control else None,
-        bootstrap_interval(ceiling, seed, resamples) if any(value is not None for value in ceiling) else None,
+        bootstrap_interval(scores, seed, resamples, proportion),
+        bootstrap_interval(control, seed, resamples, proportion) if control is not None else None,
+        paired_difference(scores, control, seed, resamples, proportion) if control is not None else None,
+        bootstrap_interval(ceiling, seed, resamples, proportion) if any(v is not None for v in ceiling) else None,
     )
 
 
@@ -57,7 +61,7 @@ class SetFigures:
         if isinstance(value, str):
             return Figure(None, reason=value)
         bound, bound_clips = self._value(metric, "ceiling of the model", ceiling) if ceiling else ("", ())
-        return Figure(_not_negative(value, len(clips)), detail=value.detail,
+        return Figure(_not_negative(value, len(clips)), detail=value.detail, note=value.note,
                       ceiling=None if isinstance(bound, str) else _not_negative(bound, len(bound_clips)))
 
     def difference(self, metric: Metric, first: tuple[str, Sounds], second: tuple[str, Sounds]) -> Interval | None:
@@ -76,7 +80,10 @@ class SetFigures:
         if known not in self._computed:
             assert metric.function is not None
             clips, inputs = self._inputs(metric, sounds)
-            self._computed[known] = metric.function(*inputs, self.resampling), tuple(clips)
+            value = metric.function(*inputs, self.resampling)
+            if not isinstance(value, str) and not math.isfinite(value.value):
+                value = f"is not finite ({value.value}) on these {len(clips)} clips"
+            self._computed[known] = value, tuple(clips)
         return self._computed[known]
 
     def _inputs(self, metric: Metric, sounds: Sounds) -> tuple[list[str], list[list[np.ndarray]]]:
@@ -107,8 +114,11 @@ def _not_negative(value: SetValue, clips: int) -> Interval:
 def _interval(value: float, resampled: np.ndarray | None, clips: int) -> Interval:
     if resampled is None:
         return Interval(value, np.nan, np.nan, clips)
-    half = _NORMAL * standard_error(resampled)
+    half = NORMAL * standard_error(resampled)
     return Interval(value, value - half, value + half, clips)
+
+
+Scored = tuple[list[Values], list[Values]]  # a clip's values and its control's, of each sample
 
 
 @dataclass
@@ -140,7 +150,7 @@ class Aggregate:
         order: list[int] = derangement(len(self.clips), self.seed).tolist() if len(self.clips) > 1 else []
         self.partner = {clip: self.clips[i] for clip, i in zip(self.clips, order)}
         self.scores = {name: self._scores(sounds) for name, sounds in self.measurements.sounds.items()}
-        self.ceiling = self._scores({clip: [sound] for clip, sound in self.measurements.ceiling.items()})
+        self.ceiling = self._scores({clip: [sound] for clip, sound in self.measurements.ceiling.items()}, False)
 
     def evaluation(self) -> Evaluation:
         """⇒ the evaluation, without its provenance."""
@@ -151,20 +161,20 @@ class Aggregate:
             reasons = {system.figures[metric.key].reason for system in systems.values()}
             if len(reasons) == 1 and reasons != {""}:
                 missing[metric.key] = reasons.pop()
+        notes = [*notes_on(self.measurements, self.reference), *_notes_on_figures(self.metrics, systems)]
         return Evaluation(list(self.metrics), systems, self.clips, differences, self._best(systems, differences),
-                          self.reference, missing)
+                          self.reference, missing, notes=notes)
 
-    def _scores(self, sounds: dict[str, list[SoundMeasurements]]) -> dict[str, tuple[Values, Values]]:
-        """⇒ {clip: (values, values of the control)}, each the mean over the clip's samples."""
+    def _scores(self, sounds: dict[str, list[SoundMeasurements]], controls: bool = True) -> dict[str, Scored]:
+        """⇒ {clip: (values, values of the control)}, each of every sample of the clip."""
         truths, scored = self.measurements.truths, {}
         for clip, samples in sounds.items():
             control = [clip_values(self.metrics, sound, truths[self.partner[clip]], self.classes, control=True)
-                       for sound in samples] if self.partner else []
-            own = [clip_values(self.metrics, sound, truths[clip], self.classes) for sound in samples]
-            scored[clip] = mean_values(own), mean_values(control)
+                       for sound in samples] if self.partner and controls else []
+            scored[clip] = [clip_values(self.metrics, sound, truths[clip], self.classes) for sound in samples], control
         return scored
 
-    def _shared(self, *scores: dict[str, tuple[Values, Values]]) -> list[str]:
+    def _shared(self, *scores: dict[str, Scored]) -> list[str]:
         """⇒ the clips that all of them have, in order."""
         return [clip for clip in self.clips if all(clip in scored for scored in scores)]
 
@@ -174,15 +184,17 @@ class Aggregate:
         clips = {}
         for clip, samples in sounds.items():
             notes = sorted({note for sound in samples for note in sound.notes})
-            shown = {metric.key: scores[clip][0].get(metric.key) for metric in self.metrics if metric.scope == "clip"}
+            means = mean_values(scores[clip][0])
+            shown = {metric.key: means.get(metric.key) for metric in self.metrics if metric.scope == "clip"}
             clips[clip] = ClipScores(shown, [round(float(t), 4) for t in samples[0].features.onsets_s],
                                      all(sound.features.level.silent for sound in samples), notes)
         # a sound under a silent clip may well be silent
-        silent = [float(sound.features.level.silent) for clip, samples in sounds.items() for sound in samples
+        silent = [[float(sound.features.level.silent) for sound in samples] for clip, samples in sounds.items()
                   if not self.measurements.truths[clip].sound.features.level.silent]
         padded = sum(sound.padded for samples in sounds.values() for sound in samples)
         plan = self.measurements.plan
-        return SystemResult(name, figures, clips, sum(map(len, sounds.values())), self._interval(silent), padded,
+        return SystemResult(name, figures, clips, sum(map(len, sounds.values())),
+                            bootstrap_interval(_table(silent), self.seed, self.resamples, proportion=True), padded,
                             self.measurements.bad[name], plan.unmatched.get(name, []), plan.absent.get(name, []))
 
     def _figure(self, name: str, metric: Metric) -> Figure:
@@ -192,15 +204,13 @@ class Aggregate:
             ceiling = {clip: [sound] for clip, sound in self.measurements.ceiling.items()}
             return self.sets.figure(metric, name, self.measurements.sounds[name], ceiling)
         scored, clips = self.scores[name], self._shared(self.scores[name])
-        scores = [scored[clip][0].get(metric.key) for clip in clips]
-        if all(value is None for value in scores):
+        scores = _table([[values.get(metric.key) for values in scored[clip][0]] for clip in clips])
+        if np.isnan(scores).all():
             return Figure(None, reason="not defined on any of these clips")
-        control = [scored[clip][1].get(metric.key) for clip in clips] if metric.control and self.partner else None
-        bounds = [self.ceiling[clip][0].get(metric.key) for clip in self._shared(self.ceiling)]
-        return figure_of_scores(scores, control, bounds, self.seed, self.resamples)
-
-    def _interval(self, scores: Sequence[float | None]) -> Interval:
-        return bootstrap_interval(scores, self.seed, self.resamples)
+        control = _table([[values.get(metric.key) for values in scored[clip][1]] for clip in clips]) \
+            if metric.control and self.partner else None
+        bounds = [self.ceiling[clip][0][0].get(metric.key) for clip in self._shared(self.ceiling)]
+        return figure_of_scores(scores, control, bounds, self.seed, self.resamples, metric.proportion)
 
     def _differences(self) -> dict[str, dict[str, Interval]]:
         """⇒ {"A − B": {metric key: paired difference}} for each two systems but the reference."""
@@ -222,8 +232,9 @@ class Aggregate:
             sounds = self.measurements.sounds
             return self.sets.difference(metric, (first, sounds[first]), (second, sounds[second]))
         clips = self._shared(self.scores[first], self.scores[second])
-        one, other = ([self.scores[name][clip][0].get(metric.key) for clip in clips] for name in (first, second))
-        return paired_difference(one, other, self.seed, self.resamples)
+        one, other = (_table([[values.get(metric.key) for values in self.scores[name][clip][0]] for clip in clips])
+                      for name in (first, second))
+        return paired_difference(one, other, self.seed, self.resamples, metric.proportion)
 
     def _best(self, systems: dict[str, SystemResult], differences: dict[str, dict[str, Interval]]) -> dict[str, str]:
         """⇒ {metric key: the system whose paired difference to every other ranked one excludes 0}."""
@@ -261,3 +272,109 @@ def mean_values(samples: Sequence[Values]) -> Values:
         defined = [value for sample in samples if (value := sample.get(key)) is not None]
         found[key] = float(np.mean(defined)) if defined else None
     return found
+
+
+def _table(samples: Sequence[Sequence[float | None]]) -> np.ndarray:
+    """Values of each clip's samples ⇒ (samples, clips), NaN where not defined, or where a clip has fewer samples."""
+    table = np.full((max(map(len, samples), default=1), len(samples)), np.nan)
+    for column, values in enumerate(samples):
+        table[:len(values), column] = [np.nan if value is None else value for value in values]
+    return table
+
+
+# ---------------------------------------------------------------------- what the figures don't say of themselves
+
+_NAMED = 3  # clips that a note names
+
+
+def notes_on(measured: Measurements, reference: str | None) -> list[str]:
+    """⇒ sentences on sounds whose figures say something else than they seem to: the true sounds themselves, one sound
+    under many names, silence, and sounds that were cut or padded.
+
+    Args:
+        measured: of all clips.
+        reference: the system whose sounds are the true ones.
+    """
+    truths = {clip: [truth.sound] for clip, truth in measured.truths.items()}
+    notes = []
+    if len(truths) == 1:
+        notes.append("there is one clip: its figures have no interval and no control")
+    if reference is not None and len(measured.sounds) == 1:
+        notes.append(f"{reference} is the folder of the true sounds itself: these are the figures of the truth against "
+                     "itself, and say nothing of a system")
+    notes += _alike("the true sounds", truths)
+    silent = [clip for clip, [sound] in truths.items() if sound.features.level.silent]
+    if silent:
+        notes.append(f"the true sound of {_clips(silent)} is silent (below -60 dBFS throughout)")
+    for name, sounds in measured.sounds.items():
+        if name != reference:
+            notes += _notes_on_system(name, sounds, measured)
+    names = [name for name in measured.sounds if name != reference]
+    for i, first in enumerate(names):
+        for second in names[i + 1:]:
+            same = _same(measured.sounds[first], measured.sounds[second])
+            if same:
+                notes.append(f"{first} and {second} have the same sound in {_clips(same)}")
+    return [printable(note) for note in notes]
+
+
+def _notes_on_system(name: str, sounds: Sounds, measured: Measurements) -> list[str]:
+    if not sounds:
+        first = next(iter(measured.bad[name].values()), "no file of it could be used")
+        return [f"{name} has no sound that could be scored; the first: {first}"]
+    truths = {clip: [measured.truths[clip].sound] for clip in sounds}
+    notes = []
+    if same := _same(sounds, truths):
+        notes.append(f"{name} has the true sound itself in {_clips(same)}: copies of the truth, not generated sound")
+    notes += _alike(name, sounds)
+    silent = [clip for clip, samples in sounds.items() if not truths[clip][0].features.level.silent
+              and any(sound.features.level.silent for sound in samples)]
+    if silent:
+        notes.append(f"{name} is silent (below -60 dBFS throughout) in {_clips(silent)}, whose true sound is not")
+    every = [sound.fitted_s for samples in sounds.values() for sound in samples]
+    changed = {"cut": [-by_s for by_s in every if -by_s > PADDED_S],
+               "padded with silence": [by_s for by_s in every if by_s > PADDED_S]}
+    said = [f"{len(by_s)} were {what}, by up to {max(by_s):.2f} s" for what, by_s in changed.items() if by_s]
+    if said:
+        notes.append(f"{name}: of {len(every)} sounds {' and '.join(said)}, to the length of the true sound")
+    return notes
+
+
+def _same(first: Sounds, second: Sounds) -> list[str]:
+    """⇒ the clips in which some sound of both is the same, and not silent."""
+    return [clip for clip in first if clip in second
+            and {sound.content for sound in _audible(first[clip])} & {s.content for s in _audible(second[clip])}]
+
+
+def _alike(name: str, sounds: Sounds) -> list[str]:
+    """⇒ a sentence for the sounds that stand under several names."""
+    found = defaultdict(list)
+    for clip, samples in sounds.items():
+        for sound in _audible(samples):
+            found[sound.content].append(clip)
+    groups = [clips for clips in found.values() if len(clips) > 1]
+    if not groups:
+        return []
+    most = max(groups, key=len)
+    more = f", and {len(groups) - 1} more such groups" if len(groups) > 1 else ""
+    return [f"{name}: {len(most)} sounds are one and the same, of {_clips(list(dict.fromkeys(most)))}{more}"]
+
+
+def _audible(samples: Iterable[SoundMeasurements]) -> list[SoundMeasurements]:
+    return [sound for sound in samples if not sound.features.level.silent]
+
+
+def _clips(clips: Sequence[str]) -> str:
+    more = f" and {len(clips) - _NAMED} more" if len(clips) > _NAMED else ""
+    return f"clip{'s' if len(clips) > 1 else ''} {', '.join(clips[:_NAMED])}{more}"
+
+
+def _notes_on_figures(metrics: Sequence[Metric], systems: Mapping[str, SystemResult]) -> list[str]:
+    """⇒ what the functions of whole sets say of their values, each sentence once for all metrics and systems."""
+    said: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
+    for metric in metrics:
+        for name, system in systems.items():
+            if note := system.figures[metric.key].note:
+                titles, names = said.setdefault(note, ({}, {}))
+                titles[metric.title], names[name] = None, None
+    return [printable(f"{', '.join(titles)} of {', '.join(names)}: {note}") for note, (titles, names) in said.items()]

@@ -246,6 +246,9 @@ def evaluate(request: Request, progress: Progress = lambda done, clips, failed: 
     if not measured.truths:
         raise InputError(f"none of the {len(plan.clips)} clips of {request.reference} can be scored; the first: "
                          f"{next(iter(measured.bad_clips.values()))}")
+    if not any(measured.sounds.values()):
+        raise InputError(f"none of the sounds of {', '.join(measured.sounds)} can be scored; the first: "
+                         f"{next(why for bad in measured.bad.values() for why in bad.values())}")
     metrics = [metric for metric in metrics if not metric.needs_label or _labelled(metric, measured, embeddings)]
     sets = SetFigures(measured.truths, Resampling(request.seed, request.set_resamples))
     missing = _missing(metrics, request, measured, embeddings)

@@ -229,19 +229,21 @@ def _measured(reader: _Reader, cache: FeatureCache, job: ClipJob, keep: bool = F
     digest = reader.digest
     key = cache_key("features", SOUND_VERSION, job.policy, digest)
     arrays = cache.get(key)
-    if arrays is None:
+    if arrays is None or reader.samples is not None and "fitted_s" not in arrays:  # as caches of before lack it
         features = sound_features(reader.sound.waveform)
-        notes, padded = reader.sound.notes, reader.sound.padded
+        notes, padded, fitted_s = reader.sound.notes, reader.sound.padded, reader.sound.fitted_s
         notes_json = np.frombuffer(json.dumps(notes).encode(), np.uint8)
-        cache.put(key, {**features.arrays(), "notes": notes_json, "padded": np.array(padded)})
+        cache.put(key, {**features.arrays(), "notes": notes_json, "padded": np.array(padded),
+                        "fitted_s": np.array(fitted_s)})
     else:
         features = SoundFeatures.of_arrays(arrays)
         notes, padded = json.loads(arrays["notes"].tobytes()), bool(arrays["padded"])
+        fitted_s = float(arrays.get("fitted_s", 0.0))
     embeddings = {name: cached for name, fingerprint in job.backbones
                   if (cached := cache.get(backbone_key(fingerprint, digest))) is not None}
     keep = keep or len(embeddings) < len(job.backbones)
     return SoundMeasurements(features, digest, notes, embeddings, reader.sound.waveform if keep else None,
-                             padded=padded)
+                             padded=padded, fitted_s=fitted_s)
 
 
 def backbone_key(fingerprint: str, digest: str) -> str:

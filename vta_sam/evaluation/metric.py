@@ -68,6 +68,7 @@ class Metric:
         backbone: the backbone that it needs, where it needs one.
         flow: the variant of optical flow that it needs, where it needs one.
         standard: False: only with ``metrics=all``.
+        proportion: the values of single clips are 0 or 1, and their mean is a share: its interval is Wilson's.
         in_figures: whether the figures stage of training computes it. There the only backbone is the embedded tagger,
             and there is no optical flow.
     """
@@ -90,6 +91,7 @@ class Metric:
     backbone: str = ""
     flow: str = ""
     standard: bool = True
+    proportion: bool = False
     in_figures: bool = True
 
     def __post_init__(self) -> None:
@@ -105,6 +107,8 @@ class Metric:
                 faults.append("needs a waveform, which is kept for no control and for no set; leave control and scope")
             if "true.flow" in self.needs and not self.flow:
                 faults.append("needs optical flow; say flow=\"full\" or flow=\"fast\"")
+        if self.proportion and self.scope == "set":
+            faults.append("is of a set, which is no share of clips; leave proportion")
         if self.per_backbone and "{backbone}" not in self.key:
             faults.append("has per_backbone=, so that its key must hold {backbone}")
         if faults:
@@ -113,6 +117,11 @@ class Metric:
     @property
     def arrow(self) -> str:
         return {"high": "↑", "low": "↓", "none": ""}[self.better]
+
+    @property
+    def heading(self) -> str:
+        """Its name for readers, the better direction and the unit."""
+        return " ".join((self.title, *filter(None, (self.arrow, self.unit and f"({self.unit})"))))
 
     @property
     def needs_waveform(self) -> bool:
@@ -126,6 +135,11 @@ class Metric:
         """⇒ the metric's entry in evaluation.json."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name in _DESCRIPTIVE}
 
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What a number of it can't be read without."""
+        return {"unit": self.unit, "better": self.better, "version": self.version}
+
     def of_backbone(self, name: str, title: str) -> "Metric":
         """⇒ the row of one backbone."""
         return replace(self, key=self.key.replace("{backbone}", name), title=self.title.replace("{title}", title),
@@ -133,7 +147,7 @@ class Metric:
 
 
 _DESCRIPTIVE = ("key", "title", "better", "scope", "unit", "decimals", "control", "source", "definition", "version",
-                "group")
+                "group", "proportion")
 
 
 def clip_values(metrics: Iterable[Metric], sound: SoundMeasurements, truth: ClipTruth,
@@ -211,7 +225,7 @@ class SoundMeasurements:
     digest: of its file and of how it was read. notes: what reading did to it, in words. embeddings: {backbone: its
     arrays ``embeddings`` (R, D) and, with classes, ``logits`` (C,)}. waveform (samples,): only as long as something has
     to be computed from it. pair_values: {metric key: value} of the metrics that need waveforms. padded: whether silence
-    was appended.
+    was appended. fitted_s: seconds of silence appended to reach the true sound's length; below 0: seconds cut off.
     """
 
     features: SoundFeatures | WaveformFeatures
@@ -221,6 +235,13 @@ class SoundMeasurements:
     waveform: np.ndarray | None = None
     pair_values: dict[str, float | None] = field(default_factory=dict)
     padded: bool = False
+    fitted_s: float = 0.0
+
+    @property
+    def content(self) -> tuple[object, ...]:
+        """Equal for equal sounds, in whatever file or format they come."""
+        level = self.features.level
+        return self.features.samples, level.rms_dbfs, level.peak, self.features.envelope.tobytes()
 
 
 @dataclass

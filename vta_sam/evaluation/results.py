@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -37,7 +37,7 @@ MOST_SILENT = 0.05  # a system with more silent clips than this is marked, and n
 class Figure:
     """One figure of one system. score: None ⇒ missing, and ``reason`` says why. control: the same sounds against a
     fixed derangement of the truth; score_minus_control: their paired difference; ceiling: the true sound through VAE
-    and vocoder. detail: numbers that belong to it (dimensions, rows, splits)."""
+    and vocoder. detail: numbers that belong to it (dimensions, rows, splits). note: a caution on it."""
 
     score: Interval | None
     control: Interval | None = None
@@ -45,6 +45,7 @@ class Figure:
     ceiling: Interval | None = None
     reason: str = ""
     detail: dict[str, float] = field(default_factory=dict)
+    note: str = ""
 
 
 @dataclass
@@ -85,7 +86,8 @@ class Evaluation:
     """Systems on the same clips. metrics: in the order to be shown. clips: ids. differences: {"A − B": {metric key:
     Interval}}, paired over clips. best: {metric key: system}, only where every paired difference to another ranked
     system excludes 0. reference: name of the true sound among ``systems``, if it was evaluated too; it is never ranked.
-    missing: {metric key or backbone: why it could not be computed}."""
+    missing: {metric key or backbone: why it could not be computed}. notes: sentences that figures can't be read
+    without."""
 
     metrics: list[Metric]
     systems: dict[str, SystemResult]
@@ -95,24 +97,20 @@ class Evaluation:
     reference: str | None = None
     missing: dict[str, str] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
-        """Write JSON; NaN becomes null."""
+        """Write JSON; NaN becomes null. Beside every figure and difference stand its metric's unit, direction and
+        version."""
         content = {"format": FORMAT, "columns": [metric.described() for metric in self.metrics],
-                   **{f.name: _as_dicts(getattr(self, f.name)) for f in fields(self) if f.name != "metrics"}}
+                   **asdict(replace(self, metrics=[]))}
+        del content["metrics"]
+        tables = [system["figures"] for system in content["systems"].values()] + [*content["differences"].values()]
+        for metric in self.metrics:
+            for figures in tables:
+                if metric.key in figures:
+                    figures[metric.key] |= metric.reading
         write_text(path, json.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def interval_json(interval: Interval) -> dict[str, float | int | None]:
-    """⇒ an interval as figures.json has it: rounded to four places, NaN as null."""
-    values = asdict(interval)
-    return {k: (None if isinstance(v, float) and v != v else round(v, 4)) for k, v in values.items()}
-
-
-def _as_dicts(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _as_dicts(item) for key, item in value.items()}
-    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
 def _plain(value: Any) -> Any:
@@ -210,8 +208,9 @@ def figures_table(evaluation: Evaluation) -> Table:
         if any(score is not None for score in scores):
             cells = [_cell(score, metric, len(systems) > _SIDE_BY_SIDE, evaluation.best.get(metric.key) == name)
                      for name, score in zip(systems, scores)]
-            table.add_row(f"{metric.title} {_unit(metric)}", *cells)
+            table.add_row(metric.heading, *cells)
     table.add_section()
+    table.add_row("sounds of clips", *(_sounds(system) for system in systems.values()))
     table.add_row("silent clips", *(_share(system) for system in systems.values()))
     table.add_row("padded, skipped, unmatched, absent", *(_counts(system) for system in systems.values()))
     return table
@@ -227,18 +226,19 @@ def differences_table(evaluation: Evaluation) -> Table | None:
     for metric in evaluation.metrics:
         cells = [rows.get(metric.key) for rows in evaluation.differences.values()]
         if any(cells):
-            table.add_row(f"{metric.title} {_unit(metric)}",
-                          *(_cell(cell, metric, False, bool(cell and cell.low * cell.high > 0)) for cell in cells))
+            marked = [bool(cell and cell.beyond_zero) for cell in cells]
+            table.add_row(metric.heading, *(_cell(cell, metric, False, mark) for cell, mark in zip(cells, marked)))
     return table
 
 
 def missing_lines(evaluation: Evaluation) -> list[str]:
-    """Metrics that could not be computed: a sentence for each reason."""
+    """The notes, and the metrics that could not be computed: a sentence for each reason."""
     titles = {metric.key: metric.title for metric in evaluation.metrics}
     reasons: dict[str, list[str]] = {}
     for key, reason in evaluation.missing.items():
         reasons.setdefault(reason, []).append(titles.get(key, key))
-    return [f"missing: {', '.join(names)}: {reason}" for reason, names in reasons.items()]
+    return [*(f"note: {note}" for note in evaluation.notes),
+            *(f"missing: {', '.join(names)}: {reason}" for reason, names in reasons.items())]
 
 
 def write_clips(path: Path, evaluation: Evaluation) -> None:
@@ -272,10 +272,10 @@ def _one(evaluation: Evaluation, system: SystemResult) -> Table:
     for metric, figure in figures.items():
         assert figure.score is not None
         gone = f" ({figure.score.undefined} undefined)" if figure.score.undefined else ""
-        table.add_row(f"{metric.title} {_unit(metric)}",
-                      *(_cell(getattr(figure, parts[i]), metric, False, False) for i in used),
-                      f"{figure.score.n}{gone}")
+        cells = (_cell(getattr(figure, parts[i]), metric, False, False) for i in used)
+        table.add_row(metric.heading, *cells, f"{figure.score.n}{gone}")
     table.add_section()
+    table.add_row("sounds of clips", _sounds(system))
     table.add_row("silent clips", _share(system))
     table.add_row("padded, skipped, unmatched, absent", _counts(system))
     return table
@@ -292,11 +292,7 @@ def _cell(interval: Interval | None, metric: Metric, below: bool, marked: bool) 
         return Text("–")
     mean, brackets = shown(interval, metric)
     text = f"{mean}{'*' if marked else ''}{chr(10) if below else ' '}{brackets}".rstrip()
-    return Text(text, style="bold" if marked else "")
-
-
-def _unit(metric: Metric) -> str:
-    return " ".join(filter(None, (metric.arrow, metric.unit and f"({metric.unit})")))
+    return Text(text, style="bold" if marked and interval.seeds > 1 else "")  # one sample tells of no other
 
 
 def _share(system: SystemResult) -> Text:
@@ -305,6 +301,10 @@ def _share(system: SystemResult) -> Text:
         return Text("–")
     over = f" more than {MOST_SILENT:.0%}: not ranked" if not system.ranked else ""
     return Text(f"{share.mean:.1%}{over}", style="" if system.ranked else "red")
+
+
+def _sounds(system: SystemResult) -> str:
+    return f"{system.samples} of {len(system.clips)}"
 
 
 def _counts(system: SystemResult) -> str:

@@ -67,7 +67,7 @@ def cache_key(*parts: object) -> str:
     return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:40]
 
 
-PADDED_S = 0.01  # a sound that ends this much before the true one is counted as padded; less is a codec's rounding
+PADDED_S = 0.01  # a sound that ends this much before or after the true one is counted; less is a codec's rounding
 
 
 @dataclass(frozen=True)
@@ -92,18 +92,20 @@ class LoadingPolicy:
 @dataclass
 class Sound:
     """A sound as the policy reads it. waveform (samples,) float32, mono 16 kHz; notes: on changes of it; padded:
-    whether silence was appended."""
+    whether silence was appended; fitted_s: how much, below 0: seconds cut off."""
 
     waveform: np.ndarray
     notes: list[str]
     padded: bool = False
+    fitted_s: float = 0.0
 
     def fitted(self, samples: int) -> "Sound":
         """Cut or zero-padded to exactly ``samples``."""
         missing_s = (samples - len(self.waveform)) / SAMPLE_RATE_HZ
         padded = missing_s > PADDED_S
-        notes = self.notes + ([f"{missing_s:.2f} s of silence appended"] if padded else [])
-        return Sound(fit_length(self.waveform, samples), notes, padded)
+        notes = self.notes + ([f"{missing_s:.2f} s of silence appended"] if padded else
+                              [f"{-missing_s:.2f} s cut off"] if -missing_s > PADDED_S else [])
+        return Sound(fit_length(self.waveform, samples), notes, padded, missing_s)
 
 
 def read_sound(path: Path, policy: LoadingPolicy, sound: str | None = None) -> Sound:

@@ -136,9 +136,13 @@ def frechet_of_clips(true: Rows, generated: Rows, resampling: Resampling) -> Set
     if len(true) < 2:
         return _TOO_FEW.format(len(true))
     reference, rows = np.concatenate(true), np.concatenate(generated)
-    detail = {"rows": len(rows), "reference_rows": len(reference), "dimensions": rows.shape[1]}
-    return SetValue(frechet_distance(reference, rows),
-                    resampled_distances(true, generated, resampling.draws(len(true))), detail)
+    fewest, dimensions = min(len(rows), len(reference)), rows.shape[1]
+    detail = {"rows": len(rows), "reference_rows": len(reference), "dimensions": dimensions}
+    note = "" if fewest > dimensions else (
+        f"{fewest} rows of {dimensions} dimensions: with no more rows than dimensions a Fréchet distance follows the "
+        "number of rows; compare it with equal numbers alone")
+    return SetValue(max(0.0, frechet_distance(reference, rows)),  # rounding of equal sets ends below 0
+                    resampled_distances(true, generated, resampling.draws(len(true))), detail, note)
 
 
 def fad_infinity_of_clips(true: Rows, generated: Rows, resampling: Resampling) -> SetValue | str:
@@ -146,8 +150,7 @@ def fad_infinity_of_clips(true: Rows, generated: Rows, resampling: Resampling) -
     found = fad_infinity(true, generated, resampling.seed)
     if found is None:
         return f"needs at least {FEWEST_CLIPS} clips, there are {len(generated)}"
-    return SetValue(found.value, None,
-                    {"slope": found.slope, "r_squared": found.r_squared, "clips": len(generated)})
+    return _of_line(found, {"clips": len(generated)})
 
 
 def fad_infinity_published_of_clips(true: Rows, generated: Rows, resampling: Resampling) -> SetValue | str:
@@ -157,7 +160,7 @@ def fad_infinity_published_of_clips(true: Rows, generated: Rows, resampling: Res
         return f"needs at least {PUBLISHED_FEWEST} rows of embeddings, there are {len(rows)}"
     reference = np.concatenate(true).astype(np.float64)
     found = fad_infinity_published(reference.mean(0), np.cov(reference, rowvar=False), rows, resampling.seed)
-    return SetValue(found.value, None, {"slope": found.slope, "r_squared": found.r_squared, "rows": len(rows)})
+    return _of_line(found, {"rows": len(rows)})
 
 
 def kernel_of_clips(true: Rows, generated: Rows, resampling: Resampling) -> SetValue | str:
@@ -166,7 +169,17 @@ def kernel_of_clips(true: Rows, generated: Rows, resampling: Resampling) -> SetV
     if min(counts) < KERNEL_SUBSET:
         return f"needs at least {KERNEL_SUBSET} rows of embeddings a side, there are {min(counts)}"
     mean, std = kernel_distance(np.concatenate(true), np.concatenate(generated))
-    return SetValue(mean, None, {"std_of_subsets": std, "subset_rows": KERNEL_SUBSET})
+    note = "" if mean >= 0 else "an unbiased estimate of a distance of about 0 may lie below 0: no difference is found"
+    return SetValue(mean, None, {"std_of_subsets": std, "subset_rows": KERNEL_SUBSET}, note)
+
+
+def _of_line(found: Extrapolated, detail: dict[str, float]) -> SetValue:
+    """⇒ the figure of a line's end. There is no distance below 0: of a set against itself the line ends there."""
+    detail = {"slope": found.slope, "r_squared": found.r_squared, **detail}
+    if found.value >= 0:
+        return SetValue(found.value, None, detail)
+    return SetValue(0.0, None, {**detail, "extrapolated": found.value},
+                    "the line over 1 / clips ends below 0, as that of a set against itself does; 0 is shown")
 
 
 def _discrepancy(x: np.ndarray, y: np.ndarray) -> float:
@@ -300,7 +313,10 @@ def inception_of_clips(logits: Sequence[np.ndarray], resampling: Resampling) -> 
     if len(rows) >= 2 * _SPLITS:
         mean, std = inception_score(rows, _SPLITS, seed=_SEED)
         detail |= {"ten_splits_mean": mean, "ten_splits_std": std}
-    return SetValue(inception_score(rows)[0], resampled, detail)
+    note = "" if len(rows) >= rows.shape[1] else (
+        f"{len(rows)} sounds for {rows.shape[1]} classes: an Inception score can't exceed the number of sounds; "
+        "compare it with equal numbers alone")
+    return SetValue(inception_score(rows)[0], resampled, detail, note)
 
 
 def _log_softmax(reference: np.ndarray, generated: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -28,12 +28,11 @@ from ..dataset.shards.reader import ShardReader
 from ..dataset.shards.schema import read_dataset
 from ..evaluation.evaluate import Request, evaluate
 from ..evaluation.pairing import read_words
-from ..evaluation.results import interval_json
 from ..generation.build import build_denoiser
 from ..generation.pipeline import Pipeline, load
 from ..media.audio import resample
 from ..mel import SAMPLE_RATE_HZ
-from ..metrics.intervals import bootstrap_interval, derangement
+from ..metrics.intervals import bootstrap_interval, derangement, interval_json
 from ..metrics.signal import envelope_correlation
 from ..runtime.errors import InputError
 from ..runtime.files import write_text

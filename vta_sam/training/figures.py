@@ -22,12 +22,12 @@ from ..embedded.tiny_networks import TinyBackbone, load_tagger
 from ..evaluation.aggregate import SetFigures, figure_of_scores
 from ..evaluation.metric import ClipTruth, Metric, SoundMeasurements, clip_values, waveform_value
 from ..evaluation.metric_table import figure_metrics
-from ..evaluation.results import Figure, interval_json
+from ..evaluation.results import Figure
 from ..evaluation.sounds import WaveformFeatures
 from ..generation.pipeline import Pipeline
 from ..media.audio import resample
 from ..mel import SAMPLE_RATE_HZ
-from ..metrics.intervals import Resampling, bootstrap_interval, derangement
+from ..metrics.intervals import Resampling, bootstrap_interval, derangement, interval_json
 from ..metrics.signal import ErrorShare, mel_error_share
 from ..runtime.cluster.preemption import Preemption
 from ..runtime.randomness import seed_of
@@ -253,7 +253,8 @@ class Scoring:
         [metric] = [metric for metric in self.metrics if metric.key == "sound_class"]
         truths = [dataclasses.replace(self.truths[row], label=label) for row, label in zip(rows, labels)]
         return interval_json(bootstrap_interval([
-            clip_values([metric], sound, truth, self.classes)[metric.key] for sound, truth in zip(sounds, truths)]))
+            clip_values([metric], sound, truth, self.classes)[metric.key] for sound, truth in zip(sounds, truths)
+        ], proportion=metric.proportion))
 
     def others(self, generated: Sequence[SoundMeasurements], ceiling: Sequence[SoundMeasurements]) -> dict[str, Any]:
         """⇒ {metric: score, control, ceiling …} of the metrics that are not of timing; of one that needs labels, over
@@ -281,7 +282,8 @@ class Scoring:
         controls = [clip_values(metrics, sound, truth, self.classes, control=True)
                     for sound, truth in zip(sounds, partners)]
         return {metric.key: figure_of_scores([values[metric.key] for values in scores],
-                                             [values[metric.key] for values in controls] if metric.control else None)
+                                             [values[metric.key] for values in controls] if metric.control else None,
+                                             proportion=metric.proportion)
                 for metric in metrics}
 
     def _set_figure(self, metric: Metric, generated: Sequence[SoundMeasurements],

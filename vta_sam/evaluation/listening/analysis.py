@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from ...metrics.intervals import Interval
+from ...metrics.intervals import pigeonhole_interval
 from ...plots.clip_pictures import COLOURS
 from ...runtime.files import atomic_path, write_text
 from ...runtime.work_plan import Deed, Item, Plan
@@ -25,7 +25,6 @@ from .answers import HEADPHONES_PASSED, Rating, Session
 from .study_files import HIDDEN, LOW_PASSED, QUESTIONS, REFERENCE, SHIFTED
 
 ANCHOR = {"quality": LOW_PASSED, "alignment": SHIFTED}  # the anchor that the hidden reference has to beat
-_TAIL = 2.5
 
 
 @dataclass(frozen=True)
@@ -113,29 +112,6 @@ def unreliable(ratings: Sequence[Rating], rule: Screening) -> str:
     return ""
 
 
-def interval(values: np.ndarray, seed: int = 0, resamples: int = 2000) -> Interval:
-    """(raters, clips), NaN without an answer ⇒ the mean over all answers, and its 95 % interval.
-
-    Raters *and* clips are drawn with replacement (the pigeonhole bootstrap, Owen 2007): another test would have other
-    raters and other clips. Drawing single answers would take a thousand answers of ten people for a thousand people,
-    and give an interval far too narrow. This one is rather too wide than too narrow.
-    """
-    answered = ~np.isnan(values)
-    count = int(answered.sum())
-    if not count:
-        return Interval(np.nan, np.nan, np.nan, 0)
-    filled = np.where(answered, values, 0.0)
-    rng = np.random.default_rng(seed)
-    raters, clips = values.shape
-    rows = rng.multinomial(raters, np.full(raters, 1 / raters), size=resamples)
-    columns = rng.multinomial(clips, np.full(clips, 1 / clips), size=resamples)
-    total = np.einsum("br,rc,bc->b", rows, filled, columns, optimize=True)
-    weight = np.einsum("br,rc,bc->b", rows, answered.astype(float), columns, optimize=True)
-    drawn = total[weight > 0] / weight[weight > 0]
-    low, high = np.percentile(drawn, [_TAIL, 100 - _TAIL])
-    return Interval(float(filled.sum() / count), float(low), float(high), count)
-
-
 def agreement(ratings: Sequence[Rating]) -> float | None:
     """Krippendorff's alpha for ordinal data of all raters over all stimuli; None with fewer than two raters, or where
     all answers are the same."""
@@ -185,7 +161,7 @@ def _differences(ratings: Sequence[Rating], question: str, systems: Sequence[str
 
 
 def _score(table: np.ndarray, seed: int, resamples: int) -> Score:
-    found, answered = interval(table, seed, resamples), np.isfinite(table)
+    found, answered = pigeonhole_interval(table, seed, resamples), np.isfinite(table)
     return Score(found.mean, found.low, found.high, found.n, int(answered.any(1).sum()), int(answered.any(0).sum()))
 
 

@@ -74,6 +74,7 @@ def test_strangers_words_stay_words(tmp_path):
     ids, systems = (EVIL, "../../x"), ("truth", EVIL, "../../ours")
     request = request_in(tmp_path, ids, systems, title=EVIL, note=EVIL)
     request.evaluation.systems[EVIL].bad = {EVIL: EVIL}
+    request.evaluation.notes = [EVIL]
     request.evaluation.provenance = {EVIL: EVIL}
     request.evaluation.metrics[0] = replace(COLUMNS[0], title=EVIL, source=EVIL)
     request.clips[0].words = Words(EVIL, EVIL * 9, (EVIL,))

@@ -134,7 +134,7 @@ def _panel(evaluation: Evaluation, metric: Metric, place_in_table: int, ordered:
     scores = [evaluation.systems[row.name].figures[metric.key].score if entry.score.mean else None
               for row, entry in zip(ordered, entries)]
     if any(score is not None and not row.reference for row, score in zip(ordered, scores)):
-        shown = [not (row.reference and score is not None and score.low == score.high)
+        shown = [not (row.reference and score is not None and _same_words(metric, score.low, score.high))
                  for row, score in zip(ordered, scores)]
         ordered, entries, scores = (list(compress(each, shown)) for each in (ordered, entries, scores))
     reach = [(score, *_ends(score)) for score in scores if score is not None]
@@ -153,6 +153,10 @@ def _panel(evaluation: Evaluation, metric: Metric, place_in_table: int, ordered:
             dots.append(Dot(row.name, row.reference, entry.best, entry.score, left, right, place(score.mean)))
     return Panel(metric, place_in_table + 1, dots, decimal(low, metric.decimals), decimal(high, metric.decimals),
                  place(0.0) if low < 0 < high and 1 < place(0.0) < 99 else None)
+
+
+def _same_words(metric: Metric, low: float, high: float) -> bool:
+    return decimal(low, metric.decimals) == decimal(high, metric.decimals)
 
 
 def _ends(score: Interval) -> tuple[float, float]:

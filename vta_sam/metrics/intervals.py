@@ -48,8 +48,9 @@ class Interval:
 
 
 def interval_json(interval: Interval) -> dict[str, float | int | None]:
-    """⇒ an interval as figures.json has it: rounded to four places, NaN as null."""
-    return {k: (None if isinstance(v, float) and v != v else round(v, 4)) for k, v in asdict(interval).items()}
+    """⇒ an interval as figures.json has it: rounded to four places, NaN as null, seeds where there are several."""
+    return {k: (None if isinstance(v, float) and v != v else round(v, 4)) for k, v in asdict(interval).items()
+            if k != "seeds" or v > 1}
 
 
 def interval_of(found: Mapping[str, Any]) -> Interval:

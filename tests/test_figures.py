@@ -120,7 +120,7 @@ def test_the_class_is_scored_only_where_the_tagger_knows_it(truth):
         figures = scoring.others(sounds, sounds)
         assert ("sound_class" in figures) is scored is ("sound_class" not in left_out(clips))
         if scored:
-            assert (bound := figures["sound_class"]["score"])["low"] < bound["mean"] <= bound["high"], "a share of 6"
+            assert (bound := figures["sound_class"]["score"])["high"] - bound["low"] > 0.35, "a share of 6"
     assert "of 6 clips 0 have one object alone, of a class that the embedded tagger knows" in left_out(unknown)["swap"]
     assert all(truth.label == "" for truth in scoring.truths)
 

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 
 from vta_sam.mel import LOG_FLOOR, SAMPLE_RATE_HZ
-from vta_sam.metrics.intervals import bootstrap_interval, derangement, paired_difference
+from vta_sam.metrics import intervals
+from vta_sam.metrics.intervals import (
+    Interval, bootstrap_interval, clip_draws, derangement, interval_json, interval_of, paired_difference,
+    pigeonhole_interval, wilson_interval
+)
 from vta_sam.metrics.signal import ErrorShare, measure_level, mel_error_share
 from vta_sam.runtime.errors import InputError
 
@@ -85,6 +89,102 @@ def test_pairing_removes_what_two_systems_share():
     assert (gone.mean, gone.n, gone.undefined) == (0.5, 1, 2)
     with pytest.raises(InputError, match="same clips"):
         paired_difference([1.0], [1.0, 2.0])
+
+
+def test_of_one_value_there_is_no_interval():
+    found = bootstrap_interval([0.5, None])
+    assert (found.mean, found.n, found.undefined) == (0.5, 1, 1) and not found.beyond_zero
+    assert np.isnan([found.low, found.high]).all() and "no interval" in str(found)
+    assert interval_json(found)["low"] is None and str(interval_of(interval_json(found))) == str(found)
+    assert interval_of({"mean": 0.5, "low": 0.4, "high": 0.6, "n": 3, "undefined": 0}) == Interval(0.5, 0.4, 0.6, 3)
+    alone = paired_difference([1.0, 2.0], [0.5, None], proportion=False)
+    assert alone.mean == 0.5 and np.isnan(alone.low)
+
+
+def test_draws_are_the_same_in_parts(monkeypatch):
+    """Memory is bounded by drawing in parts; with one value a clip the figures are those of one draw of all."""
+    values = np.random.default_rng(2).normal(size=37)
+    table = values + np.random.default_rng(3).normal(size=(3, 37))
+    expected = np.percentile(values[clip_draws(37, 500, 5)].mean(axis=1), [tail := 100 * (1 - 0.95) / 2, 100 - tail])
+    whole = bootstrap_interval(table, 5, 500), pigeonhole_interval(table, 5, 500)
+    monkeypatch.setattr(intervals, "_AT_ONCE", 37 * 7)
+    intervals._small_draws.cache_clear()
+    for given in (values, [*values, None], values[None]):
+        found = bootstrap_interval(given, 5, 500)
+        assert (found.low, found.high) == tuple(expected), "not the bootstrap over clips to the last digit"
+    for before, found in zip(whole, (bootstrap_interval(table, 5, 500), pigeonhole_interval(table, 5, 500))):
+        assert interval_json(found) == pytest.approx(interval_json(before), abs=1e-12)
+    intervals._small_draws.cache_clear()
+
+
+def seeds_and_clips(rng: np.random.Generator, seeds: int, clips: int = 40) -> np.ndarray:
+    """(seeds, clips) of runs that differ by 0.1, clips by 0.2, and what is neither by 0.1, about 0.5."""
+    return 0.5 + rng.normal(0, 0.1, (seeds, 1)) + rng.normal(0, 0.2, clips) + rng.normal(0, 0.1, (seeds, clips))
+
+
+def test_an_interval_over_clips_and_seeds_covers_other_runs_too():
+    rng = np.random.default_rng(0)
+    tables = [seeds_and_clips(rng, 8) for _ in range(150)]
+    covered = np.mean([(i := bootstrap_interval(table, n=300)).low <= 0.5 <= i.high for table in tables])
+    alone = np.mean([(i := bootstrap_interval(table.mean(axis=0), n=300)).low <= 0.5 <= i.high for table in tables])
+    assert covered >= 0.88 and alone < covered - 0.05, (covered, alone)
+    found = bootstrap_interval(tables[0])
+    assert (found.mean, found.n, found.seeds) == (pytest.approx(tables[0].mean()), 40, 8)
+
+
+def test_a_difference_of_runs_is_drawn_over_clips_and_seeds():
+    rng = np.random.default_rng(1)
+    first, second = seeds_and_clips(rng, 4), seeds_and_clips(rng, 4)
+    found, over_clips = paired_difference(first, second), paired_difference(first.mean(0), second.mean(0))
+    assert found.mean == pytest.approx(over_clips.mean) and found.seeds == 4
+    assert found.high - found.low > 1.3 * (over_clips.high - over_clips.low)
+    assert found.low == pytest.approx(bootstrap_interval(first - second).low), "the same seeds on both sides"
+    fewer = paired_difference(first, second[:2])
+    assert fewer.mean == pytest.approx((first.mean(0) - second[:2].mean(0)).mean()) and fewer.seeds == 2
+    assert fewer.low < fewer.mean < fewer.high
+
+
+def test_clips_weigh_the_same_whatever_number_of_their_values_is_defined():
+    table = np.array([[1.0, 0.0, np.nan], [1.0, np.nan, np.nan], [1.0, np.nan, np.nan]])
+    found = bootstrap_interval(table)
+    assert (found.mean, found.n, found.undefined, found.seeds) == (0.5, 2, 1, 3)
+    assert (found.low, found.high) == (0, 1)
+
+
+def test_a_share_is_never_certain():
+    """Published values: 59 of 59; Newcombe's (1998) 81 of 263 and 0 of 20."""
+    assert wilson_interval(1, 59) == pytest.approx((0.9389, 1), abs=1e-4)
+    assert wilson_interval(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert wilson_interval(0, 20) == pytest.approx((0, 0.1611), abs=1e-4)
+    for values in ([1.0] * 59, np.ones((3, 59))):
+        found = bootstrap_interval(values, proportion=True)
+        assert (found.mean, found.high) == (1, 1) and found.low == pytest.approx(0.9389, abs=1e-4)
+    assert bootstrap_interval([1.0] * 59).low == 1, "a bootstrap is certain"
+    with pytest.raises(InputError, match="within 0 and 1, got 0 to 2"):
+        bootstrap_interval([0, 2.0], proportion=True)
+
+
+def test_a_share_of_several_runs_is_as_wide_as_they_differ():
+    runs = np.array([[1.0] * 40, [0.0] * 20 + [1.0] * 20])
+    found = bootstrap_interval(runs, proportion=True)
+    low, high = wilson_interval(0.75, 40)
+    assert found.low < low - 0.05 and found.high > high
+
+
+def test_shares_that_agree_are_not_known_to_be_equal():
+    """Agresti and Min (2005): half a clip is added to each of four cells."""
+    same = paired_difference([1.0] * 59, [1.0] * 59, proportion=True)
+    assert same.mean == 0 and (same.low, same.high) == pytest.approx((-1.96 / 61, 1.96 / 61))
+    apart = paired_difference([1.0] * 30, [0.0] * 20 + [1.0] * 10, proportion=True)
+    error = np.sqrt(21 - 32 * (20 / 32) ** 2) / 32
+    assert (apart.low, apart.high) == pytest.approx((20 / 32 - 1.96 * error, 20 / 32 + 1.96 * error))
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(200):
+        yes = rng.uniform(size=(2, 50)) < np.array([[0.95], [0.9]])
+        found = paired_difference(yes[0].astype(float), yes[1].astype(float), proportion=True)
+        covered += found.low <= 0.05 <= found.high
+    assert covered >= 184
 
 
 @pytest.mark.parametrize("n", [2, 3, 10, 100])

@@ -80,6 +80,7 @@ def test_it_stands_in_the_figures_of_a_run(registered):
     found = figures.measure(clips, figures.Sounds(0.5 * waves[:, ::-1], waves, 0.1), seed=0)
     assert set(found["timing"]) == {"envelope_correlation", "onset_f1", KEY} == set(found["ceiling"])
     assert found["timing"][KEY]["score"]["mean"] >= 0 == found["ceiling"][KEY]["score"]["mean"]
+    assert found["metrics"][KEY] == {"unit": "dB", "better": "low", "version": 1}
     assert figures.mean_scores(found)[KEY] == found["timing"][KEY]["score"]["mean"]
     rows = run_report.figures_rows(found | {"seconds": {}, "peak_memory_gb": 1})
     assert "attack difference" in [row[0] for row in rows]

@@ -251,7 +251,9 @@ def test_the_page_says_what_the_records_say(tmp_path):
     table = [line for line in page.splitlines() if line.startswith("|")]
     assert any(line.startswith("| one | 0, 1 | 0.520 [") for line in table)
     assert any(line.startswith("| two | 0 | 0.720 [0.700, 0.750]") for line in table)
-    assert "**+0.200 [+0.200, +0.200]**" in page and "10.50 M | 5.0 | 0.25" in page
+    assert "| 0 | +0.200 [+0.200, +0.200] |" in page and "**" not in page, "bold from one seed"
+    assert "10.50 M | 5.0 | 0.25" in page and "FAD (embedded tagger) ↓ † |" in page
+    assert "0.520 [0.251, 0.778]" in next(line for line in table if line.startswith("| one |")), "a share: Wilson's"
     assert any("control" in line and "0.100 [0.050, 0.150]" in line for line in table)
 
 
@@ -263,6 +265,26 @@ def test_seeds_are_meaned_per_clip_and_compared_where_both_have_them():
     assert between(one, two, "onset_f1").mean == pytest.approx(-0.1)  # seed 1 alone
     with pytest.raises(InputError, match="without a seed in common"):
         between([a_record("one", 0, 0.0)], two, "onset_f1")
+
+
+def test_intervals_take_in_seeds_and_shares_are_no_certainty():
+    """Two runs that differ, all clips alike: drawn over clips alone the interval had no width."""
+    records = {("s", "t", row): [a_record(row, seed, shift + 0.1 * seed * slope) for seed in (0, 1)]
+               for row, shift, slope in (("one", -0.2, 1), ("two", 0.0, 3))}
+    one, two = records.values()
+    found = score(one, "onset_f1")
+    assert found.seeds == 2 and found.low < 0.33 < 0.41 < found.high and found.mean == pytest.approx(0.37)
+    difference = between(two, one, "onset_f1")
+    assert (difference.low, difference.high) == pytest.approx((0.2, 0.4)) and difference.beyond_zero
+    assert "| 0, 1 | **+0.300 [+0.200, +0.400]** |" in results_page([a_study()], records)
+    for record in one + two:
+        record.values["sound_class"] = {f"c{i}": 1.0 if i < 59 else None for i in range(128)}
+    for group in (one, one[:1]):
+        sure = score(group, "sound_class")
+        assert (sure.mean, sure.n, sure.undefined) == (1, 59, 69)
+        assert (sure.low, sure.high) == pytest.approx((0.9389, 1), abs=1e-4)
+    alike = between(one, two, "sound_class")
+    assert alike.mean == 0 and (alike.low, alike.high) == pytest.approx((-0.032, 0.032), abs=1e-3)
 
 
 def test_a_damaged_record_is_refused(tmp_path):

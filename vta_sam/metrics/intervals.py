@@ -14,7 +14,8 @@ from ..runtime.errors import InputError
 
 CONFIDENCE = 0.95
 NORMAL = 1.96  # standard errors on each side
-_TAILS = [100 * (1 - CONFIDENCE) / 2, 100 * (1 + CONFIDENCE) / 2]
+_TAIL = 100 * (1 - CONFIDENCE) / 2
+_TAILS = [_TAIL, 100 - _TAIL]
 _AT_ONCE = 2**22  # drawn values in memory
 
 Table = Sequence[float | None] | Sequence[Sequence[float | None]] | np.ndarray  # (clips,) or (seeds, clips)
@@ -47,14 +48,16 @@ class Interval:
 
 
 def interval_json(interval: Interval) -> dict[str, float | int | None]:
-    """⇒ an interval as figures.json has it: rounded to four places, NaN as null."""
-    return {k: (None if isinstance(v, float) and v != v else round(v, 4)) for k, v in asdict(interval).items()}
+    """⇒ an interval as figures.json has it: rounded to four places, NaN as null, seeds where there are several."""
+    return {k: (None if isinstance(v, float) and v != v else round(v, 4)) for k, v in asdict(interval).items()
+            if k != "seeds" or v > 1}
 
 
 def interval_of(found: Mapping[str, Any]) -> Interval:
     """The inverse of :func:`interval_json`, up to its rounding. Keys of other things are passed over."""
-    known: dict[str, Any] = {name: found[name] for name in Interval.__dataclass_fields__ if name in found}
-    return Interval(**{name: np.nan if value is None else value for name, value in known.items()})
+    known: dict[str, Any] = {name: np.nan if found[name] is None else found[name]
+                             for name in Interval.__dataclass_fields__ if name in found}
+    return Interval(**known)
 
 
 def bootstrap_interval(values: Table, seed: int = 0, n: int = 2000, proportion: bool = False) -> Interval:

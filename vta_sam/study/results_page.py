@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from ..metrics.intervals import Interval, bootstrap_interval, paired_difference
+from ..evaluation.metric_table import METRICS
+from ..metrics.intervals import Interval, bootstrap_interval, interval_of, paired_difference, wilson_interval
 from ..runtime.errors import InputError
 from ..runtime.files import write_text, writing_to
 from .record import Difference, Record, Row, Study, read_record, study_of
@@ -21,6 +23,8 @@ SHOWN = {  # key ⇒ (heading, decimals)
     "sound_class": ("sound class ↑", 3), "frechet_tiny": ("FAD (embedded tagger) ↓", 1),
     "kl_tiny": ("KL (embedded tagger) ↓", 2), "av_align_published": ("AV-Align ↑", 3),
 }
+PROPORTIONS = {metric.key for metric in METRICS if metric.proportion}
+OF_SETS = {metric.of_backbone("tiny", "").key for metric in METRICS if metric.scope == "set"}
 COMPARED = ("envelope_correlation", "onset_f1", "sound_class", "kl_tiny")
 
 Records = dict[tuple[str, str, str], list[Record]]  # (study, table, row) ⇒ one per seed
@@ -54,10 +58,18 @@ def results_page(studies: Sequence[Study], records: Records) -> str:
         "# Results", "",
         "Written by `python experiments/study.py` from the records in `docs/results/` (one per row and seed), not by "
         "hand. Rows of a table share clips, VAE, UNet, schedule, steps and vocoder, and differ in what the UNet "
-        "listens to. Figures are means over the held-out clips of the embedded world with 95 % bootstrap intervals "
-        "over clips; with several seeds a clip's value is its mean over them. *Control* is a row's own sound against "
-        "other clips' truth, *ceiling* the true sound through VAE and vocoder. [evaluation.md](evaluation.md) defines "
-        "each figure.",
+        "listens to. Figures are means over the held-out clips of the embedded world with 95 % intervals. *Control* is "
+        "a row's own sound against other clips' truth, *ceiling* the true sound through VAE and vocoder, each of one "
+        "seed. [evaluation.md](evaluation.md) defines each figure.",
+        "",
+        "The intervals are new, the means are not. Those of several seeds were drawn over clips alone, of each clip's "
+        "mean over seeds, as if another training run would give the same. They are drawn over clips *and* seeds now "
+        "(pigeonhole bootstrap), from the same records. Those of sound class, a share, had no width where every clip "
+        "agreed; they are Wilson's now, or the outer one of both where there are several seeds, and a difference of "
+        "shares is Agresti and Min's. Two seeds still say little of a third: drawn from two, the variance between "
+        "runs comes out at half its size on average. No difference that rests on one seed is bold. What a record "
+        "doesn't hold per clip can't be drawn again: columns with † have intervals of the old kind, from the seeds' "
+        "lowest low to their highest high.",
         "",
     ]
     for study in studies:
@@ -81,8 +93,9 @@ def _group(records: Records, row: Row) -> list[Record]:
 
 
 def _table(study: Study, rows: Sequence[Row], records: Records) -> list[str]:
-    lines = ["| system | seeds | " + " | ".join(heading for heading, _ in SHOWN.values()) + " |",
-             "|---" * (len(SHOWN) + 2) + "|"]
+    several = any(len(_group(records, row)) > 1 for row in rows)
+    headings = [f"{heading}{' †' if several and key in OF_SETS else ''}" for key, (heading, _) in SHOWN.items()]
+    lines = [f"| system | seeds | {' | '.join(headings)} |", "|---" * (len(SHOWN) + 2) + "|"]
     for row in rows:
         group = _group(records, row)
         if not group:
@@ -93,14 +106,14 @@ def _table(study: Study, rows: Sequence[Row], records: Records) -> list[str]:
         lines.append(f"| {row.title} | {seeds} | " + " | ".join(cells) + " |")
     groups = [group for row in rows if (group := _group(records, row))]
     if groups:
-        lines.append("| *control, highest of the rows* | | " + " | ".join(
+        lines.append("| *control, highest of the rows* | one | " + " | ".join(
             _text(_highest_control(groups, key), decimals) for key, (_, decimals) in SHOWN.items()) + " |")
     ceiling = next((r.figures for key, group in records.items() if key[0] == study.name for r in group
                     if "ceiling" in r.figures.get("envelope_correlation", {})), None)
     if ceiling:
-        lines.append("| *ceiling* | | " + " | ".join(
-            _text(_interval(ceiling.get(key, {}).get("ceiling")), decimals) for key, (_, decimals) in SHOWN.items())
-            + " |")
+        bounds = {key: _interval(ceiling.get(key, {}).get("ceiling"), key) for key in SHOWN}
+        lines.append("| *ceiling* | one | " + " | ".join(
+            _text(bounds[key], decimals) for key, (_, decimals) in SHOWN.items()) + " |")
     return lines
 
 
@@ -134,7 +147,7 @@ def _controls(rows: Sequence[Row], records: Records) -> list[str]:
     lines = []
     for row in rows:
         for record in (r for r in _group(records, row) if r.controls):
-            found = {name: _text(_interval(interval), 3) for name, interval in record.controls.items()}
+            found = {name: _text(interval_of(interval), 3) for name, interval in record.controls.items()}
             lines += [f"{row.title}, seed {record.seed}, sampled with what must fail: told another clip's features its "
                       f"envelope correlation is {found['another_clip']}, under an untrained conditioner "
                       f"{found['untrained']}.", ""]
@@ -142,39 +155,38 @@ def _controls(rows: Sequence[Row], records: Records) -> list[str]:
 
 
 def _differences(study: Study, differences: Sequence[Difference], records: Records) -> list[str]:
-    lines = ["Paired differences over clips, first − second; bold where the interval leaves out 0.", "",
-             "| question | first − second | " + " | ".join(SHOWN[key][0] for key in COMPARED) + " |",
-             "|---" * (len(COMPARED) + 2) + "|"]
+    lines = ["Paired differences over clips and seeds, first − second; bold where the interval of more than one seed "
+             "leaves out 0.", "",
+             "| question | first − second | seeds | " + " | ".join(SHOWN[key][0] for key in COMPARED) + " |",
+             "|---" * (len(COMPARED) + 3) + "|"]
     for difference in differences:
         first, second = (study.row(difference.table, name) for name in (difference.first, difference.second))
         groups = _group(records, first), _group(records, second)
-        cells = [NOT_RUN] * len(COMPARED)
+        cells = ["", *[NOT_RUN] * len(COMPARED)]
         if all(groups):
-            cells = [_difference_text(between(*groups, key), SHOWN[key][1]) for key in COMPARED]
+            cells = [", ".join(map(str, sorted(_shared_seeds(*groups)))),
+                     *(_difference_text(between(*groups, key), SHOWN[key][1]) for key in COMPARED)]
         lines.append(f"| {difference.question} | {first.title} − {second.title} | " + " | ".join(cells) + " |")
     return [*lines, ""]
 
 
-def clip_values(group: Sequence[Record], key: str) -> dict[str, float | None]:
-    """⇒ {clip: mean over seeds}; None where a seed has no value."""
-    clips = group[0].values[key].keys()
-    values = {clip: [record.values[key].get(clip) for record in group] for clip in clips}
-    return {clip: None if any(v is None for v in found) else float(np.mean([v for v in found if v is not None]))
-            for clip, found in values.items()}
+def seed_values(group: Sequence[Record], key: str, clips: Iterable[str]) -> np.ndarray:
+    """⇒ (seeds, clips); NaN in all seeds where one has no value."""
+    table = np.array([[record.values[key].get(clip) for clip in clips] for record in group], np.float64)
+    table[:, np.isnan(table).any(axis=0)] = np.nan
+    return table
 
 
 def score(group: Sequence[Record], key: str) -> Interval | None:
-    """⇒ a row's score. Of one seed: as in evaluation.json. Of several: over clips, of each clip's mean over seeds; of a
-    figure of a whole set: the seeds' mean, their lowest low and highest high."""
-    if len(group) == 1:
-        return _interval(group[0].figures.get(key, {}).get("score"))
-    if key in group[0].values:
-        return bootstrap_interval(list(clip_values(group, key).values()))
-    found = [i for record in group if (i := _interval(record.figures.get(key, {}).get("score"))) is not None]
-    if not found:
-        return None
+    """⇒ a row's score. Of one seed: as in evaluation.json. Of several: over clips and seeds; of a figure of a whole
+    set: the seeds' mean, their lowest low and highest high."""
+    if key in group[0].values and (len(group) > 1 or key in PROPORTIONS):
+        return bootstrap_interval(seed_values(group, key, group[0].values[key]), proportion=key in PROPORTIONS)
+    found = [i for record in group if (i := _interval(record.figures.get(key, {}).get("score"), key)) is not None]
+    if len(found) < 2:
+        return found[0] if found else None
     return Interval(float(np.mean([i.mean for i in found])), min(i.low for i in found), max(i.high for i in found),
-                    found[0].n)
+                    found[0].n, seeds=len(found))
 
 
 def between(first: Sequence[Record], second: Sequence[Record], key: str) -> Interval:
@@ -183,31 +195,41 @@ def between(first: Sequence[Record], second: Sequence[Record], key: str) -> Inte
     Raises:
         InputError: they share no seed.
     """
-    shared = {r.seed for r in first} & {r.seed for r in second}
+    shared, clips = _shared_seeds(first, second), list(first[0].values[key])
     if not shared:
         raise InputError("two rows without a seed in common can't be compared")
-    one, other = (clip_values([r for r in group if r.seed in shared], key) for group in (first, second))
-    return paired_difference([one[clip] for clip in one], [other.get(clip) for clip in one])
+    one, other = (seed_values([r for r in group if r.seed in shared], key, clips) for group in (first, second))
+    return paired_difference(one, other, proportion=key in PROPORTIONS)
+
+
+def _shared_seeds(first: Sequence[Record], second: Sequence[Record]) -> set[int]:
+    return {r.seed for r in first} & {r.seed for r in second}
 
 
 def _highest_control(groups: Sequence[Sequence[Record]], key: str) -> Interval | None:
-    found = [i for group in groups for r in group if (i := _interval(r.figures.get(key, {}).get("control")))]
+    found = [i for group in groups for r in group if (i := _interval(r.figures.get(key, {}).get("control"), key))]
     best = min if SHOWN[key][0].endswith("↓") else max
     return best(found, key=lambda interval: interval.mean) if found else None
 
 
-def _interval(found: dict[str, Any] | None) -> Interval | None:
-    return Interval(**found) if found and found["mean"] is not None else None
+def _interval(found: dict[str, Any] | None, key: str) -> Interval | None:
+    """A record's interval, that of a share made anew ⇒ Interval, or None where it has no value."""
+    if not found or found["mean"] is None:
+        return None
+    interval = interval_of(found)
+    if key not in PROPORTIONS or interval.n < 2:
+        return interval
+    low, high = wilson_interval(round(interval.mean * interval.n) / interval.n, interval.n)  # records round to 4 places
+    return replace(interval, low=low, high=high)
 
 
-def _text(interval: Interval | None, decimals: int) -> str:
+def _text(interval: Interval | None, decimals: int, sign: str = "") -> str:
     if interval is None or not interval.n:
         return ""
-    return f"{interval.mean:.{decimals}f} [{interval.low:.{decimals}f}, {interval.high:.{decimals}f}]"
+    mean, low, high = (f"{value:{sign}.{decimals}f}" for value in (interval.mean, interval.low, interval.high))
+    return mean if np.isnan(interval.low) else f"{mean} [{low}, {high}]"
 
 
 def _difference_text(interval: Interval, decimals: int) -> str:
-    if not interval.n:
-        return "not defined"
-    text = f"{interval.mean:+.{decimals}f} [{interval.low:+.{decimals}f}, {interval.high:+.{decimals}f}]"
-    return f"**{text}**" if interval.low > 0 or interval.high < 0 else text
+    text = _text(interval, decimals, "+") or "not defined"
+    return f"**{text}**" if interval.beyond_zero and interval.seeds > 1 else text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import yaml
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ..metrics.intervals import Interval
+from ..metrics.intervals import Interval, interval_of
 from ..runtime.errors import InputError
 from ..runtime.files import atomic_path
 from ..runtime.typed_text import quoted
@@ -95,7 +96,7 @@ def finished_runs(runs: Path) -> list[Finished]:
     for path in sorted(runs.glob("*/figures.json")):
         content = json.loads(path.read_text())
         settings[path.parent.name] = {"exp": content["exp"], "seed": content["seed"], **_settings(path.parent)}
-        figures[path.parent.name] = {name: Interval(**score) for name, score in _scores(content).items()
+        figures[path.parent.name] = {name: interval_of(score) for name, score in _scores(content).items()
                                      if score["mean"] is not None}
     if not settings:
         raise InputError(f"{runs} holds no finished run; a run ends with {runs}/<run>/figures.json")
@@ -142,9 +143,9 @@ def write_table(path: Path, runs: list[Finished]) -> None:
         writer = csv.writer(file)
         writer.writerow(["run", *varied, *(f"{name}{end}" for name in FIGURES for end in ("", "_low", "_high"))])
         for run in runs:
-            cells = [(f"{i.mean:.4f}", f"{i.low:.4f}", f"{i.high:.4f}") if (i := run.figures.get(name)) else ("",) * 3
-                     for name in FIGURES]
-            writer.writerow([run.name, *(run.varied[key] for key in varied), *(c for cell in cells for c in cell)])
+            found = [(i.mean, i.low, i.high) if (i := run.figures.get(name)) else (math.nan,) * 3 for name in FIGURES]
+            cells = ["" if math.isnan(value) else f"{value:.4f}" for values in found for value in values]
+            writer.writerow([run.name, *(run.varied[key] for key in varied), *cells])
 
 
 _ROW_INCHES = 0.32

@@ -307,7 +307,9 @@ def _means(scores: Sequence[Mapping[str, float | None]]) -> dict[str, float]:
     for name in scores[0]:
         interval = bootstrap_interval([score[name] for score in scores])
         if interval.n:
-            figures |= {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
+            figures[name] = interval.mean
+        if interval.n > 1:
+            figures |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
     return figures
 
 

@@ -332,6 +332,7 @@ def measure(clips: HeldOut, sounds: Sounds, seed: int) -> dict[str, Any]:
         }
     if reasons := left_out(clips):
         figures["left_out"] = reasons
+    figures["metrics"] = {metric.key: metric.reading for metric in scoring.metrics}
     return figures
 
 

@@ -10,6 +10,7 @@ import pytest
 from programs import call
 from test_evaluation import write_folder
 
+from vta_sam.embedded.truth import read_truth
 from vta_sam.evaluation.evaluate import Request, evaluate, request_of, systems_and_reference
 from vta_sam.evaluation.measure import ClipJob, failed_clip, join_files, measure_clip, split_by_file
 from vta_sam.evaluation.metric import timelines
@@ -107,6 +108,23 @@ def test_scenes_are_judged_by_their_events(scenes):
     assert found.provenance["true_onsets"] == "events of the scene"
     f1 = found.systems["true"].figures["onset_f1"].score
     assert f1.mean > 0.9 and f1.n == 6
+
+
+def test_scenes_are_judged_by_what_sounds_when(scenes, tmp_path):
+    true, silent = scenes / "test", tmp_path / "silent"
+    write_folder(silent, {video.stem: np.zeros(81_920, np.float32) for video in true.glob("*.mp4")})
+    found = evaluate(Request({"true": true, "silent": silent}, true, **QUICK))[0]
+    figures, nothing = (found.systems[name].figures for name in ("true", "silent"))
+    assert figures["event_f1"].score.mean > 0.9 > 0.4 > figures["event_f1"].control.mean
+    assert figures["events_asked"].score.mean > 0.9 > figures["events_unasked"].score.mean + 0.8
+    assert nothing["event_f1"].score.mean == nothing["events_asked"].score.mean == 0
+    assert nothing["events_unasked"].score is None, "silence holds nothing that was not asked"
+    truths = [read_truth(video) for video in sorted(true.glob("*.mp4"))]
+    look_alikes = sum(any(not thing.named for thing in truth.objects) for truth in truths)
+    assert 0 < figures["unnamed_sounds"].score.n <= look_alikes
+    assert abs(figures["onset_error_ms"].score.mean) < 20 and figures["onset_in_itu_window"].score.mean > 0.9
+    assert nothing["onset_error_ms"].score is None and nothing["onset_in_itu_window"].score.mean == 0
+    assert figures["envelope_lag_signed_s"].score.mean == 0
 
 
 @pytest.mark.slow

@@ -17,8 +17,8 @@ from transformers import GemmaTokenizerFast, SiglipImageProcessor, SiglipModel, 
 
 from vta_sam.media.picture_reader import BilinearSqueeze
 from vta_sam.media.video import read_clip
+from vta_sam.perception.clip_encoder import SigLIPEncoder
 from vta_sam.perception.inference import Transfer
-from vta_sam.perception.siglip_encoder import SigLIPEncoder
 from vta_sam.runtime.errors import InputError
 
 NAME = "siglip2-base-patch16-224"

@@ -148,7 +148,7 @@ def test_weights_that_are_not_those_are_refused(tmp_path):
 
 @pytest.mark.slow
 def test_the_recipes_run_from_end_to_end(tmp_path):
-    from vta_sam.embedded.tiny_recipes import TaggerRecipe, TrunkRecipe
+    from vta_sam.embedded.tiny_recipes import DetectorRecipe, TaggerRecipe, TrunkRecipe
 
     trunk = TrunkRecipe(
         scenes=str(tmp_path / "scenes"), train_clips=4, train_seed=1, test_clips=4, test_seed=2, fps=3.125, seed=0,
@@ -163,5 +163,13 @@ def test_the_recipes_run_from_end_to_end(tmp_path):
     )
     assert tagger.train()["sounds"] == 10
     assert read_weights(tmp_path / "tagger.safetensors", "tagger").about["recipe"]["train_sounds"] == 2
-    with pytest.raises(InputError, match="test_seed"):
-        TrunkRecipe(**{**vars(trunk), "test_seed": 1}).train()
+    detector = DetectorRecipe(
+        train_scenes=4, train_seed=1, test_scenes=3, test_seed=2, exchanged=0.5, vocoded=2, test_vocoded=2, seed=0,
+        steps=2, batch=4, rate=1e-3, onset_weight=3.0, sounding_weight=0.5, version=9,
+        out=str(tmp_path / "detector.safetensors"),
+    )
+    figures = detector.train()
+    assert figures["sounds"] == 3 and detector.measure() == figures
+    for recipe in (trunk, tagger, detector):
+        with pytest.raises(InputError, match="test_seed"):
+            type(recipe)(**{**vars(recipe), "test_seed": 1}).train()

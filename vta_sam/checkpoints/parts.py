@@ -46,7 +46,7 @@ MODEL_PARTS: dict[str, str] = {
     "tiny_encoder": "vta_sam.embedded.extractors.TinyEncoder",
     "oracle_encoder": "vta_sam.embedded.oracle.OracleEncoder",
     "clip": "vta_sam.perception.clip_encoder.CLIPEncoder",
-    "siglip": "vta_sam.perception.siglip_encoder.SigLIPEncoder",
+    "siglip": "vta_sam.perception.clip_encoder.SigLIPEncoder",
     "t5": "vta_sam.perception.clip_encoder.T5Encoder",
 }
 # The same of what configs name besides; none of it belongs into a model folder.
@@ -56,6 +56,7 @@ CONFIG_PARTS: dict[str, str] = {
     "wandb_logger": "vta_sam.training.fit.wandb_logger",
     "trunk_recipe": "vta_sam.embedded.tiny_recipes.TrunkRecipe",
     "tagger_recipe": "vta_sam.embedded.tiny_recipes.TaggerRecipe",
+    "detector_recipe": "vta_sam.embedded.tiny_recipes.DetectorRecipe",
 }
 PARTS = MODEL_PARTS | CONFIG_PARTS
 
@@ -88,6 +89,7 @@ _FORMER: dict[tuple[str, str], str] = {
     ("encoders.oracle", "OracleEncoder"): "oracle_encoder",
     ("encoders.clip", "CLIPEncoder"): "clip",
     ("encoders.t5", "T5Encoder"): "t5",
+    ("perception.siglip_encoder", "SigLIPEncoder"): "siglip",
     ("training.data", "ShardData"): "shard_data",
     ("training.data", "EmbeddedData"): "embedded_data",
     ("training.loggers", "wandb_logger"): "wandb_logger",

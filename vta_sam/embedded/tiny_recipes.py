@@ -1,4 +1,4 @@
-"""Recipes of the two tiny networks: make the data, train, measure on held-out data, write weights and figures."""
+"""Recipes of the three tiny networks: make the data, train, measure on held-out data, write weights and figures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ from ..runtime.distributed import choose_accelerator
 from ..runtime.errors import InputError
 from ..runtime.files import temporary_beside, writing_to
 from ..runtime.work_plan import Deed, Item, Plan
-from .tagger_training import SoundBatches, TaggerTraining, mels_of, solo_sounds, tagger_figures, vocoded
+from .event_detector import SHIPPED_DETECTOR, EventDetector, load_detector
+from .sound_training import (
+    DetectorTraining, EventBatches, SoundBatches, TaggerTraining, detector_figures, mels_of, onset_frames, scene_sounds,
+    solo_sounds, tagger_figures, vocoded,
+)
 from .timeline import WORDS
 from .tiny_networks import SHIPPED_TAGGER, SHIPPED_TRUNK, Tagger, Trunk, fold, load_tagger, load_trunk, write_weights
 from .trunk_training import PictureBatches, Pictures, TrunkTraining, read_pictures, trunk_figures
@@ -183,6 +187,83 @@ class TaggerRecipe:
         return tagger_figures(load_tagger(weights or self.out), waveforms, classes, self.test_vocoded * len(WORDS))
 
 
+@dataclass
+class DetectorRecipe:
+    """Trains the sound event detector on sounds of whole scenes, synthesised in memory.
+
+    Args:
+        train_scenes: scenes to train on.
+        train_seed: of their world, another than that of the clips whose generated sounds are judged.
+        test_scenes: held-out scenes.
+        test_seed: of their world, another than ``train_seed``.
+        exchanged: share of training scenes whose things sound as other things, so that a rhythm tells no class.
+        vocoded: training scenes that are also used after Griffin-Lim.
+        test_vocoded: held-out scenes that are also used after Griffin-Lim.
+        seed: of initial weights, order and augmentation.
+        steps: optimiser steps.
+        batch: crops a step.
+        rate: highest learning rate.
+        onset_weight: of a frame with an onset against one without.
+        sounding_weight: of the loss of sounding against that of onsets.
+        version: of the weights, for their fingerprint.
+        sizes: arguments of :class:`EventDetector` that differ from its defaults.
+        out: the weights file to write; None: the shipped one.
+    """
+
+    train_scenes: int
+    train_seed: int
+    test_scenes: int
+    test_seed: int
+    exchanged: float
+    vocoded: int
+    test_vocoded: int
+    seed: int
+    steps: int
+    batch: int
+    rate: float
+    onset_weight: float
+    sounding_weight: float
+    version: int
+    sizes: Mapping | None = None
+    out: str | None = None
+
+    def train(self) -> dict:
+        """Train, write the weights, measure them ⇒ the held-out figures.
+
+        Raises:
+            InputError: held-out data are not of another world.
+        """
+        if self.train_seed == self.test_seed:
+            raise InputError(f"detector: test_seed is train_seed, {self.train_seed}; hold other scenes out")
+        lightning.seed_everything(self.seed, verbose=False)
+        sizes = _plain(self.sizes or {})
+        training = DetectorTraining(EventDetector(WORDS, **sizes), self.rate, self.steps, self.onset_weight,
+                                    self.sounding_weight)
+        waveforms, events, sounding = scene_sounds(self.train_seed, "train", self.train_scenes, self.exchanged)
+        mels = mels_of(waveforms)
+        count = min(self.vocoded, len(mels))
+        vocoded_mels = [vocoded(mels[: count // 2], smear=False), vocoded(mels[count // 2 : count], smear=True)]
+        mels, sounding = torch.cat([mels, *vocoded_mels]), torch.cat([sounding, sounding[:count]])
+        onsets = onset_frames([*events, *events[:count]], mels.shape[1])
+        _fit(training, EventBatches(mels, onsets, sounding, self.batch, self.steps, self.seed), self.steps, "32-true")
+        about = _about(self, "detector", sizes)
+        return _write(self.path, fold(training.detector.cpu()), about, self.measure)
+
+    @property
+    def path(self) -> Path:
+        """The weights file to write."""
+        return Path(self.out) if self.out else SHIPPED_DETECTOR
+
+    def planned(self, figures: bool = False) -> Plan:
+        """What training writes, or measuring alone; nothing is written here."""
+        return _plan("detector", None if figures else self.path, [])
+
+    def measure(self, weights: Path | None = None) -> dict:
+        """The held-out figures of the written weights, or of those in another file."""
+        waveforms, events, _ = scene_sounds(self.test_seed, "test", self.test_scenes)
+        return detector_figures(load_detector(weights or self.out), waveforms, events, self.test_vocoded)
+
+
 def _plan(model: str, path: Path | None, worlds: list[Item]) -> Plan:
     files = [] if path is None else [path, path.with_suffix(".yaml")]
     items = [Item(file.name, Deed.MAKE_AGAIN if file.exists() else Deed.MAKE) for file in files]
@@ -217,7 +298,7 @@ def _fit(training: lightning.LightningModule, batches: IterableDataset, steps: i
         trainer.fit(training, DataLoader(batches, batch_size=None))
 
 
-def _about(recipe: TrunkRecipe | TaggerRecipe, kind: str, sizes: dict) -> dict:
+def _about(recipe: TrunkRecipe | TaggerRecipe | DetectorRecipe, kind: str, sizes: dict) -> dict:
     """Content of a weights file's header, still without figures."""
     execution = ("out", "scenes", "workers")  # they change no weight
     settings = {f.name: _plain(getattr(recipe, f.name)) for f in dataclasses.fields(recipe) if f.name not in execution}

@@ -51,9 +51,9 @@ def load_backbone(name: str, weights: Path | None = None, device: str = "cpu") -
         InputError: there is no such name, or a file is missing (the message says which, and how to get it).
     """
     if name == "tiny":
-        from ..embedded.tiny_networks import TinyBackbone
+        from ..embedded.event_detector import EventBackbone
 
-        return TinyBackbone(weights, device)
+        return EventBackbone(weights, device)
     if name == "vggish":
         from ..metrics.backbones import VGGishBackbone
 
@@ -116,6 +116,11 @@ class BackboneEmbeddings:
         return {name: tuple(classes) for name, backbone in self.backbones.items()
                 if (classes := getattr(backbone, "classes", ()))}
 
+    @property
+    def detectors(self) -> list[str]:
+        """Names of the loaded backbones that detect sound events too."""
+        return [name for name, backbone in self.backbones.items() if getattr(backbone, "detects_events", False)]
+
     def not_shipped(self) -> dict[str, str]:
         """⇒ {figure: why it is missing} of the backbones that papers report and this project has no adapter for."""
         return dict(NOT_SHIPPED)
@@ -146,6 +151,8 @@ class BackboneEmbeddings:
             arrays: Arrays = {"embeddings": output.embeddings}
             if output.logits is not None:
                 arrays["logits"] = output.logits
+            if getattr(output, "sound_events", None) is not None:
+                arrays["sound_events"] = output.sound_events
             sound.embeddings[name] = arrays
             self.cache.put(backbone_key(backbone.fingerprint, sound.digest), arrays)
 

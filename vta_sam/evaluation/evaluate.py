@@ -222,7 +222,8 @@ def evaluate(request: Request, progress: Progress = lambda done, clips, failed: 
     plan = paired or pair_files(request)
     cache = FeatureCache(request.cache)
     embeddings = BackboneEmbeddings.of(request.backbones, request.weights, request.device, request.batch_size, cache)
-    metrics = metrics_for(embeddings.titles, request.flows, everything=request.metrics == "all")
+    metrics = metrics_for(embeddings.titles, request.flows, everything=request.metrics == "all",
+                          detectors=embeddings.detectors)
     on_waveforms = tuple(metric for metric in metrics if metric.needs_waveform)
     ceiling = Ceiling(request.ceiling, on_waveforms, request.device, cache, request.batch_size) if request.ceiling \
         else None
@@ -249,7 +250,9 @@ def evaluate(request: Request, progress: Progress = lambda done, clips, failed: 
     if not any(measured.sounds.values()):
         raise InputError(f"none of the sounds of {', '.join(measured.sounds)} can be scored; the first: "
                          f"{next(why for bad in measured.bad.values() for why in bad.values())}")
-    metrics = [metric for metric in metrics if not metric.needs_label or _labelled(metric, measured, embeddings)]
+    scenes = any(truth.objects is not None for truth in measured.truths.values())
+    metrics = [metric for metric in metrics if (scenes or not metric.needs_objects)
+               and (not metric.needs_label or _labelled(metric, measured, embeddings))]
     sets = SetFigures(measured.truths, Resampling(request.seed, request.set_resamples))
     missing = _missing(metrics, request, measured, embeddings)
     evaluation = Aggregate(measured, metrics, missing, sets, request.seed, request.resamples,

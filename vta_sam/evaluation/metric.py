@@ -12,8 +12,10 @@ import numpy as np
 
 from ..dataset.shards.records import read_shard
 from ..dataset.shards.schema import read_dataset
-from ..embedded.truth import read_truth, truth_paths
+from ..embedded.timeline import class_of
+from ..embedded.truth import SceneTruth, read_truth, truth_paths
 from ..metrics.alignment import FlowTrajectory
+from ..metrics.onsets import ObjectOnsets
 from ..runtime.errors import InputError
 from ..runtime.files import printable, reason_of
 from .pairing import Plan, Words
@@ -22,7 +24,7 @@ from .sounds import Arrays, SoundFeatures, WaveformFeatures
 Better = Literal["high", "low", "none"]
 Scope = Literal["clip", "set"]
 Group = Literal["Timing", "Sound", "Likeness", "Level"]
-PerBackbone = Literal["", "all", "with classes", "without classes"]
+PerBackbone = Literal["", "all", "with classes", "without classes", "with events"]
 Values = dict[str, float | None]
 
 GROUPS: tuple[Group, ...] = ("Timing", "Sound", "Likeness", "Level")  # in the order to be shown
@@ -33,14 +35,16 @@ _OF_A_SOUND = {
     "onsets_s": "onset times of this project's detector", "librosa_onsets_s": "onset times of librosa's defaults",
     "foley": "FoleyOnsets of CondFoleyGen's detector", "level": "Level: loudness, peak, silence, clipping",
     "embeddings": "(R, D) of the row's backbone", "logits": "(C,) class logits of the row's backbone",
+    "sound_events": "(E, 2) of the row's backbone: onsets in seconds, numbers of its classes",
 }
 NEEDS = {
     **{f"{side}.{name}": words for side in ("generated", "true") for name, words in _OF_A_SOUND.items()},
     "true.events_s": "times of the clip's events where they are known, else onsets detected in the true sound",
+    "true.objects": "ObjectOnsets of each object, where the clip's events are known",
     "true.label": "the clip's class, a word", "true.flow": "FlowTrajectory of the clip's pictures",
     "backbone.classes": "names of the row's backbone's classes",
 }
-_OF_A_BACKBONE = ("embeddings", "logits", "classes")
+_OF_A_BACKBONE = ("embeddings", "logits", "sound_events", "classes")
 
 
 @dataclass(frozen=True)
@@ -64,13 +68,13 @@ class Metric:
             with the rows of each clip, and a :class:`~vta_sam.metrics.intervals.Resampling` ⇒ a SetValue, or why there
             is none. One that needs a waveform runs in worker processes: it has to be a function of a module.
         attribute: of the function's result, where that has several values.
-        per_backbone: one row for each backbone, or for those with or without classes.
+        per_backbone: one row for each backbone, or for those with classes, without, or with sound events.
         backbone: the backbone that it needs, where it needs one.
         flow: the variant of optical flow that it needs, where it needs one.
         standard: False: only with ``metrics=all``.
         proportion: the values of single clips are 0 or 1, and their mean is a share: its interval is Wilson's.
         in_figures: whether the figures stage of training computes it. There the only backbone is the embedded tagger,
-            and there is no optical flow.
+            and there are neither optical flow nor events.
     """
 
     key: str
@@ -128,6 +132,14 @@ class Metric:
         return any(need.endswith(".waveform") for need in self.needs)
 
     @property
+    def needs_objects(self) -> bool:
+        return "true.objects" in self.needs
+
+    @property
+    def needs_events(self) -> bool:
+        return self.needs_objects or any(need.endswith(".sound_events") for need in self.needs)
+
+    @property
     def needs_label(self) -> bool:
         return "true.label" in self.needs
 
@@ -183,6 +195,8 @@ def clip_input(need: str, metric: Metric, sound: SoundMeasurements, truth: ClipT
     """⇒ the value of one input of a metric's function; None: this clip has none."""
     if need == "true.events_s":
         return truth.onsets_s
+    if need == "true.objects":
+        return truth.objects
     if need == "true.label":
         return truth.label or None
     if need == "true.flow":
@@ -223,9 +237,10 @@ class SoundMeasurements:
     """Inputs of the metrics from one sound.
 
     digest: of its file and of how it was read. notes: what reading did to it, in words. embeddings: {backbone: its
-    arrays ``embeddings`` (R, D) and, with classes, ``logits`` (C,)}. waveform (samples,): only as long as something has
-    to be computed from it. pair_values: {metric key: value} of the metrics that need waveforms. padded: whether silence
-    was appended. fitted_s: seconds of silence appended to reach the true sound's length; below 0: seconds cut off.
+    arrays ``embeddings`` (R, D) and, where it has them, ``logits`` (C,) and ``sound_events`` (E, 2)}. waveform
+    (samples,): only as long as something has to be computed from it. pair_values: {metric key: value} of the metrics
+    that need waveforms. padded: whether silence was appended. fitted_s: seconds of silence appended to reach the true
+    sound's length; below 0: seconds cut off.
     """
 
     features: SoundFeatures | WaveformFeatures
@@ -258,13 +273,15 @@ class ClipMeasurements:
 @dataclass
 class ClipTruth:
     """The truth of a clip, against which sounds are scored. onsets_s: of its events where known (``exact``), else
-    detected in the true sound. label: its class, empty where it is not known. flows: {variant: of its pictures}."""
+    detected in the true sound. label: its class, empty where it is not known. flows: {variant: of its pictures}.
+    objects: with their events; None where these are not known."""
 
     sound: SoundMeasurements
     onsets_s: np.ndarray
     exact: bool = False
     label: str = ""
     flows: dict[str, FlowTrajectory] = field(default_factory=dict)
+    objects: Sequence[ObjectOnsets] | None = None
 
 
 @dataclass(frozen=True)
@@ -276,9 +293,9 @@ class Timeline:
     duration_s: float
 
 
-def true_events(reference: Path) -> tuple[np.ndarray, Words] | None:
-    """⇒ an embedded clip's true onsets in seconds and its words, from the files beside it; None for any other clip. The
-    label is the one object's word, empty where there are several.
+def true_events(reference: Path) -> tuple[np.ndarray, Words, list[ObjectOnsets]] | None:
+    """⇒ an embedded clip's true onsets in seconds, its words and its objects, from the files beside it; None for any
+    other clip. The label is the one object's word, empty where there are several.
 
     Raises:
         InputError: the truth is there, but damaged.
@@ -287,7 +304,13 @@ def true_events(reference: Path) -> tuple[np.ndarray, Words] | None:
         return None
     truth = read_truth(reference)
     label = truth.words[0] if len(truth.words) == 1 else ""
-    return truth.onsets_s(), Words(label, truth.caption, tuple(truth.words))
+    return truth.onsets_s(), Words(label, truth.caption, tuple(truth.words)), objects_of(truth)
+
+
+def objects_of(truth: SceneTruth) -> list[ObjectOnsets]:
+    """⇒ an embedded clip's objects. A look-alike has no sound of its own; it counts as the thing that it resembles."""
+    return [ObjectOnsets(class_of(thing.word).word, thing.named, np.array([event.onset_s for event in thing.events]))
+            for thing in truth.objects]
 
 
 def timelines(shards: Path, clips: Collection[str]) -> dict[str, Timeline]:
@@ -359,7 +382,8 @@ class Measurements:
             if isinstance(flow, str):
                 self._refuse(self.bad_clips, self.plan.videos[clip.id], flow)
         onsets_s = clip.reference.features.onsets_s if exact is None else exact[0]
-        self.truths[clip.id] = ClipTruth(clip.reference, onsets_s, exact is not None, words.label, flows)
+        objects = None if exact is None else exact[2]
+        self.truths[clip.id] = ClipTruth(clip.reference, onsets_s, exact is not None, words.label, flows, objects)
         files = {(name, file.sample): file.path for name, found in self.plan.sounds.items()
                  for file in found.get(clip.id, ())}
         for (name, sample), measured in clip.sounds.items():

@@ -13,7 +13,7 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +23,9 @@ from ..metrics.alignment import (
     FULL, FlowTrajectory, aa_align_matched, aa_align_published, av_align_matched, av_align_published,
     av_align_sta_published, flow_peaks_s,
 )
-from ..metrics.onsets import onset_f1, onset_scores_matched, onset_scores_published
+from ..metrics.onsets import (
+    event_f1, event_scores, onset_errors, onset_f1, onset_scores_matched, onset_scores_published,
+)
 from ..metrics.set_scores import (
     cosine, fad_infinity_of_clips, fad_infinity_published_of_clips, frechet_of_clips, inception_of_clips,
     kernel_of_clips, kl_divergence, kl_eps1e_6, kl_sigmoid, kl_sigmoid_eps1e_6,
@@ -43,6 +45,12 @@ def absolute_lag_s(generated: np.ndarray, true: np.ndarray, generated_level: Lev
     if lag is not None:
         return abs(lag[0])
     return MAX_LAG_S if generated_level.silent and not true_level.silent else None
+
+
+def signed_lag_s(generated: np.ndarray, true: np.ndarray) -> float | None:
+    """⇒ the lag of two envelopes in seconds, positive where the generated sound is late."""
+    lag = envelope_lag(generated, true)
+    return None if lag is None else lag[0]
 
 
 def flow_published(onsets_s: np.ndarray, flow: FlowTrajectory) -> float | None:
@@ -110,6 +118,8 @@ _KL = "KL divergence of generated sound's class probabilities from the true soun
 
 _timing = partial(Metric, better="high", scope="clip", control=True, group="Timing", in_figures=False)
 _flow = partial(_timing, needs=("generated.librosa_onsets_s", "true.flow"))
+_events = partial(_timing, source=_OWN, backbone="tiny", function=event_scores,
+                  needs=("true.objects", "generated.sound_events", "backbone.classes"))
 _pair = partial(Metric, scope="clip", control=True, in_figures=False)
 _set = partial(Metric, scope="set", in_figures=False)
 _FOLEY = ("true.foley", "generated.foley")
@@ -129,6 +139,35 @@ METRICS: tuple[Metric, ...] = (
             needs=("true.events_s", "generated.onsets_s"), function=onset_f1,
             definition="Onsets of the generated sound against true ones, matched one to one within 0.1 s. True ones: "
                        "events of an embedded scene, else onsets detected in the true sound."),
+    _timing("envelope_lag_signed_s", "Envelope lag", better="none", unit="s", source=_OWN,
+            needs=("generated.envelope", "true.envelope"), function=signed_lag_s,
+            definition="The same with its sign: positive where the generated sound is late."),
+    _timing("onset_error_ms", "Onset error", better="none", unit="ms", decimals=1, source=_OWN,
+            needs=("true.events_s", "generated.onsets_s"), function=onset_errors, attribute="median_ms",
+            definition="Median over a clip of generated − true onset time, positive where the sound is late; matched "
+                       "one to one within 250 ms, near pairs first. The detector itself is 9 ms late."),
+    _timing("onset_error_absolute_ms", "Onset error, absolute", better="low", unit="ms", decimals=1, source=_OWN,
+            needs=("true.events_s", "generated.onsets_s"), function=onset_errors, attribute="absolute_ms",
+            definition="Median of the same errors without their signs."),
+    _timing("onset_in_itu_window", "Onsets within +45/−125 ms", source="ITU-R BT.1359; this project",
+            needs=("true.events_s", "generated.onsets_s"), function=onset_errors, attribute="in_itu_window",
+            definition="Share of true onsets with a generated one of their own from 45 ms before (sound leads) to "
+                       "125 ms after them (sound lags), which viewers don't notice; false alarms are free."),
+    _events("event_f1", "Event F1 (embedded detector)", attribute="f1",
+            definition="What and when: detected events of the generated sound against the scene's, matched one to one "
+                       "within each class and 0.1 s. Only where the events are known."),
+    _events("event_f1_50ms", "Event F1 within 50 ms (embedded detector)", attribute="f1_50ms",
+            definition="The same within 0.05 s."),
+    _events("events_asked", "Asked events made (embedded detector)", attribute="asked",
+            definition="Share of the events of named objects that are matched within 0.1 s."),
+    _events("events_unasked", "Unasked events (embedded detector)", better="low", attribute="unasked",
+            definition="Share of the generated events whose class the caption doesn't name."),
+    _events("unnamed_sounds", "Unnamed object sounds (embedded detector)", better="low", attribute="unnamed",
+            definition="Share of clips in which a thing sounds that is in view and not named; of clips with such a "
+                       "thing."),
+    _timing("event_f1_{backbone}", "Event F1 ({title})", per_backbone="with events", source=_OWN, function=event_f1,
+            needs=("true.sound_events", "generated.sound_events"),
+            definition="The same of events that the network detects in both sounds."),
     _timing("onset_accuracy_published", "Onset accuracy (published)", source=_CONDFOLEY,
             needs=_FOLEY, function=onset_scores_published, attribute="accuracy",
             definition="Share of true onsets that find a generated one within 0.1 s; false alarms are free. Without "
@@ -250,7 +289,7 @@ def metric_table() -> list[Metric]:
 
 
 def metrics_for(backbones: Mapping[str, tuple[str, bool]], flows: Sequence[str] = (), labelled: bool = True,
-                everything: bool = False) -> list[Metric]:
+                everything: bool = False, detectors: Collection[str] = ()) -> list[Metric]:
     """⇒ the metrics of an evaluation, in the order to be shown.
 
     Args:
@@ -258,6 +297,7 @@ def metrics_for(backbones: Mapping[str, tuple[str, bool]], flows: Sequence[str] 
         flows: variants of optical flow.
         labelled: whether the class of some clip is known; without, metrics that need it are left out.
         everything: metrics that are not standard too.
+        detectors: names of the backbones with sound events.
     """
     table = [row for row in metric_table() if row.standard or everything]
     found: list[Metric] = []
@@ -267,15 +307,16 @@ def metrics_for(backbones: Mapping[str, tuple[str, bool]], flows: Sequence[str] 
                   and (not row.backbone or row.backbone in backbones)]
         found += [row for flow in flows for row in rows if row.flow == flow]
         for name, (title, classes) in backbones.items():
-            wanted = ("all", "with classes" if classes else "without classes")
+            wanted = {"all", "with classes" if classes else "without classes"}
+            wanted |= {"with events"} if name in detectors else set()
             found += [row.of_backbone(name, title) for row in rows if row.per_backbone in wanted]
     return found
 
 
 def figure_metrics() -> list[Metric]:
-    """⇒ the metrics of training's figures stage."""
+    """⇒ the metrics of training's figures stage, which detects no events."""
     everything = metrics_for({"tiny": ("embedded tagger", True)}, everything=True)
-    return [metric for metric in everything if metric.in_figures]
+    return [metric for metric in everything if metric.in_figures and not metric.needs_events]
 
 
 # ---------------------------------------------------------------------- the table in docs/evaluation.md

@@ -32,11 +32,13 @@ class Embedding:
     """A backbone's output for one sound.
 
     embeddings (R, D) float32: one row for the whole sound, or one per window of it; R is 0 where the sound is shorter
-    than a window ("not defined"). logits (C,) float32 before any softmax or sigmoid, or None.
+    than a window ("not defined"). logits (C,) float32 before any softmax or sigmoid, or None. sound_events (E, 2)
+    float32: onsets in seconds and numbers of classes, or None where the network detects none.
     """
 
     embeddings: np.ndarray
     logits: np.ndarray | None = None
+    sound_events: np.ndarray | None = None
 
 
 Heard = Embedding  # its name in version 0.1.0, which adapters of users import

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import mir_eval.onset
 import mir_eval.util
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import average_precision_score
 
 from ..mel import FIGURES, HOP_SAMPLES, SAMPLE_RATE_HZ, log_mel
@@ -127,6 +128,124 @@ def onset_f1(reference_s: np.ndarray, estimated_s: np.ndarray, window_s: float =
     if not len(reference_s) or not len(estimated_s):
         return 0.0
     return float(mir_eval.onset.f_measure(reference_s, estimated_s, window=window_s)[0])
+
+
+LONGEST_ERROR_S = 0.25  # a generated onset further from a true one belongs to no true one
+LEAD_S, LATENESS_S = 0.045, 0.125  # ITU-R BT.1359: sound may come so much before, or after, the picture, unnoticed
+
+
+@dataclass(frozen=True)
+class OnsetErrors:
+    """Errors of matched onsets, generated − true: positive where the sound is late.
+
+    Args:
+        median_ms: median error.
+        absolute_ms: median of the errors' sizes. Both are None where no onset is matched.
+        in_itu_window: share of true onsets with a generated one of their own from 45 ms before to 125 ms after them;
+            None where there is no true onset.
+    """
+
+    median_ms: float | None
+    absolute_ms: float | None
+    in_itu_window: float | None
+
+
+def onset_errors(true_s: np.ndarray, generated_s: np.ndarray) -> OnsetErrors:
+    """Onset times in seconds of a true and a generated sound ⇒ :class:`OnsetErrors`.
+
+    Onsets are matched one to one within 250 ms so that their distances, each less 250 ms, have the least sum: near
+    pairs count before many pairs. InputError: NaN or infinity among the times.
+    """
+    true_s, generated_s = ascending(true_s), ascending(generated_s)
+    errors = np.subtract.outer(generated_s, true_s)
+    rows, columns = linear_sum_assignment(np.minimum(np.abs(errors) - LONGEST_ERROR_S, 0.0))
+    matched = errors[rows, columns]
+    matched_ms = 1000 * matched[np.abs(matched) < LONGEST_ERROR_S]
+    centre_s, half_s = (LATENESS_S - LEAD_S) / 2, (LATENESS_S + LEAD_S) / 2
+    found = len(mir_eval.util.match_events(true_s + centre_s, generated_s, half_s + 1e-9, distance=_distances_s))
+    return OnsetErrors(
+        float(np.median(matched_ms)) if len(matched_ms) else None,
+        float(np.median(np.abs(matched_ms))) if len(matched_ms) else None,
+        found / len(true_s) if len(true_s) else None,
+    )
+
+
+FINE_WINDOW_S = 0.05
+
+
+@dataclass(frozen=True)
+class ObjectOnsets:
+    """The true events of one object.
+
+    Args:
+        word: its class of sound; of a thing that only resembles another, that one's.
+        asked: whether the caption names it.
+        onsets_s: (n,) times at which it begins to sound.
+    """
+
+    word: str
+    asked: bool
+    onsets_s: np.ndarray
+
+
+@dataclass(frozen=True)
+class EventScores:
+    """Scores of events, each a class and a time, against the true events of a clip.
+
+    Args:
+        f1: of a one-to-one matching within each class and ±0.1 s; None where neither side has an event.
+        f1_50ms: the same within ±0.05 s.
+        asked: share of the true events that are matched within ±0.1 s.
+        unasked: share of the generated events whose class the caption doesn't name.
+        unnamed: 1 where an object that is in view without being named sounds, else 0; None where there is none, or
+            where a named object has the same sound.
+    """
+
+    f1: float | None
+    f1_50ms: float | None
+    asked: float | None
+    unasked: float | None
+    unnamed: float | None
+
+
+def event_scores(objects: Sequence[ObjectOnsets], generated: np.ndarray, classes: Sequence[str]) -> EventScores | None:
+    """⇒ the scores of generated events against true ones.
+
+    Args:
+        objects: of the clip.
+        generated: (E, 2) onsets in seconds, numbers of classes.
+        classes: names of the classes.
+
+    Returns:
+        None where an object sounds that none of the classes is.
+    """
+    if any(len(thing.onsets_s) and thing.word not in classes for thing in objects):
+        return None
+    true = np.array([(onset_s, classes.index(thing.word)) for thing in objects for onset_s in thing.onsets_s]
+                    ).reshape(-1, 2)
+    asked = {thing.word for thing in objects if thing.asked}
+    made = [classes[int(number)] for number in generated[:, 1]]
+    unnamed = {thing.word for thing in objects if not thing.asked} - asked
+    return EventScores(
+        event_f1(true, generated, WINDOW_S), event_f1(true, generated, FINE_WINDOW_S),
+        matched_events(true, generated, WINDOW_S) / len(true) if len(true) else None,
+        float(np.mean([word not in asked for word in made])) if made else None,
+        float(any(word in made for word in unnamed)) if unnamed else None,
+    )
+
+
+def event_f1(true: np.ndarray, generated: np.ndarray, window_s: float = WINDOW_S) -> float | None:
+    """Events (E, 2), onsets in seconds and numbers of classes, of a true and a generated sound ⇒ F1 of a one-to-one
+    matching within each class and ±window_s; None where neither side has an event."""
+    if not len(true) and not len(generated):
+        return None
+    return 2 * matched_events(true, generated, window_s) / (len(true) + len(generated))
+
+
+def matched_events(true: np.ndarray, generated: np.ndarray, window_s: float) -> int:
+    """Events (E, 2) of two sounds ⇒ the number of pairs in a maximum one-to-one matching within each class."""
+    return sum(matched_pairs(true[true[:, 1] == number, 0], generated[generated[:, 1] == number, 0], window_s)
+               for number in np.unique(true[:, 1]))
 
 
 _DELTA = 0.3  # of librosa's envelope, which is scaled per clip

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.ndimage import uniform_filter1d
+from scipy.signal import correlate
 
 from ..mel import FIGURES, FRAME_RATE_HZ, LOG_FLOOR, SAMPLE_RATE_HZ, log_mel
 from ..runtime.errors import InputError
@@ -105,19 +106,54 @@ def envelope_lag(generated: np.ndarray, true: np.ndarray) -> tuple[float, float]
     for envelope in (generated, true):
         if not np.isfinite(envelope).all():
             raise InputError(f"an envelope of {len(envelope)} values holds NaN or infinity; it has no lag")
+    if any(not len(envelope) or np.ptp(envelope) < _CONSTANT_NATS for envelope in (generated, true)):
+        return None
     best: tuple[float, int] | None = None
-    most = round(MAX_LAG_S * FRAME_RATE_HZ)
-    least = max(2, round(_LEAST_OVERLAP * min(len(generated), len(true))))
-    for shift in sorted(range(-most, most + 1), key=abs):
-        late = generated[max(shift, 0):][:max(0, len(true) - max(-shift, 0))]
-        early = true[max(-shift, 0):][:len(late)]
-        late = late[:len(early)]
-        if len(late) < least or np.ptp(late) < _CONSTANT_NATS or np.ptp(early) < _CONSTANT_NATS:
+    for shift in _likely_shifts(generated, true):
+        first, second = max(shift, 0), max(-shift, 0)
+        length = min(len(generated) - first, len(true) - second)
+        late, early = generated[first:first + length], true[second:second + length]
+        if np.ptp(late) < _CONSTANT_NATS or np.ptp(early) < _CONSTANT_NATS:
             continue
         value = float(np.corrcoef(late, early)[0, 1])
         if best is None or value > best[0] + 1e-9:
             best = value, shift
     return None if best is None else (best[1] / FRAME_RATE_HZ, best[0])
+
+
+def _likely_shifts(generated: np.ndarray, true: np.ndarray) -> list[int]:
+    """⇒ the shifts that may have the highest correlation, the smallest first.
+
+    The products at all shifts come from one FFT, their sums over the overlaps from running sums. Rounding may swap
+    shifts that are nearly equal, and it drowns an overlap that hardly varies: those are left to the caller.
+    """
+    most = round(MAX_LAG_S * FRAME_RATE_HZ)
+    least = max(2, round(_LEAST_OVERLAP * min(len(generated), len(true))))
+    shifts = np.array(sorted(range(-most, most + 1), key=abs))
+    firsts, seconds = np.maximum(shifts, 0), np.maximum(-shifts, 0)
+    lengths = np.minimum(len(generated) - firsts, len(true) - seconds)
+    long = lengths >= least
+    shifts, firsts, seconds, lengths = shifts[long], firsts[long], seconds[long], lengths[long]
+    late, early = (np.asarray(envelope, np.float64) - np.mean(envelope, dtype=np.float64)
+                   for envelope in (generated, true))
+    products = correlate(late, early, method="fft")[shifts + len(early) - 1]
+    late_sums, late_squares, late_certain = _overlap_sums(late, firsts, lengths)
+    early_sums, early_squares, early_certain = _overlap_sums(early, seconds, lengths)
+    certain = late_certain & early_certain
+    spread = np.sqrt(np.where(certain, late_squares * early_squares, 1.0))
+    values = np.where(certain, (products - late_sums * early_sums / lengths) / spread, np.inf)
+    highest = values[certain].max(initial=-np.inf)
+    return shifts[values >= highest - 1e-6].tolist()
+
+
+def _overlap_sums(envelope: np.ndarray, firsts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, ...]:
+    """⇒ of each overlap its sum, its squared deviations from its mean, and whether rounding leaves these six digits and
+    they are those of an envelope that varies."""
+    sums, squares = (np.concatenate([[0.0], np.cumsum(values)]) for values in (envelope, np.square(envelope)))
+    total = sums[firsts + lengths] - sums[firsts]
+    deviations = squares[firsts + lengths] - squares[firsts] - np.square(total) / lengths
+    rounding = np.finfo(np.float64).eps * len(envelope) * squares[-1]
+    return total, deviations, deviations > np.maximum(1e8 * rounding, lengths * _CONSTANT_NATS**2)
 
 
 FFT_SAMPLES = 2048

@@ -27,7 +27,7 @@ FORMER = {
     "grounding": "perception", "grounding.base": "perception.base",
     "grounding.grounded_sam": "perception.grounded_sam",
     "encoders": "perception", "encoders.base": "perception.base", "encoders.clip": "perception.clip_encoder",
-    "perception.t5_encoder": "perception.clip_encoder",
+    "perception.t5_encoder": "perception.clip_encoder", "perception.siglip_encoder": "perception.clip_encoder",
     "manifests": "dataset.manifests", "manifests.manifest": "dataset.manifests.manifest",
     "manifests.vggsound": "dataset.manifests.folder", "dataset.manifests.vggsound": "dataset.manifests.folder",
     "extraction": "dataset.extraction", "extraction.extract": "dataset.extraction.extract",
@@ -50,6 +50,7 @@ FORMER = {
     "metrics.envelope": "metrics.signal", "perception.sam": "perception.grounded_sam",
     "metrics.flow": "metrics.alignment", "metrics.statistics": "metrics.intervals",
     "training.data": "training.data_sources", "training.stages": "training.job",
+    "embedded.tagger_training": "embedded.sound_training",
     "training.preemption": "runtime.cluster.preemption", "dataset.extraction.progress": "runtime.progress",
 }
 

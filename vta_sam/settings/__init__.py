@@ -379,8 +379,10 @@ class TrainTinySettings(GroupSettings):
     """experiments/train_tiny.py"""
 
     plan: Switch = PLAN
-    model: Literal["trunk", "tagger"] = setting("trunk: image trunk with words; tagger: sound classes", "trunk")
+    model: Literal["trunk", "tagger", "detector"] = setting(
+        "trunk: image trunk with words; tagger: sound classes; detector: sound events", "trunk")
     figures: Switch = setting("measure the weights that are there, train nothing", False)
     threads: Positive = setting("processor threads of torch", 2)
     trunk: Part = setting("the trunk's recipe: trunk.KEY=")
     tagger: Part = setting("the tagger's recipe: tagger.KEY=")
+    detector: Part = setting("the detector's recipe: detector.KEY=")

@@ -49,7 +49,7 @@ FORMER = {
     "metrics.class_scores": "metrics.set_scores", "metrics.frechet": "metrics.set_scores",
     "metrics.envelope": "metrics.signal", "perception.sam": "perception.grounded_sam",
     "metrics.flow": "metrics.alignment", "metrics.statistics": "metrics.intervals",
-    "training.data": "training.data_sources", "training.stages": "training.job",
+    "embedded.oracle": "embedded.truth", "training.data": "training.data_sources", "training.stages": "training.job",
     "training.preemption": "runtime.cluster.preemption", "dataset.extraction.progress": "runtime.progress",
 }
 

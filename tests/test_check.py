@@ -18,7 +18,7 @@ from vta_sam.dataset.extraction.dataset_statistics import DatasetStatistics, sta
 from vta_sam.dataset.shards.records import read_shard, write_records, write_shard
 from vta_sam.dataset.shards.schema import DatasetInfo, ShardInfo, encode_record, read_dataset
 from vta_sam.embedded.extractors import TinyGrounder
-from vta_sam.embedded.oracle import OracleGrounder
+from vta_sam.embedded.truth import OracleGrounder
 from vta_sam.media.audio import read_audio
 from vta_sam.media.picture_reader import Squeeze
 from vta_sam.perception.base import Grounder

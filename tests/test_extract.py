@@ -328,7 +328,7 @@ def test_the_script_extracts_the_embedded_world_with_oracles(world, tmp_path):
 
 
 def test_the_oracles_follow_a_stretch_and_refuse_other_videos(world, videos):
-    from vta_sam.embedded.oracle import OracleEncoder, OracleGrounder
+    from vta_sam.embedded.truth import OracleEncoder, OracleGrounder
     from vta_sam.embedded.truth import read_truth
 
     video = sorted(world.rglob("*.mp4"))[0]

@@ -31,6 +31,7 @@ PROGRAMS: dict[str, tuple[type[Settings], str, tuple[str, ...]]] = {
     "experiments/generate.py": (schemas.GenerateSettings, "generate", ("video=in.mp4",)),
     "experiments/evaluate.py": (schemas.EvaluateSettings, "evaluate", ("generated=a", "reference=b")),
     "experiments/compare.py": (schemas.CompareSettings, "compare", ("systems=a",)),
+    "experiments/meters.py": (schemas.MetersSettings, "meters", ()),
     "experiments/study.py": (schemas.StudySettings, "study", ()),
     "experiments/train_tiny.py": (schemas.TrainTinySettings, "train_tiny", ()),
     "experiments/train.py": (schemas.TrainSettings, "train", ("+exp=vta_sam", "size=smoke")),

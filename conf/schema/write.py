@@ -18,7 +18,7 @@ from vta_sam.runtime.files import write_text
 from vta_sam.runtime.typed_settings import Section, Settings, kind_of
 from vta_sam.settings import (
     CheckSettings, CompareSettings, EncodeSettings, EvaluateSettings, ExtractSettings, GenerateSettings,
-    MeasureSettings, StudySettings, SynthesizeSettings, TrainSettings, TrainTinySettings,
+    MeasureSettings, MetersSettings, StudySettings, SynthesizeSettings, TrainSettings, TrainTinySettings,
 )
 from vta_sam.settings.blocks import Recipe, StudyBlock, SweepBlock
 from vta_sam.settings.pages import (
@@ -44,6 +44,7 @@ PROGRAMS: dict[str, tuple[type[Settings], str]] = {
     "experiments/generate.py": (GenerateSettings, "generate"),
     "experiments/evaluate.py": (EvaluateSettings, "evaluate"),
     "experiments/compare.py": (CompareSettings, "compare"),
+    "experiments/meters.py": (MetersSettings, "meters"),
     "experiments/study.py": (StudySettings, "study"),
     "experiments/train_tiny.py": (TrainTinySettings, "train_tiny"),
 }

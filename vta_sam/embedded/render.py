@@ -4,8 +4,9 @@ them."""
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from itertools import chain, islice
 from pathlib import Path
 
 import av
@@ -182,7 +183,7 @@ def _box(alpha: np.ndarray, window: tuple[int, int, int, int]) -> tuple[float, f
             (right - left) / WIDTH_PX, (bottom - top) / HEIGHT_PX)
 
 
-def encode(path: Path, pictures: np.ndarray, sound: np.ndarray) -> None:
+def encode(path: Path, pictures: Iterable[np.ndarray], sound: np.ndarray, fps: float = FPS) -> None:
     """Write an mp4 of h264 and aac, always with the same bytes.
 
     One thread encodes, and the container holds no date and no encoder's name. The aac encoder's delay of 1024 samples
@@ -190,21 +191,24 @@ def encode(path: Path, pictures: np.ndarray, sound: np.ndarray) -> None:
 
     Args:
         path: of the mp4.
-        pictures: (T, H, W, 3) uint8 at 25 fps.
+        pictures: (T, H, W, 3) uint8, or T pictures one by one; their sides are even.
         sound: (samples,) mono at 16 kHz.
+        fps: of the pictures.
     """
+    left = iter(pictures)
+    first = next(left)
     with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        video = container.add_stream("libx264", rate=round(FPS), options=X264_OPTIONS)
-        video.width, video.height, video.pix_fmt = WIDTH_PX, HEIGHT_PX, "yuv420p"
+        video = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=X264_OPTIONS)
+        video.height, video.width, video.pix_fmt = *first.shape[:2], "yuv420p"
         video.codec_context.thread_count = 1
         video.codec_context.flags |= CodecFlags.bitexact.value
         audio = container.add_stream("aac", rate=SAMPLE_RATE_HZ, layout="mono", options=AAC_OPTIONS)
         audio.bit_rate = AAC_BIT_RATE
         audio.codec_context.flags |= CodecFlags.bitexact.value
         samples = iter(_audio_frames(sound, 1024))
-        for number, picture in enumerate(pictures):
+        for number, picture in enumerate(chain([first], left)):
             container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-            due = round((number + 1) / FPS * SAMPLE_RATE_HZ) // 1024 - round(number / FPS * SAMPLE_RATE_HZ) // 1024
+            due = round((number + 1) / fps * SAMPLE_RATE_HZ) // 1024 - round(number / fps * SAMPLE_RATE_HZ) // 1024
             for frame in islice(samples, due):
                 container.mux(audio.encode(frame))
         for frame in samples:

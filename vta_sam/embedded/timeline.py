@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .truth import SCENES_VERSION, Event
+from .truth import SCENES_VERSION, WORDS, Event
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,6 @@ CLASSES = {
                       IMPULSE, (0.07, 0.11), (0.22, 0.34), 1.45, "squirrel"),
     )
 }
-WORDS = tuple(CLASSES)
 LOOK_ALIKES = {c.look_alike: c.word for c in CLASSES.values()}
 
 

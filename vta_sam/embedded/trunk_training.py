@@ -20,10 +20,9 @@ from torch.utils.data import IterableDataset
 from ..media.picture_reader import Squeeze
 from ..media.video import read_clip
 from ..runtime.errors import InputError
-from .oracle import pictures_on_screen
 from .timeline import LOOK_ALIKES, WORDS
 from .tiny_networks import IMAGE_SIZE, Trunk, TrunkOutput
-from .truth import MASK_WIDTH, SceneTruth, read_truth
+from .truth import MASK_WIDTH, SceneTruth, pictures_on_screen, read_truth
 
 LOOK_ALIKE_WORDS = tuple(LOOK_ALIKES)
 

@@ -50,7 +50,7 @@ FORMER = {
     "metrics.envelope": "metrics.signal", "perception.sam": "perception.grounded_sam",
     "metrics.flow": "metrics.alignment", "metrics.statistics": "metrics.intervals",
     "training.data": "training.data_sources", "training.stages": "training.job",
-    "embedded.tagger_training": "embedded.sound_training",
+    "embedded.tagger_training": "embedded.sound_training", "embedded.oracle": "embedded.truth",
     "training.preemption": "runtime.cluster.preemption", "dataset.extraction.progress": "runtime.progress",
 }
 

@@ -279,6 +279,20 @@ class CompareSettings(MeasureSettings):
         return self
 
 
+class MetersSettings(MeasureSettings):
+    """experiments/meters.py"""
+
+    reference: LocalPath = setting("folder of true videos or sounds; embedded: the embedded world, made by seed=",
+                                   "embedded")
+    clips: Annotated[Whole, Field(ge=2)] = setting("of the embedded world", 128)
+    faults: Keys = setting("shift, jitter, speed, removed, added, exchanged, low-passed, noisy; []: all", ())
+    carrier: Literal["griffin_lim", "none"] = setting(
+        "both sides go through mel and vocoder; none: the sound in step is the true file itself", "griffin_lim")
+    sound: Text | None = setting(f"of the true videos: {_SOUND}")
+    out: LocalPath = setting("folder of meters.json, meters.png and the sounds, which are kept", "meters")
+    docs: Switch = setting("write the table into docs/evaluation.md too", False)
+
+
 class StudySettings(GroupSettings):
     """experiments/study.py"""
 

@@ -277,7 +277,7 @@ class Orientation:
 def display_matrix(frame: Any) -> list[int] | None:
     """The nine numbers that turn a decoded picture upright; None: it has none. ``frame.side_data`` would keep the
     picture, and its scaler with all threads, in memory until Python next looks for objects that refer to themselves."""
-    stored = SideDataContainer(frame).get("DISPLAYMATRIX")
+    stored = SideDataContainer(frame).get("DISPLAYMATRIX")  # type: ignore[call-arg]
     return None if stored is None else np.frombuffer(bytes(stored), np.int32).tolist()
 
 

@@ -136,7 +136,8 @@ def _panel(evaluation: Evaluation, metric: Metric, place_in_table: int, ordered:
     if any(score is not None and not row.reference for row, score in zip(ordered, scores)):
         shown = [not (row.reference and score is not None and _same_words(metric, score.low, score.high))
                  for row, score in zip(ordered, scores)]
-        ordered, entries, scores = (list(compress(each, shown)) for each in (ordered, entries, scores))
+        ordered, entries = list(compress(ordered, shown)), list(compress(entries, shown))
+        scores = list(compress(scores, shown))
     reach = [(score, *_ends(score)) for score in scores if score is not None]
     low, high = min(left for _, left, _ in reach), max(right for *_, right in reach)
     span = high - low or 1.0

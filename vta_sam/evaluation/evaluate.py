@@ -250,7 +250,7 @@ def evaluate(request: Request, progress: Progress = lambda done, clips, failed: 
         raise InputError(f"none of the sounds of {', '.join(measured.sounds)} can be scored; the first: "
                          f"{next(why for bad in measured.bad.values() for why in bad.values())}")
     metrics = [metric for metric in metrics if not metric.needs_label or _labelled(metric, measured, embeddings)]
-    sets = SetFigures(measured.truths, Resampling(request.seed, request.set_resamples))
+    sets = SetFigures(measured.truths, Resampling(request.seed, request.set_resamples, request.device))
     missing = _missing(metrics, request, measured, embeddings)
     evaluation = Aggregate(measured, metrics, missing, sets, request.seed, request.resamples,
                            _reference_among(request), embeddings.classes).evaluation()

@@ -265,10 +265,12 @@ def standard_error(resampled: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Resampling:
-    """How a figure of a set is bootstrapped. seed: of the draws; resamples: how many."""
+    """How a figure of a set is bootstrapped. seed: of the draws; resamples: how many; device: of torch, where they are
+    computed."""
 
     seed: int = 0
     resamples: int = 200
+    device: str = "cpu"
 
     def draws(self, clips: int) -> np.ndarray:
         """⇒ (resamples, clips) int; they depend on the number of clips and the seed alone."""

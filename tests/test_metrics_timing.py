@@ -5,10 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vta_sam.evaluation import sounds
 from vta_sam.mel import SAMPLE_RATE_HZ
-from vta_sam.metrics import onsets, signal
-from vta_sam.metrics.onsets import at_published_rate, detect_onsets, foley_onsets, librosa_onsets_s, onset_f1
+from vta_sam.metrics.onsets import detect_onsets, onset_f1
 from vta_sam.metrics.signal import NATS_PER_DB, correlation, energy_envelope, envelope_correlation
 from vta_sam.runtime.errors import InputError
 
@@ -123,21 +121,3 @@ def test_f1_of_nothing():
     nothing = np.zeros(0)
     assert onset_f1(nothing, nothing) is None
     assert onset_f1(NOTES_S, nothing) == 0 == onset_f1(nothing, NOTES_S)
-
-
-def test_a_sound_is_analysed_once_for_all_its_features(monkeypatch):
-    """One log-mel and one onset strength, and the same values as from the waveform alone."""
-    wave = notes()
-    alone = (energy_envelope(wave), detect_onsets(wave), librosa_onsets_s(at_published_rate(wave)),
-             foley_onsets(at_published_rate(wave)))
-    seen: list[str] = []
-    for module, name in ((sounds, "log_mel"), (onsets, "log_mel"), (signal, "log_mel"), (sounds, "onset_strength"),
-                         (onsets, "onset_strength")):
-        monkeypatch.setattr(module, name, lambda *given, usual=getattr(module, name), name=name: (
-            seen.append(name), usual(*given))[1])
-    found = sounds.WaveformFeatures(wave)
-    for value, expected in zip((found.envelope, found.onsets_s, found.librosa_onsets_s), alone):
-        np.testing.assert_array_equal(value, expected)
-    for part in ("samples", "heights", "confidences"):
-        np.testing.assert_array_equal(getattr(found.foley, part), getattr(alone[3], part))
-    assert len(alone[3].samples) and sorted(seen) == ["log_mel", "onset_strength"]

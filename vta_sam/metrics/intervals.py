@@ -240,7 +240,7 @@ def clip_draws(clips: int, resamples: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(clips, size=(resamples, clips))
 
 
-@lru_cache(maxsize=4)  # an evaluation asks for the draws of as many clips again with every metric
+@lru_cache(maxsize=2)  # an evaluation asks for the draws of as many clips again with every metric
 def _small_draws(clips: int, resamples: int, seed: int) -> np.ndarray:
     """As :func:`clip_draws`, in the smallest whole numbers that hold them, drawn in parts."""
     rng, part = np.random.default_rng(seed), max(1, _AT_ONCE // clips)

@@ -10,9 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pebble.pool.process import PoolManager
+from test_evaluation import clicks
 
+from vta_sam.evaluation import sounds
 from vta_sam.evaluation.measure import map_guarded
 from vta_sam.evaluation.sounds import FeatureCache, cache_key
+from vta_sam.metrics import onsets, signal
+from vta_sam.metrics.onsets import at_published_rate, detect_onsets, foley_onsets, librosa_onsets_s
+from vta_sam.metrics.signal import energy_envelope
 from vta_sam.runtime.errors import InputError
 
 
@@ -110,3 +115,21 @@ def test_a_cache_that_can_not_be_written_is_said_so(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cache=.*cache=null"):
         FeatureCache(Path(tmp_path / "file")).put(cache_key("x"), {"a": np.ones(1)})
+
+
+def test_a_sound_is_analysed_once_for_all_its_features(monkeypatch):
+    """One log-mel and one onset strength, and the same values as from the waveform alone."""
+    wave = clicks(3)
+    alone = (energy_envelope(wave), detect_onsets(wave), librosa_onsets_s(at_published_rate(wave)),
+             foley_onsets(at_published_rate(wave)))
+    seen: list[str] = []
+    for module, name in ((sounds, "log_mel"), (onsets, "log_mel"), (signal, "log_mel"), (sounds, "onset_strength"),
+                         (onsets, "onset_strength")):
+        monkeypatch.setattr(module, name, lambda *given, usual=getattr(module, name), name=name: (
+            seen.append(name), usual(*given))[1])
+    found = sounds.WaveformFeatures(wave)
+    for value, expected in zip((found.envelope, found.onsets_s, found.librosa_onsets_s), alone):
+        np.testing.assert_array_equal(value, expected)
+    for part in ("samples", "heights", "confidences"):
+        np.testing.assert_array_equal(getattr(found.foley, part), getattr(alone[3], part))
+    assert len(alone[3].samples) and sorted(seen) == ["log_mel", "onset_strength"]

@@ -17,6 +17,7 @@ from vta_sam.evaluation.metric import timelines
 from vta_sam.evaluation.metric_table import METRICS
 from vta_sam.evaluation.pairing import SoundFile
 from vta_sam.evaluation.sounds import LoadingPolicy
+from vta_sam.generation.build import identify
 from vta_sam.runtime.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -138,7 +139,13 @@ def test_the_ceiling_is_the_true_sound_through_the_model(scenes, tmp_path):
     assert figure.score.mean == pytest.approx(1)
     assert figure.ceiling.n == 6 and figure.ceiling.mean < 1
     assert found.systems["true"].figures["frechet_tiny"].ceiling.mean > 0
-    assert found.provenance["ceiling"]["hash"]
+    for name in ("denoiser", "conditioner"):
+        (model / f"{name}.safetensors").write_bytes(b"neither read nor looked at")
+    again = evaluate(Request({"true": true}, true, ceiling=model, **QUICK))[0]
+    assert again.provenance["ceiling"] == found.provenance["ceiling"] and len(again.provenance["ceiling"]["hash"]) == 12
+    assert again.systems["true"].figures["envelope_correlation"].ceiling == figure.ceiling
+    (model / "codec.safetensors").write_bytes((model / "codec.safetensors").read_bytes() + b" ")
+    assert identify(model, ("codec", "vocoder"))["hash"] != found.provenance["ceiling"]["hash"]
 
 
 # ---------------------------------------------------------------- files that end their process

@@ -6,12 +6,15 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from vta_sam.metrics.set_scores import (
-    cosine, fad_infinity, fad_infinity_published, frechet_distance, frechet_from_moments, inception_score,
-    kernel_distance, kl_divergence, kl_eps1e_6, kl_sigmoid, kl_sigmoid_eps1e_6, resampled_distances
+    cosine, fad_infinity, fad_infinity_of_clips, fad_infinity_published, frechet_distance, frechet_from_moments,
+    frechet_of_clips, inception_of_clips, inception_score, kernel_distance, kl_divergence, kl_eps1e_6, kl_sigmoid,
+    kl_sigmoid_eps1e_6, resampled_distances, resampled_inception_scores
 )
-from vta_sam.metrics.intervals import clip_draws, standard_error
+from vta_sam.metrics import set_scores
+from vta_sam.metrics.intervals import Resampling, clip_draws, standard_error
 from vta_sam.runtime.errors import InputError
 
 
@@ -126,6 +129,48 @@ def test_resampled_distances_are_those_of_the_drawn_rows(clips, each, dim):
     draws = clip_draws(clips, 4, seed=1)
     expected = [frechet_distance(np.concatenate([x[i] for i in d]), np.concatenate([y[i] for i in d])) for d in draws]
     np.testing.assert_allclose(resampled_distances(x, y, draws), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("clips", "each", "dim"), [(40, 1, 8), (20, 3, 8)])
+def test_draws_at_once_are_those_one_by_one(clips, each, dim, monkeypatch):
+    """As a GPU takes them; with dimensions that never vary, as a network's dead units."""
+    x, y = by_clip(R(0).randn(clips * each, dim), each), by_clip(R(1).randn(clips * each, dim), each)
+    for rows in (*x, *y):
+        rows[:, :2] = 0
+    draws = clip_draws(clips, 5, seed=2)
+    counts = np.stack([np.bincount(draw, minlength=clips) for draw in draws]).repeat(each, axis=1).astype(np.float64)
+    rows, weights = ([torch.from_numpy(a) for a in pair] for pair in (map(np.concatenate, (x, y)), (counts, counts)))
+    found = set_scores._weighted_distances(rows, weights)
+    np.testing.assert_allclose(found, resampled_distances(x, y, draws), rtol=1e-9)
+
+
+@pytest.mark.parametrize("each", [1, 3])
+def test_resampled_inception_scores_are_those_of_the_drawn_rows(each):
+    logits = by_clip(R(6).randn(30 * each, 12) * 3, each)
+    logits[0][0], logits[1][0] = [[1e4, *[-1e4] * 11], [-1e4] * 11 + [1e4]]
+    draws = clip_draws(30, 5, seed=1)
+    expected = [inception_score(np.concatenate([logits[i] for i in draw]))[0] for draw in draws]
+    np.testing.assert_allclose(resampled_inception_scores(logits, draws), expected, rtol=1e-12)
+
+
+def test_no_distance_of_sets_is_below_0():
+    """Of a set against itself: rounding, and a line that ends lower."""
+    rows = by_clip(R(8).randn(80, 6), 1)
+    sampling = Resampling(0, 20)
+    distance = frechet_of_clips(rows, rows, sampling)
+    assert 0 <= distance.value < 1e-11 and not distance.note
+    line = fad_infinity(rows, rows)
+    found = fad_infinity_of_clips(rows, rows, sampling)
+    assert line.value < 0 == found.value and found.detail["extrapolated"] == line.value
+    assert "ends below 0" in found.note and found.detail["slope"] == line.slope
+
+
+def test_too_few_sounds_are_noted():
+    few = by_clip(R(9).randn(20, 30), 1)
+    assert frechet_of_clips(few, few, Resampling(0, 20)).note.startswith("20 rows of 30 dimensions")
+    assert inception_of_clips(few, Resampling(0, 20)).note.startswith("20 sounds for 30 classes")
+    many = by_clip(R(9).randn(40, 30), 1)
+    assert not frechet_of_clips(many, many, Resampling(0, 20)).note + inception_of_clips(many, Resampling(0, 20)).note
 
 
 def test_percentiles_of_resampled_distances_lie_above_the_distance():

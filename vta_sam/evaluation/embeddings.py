@@ -249,7 +249,7 @@ class Ceiling:
 
     def __post_init__(self):
         self.through = RoundTrip(self.folder, self.device)
-        self.hash = identify(self.folder)["hash"]
+        self.hash = identify(self.folder, ("codec", "vocoder"))["hash"]  # models that share them share a ceiling
 
     def add(self, clip: str, true: SoundMeasurements) -> dict[str, SoundMeasurements]:
         """A true sound, with its waveform ⇒ {clip: that sound encoded, decoded and vocoded, measured like any other},

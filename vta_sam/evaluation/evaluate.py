@@ -253,7 +253,7 @@ def evaluate(request: Request, progress: Progress = lambda done, clips, failed: 
     scenes = any(truth.objects is not None for truth in measured.truths.values())
     metrics = [metric for metric in metrics if (scenes or not metric.needs_objects)
                and (not metric.needs_label or _labelled(metric, measured, embeddings))]
-    sets = SetFigures(measured.truths, Resampling(request.seed, request.set_resamples))
+    sets = SetFigures(measured.truths, Resampling(request.seed, request.set_resamples, request.device))
     missing = _missing(metrics, request, measured, embeddings)
     evaluation = Aggregate(measured, metrics, missing, sets, request.seed, request.resamples,
                            _reference_among(request), embeddings.classes).evaluation()

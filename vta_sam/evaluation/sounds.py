@@ -17,10 +17,12 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from ..media.audio import choice_of_sound, fit_length, read_audio, require_sound
+from ..media.audio import choice_of_sound, decoded_audio, fit_length, require_sound
 from ..media.container import open_media
-from ..mel import SAMPLE_RATE_HZ
-from ..metrics.onsets import FoleyOnsets, at_published_rate, detect_onsets, foley_onsets, librosa_onsets_s
+from ..mel import FIGURES, SAMPLE_RATE_HZ, log_mel
+from ..metrics.onsets import (
+    FoleyOnsets, at_published_rate, detect_onsets, foley_onsets, librosa_onsets_s, onset_strength
+)
 from ..metrics.signal import Level, energy_envelope, measure_level
 from ..runtime.errors import EndOfRun, InputError
 from ..runtime.files import write_bytes
@@ -115,10 +117,11 @@ def read_sound(path: Path, policy: LoadingPolicy, sound: str | None = None) -> S
         stream = require_sound(path, container, sound, "; it needs a sound track")
         choice = choice_of_sound(container, sound)
         rate_hz, channels = stream.codec_context.sample_rate, stream.codec_context.layout.nb_channels
-    if rate_hz < policy.lowest_rate_hz:
-        raise InputError(f"{path} is sampled at {rate_hz} Hz, so that what lies above {rate_hz // 2} Hz is missing; "
-                         f"at least {policy.lowest_rate_hz} Hz are expected (lowest_rate_hz={rate_hz} takes it)")
-    waveform = read_audio(path, sample_rate_hz=SAMPLE_RATE_HZ, longest_s=policy.longest_s, sound=sound)
+        if rate_hz < policy.lowest_rate_hz:
+            raise InputError(f"{path} is sampled at {rate_hz} Hz, so that what lies above {rate_hz // 2} Hz is "
+                             f"missing; at least {policy.lowest_rate_hz} Hz are expected (lowest_rate_hz={rate_hz} "
+                             "takes it)")
+        waveform = decoded_audio(path, container, stream, 0.0, None, policy.longest_s).waveform(SAMPLE_RATE_HZ)
     duration_s = len(waveform) / SAMPLE_RATE_HZ
     if duration_s < policy.shortest_s:
         raise InputError(f"{path} lasts {duration_s:.3f} s; at least {policy.shortest_s:g} s are needed")
@@ -155,12 +158,12 @@ class WaveformFeatures:
     @cached_property
     def envelope(self) -> np.ndarray:
         """At 100 Hz, in nats."""
-        return energy_envelope(self.waveform)
+        return energy_envelope(self.waveform, self._log_mel)
 
     @cached_property
     def onsets_s(self) -> np.ndarray:
         """By this project's detector."""
-        return detect_onsets(self.waveform)
+        return detect_onsets(self.waveform, self._log_mel)
 
     @cached_property
     def level(self) -> Level:
@@ -169,16 +172,25 @@ class WaveformFeatures:
     @cached_property
     def librosa_onsets_s(self) -> np.ndarray:
         """By librosa's defaults."""
-        return librosa_onsets_s(self._at_published_rate)
+        return librosa_onsets_s(self._at_published_rate, self._strength)
 
     @cached_property
     def foley(self) -> FoleyOnsets:
         """By CondFoleyGen's settings."""
-        return foley_onsets(self._at_published_rate)
+        return foley_onsets(self._at_published_rate, self._strength)
+
+    @cached_property
+    def _log_mel(self) -> np.ndarray | None:
+        """None of a sound that has none; the functions that need it say why."""
+        return log_mel(self.waveform, FIGURES) if np.isfinite(self.waveform).all() else None
 
     @cached_property
     def _at_published_rate(self) -> np.ndarray:
         return at_published_rate(self.waveform)
+
+    @cached_property
+    def _strength(self) -> np.ndarray:
+        return onset_strength(self._at_published_rate)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MethodType
 from typing import Any, Literal
@@ -14,7 +15,9 @@ from diffusers import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..checkpoints.model_folder import YAML_NAME, ModelRecipe, load_weights, uninitialised, weights_file
+from ..checkpoints.model_folder import (
+    YAML_NAME, ModelRecipe, load_weights, read_content, uninitialised, weights_file
+)
 from ..checkpoints.parts import differing_settings, settings_of
 from ..clip import ClipSpec
 from ..dataset.shards.schema import DatasetInfo
@@ -38,11 +41,21 @@ def newest_model(runs: Path = Path("runs")) -> Path:
     return max(found, key=lambda folder: (folder / YAML_NAME).stat().st_mtime)
 
 
-def identify(folder: Path) -> dict[str, str]:
-    """⇒ {"path": as given, "hash": 12 hex digits that change with the yaml or any weight}."""
+def identify(folder: Path, parts: Sequence[str] | None = None) -> dict[str, str]:
+    """⇒ {"path": as given, "hash": 12 hex digits that change with the yaml or any weight}.
+
+    Args:
+        folder: of the model.
+        parts: whose recipes and weights alone are read and count; None: everything does.
+    """
     digest = hashlib.sha256()
+    files = [folder / YAML_NAME, *sorted(folder.glob("*.safetensors"))]
+    if parts is not None:
+        content = read_content(folder)
+        digest.update(json.dumps([content.get(key) for key in ("clip", *parts)], sort_keys=True).encode())
+        files = [path for part in parts if (path := weights_file(folder, part)).exists()]
     try:
-        for path in (folder / YAML_NAME, *sorted(folder.glob("*.safetensors"))):
+        for path in files:
             with path.open("rb") as file:
                 digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
     except OSError as error:

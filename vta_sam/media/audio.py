@@ -44,17 +44,25 @@ def read_audio(path: str | os.PathLike, start_s: float = 0.0, duration_s: float 
     """
     with open_media(path) as container:
         stream = require_sound(path, container, sound, "; it needs a video or sound file with a sound track")
-        collector = SoundCollector(path, origin_s(container) + start_s, duration_s)
-        decoder = Decoder(path)
-        seek_before(container, start_s)
-        for packet in packets(container, stream):
-            for frame in decoder.decode(packet):
-                collector.add(frame)
-            if longest_s is not None and collector.end > longest_s * collector.rate_hz:
-                raise InputError(f"{path}: its sound is longer than {longest_s:g} s; cut it first")
-            if collector.done:
-                break
+        collector = decoded_audio(path, container, stream, start_s, duration_s, longest_s)
     return collector.waveform(sample_rate_hz)
+
+
+def decoded_audio(path: str | os.PathLike, container: InputContainer, stream: Any, start_s: float,
+                  duration_s: float | None, longest_s: float | None) -> SoundCollector:
+    """A stretch of an open file's sound. Arguments and errors as of :func:`read_audio`; stream: of the container, from
+    which nothing was read yet."""
+    collector = SoundCollector(path, origin_s(container) + start_s, duration_s)
+    decoder = Decoder(path)
+    seek_before(container, start_s)
+    for packet in packets(container, stream):
+        for frame in decoder.decode(packet):
+            collector.add(frame)
+        if longest_s is not None and collector.end > longest_s * collector.rate_hz:
+            raise InputError(f"{path}: its sound is longer than {longest_s:g} s; cut it first")
+        if collector.done:
+            break
+    return collector
 
 
 def sounds_of(container: InputContainer) -> tuple[str, ...]:

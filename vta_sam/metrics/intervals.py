@@ -240,7 +240,7 @@ def clip_draws(clips: int, resamples: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(clips, size=(resamples, clips))
 
 
-@lru_cache(maxsize=4)  # an evaluation asks for the draws of as many clips again with every metric
+@lru_cache(maxsize=2)  # an evaluation asks for the draws of as many clips again with every metric
 def _small_draws(clips: int, resamples: int, seed: int) -> np.ndarray:
     """As :func:`clip_draws`, in the smallest whole numbers that hold them, drawn in parts."""
     rng, part = np.random.default_rng(seed), max(1, _AT_ONCE // clips)
@@ -265,10 +265,12 @@ def standard_error(resampled: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Resampling:
-    """How a figure of a set is bootstrapped. seed: of the draws; resamples: how many."""
+    """How a figure of a set is bootstrapped. seed: of the draws; resamples: how many; device: of torch, where they are
+    computed."""
 
     seed: int = 0
     resamples: int = 200
+    device: str = "cpu"
 
     def draws(self, clips: int) -> np.ndarray:
         """⇒ (resamples, clips) int; they depend on the number of clips and the seed alone."""

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import expit, log_softmax
+import torch
+from scipy.special import entr, expit, log_softmax
+from torch import Tensor
 
 from ..runtime.errors import InputError
 from .intervals import Resampling, SetValue
@@ -29,7 +31,12 @@ def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
     minutes. The distance grows as sets shrink: compare only equal n. InputError: fewer than two rows, unequal d, NaN or
     infinity.
     """
-    (mean_x, root_x), (mean_y, root_y) = _parts(x, "x"), _parts(y, "y")
+    return _between(_parts(x, "x"), _parts(y, "y"))
+
+
+def _between(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]) -> float:
+    """The distance of two sets by their :func:`_parts`."""
+    (mean_x, root_x), (mean_y, root_y) = first, second
     if len(mean_x) != len(mean_y):
         raise InputError(f"a Fréchet distance needs vectors of one length, got {len(mean_x)} and {len(mean_y)}")
     cross = np.linalg.svd(root_x @ root_y.T, compute_uv=False).sum()
@@ -46,24 +53,36 @@ def frechet_from_moments(mean_x: np.ndarray, cov_x: np.ndarray, mean_y: np.ndarr
     return float(np.square(mean_x - mean_y).sum() + np.trace(cov_x) + np.trace(cov_y) - 2 * cross)
 
 
-def resampled_distances(x: Sequence[np.ndarray], y: Sequence[np.ndarray], draws: np.ndarray) -> np.ndarray:
+def resampled_distances(x: Sequence[np.ndarray], y: Sequence[np.ndarray], draws: np.ndarray,
+                        device: str = "cpu") -> np.ndarray:
     """Rows per clip of both sets (a list of (rows, d), the same clips in the same order) ⇒ the distance of each draw of
     clips (resamples,).
 
     Their *spread* is the distance's. Their level is not: a draw repeats clips, which raises the distance, so that
     percentiles of them lie above the distance itself. Use :func:`~.intervals.standard_error`.
+
+    Args:
+        x, y: rows.
+        draws: (resamples, clips) places of clips.
+        device: of torch; a GPU takes several draws at once.
     """
-    rows_x, rows_y = np.concatenate(x).astype(np.float64), np.concatenate(y).astype(np.float64)
-    places_x, places_y = _places(x), _places(y)
+    place = torch.device(device if device.startswith("cuda") else "cpu")  # others have no float64
+    rows = [torch.from_numpy(np.concatenate(side).astype(np.float64)).to(place) for side in (x, y)]
     # with fewer rows than dimensions, all that a draw needs stands in one table of products
-    small = len(rows_x) <= rows_x.shape[1] and len(rows_y) <= rows_y.shape[1]
-    products = (rows_x @ rows_y.T, np.square(rows_x).sum(1), np.square(rows_y).sum(1)) if small else None
+    table = rows[0] @ rows[1].T if all(len(side) <= side.shape[1] for side in rows) else None
+    at_once = 1 if place.type == "cpu" or table is not None else max(1, _AT_ONCE // sum(side.numel() for side in rows))
     found = []
-    for draw in draws:
-        i, j = (np.concatenate([places[clip] for clip in draw]) for places in (places_x, places_y))
-        found.append(_from_products(products, rows_x, rows_y, i, j) if products else
-                     frechet_distance(rows_x[i], rows_y[j]))
-    return np.array(found)
+    for start in range(0, len(draws), at_once):
+        # a clip that is drawn twice weighs twice: fewer rows than repeated ones, and the same distance
+        clips = np.stack([np.bincount(draw, minlength=len(x)) for draw in draws[start:start + at_once]])
+        weights = [torch.from_numpy(np.repeat(clips, [len(part) for part in side], axis=1).astype(np.float64)).to(place)
+                   for side in (x, y)]
+        found.append(_weighted_distances(rows, weights) if table is None else
+                     _distance_by_products(table, rows, [weight[0] for weight in weights])[None])
+    return torch.cat(found).cpu().numpy()
+
+
+_AT_ONCE = 2**28  # float64 numbers of rows on a GPU: 2 GB, and as much again for their decomposition
 
 
 @dataclass(frozen=True)
@@ -84,9 +103,9 @@ def fad_infinity(x: Sequence[np.ndarray], y: Sequence[np.ndarray], seed: int = 0
     """
     if len(y) < FEWEST_CLIPS:
         return None
-    rng, rows_x = np.random.default_rng(seed), np.concatenate(x)
+    rng, parts_x = np.random.default_rng(seed), _parts(np.concatenate(x), "x")
     sizes = np.unique(np.linspace(_SMALLEST * len(y), len(y), _SIZES).astype(int))
-    points = [(1 / size, frechet_distance(rows_x, np.concatenate([y[i] for i in rng.permutation(len(y))[:size]])))
+    points = [(1 / size, _between(parts_x, _parts(np.concatenate([y[i] for i in rng.permutation(len(y))[:size]]), "y")))
               for size in sizes for _ in range(_REPEATS)]
     return _line(np.array(points))
 
@@ -142,7 +161,7 @@ def frechet_of_clips(true: Rows, generated: Rows, resampling: Resampling) -> Set
         f"{fewest} rows of {dimensions} dimensions: with no more rows than dimensions a Fréchet distance follows the "
         "number of rows; compare it with equal numbers alone")
     return SetValue(max(0.0, frechet_distance(reference, rows)),  # rounding of equal sets ends below 0
-                    resampled_distances(true, generated, resampling.draws(len(true))), detail, note)
+                    resampled_distances(true, generated, resampling.draws(len(true)), resampling.device), detail, note)
 
 
 def fad_infinity_of_clips(true: Rows, generated: Rows, resampling: Resampling) -> SetValue | str:
@@ -202,22 +221,34 @@ def _parts(rows: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.linalg.qr(rows - mean, mode="r") / np.sqrt(len(rows) - 1)
 
 
-def _places(rows: Sequence[np.ndarray]) -> list[np.ndarray]:
-    ends = np.cumsum([len(part) for part in rows])
-    return [np.arange(end - len(part), end) for part, end in zip(rows, ends)]
+def _weighted_distances(rows: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """Rows (n, d) of both sets, and how often each is drawn (draws, n) ⇒ their distances (draws,)."""
+    means, roots = [], []
+    for side, weight in zip(rows, weights):
+        drawn = weight.any(dim=0)
+        part, weight = side[drawn], weight[:, drawn]
+        count = weight.sum(dim=1, keepdim=True)
+        means.append(weight @ part / count)
+        centred = (part - means[-1][:, None]) * weight.sqrt()[..., None]
+        roots.append(torch.linalg.qr(centred, mode="r").R / (count[..., None] - 1).sqrt())
+    cross = torch.linalg.svdvals(roots[0] @ roots[1].mT).sum(dim=1)
+    spread = sum(root.square().sum(dim=(1, 2)) for root in roots)
+    return (means[0] - means[1]).square().sum(dim=1) + spread - 2 * cross
 
 
-def _from_products(products: tuple[np.ndarray, np.ndarray, np.ndarray], rows_x: np.ndarray, rows_y: np.ndarray,
-                   i: np.ndarray, j: np.ndarray) -> float:
-    """The distance of rows_x[i] and rows_y[j], by their inner products."""
-    crossed, squares_x, squares_y = products
-    table = crossed[np.ix_(i, j)]
-    centred = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
-    mean_x, mean_y = rows_x[i].mean(0), rows_y[j].mean(0)
-    spread_x = (squares_x[i].sum() - len(i) * mean_x @ mean_x) / (len(i) - 1)
-    spread_y = (squares_y[j].sum() - len(j) * mean_y @ mean_y) / (len(j) - 1)
-    norm = np.linalg.svd(centred, compute_uv=False).sum() / np.sqrt((len(i) - 1) * (len(j) - 1))
-    return float(np.square(mean_x - mean_y).sum() + spread_x + spread_y - 2 * norm)
+def _distance_by_products(table: Tensor, rows: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """Products (n, m) of all rows of both sets, and how often each row is drawn (n,), (m,) ⇒ their distance."""
+    drawn = [weight > 0 for weight in weights]
+    (x, y), (u, v) = ([side[kept] for side, kept in zip(sides, drawn)] for sides in (rows, weights))
+    n, m = u.sum(), v.sum()
+    table = table[drawn[0]][:, drawn[1]]
+    along, across = u @ table / n, table @ v / m
+    centred = (table - along - across[:, None] + u @ across / n) * u.sqrt()[:, None] * v.sqrt()
+    mean_x, mean_y = u @ x / n, v @ y / m
+    spread_x = (u @ x.square().sum(dim=1) - n * mean_x @ mean_x) / (n - 1)
+    spread_y = (v @ y.square().sum(dim=1) - m * mean_y @ mean_y) / (m - 1)
+    norm = torch.linalg.svdvals(centred).sum() / ((n - 1) * (m - 1)).sqrt()
+    return (mean_x - mean_y).square().sum() + spread_x + spread_y - 2 * norm
 
 
 def _line(points: np.ndarray) -> Extrapolated:
@@ -288,6 +319,21 @@ def inception_score(logits: np.ndarray, splits: int = 1, seed: int | None = None
     return float(np.mean(scores)), float(np.std(scores))
 
 
+def resampled_inception_scores(logits: Sequence[np.ndarray], draws: np.ndarray) -> np.ndarray:
+    """Logits (samples, C) of each clip, and places of clips (resamples, clips) ⇒ the score of one split of each draw.
+
+    The mean divergence from the marginal is the marginal's entropy less the mean entropy, so that a draw needs no more
+    than weighted sums of what is computed once.
+    """
+    log_p = log_softmax(_finite(np.concatenate(logits), "logits"), axis=1)
+    p = np.exp(log_p)
+    entropies = -np.where(p > 0, p * log_p, 0.0).sum(axis=1)
+    clips = np.stack([np.bincount(draw, minlength=len(logits)) for draw in draws])
+    weights = np.repeat(clips, [len(part) for part in logits], axis=1).astype(np.float64)
+    weights /= weights.sum(axis=1, keepdims=True)
+    return np.exp(entr(weights @ p).sum(axis=1) - weights @ entropies)
+
+
 def cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Paired rows (n, d) ⇒ (n,) cosines in [-1, 1]; NaN ("not defined") where a vector is zero.
 
@@ -307,8 +353,7 @@ def inception_of_clips(logits: Sequence[np.ndarray], resampling: Resampling) -> 
     if len(logits) < 2:
         return f"needs at least two clips long enough for the backbone, there are {len(logits)}"
     rows = np.concatenate(logits)
-    resampled = np.array([inception_score(np.concatenate([logits[i] for i in draw]))[0]
-                          for draw in resampling.draws(len(logits))])
+    resampled = resampled_inception_scores(logits, resampling.draws(len(logits)))
     detail = {"splits": 1.0}
     if len(rows) >= 2 * _SPLITS:
         mean, std = inception_score(rows, _SPLITS, seed=_SEED)

@@ -65,15 +65,16 @@ _LEAST_OVERLAP = 0.5  # of the shorter envelope; correlations over less are luck
 _CONSTANT_NATS = 1e-4  # an envelope that varies less is constant: rounding of a steady sound
 
 
-def energy_envelope(waveform: np.ndarray) -> np.ndarray:
+def energy_envelope(waveform: np.ndarray, mel: np.ndarray | None = None) -> np.ndarray:
     """Mono 16 kHz sound (samples,) ⇒ its envelope (samples // 160 + 1,) at 100 Hz, in nats.
 
     The mean over the 64 log-mel bins, clipped at 60 dB below the clip's own maximum of that mean, then smoothed by a
-    boxcar of 50 ms whose edges repeat the outermost value. InputError: NaN or infinity in the sound, or too short.
+    boxcar of 50 ms whose edges repeat the outermost value. mel: its log-mel by FIGURES, where that is known.
+    InputError: NaN or infinity in the sound, or too short.
     """
     if not np.isfinite(waveform).all():
         raise InputError(f"a sound of {waveform.size} samples holds NaN or infinity; it has no envelope")
-    envelope = log_mel(waveform, FIGURES).mean(axis=1, dtype=np.float64)
+    envelope = (log_mel(waveform, FIGURES) if mel is None else mel).mean(axis=1, dtype=np.float64)
     envelope = np.maximum(envelope, envelope.max() - RANGE_DB * NATS_PER_DB)
     return uniform_filter1d(envelope, size=round(SMOOTHING_S * FRAME_RATE_HZ), mode="nearest")
 

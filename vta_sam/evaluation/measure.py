@@ -23,7 +23,10 @@ import cv2
 import numpy as np
 from pebble import ProcessExpired, ProcessPool
 
+from ..media.audio import read_plain
+from ..mel import SAMPLE_RATE_HZ
 from ..metrics.alignment import FlowTrajectory, measure_flow
+from ..metrics.onsets import at_published_rate
 from ..runtime.errors import InputError
 from ..runtime.files import reason_of
 from .metric import ClipMeasurements, Metric, SoundMeasurements, waveform_value
@@ -169,6 +172,13 @@ class _Reader:
         sound = read_sound(self.path, self.policy, self.named)
         return sound if self.samples is None else sound.fitted(self.samples)
 
+    @cached_property
+    def published(self) -> np.ndarray | None:
+        """(n,) at 22 050 Hz, all of the file as published code reads it; None: that is the sound itself."""
+        plain, rate_hz = read_plain(self.path, self.named, self.policy.longest_s)
+        same = rate_hz == SAMPLE_RATE_HZ and np.array_equal(plain, self.sound.waveform)
+        return None if same else at_published_rate(plain, rate_hz)
+
 
 def measure_clip(job: ClipJob) -> ClipMeasurements:
     """⇒ everything measured of one clip. A file that can't be used has its sentence in the result; none is raised."""
@@ -230,7 +240,7 @@ def _measured(reader: _Reader, cache: FeatureCache, job: ClipJob, keep: bool = F
     key = cache_key("features", SOUND_VERSION, job.policy, digest)
     arrays = cache.get(key)
     if arrays is None or reader.samples is not None and "fitted_s" not in arrays:  # as caches of before lack it
-        features = sound_features(reader.sound.waveform)
+        features = sound_features(reader.sound.waveform, reader.published)
         notes, padded, fitted_s = reader.sound.notes, reader.sound.padded, reader.sound.fitted_s
         notes_json = np.frombuffer(json.dumps(notes).encode(), np.uint8)
         cache.put(key, {**features.arrays(), "notes": notes_json, "padded": np.array(padded),

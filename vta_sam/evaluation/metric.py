@@ -33,7 +33,9 @@ GROUPS: tuple[Group, ...] = ("Timing", "Sound", "Likeness", "Level")  # in the o
 _OF_A_SOUND = {
     "waveform": "(samples,) float32, mono 16 kHz", "envelope": "energy envelope at 100 Hz, nats",
     "onsets_s": "onset times of this project's detector", "librosa_onsets_s": "onset times of librosa's defaults",
-    "foley": "FoleyOnsets of CondFoleyGen's detector", "level": "Level: loudness, peak, silence, clipping",
+    "foley": "FoleyOnsets of CondFoleyGen's detector",
+    "published_onsets_s": "librosa_onsets_s of the whole file at its own rate, as librosa.load reads it",
+    "published_foley": "foley, likewise", "level": "Level: loudness, peak, silence, clipping",
     "embeddings": "(R, D) of the row's backbone", "logits": "(C,) class logits of the row's backbone",
     "sound_events": "(E, 2) of the row's backbone: onsets in seconds, numbers of its classes",
 }

@@ -123,7 +123,11 @@ _events = partial(_timing, source=_OWN, backbone="tiny", function=event_scores,
 _pair = partial(Metric, scope="clip", control=True, in_figures=False)
 _set = partial(Metric, scope="set", in_figures=False)
 _FOLEY = ("true.foley", "generated.foley")
+# version 2: of the whole file at its own rate; 1 was of the sound as the loading policy reads it
+_PUBLISHED_FOLEY = ("true.published_foley", "generated.published_foley")
 _ONSETS = ("true.librosa_onsets_s", "generated.librosa_onsets_s")
+_PUBLISHED_ONSETS = ("true.published_onsets_s", "generated.published_onsets_s")
+_PUBLISHED_FLOW = ("generated.published_onsets_s", "true.flow")
 _LOGITS = ("true.logits", "generated.logits")
 _EMBEDDINGS = ("true.embeddings", "generated.embeddings")
 
@@ -169,14 +173,15 @@ METRICS: tuple[Metric, ...] = (
             needs=("true.sound_events", "generated.sound_events"),
             definition="The same of events that the network detects in both sounds."),
     _timing("onset_accuracy_published", "Onset accuracy (published)", source=_CONDFOLEY,
-            needs=_FOLEY, function=onset_scores_published, attribute="accuracy",
+            needs=_PUBLISHED_FOLEY, version=2, function=onset_scores_published, attribute="accuracy",
             definition="Share of true onsets that find a generated one within 0.1 s; false alarms are free. Without "
                        "the published cut to 2 s."),
     _timing("onset_ap_published", "Onset AP (published)", source=_CONDFOLEY,
-            needs=_FOLEY, function=onset_scores_published, attribute="average_precision",
+            needs=_PUBLISHED_FOLEY, version=2, function=onset_scores_published, attribute="average_precision",
             definition="Average precision of generated onsets by loudness; misses hardly count."),
     _timing("onset_count_published", "Onset count agrees (published)", source=_CONDFOLEY,
-            needs=_FOLEY, function=onset_scores_published, attribute="count_agrees", proportion=True,
+            needs=_PUBLISHED_FOLEY, version=2, function=onset_scores_published, attribute="count_agrees",
+            proportion=True,
             definition="Share of clips with as many generated as true onsets."),
     _timing("onset_f1_matched", "Onset F1 (CondFoleyGen's onsets, one to one)", source=_OWN,
             needs=_FOLEY, function=onset_scores_matched, attribute="f1",
@@ -185,17 +190,17 @@ METRICS: tuple[Metric, ...] = (
             needs=_FOLEY, function=onset_scores_matched, attribute="average_precision",
             definition="Average precision of the same onsets, with every missed one counted."),
     _timing("aa_align_published", "AA-Align (published)", source=f"{_STA}, EvalTools/aa_align.py",
-            needs=_ONSETS, function=aa_align_published,
+            needs=_PUBLISHED_ONSETS, version=2, function=aa_align_published,
             definition="Generated onsets near some true one, over the union; several may share one: it can pass 1."),
     _timing("aa_align_matched", "AA-Align (one to one)", source=_OWN, needs=_ONSETS, function=aa_align_matched,
             definition="The same as intersection over union of a one-to-one matching within 0.1 s."),
-    _flow("av_align_published", "AV-Align (published)", flow=FULL, source=_TEMPO, function=flow_published,
-          definition=_AV_ALIGN),
+    _flow("av_align_published", "AV-Align (published)", flow=FULL, source=_TEMPO, needs=_PUBLISHED_FLOW, version=2,
+          function=flow_published, definition=_AV_ALIGN),
     _flow("av_align_matched", "AV-Align (one to one, ±100 ms)", flow=FULL, source=_OWN, function=flow_matched,
           definition="The same peaks, matched one to one within 0.1 s."),
-    _flow("av_align_sta_published", "AV-Align (STA-V2A's copy)", flow=FULL, source=_STA, function=flow_sta_published,
-          standard=False, definition="A peak of flow meets any number of onsets: no intersection over union, it can "
-                                     "pass 1."),
+    _flow("av_align_sta_published", "AV-Align (STA-V2A's copy)", flow=FULL, source=_STA, needs=_PUBLISHED_FLOW,
+          version=2, function=flow_sta_published, standard=False,
+          definition="A peak of flow meets any number of onsets: no intersection over union, it can pass 1."),
     _flow("av_align_fast", "AV-Align (fast flow)", flow="fast", source=_OWN, function=flow_published,
           definition=f"{_AV_ALIGN} Flow of smaller pictures: another figure."),
     _flow("av_align_fast_matched", "AV-Align (one to one, ±100 ms, fast flow)", flow="fast", source=_OWN,

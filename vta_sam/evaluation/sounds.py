@@ -142,14 +142,19 @@ def content_hash(path: Path) -> str:
         raise InputError(f"{path} can't be opened ({error.strerror})") from error
 
 
-FEATURES_VERSION = 1  # to be raised when a feature changes, so that no cache answers for it
+FEATURES_VERSION = 2  # to be raised when a feature changes, so that no cache answers for it
 
 
 class WaveformFeatures:
-    """Features of a waveform, each computed when it is first read. waveform (samples,): mono 16 kHz."""
+    """Features of a waveform, each computed when it is first read.
 
-    def __init__(self, waveform: np.ndarray) -> None:
-        self.waveform = waveform
+    Args:
+        waveform: (samples,) mono 16 kHz.
+        published: (n,) at 22 050 Hz, all of the file as published code reads it; None: the same sound.
+    """
+
+    def __init__(self, waveform: np.ndarray, published: np.ndarray | None = None) -> None:
+        self.waveform, self._published = waveform, published
 
     @property
     def samples(self) -> int:
@@ -185,6 +190,16 @@ class WaveformFeatures:
         return log_mel(self.waveform, FIGURES) if np.isfinite(self.waveform).all() else None
 
     @cached_property
+    def published_onsets_s(self) -> np.ndarray:
+        """By librosa's defaults, of all of the file at its own rate."""
+        return self.librosa_onsets_s if self._published is None else librosa_onsets_s(self._published)
+
+    @cached_property
+    def published_foley(self) -> FoleyOnsets:
+        """By CondFoleyGen's settings, likewise."""
+        return self.foley if self._published is None else foley_onsets(self._published)
+
+    @cached_property
     def _at_published_rate(self) -> np.ndarray:
         return at_published_rate(self.waveform)
 
@@ -202,14 +217,16 @@ class SoundFeatures:
     onsets_s: np.ndarray
     librosa_onsets_s: np.ndarray
     foley: FoleyOnsets
+    published_onsets_s: np.ndarray
+    published_foley: FoleyOnsets
     level: Level
 
     def arrays(self) -> Arrays:
         """⇒ arrays for the cache."""
         return {
             "samples": np.array(self.samples), "envelope": self.envelope.astype(np.float32), "onsets_s": self.onsets_s,
-            "librosa_onsets_s": self.librosa_onsets_s, "foley_samples": self.foley.samples,
-            "foley_heights": self.foley.heights, "foley_confidences": self.foley.confidences,
+            "librosa_onsets_s": self.librosa_onsets_s, "published_onsets_s": self.published_onsets_s,
+            **{f"{name}_{part}": getattr(getattr(self, name), part) for name in _FOLEY for part in _FOLEY_PARTS},
             "level": np.array(astuple(self.level), np.float64),
         }
 
@@ -217,13 +234,17 @@ class SoundFeatures:
     def of_arrays(cls, arrays: Arrays) -> "SoundFeatures":
         """The inverse of :meth:`arrays`."""
         rms, peak, silent_share, silent, clipping = arrays["level"].tolist()
-        foley = FoleyOnsets(*(arrays[f"foley_{name}"] for name in ("samples", "heights", "confidences")))
+        foley, published = (FoleyOnsets(*(arrays[f"{name}_{part}"] for part in _FOLEY_PARTS)) for name in _FOLEY)
         return cls(int(arrays["samples"]), arrays["envelope"], arrays["onsets_s"], arrays["librosa_onsets_s"], foley,
+                   arrays["published_onsets_s"], published,
                    Level(rms, peak, silent_share, bool(silent), clipping))
 
 
-def sound_features(waveform: np.ndarray) -> SoundFeatures:
-    """Mono 16 kHz sound (samples,) ⇒ its features."""
-    of = WaveformFeatures(waveform)
+_FOLEY, _FOLEY_PARTS = ("foley", "published_foley"), ("samples", "heights", "confidences")
+
+
+def sound_features(waveform: np.ndarray, published: np.ndarray | None = None) -> SoundFeatures:
+    """⇒ the features of a sound; arguments as of :class:`WaveformFeatures`."""
+    of = WaveformFeatures(waveform, published)
     return SoundFeatures(of.samples, of.envelope.astype(np.float32), of.onsets_s, of.librosa_onsets_s, of.foley,
-                         of.level)
+                         of.published_onsets_s, of.published_foley, of.level)

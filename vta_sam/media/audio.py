@@ -65,6 +65,44 @@ def decoded_audio(path: str | os.PathLike, container: InputContainer, stream: An
     return collector
 
 
+def read_plain(path: str | os.PathLike, sound: str | None = None, longest_s: float | None = None,
+               ) -> tuple[np.ndarray, int]:
+    """All of a file's sound as librosa.load reads it before it resamples: the plain mean of the channels as decoded,
+    whatever the timestamps say ⇒ ((samples,) float32, its own rate in Hz).
+
+    Args:
+        path: as of :func:`read_audio`, like the others.
+        sound: which of several.
+        longest_s: longer sounds are refused.
+
+    Raises:
+        InputError: the file has no such sound, or a longer one, or can't be decoded.
+    """
+    parts: list[np.ndarray] = []
+    try:
+        with soundfile.SoundFile(os.fspath(path)) as file:
+            rate_hz = int(file.samplerate)
+            if longest_s is None or file.frames <= longest_s * rate_hz:
+                for block in file.blocks(_BLOCK_SAMPLES, dtype="float32", always_2d=True):
+                    parts.append(block.mean(axis=1))
+                return np.concatenate(parts or [np.zeros(0, np.float32)]), rate_hz
+    except (soundfile.SoundFileError, OSError):  # of a kind that libsndfile doesn't know
+        parts = []
+    rate_hz = count = 0
+    with open_media(path) as container:
+        stream, decoder = require_sound(path, container, sound, "; it needs a sound track"), Decoder(path)
+        for packet in packets(container, stream):
+            for frame in decoder.decode(packet):
+                rate_hz = rate_hz or frame.sample_rate
+                parts.append(_channels(frame).mean(axis=0).astype(np.float32))
+                count += frame.samples
+            if longest_s is not None and count > longest_s * rate_hz:
+                raise InputError(f"{path}: its sound is longer than {longest_s:g} s; cut it first")
+    if not count:
+        raise InputError(f"{path}: no sound could be decoded")
+    return np.concatenate(parts), rate_hz
+
+
 def sounds_of(container: InputContainer) -> tuple[str, ...]:
     """A file's sounds in words: number, language, marks ("1 ger comment")."""
     kinds = av.stream.Disposition

@@ -23,8 +23,8 @@ from .signal import NATS_PER_DB, measure_level
 PUBLISHED_RATE_HZ = 22_050  # librosa's default, which the published code leaves in place
 
 
-def at_published_rate(waveform: np.ndarray) -> np.ndarray:
-    """Mono 16 kHz sound ⇒ the same at 22 050 Hz, by the resampler that librosa.load uses (soxr, high quality).
+def at_published_rate(waveform: np.ndarray, rate_hz: int = SAMPLE_RATE_HZ) -> np.ndarray:
+    """Mono sound at a rate ⇒ the same at 22 050 Hz, by the resampler that librosa.load uses (soxr, high quality).
 
     InputError: NaN or infinity in it, or not mono.
     """
@@ -33,7 +33,7 @@ def at_published_rate(waveform: np.ndarray) -> np.ndarray:
                          f"{'' if np.isfinite(waveform).all() else ' with NaN or infinity'}")
     from ..runtime.librosa_import import librosa
 
-    return librosa.resample(waveform.astype(np.float32), orig_sr=SAMPLE_RATE_HZ, target_sr=PUBLISHED_RATE_HZ,
+    return librosa.resample(waveform.astype(np.float32), orig_sr=rate_hz, target_sr=PUBLISHED_RATE_HZ,
                             res_type="soxr_hq")
 
 

@@ -3,13 +3,14 @@ come from: measurements of sounds, the truth of clips, and the times at which ob
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from ..clip import ClipFeatures
 from ..dataset.shards.records import read_shard
 from ..dataset.shards.schema import read_dataset
 from ..embedded.truth import read_truth, truth_paths
@@ -33,13 +34,16 @@ _OF_A_SOUND = {
     "onsets_s": "onset times of this project's detector", "librosa_onsets_s": "onset times of librosa's defaults",
     "foley": "FoleyOnsets of CondFoleyGen's detector", "level": "Level: loudness, peak, silence, clipping",
     "embeddings": "(R, D) of the row's backbone", "logits": "(C,) class logits of the row's backbone",
+    "track": "(steps, dim) of the sync network, at 100 Hz",
 }
 NEEDS = {
     **{f"{side}.{name}": words for side in ("generated", "true") for name, words in _OF_A_SOUND.items()},
     "true.events_s": "times of the clip's events where they are known, else onsets detected in the true sound",
     "true.label": "the clip's class, a word", "true.flow": "FlowTrajectory of the clip's pictures",
+    "true.pictures": "(steps, dim) of the sync network, of the clip's pictures",
     "backbone.classes": "names of the row's backbone's classes",
 }
+SYNC = "sync"  # a sound's track stands among its embeddings, under this name
 _OF_A_BACKBONE = ("embeddings", "logits", "classes")
 
 
@@ -173,10 +177,14 @@ def clip_input(need: str, metric: Metric, sound: SoundMeasurements, truth: ClipT
         return truth.label or None
     if need == "true.flow":
         return truth.flows.get(metric.flow)
+    if need == "true.pictures":
+        return truth.pictures
     if need == "backbone.classes":
         return classes.get(metric.backbone) or None
     side, _, name = need.partition(".")
     of = sound if side == "generated" else truth.sound
+    if name == "track":
+        return of.embeddings.get(SYNC, {}).get("embeddings")
     if name in _OF_A_BACKBONE:
         return of.embeddings.get(metric.backbone, {}).get(name)
     return getattr(of.features, name)
@@ -237,13 +245,15 @@ class ClipMeasurements:
 @dataclass
 class ClipTruth:
     """The truth of a clip, against which sounds are scored. onsets_s: of its events where known (``exact``), else
-    detected in the true sound. label: its class, empty where it is not known. flows: {variant: of its pictures}."""
+    detected in the true sound. label: its class, empty where it is not known. flows: {variant: of its pictures}.
+    pictures (steps, dim): their track by the sync network, where there is one."""
 
     sound: SoundMeasurements
     onsets_s: np.ndarray
     exact: bool = False
     label: str = ""
     flows: dict[str, FlowTrajectory] = field(default_factory=dict)
+    pictures: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -269,25 +279,29 @@ def true_events(reference: Path) -> tuple[np.ndarray, Words] | None:
     return truth.onsets_s(), Words(label, truth.caption, tuple(truth.words))
 
 
-def timelines(shards: Path, clips: Collection[str]) -> dict[str, Timeline]:
-    """⇒ {id: Timeline} of these clips, as far as a dataset has them. One shard is in memory at a time.
+def records_of(shards: Path, clips: Collection[str]) -> Iterator[ClipFeatures]:
+    """⇒ the records of these clips, as far as a dataset has them. One shard is in memory at a time.
 
     Raises:
         InputError: the dataset has none of them.
     """
-    info, wanted = read_dataset(shards), set(clips)
-    found: dict[str, Timeline] = {}
+    info, wanted, found = read_dataset(shards), set(clips), 0
     for split in info.splits:
         for shard in info.shards(split):
-            if len(found) == len(wanted):
-                return found
+            if found == len(wanted):
+                return
             for record in read_shard(shards / shard.name):
                 if record.key in wanted:
-                    found[record.key] = Timeline(list(record.objects), np.asarray(record.probs, np.float32),
-                                                 float(record.duration_s))
+                    found += 1
+                    yield record
     if not found:
         raise InputError(f"shards={shards} has none of the {len(wanted)} clips; is it the dataset of these sounds?")
-    return found
+
+
+def timelines(shards: Path, clips: Collection[str]) -> dict[str, Timeline]:
+    """⇒ {id: Timeline} of these clips. Arguments and errors as of :func:`records_of`."""
+    return {record.key: Timeline(list(record.objects), np.asarray(record.probs, np.float32), float(record.duration_s))
+            for record in records_of(shards, clips)}
 
 
 @dataclass

@@ -29,6 +29,7 @@ from ..metrics.set_scores import (
     kernel_of_clips, kl_divergence, kl_eps1e_6, kl_sigmoid, kl_sigmoid_eps1e_6,
 )
 from ..metrics.signal import MAX_LAG_S, Level, correlation, envelope_lag, log_spectral_distance_db
+from ..metrics.sync_network import MAX_LAG_STEPS, STEP_S, sync_answer
 from ..runtime.errors import InputError
 from ..runtime.files import write_text
 from .metric import GROUPS, NEEDS, Metric
@@ -43,6 +44,18 @@ def absolute_lag_s(generated: np.ndarray, true: np.ndarray, generated_level: Lev
     if lag is not None:
         return abs(lag[0])
     return MAX_LAG_S if generated_level.silent and not true_level.silent else None
+
+
+def sync_probability(sound: np.ndarray, pictures: np.ndarray, level: Level) -> float | None:
+    """Tracks of a sound and of pictures ⇒ the sync network's probability that the sound is in step; 0 of silence."""
+    answer = sync_answer(sound, pictures)
+    return None if answer is None else 0.0 if level.silent else answer.probability
+
+
+def sync_offset_s(sound: np.ndarray, pictures: np.ndarray, level: Level) -> float | None:
+    """⇒ |offset| by the sync network, in seconds; of silence the largest one."""
+    answer = sync_answer(sound, pictures)
+    return None if answer is None else MAX_LAG_STEPS * STEP_S if level.silent else abs(answer.offset_s)
 
 
 def flow_published(onsets_s: np.ndarray, flow: FlowTrajectory) -> float | None:
@@ -114,6 +127,7 @@ _pair = partial(Metric, scope="clip", control=True, in_figures=False)
 _set = partial(Metric, scope="set", in_figures=False)
 _FOLEY = ("true.foley", "generated.foley")
 _ONSETS = ("true.librosa_onsets_s", "generated.librosa_onsets_s")
+_TRACKS = ("generated.track", "true.pictures", "generated.level")
 _LOGITS = ("true.logits", "generated.logits")
 _EMBEDDINGS = ("true.embeddings", "generated.embeddings")
 
@@ -129,6 +143,14 @@ METRICS: tuple[Metric, ...] = (
             needs=("true.events_s", "generated.onsets_s"), function=onset_f1,
             definition="Onsets of the generated sound against true ones, matched one to one within 0.1 s. True ones: "
                        "events of an embedded scene, else onsets detected in the true sound."),
+    _timing("sync_probability", "In step with the pictures, probability", source=_OWN, needs=_TRACKS,
+            function=sync_probability,
+            definition="Of the sync network, that the sound fits the pictures within 40 ms; it looks at the clip's "
+                       "features, not at the true sound. Silence: 0."),
+    _timing("sync_offset_s", "Offset from the pictures, absolute", better="low", unit="s", source=_OWN, needs=_TRACKS,
+            function=sync_offset_s,
+            definition="The sync network's likeliest shift of the sound within 0.6 s, without its sign; silence: 0.6 "
+                       "s."),
     _timing("onset_accuracy_published", "Onset accuracy (published)", source=_CONDFOLEY,
             needs=_FOLEY, function=onset_scores_published, attribute="accuracy",
             definition="Share of true onsets that find a generated one within 0.1 s; false alarms are free. Without "

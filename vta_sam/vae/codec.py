@@ -1,4 +1,4 @@
-"""Waveform ⇄ latent: the contract of a codec, the mel VAE with its front end as one module, and stage 1, its training."""
+"""Waveform ⇄ latent: the contract of a codec, the mel VAE with its front end as one module, and its training."""
 
 from __future__ import annotations
 

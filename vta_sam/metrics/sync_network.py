@@ -87,10 +87,9 @@ class SyncNetwork(nn.Module):
     def pictures_of(self, frame_embedding: np.ndarray, probs: np.ndarray, object_embedding: np.ndarray, steps: int,
                     ) -> Tensor:
         """⇒ the track (1, steps, dim) of one record's features (T, Dv), (T, K), (K, De)."""
-        device = self.enter.weight.device
-        arrays = (torch.from_numpy(np.asarray(array, np.float32))[None].to(device)
-                  for array in (frame_embedding, probs, object_embedding))
-        return self.pictures(*arrays, steps=steps)
+        frames, present, objects = (torch.from_numpy(np.asarray(array, np.float32))[None].to(self.enter.weight.device)
+                                    for array in (frame_embedding, probs, object_embedding))
+        return self.pictures(frames, present, objects, steps)
 
     def sound(self, mel: Tensor) -> Tensor:
         """Log-mels (B, steps, 64) of normalised sounds ⇒ the sound's track (B, steps, dim)."""

@@ -45,6 +45,7 @@ class ModelRecipe:
         latent_scale: 1 / std of latents.
         denoiser, conditioner: the diffusion model, with the codec.
         objective: recipe of the objective; None: v prediction on the standard schedule.
+        sync: with it alone the folder is a sync network, which measures.
         sampler, vocoder, grounder, encoder: defaults of generation.
         features: fingerprints and dimensions of the features that the model was trained on.
         about: experiment, steps, figures, code version.
@@ -63,6 +64,7 @@ class ModelRecipe:
     grounder: dict[str, Any] | None = None
     encoder: dict[str, Any] | None = None
     features: dict[str, Any] = field(default_factory=dict)
+    sync: dict[str, Any] | None = None
     about: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -103,6 +105,8 @@ def save_model(folder: Path, recipe: ModelRecipe, parts: dict[str, nn.Module]) -
         with atomic_path(folder / f"{name}.safetensors") as temporary:
             safetensors.torch.save_file(state, temporary)
     content = {"format_version": FORMAT_VERSION, **canonical(asdict(recipe))}
+    if recipe.sync is None:  # earlier releases refuse a folder with a key that they don't know
+        del content["sync"]
     write_text(folder / CARD_NAME, model_card(content))
     write_text(folder / YAML_NAME, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
@@ -236,13 +240,16 @@ def model_card(content: dict[str, Any], figures: Sequence[Sequence[str]] = (), m
     rate = f"{MelSpec(**(clip.get('mel') or {})).sample_rate_hz / 1000:g} kHz"
     kind = class_name((content.get("conditioner") or {}).get(TARGET, "")).removesuffix("Conditioner")
     name = about.get("source") or about.get("experiment") or (kind and f"{kind}, trained with VTA-SAM's framework")
-    name = name or "A part of a model of VTA-SAM's framework"
-    parts = [part for part in ("codec", "condition_encoder", "denoiser", "conditioner", "vocoder") if content.get(part)]
+    name = name or ("A sync network, which measures" if content.get("sync") else
+                    "A part of a model of VTA-SAM's framework")
+    known = ("codec", "condition_encoder", "denoiser", "conditioner", "vocoder", "sync")
+    parts = [part for part in known if content.get(part)]
     lines = ["---", "library_name: vta-sam", "tags: [video-to-audio]", "---", "", f"# {name}", "",
              f"Clips of {clip['duration_s']:g} s, {clip['fps']:g} pictures a second, sound of {rate}. "
              f"Parts: {', '.join(parts) or 'one stage before the diffusion'}.", "", "## Licence", "",
              *_licences(about), "", "## Data and training", ""]
-    facts = {key: value for key, value in about.items() if key not in ("licence", "starts")}
+    facts = {key: value for key, value in about.items() if key not in ("licence", "starts", "held_out")}
+    figures, measured = (figures, measured) if figures else _held_out(about.get("held_out") or {})
     lines += [f"- {key.replace('_', ' ')}: {value}" for key, value in facts.items()] or ["Nothing was recorded."]
     lines += ["", "## Figures", ""]
     if figures:
@@ -256,6 +263,13 @@ def model_card(content: dict[str, Any], figures: Sequence[Sequence[str]] = (), m
                   'pipeline = vta_sam.load("this/folder").to("cpu")',
                   f'sound = pipeline.generate(video="in.mp4", caption="a dog barks")  # .waveform, {rate}', "```"]
     return "\n".join(lines) + "\n"
+
+
+def _held_out(found: dict[str, Any]) -> tuple[list[tuple[str, str]], str]:
+    """Shares on held-out clips, as a stage wrote them ⇒ rows of a card's table, and what they were measured on."""
+    rows = [(name.replace("_", " "), f"{figure['share']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}], "
+             f"n = {figure['n']}") for name, figure in found.items() if isinstance(figure, dict) and figure["n"]]
+    return rows, f"{found.get('clips')} held-out clips, split {found.get('split')}; share [95 % interval]"
 
 
 def _licences(about: dict[str, Any]) -> list[str]:

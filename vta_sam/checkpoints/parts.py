@@ -37,6 +37,7 @@ MODEL_PARTS: dict[str, str] = {
     "diffusion_sampler": "vta_sam.diffusion.sampler.Sampler",
     "griffin_lim": "vta_sam.vocoder.vocoders.GriffinLim",
     "hifigan": "vta_sam.vocoder.vocoders.HiFiGAN",
+    "sync_network": "vta_sam.metrics.sync_network.SyncNetwork",
     "tiny_grounder": "vta_sam.embedded.extractors.TinyGrounder",
     "oracle_grounder": "vta_sam.embedded.truth.OracleGrounder",
     "grounded_sam": "vta_sam.perception.grounded_sam.GroundedSAM",

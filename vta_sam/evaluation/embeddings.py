@@ -5,7 +5,7 @@ docs/backbones.md says how to add one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from pathlib import Path
@@ -15,18 +15,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints.model_folder import read_recipe
+from ..checkpoints.model_folder import load_weights, read_recipe
+from ..dataset.shards.schema import read_dataset
 from ..diffusion.windows import Windows, vocode
-from ..generation.build import identify, inference_precision, load_codec, load_vocoder
+from ..embedded.tiny_networks import SHIPPED
+from ..generation.build import (
+    build_part, identify, inference_precision, load_codec, load_vocoder, require_same_features
+)
 from ..generation.pipeline import limited
 from ..media.audio import fit_length, resample
-from ..mel import SAMPLE_RATE_HZ
-from ..metrics.backbones import Backbone, embed
+from ..mel import HOP_SAMPLES, SAMPLE_RATE_HZ
+from ..metrics.backbones import Backbone, Embedding, embed
+from ..metrics.sync_network import LEAST_STEPS, STEP_S, SyncNetwork, figures_mels
 from ..runtime.distributed import mixed_precision
 from ..runtime.errors import InputError
 from ..vae.codec import MelCodec
 from .measure import backbone_key
-from .metric import Metric, SoundMeasurements, waveform_value
+from .metric import SYNC, Metric, SoundMeasurements, records_of, waveform_value
 from .sounds import Arrays, FeatureCache, cache_key, sound_features
 
 # name ⇒ (title for readers, whether it has classes)
@@ -37,6 +42,7 @@ TITLES: dict[str, tuple[str, bool]] = {
     "panns_32k": ("PANNs 32 kHz", True),
     "clap": ("CLAP", False),
 }
+SHIPPED_SYNC = SHIPPED / "sync"
 NOT_SHIPPED = {
     "FD, KL and IS by PaSST": "no adapter is shipped; docs/backbones.md has a recipe",
     "ImageBind score": "no adapter is shipped; docs/backbones.md has a recipe",
@@ -107,8 +113,8 @@ class BackboneEmbeddings:
 
     @property
     def titles(self) -> dict[str, tuple[str, bool]]:
-        """{name: (title, has classes)}, missing ones too."""
-        return {name: TITLES[name] for name in (*self.backbones, *self.missing)}
+        """{name: (title, has classes)}, missing ones too, without the sync network, whose tracks are no embeddings."""
+        return {name: TITLES[name] for name in (*self.backbones, *self.missing) if name in TITLES}
 
     @property
     def classes(self) -> Mapping[str, Sequence[str]]:
@@ -155,6 +161,65 @@ class BackboneEmbeddings:
                 arrays["sound_events"] = output.sound_events
             sound.embeddings[name] = arrays
             self.cache.put(backbone_key(backbone.fingerprint, sound.digest), arrays)
+
+
+class SyncTracks:
+    """A sync network as a :class:`~vta_sam.metrics.backbones.Backbone`, whose rows are a sound's track.
+
+    Args:
+        folder: its model folder; None: the one that the project ships, of the embedded world.
+        device: of torch.
+
+    Raises:
+        InputError: the folder holds no sync network.
+    """
+
+    name, sample_rate_hz = SYNC, SAMPLE_RATE_HZ
+
+    def __init__(self, folder: Path | None, device: str = "cpu"):
+        self.folder, self.device = folder or SHIPPED_SYNC, torch.device(device)
+        self.recipe = read_recipe(self.folder)
+        if self.recipe.sync is None:
+            raise InputError(f"sync={self.folder} holds no sync network; experiments/train.py +exp=sync trains one")
+        self.network: SyncNetwork = build_part(self.recipe, "sync", self.folder)
+        load_weights(self.network, self.folder, "sync")
+        self.network.to(self.device).eval()
+        self.dim, self.fingerprint = self.network.dim, f"sync-{identify(self.folder)['hash']}"
+
+    @torch.inference_mode()
+    def embed(self, waveforms: Sequence[np.ndarray]) -> list[Embedding]:
+        """⇒ the tracks of sounds of any lengths, in fp16; without a row where one is too short to be judged."""
+        least = LEAST_STEPS * HOP_SAMPLES
+        return [Embedding(self._track(waveform) if len(waveform) >= least else np.zeros((0, self.dim), np.float16))
+                for waveform in waveforms]
+
+    def _track(self, waveform: np.ndarray) -> np.ndarray:
+        mels = figures_mels(torch.from_numpy(waveform)[None].to(self.device))
+        return self.network.sound(mels)[0].cpu().numpy().astype(np.float16)
+
+    @torch.inference_mode()
+    def pictures(self, shards: Path, clips: Collection[str]) -> dict[str, np.ndarray] | str:
+        """⇒ {clip: track of its pictures, in fp16}; why there is none, where other extractors made the dataset than the
+        network learned from.
+
+        Args:
+            shards: the dataset.
+            clips: their ids.
+
+        Raises:
+            InputError: the dataset can't be read, or has none of the clips.
+        """
+        try:
+            require_same_features(self.recipe.features, self.recipe.spec, f"shards={shards}", read_dataset(shards))
+        except InputError as error:
+            return f"the sync network in {self.folder} learned from other features; train one on these (+exp=sync), " \
+                   f"and name it with sync=. {error}"
+        tracks = {}
+        for record in records_of(shards, clips):
+            steps = round(len(record.frame_embedding) / record.fps / STEP_S)
+            track = self.network.pictures_of(record.frame_embedding, record.probs, record.object_embedding, steps)
+            tracks[record.key] = track[0].cpu().numpy().astype(np.float16)
+        return tracks
 
 
 _AT_ONCE = 8  # windows in one call of a network

@@ -15,15 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 
 from .. import __version__
+from ..dataset.shards.schema import read_dataset
 from ..metrics.alignment import VARIANTS
 from ..metrics.intervals import Resampling
 from ..runtime.cli import check_number
 from ..runtime.distributed import choose_device
 from ..runtime.errors import InputError
 from .aggregate import Aggregate, SetFigures
-from .embeddings import BackboneEmbeddings, Ceiling
+from .embeddings import BackboneEmbeddings, Ceiling, SyncTracks
 from .measure import ClipJob, failed_clip, join_files, map_guarded, measure_clip, split_by_file
 from .metric import ClipMeasurements, Measurements, Metric, SoundMeasurements
 from .metric_table import metrics_for
@@ -50,6 +52,8 @@ class Request:
         backbones: names; backbones without weights are reported as missing.
         weights: folder of their weights; None: the usual one.
         flows: variants of optical flow for AV-Align; () for none.
+        shards: dataset of the clips, whose features the sync network reads, or None.
+        sync: model folder of the sync network; None: the shipped one, of the embedded world.
         ceiling: model folder through whose VAE and vocoder the true sound is sent, or None.
         cache: folder, or None.
         seed, resamples: of bootstrap and control.
@@ -72,6 +76,8 @@ class Request:
     backbones: Sequence[str] = ("tiny",)
     weights: Path | None = None
     flows: Sequence[str] = ()
+    shards: Path | None = None
+    sync: Path | None = None
     ceiling: Path | None = None
     cache: Path | None = None
     skip_bad: bool = False
@@ -118,8 +124,9 @@ def request_of(settings: Mapping[str, Any], systems: Mapping[str, Path], referen
         raise InputError(f"captions={captions} is no file; name a csv with a column id")
     candidates = [folder / CAPTIONS_NAME for folder in (reference, reference.parent)]
     table = Path(captions) if captions else next((path for path in candidates if path.is_file()), candidates[0])
-    videos, weights, ceiling, cache = (None if settings[name] is None else Path(settings[name])
-                                       for name in ("videos", "weights", "ceiling", "cache"))
+    videos, weights, ceiling, cache, shards, sync = (
+        None if settings[name] is None else Path(settings[name])
+        for name in ("videos", "weights", "ceiling", "cache", "shards", "sync"))
     policy = LoadingPolicy(settings["clip_s"], settings["lowest_rate_hz"], settings["shortest_s"],
                            settings["longest_s"])
     unchanged: dict[str, Any] = {name: settings[name] for name in (
@@ -129,8 +136,8 @@ def request_of(settings: Mapping[str, Any], systems: Mapping[str, Path], referen
     backbones = [backbones] if isinstance(backbones, str) else list(backbones or ())
     ids = None if settings["ids"] is None else read_ids(Path(settings["ids"]), settings["split"])
     device = str(choose_device(settings["device"], settings["threads"]))
-    return Request(systems, reference, videos, ids, read_words(table), policy, backbones, weights, FLOWS[flow], ceiling,
-                   cache, device=device, sound=settings.get("sound"), **unchanged)
+    return Request(systems, reference, videos, ids, read_words(table), policy, backbones, weights, FLOWS[flow], shards,
+                   sync, ceiling, cache, device=device, sound=settings.get("sound"), **unchanged)
 
 
 def named_folders(given: str | Sequence[str] | Mapping[str, str]) -> dict[str, Path]:
@@ -222,6 +229,7 @@ def evaluate(request: Request, progress: Progress = lambda done, clips, failed: 
     plan = paired or pair_files(request)
     cache = FeatureCache(request.cache)
     embeddings = BackboneEmbeddings.of(request.backbones, request.weights, request.device, request.batch_size, cache)
+    tracks, no_tracks = _picture_tracks(request, plan, embeddings)
     metrics = metrics_for(embeddings.titles, request.flows, everything=request.metrics == "all",
                           detectors=embeddings.detectors)
     on_waveforms = tuple(metric for metric in metrics if metric.needs_waveform)
@@ -234,6 +242,7 @@ def evaluate(request: Request, progress: Progress = lambda done, clips, failed: 
         if clip.id in measured.truths:
             sounds = [sound for sound in clip.sounds.values() if not isinstance(sound, str)]
             true = measured.truths[clip.id].sound
+            measured.truths[clip.id].pictures = tracks.get(clip.id)
             if ceiling is not None:
                 bounds = ceiling.add(clip.id, true)
                 measured.ceiling |= bounds
@@ -254,7 +263,7 @@ def evaluate(request: Request, progress: Progress = lambda done, clips, failed: 
     metrics = [metric for metric in metrics if (scenes or not metric.needs_objects)
                and (not metric.needs_label or _labelled(metric, measured, embeddings))]
     sets = SetFigures(measured.truths, Resampling(request.seed, request.set_resamples, request.device))
-    missing = _missing(metrics, request, measured, embeddings)
+    missing = _missing(metrics, measured, embeddings, no_tracks)
     evaluation = Aggregate(measured, metrics, missing, sets, request.seed, request.resamples,
                            _reference_among(request), embeddings.classes).evaluation()
     evaluation.missing |= embeddings.not_shipped()
@@ -287,11 +296,26 @@ def _labelled(metric: Metric, measured: Measurements, embeddings: BackboneEmbedd
     return any(label in known for label in labels) if metric.backbone else bool(labels)
 
 
-def _missing(metrics: Sequence[Metric], request: Request, measured: Measurements,
-             embeddings: BackboneEmbeddings) -> dict[str, str]:
-    """⇒ {metric key: reason} where a metric can't be computed, for want of its backbone or of pictures."""
+def _picture_tracks(request: Request, plan: Plan, embeddings: BackboneEmbeddings) -> tuple[dict[str, np.ndarray], str]:
+    """⇒ ({clip: track of its pictures}, why there are none). Where there are some, sounds get theirs too."""
+    if request.shards is None:
+        return {}, "needs the features of the clips' pictures: name their dataset with shards="
+    network = SyncTracks(request.sync, request.device)
+    found = network.pictures(request.shards, plan.clips)
+    if isinstance(found, str):
+        return {}, found
+    embeddings.backbones[network.name] = network
+    return found, ""
+
+
+def _missing(metrics: Sequence[Metric], measured: Measurements, embeddings: BackboneEmbeddings, no_tracks: str,
+             ) -> dict[str, str]:
+    """⇒ {metric key: reason} where a metric can't be computed, for want of its backbone or of pictures. no_tracks: why
+    the sync network has read no pictures."""
     missing = {metric.key: embeddings.missing[metric.backbone] for metric in metrics
                if metric.backbone in embeddings.missing}
+    if no_tracks:
+        missing |= {metric.key: no_tracks for metric in metrics if "true.pictures" in metric.needs}
     if not any(truth.flows for truth in measured.truths.values()):
         why = "needs pictures: name a folder of videos with videos=" if not measured.plan.videos else \
             "no video's pictures could be read"
@@ -314,6 +338,7 @@ def _provenance(request: Request, measured: Measurements, embeddings: BackboneEm
         "bad_true_sounds_and_pictures": measured.bad_clips,
         "true_onsets": {True: "events of the scene", False: "detected in the true sound"}[
             all(truth.exact for truth in measured.truths.values())],
+        "shards": None if request.shards is None else read_dataset(request.shards).fingerprint,
         "flow": list(request.flows), "backbones": dict(embeddings.fingerprints),
         "ceiling": None if ceiling is None else {"model": str(ceiling.folder), "hash": ceiling.hash},
         **({} if request.sound is None else {"sound": request.sound}), "took_s": round(took_s, 1),

@@ -3,13 +3,14 @@ come from: measurements of sounds, the truth of clips, and the times at which ob
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from ..clip import ClipFeatures
 from ..dataset.shards.records import read_shard
 from ..dataset.shards.schema import read_dataset
 from ..embedded.timeline import class_of
@@ -38,14 +39,17 @@ _OF_A_SOUND = {
     "published_foley": "foley, likewise", "level": "Level: loudness, peak, silence, clipping",
     "embeddings": "(R, D) of the row's backbone", "logits": "(C,) class logits of the row's backbone",
     "sound_events": "(E, 2) of the row's backbone: onsets in seconds, numbers of its classes",
+    "track": "(steps, dim) of the sync network, at 100 Hz",
 }
 NEEDS = {
     **{f"{side}.{name}": words for side in ("generated", "true") for name, words in _OF_A_SOUND.items()},
     "true.events_s": "times of the clip's events where they are known, else onsets detected in the true sound",
     "true.objects": "ObjectOnsets of each object, where the clip's events are known",
     "true.label": "the clip's class, a word", "true.flow": "FlowTrajectory of the clip's pictures",
+    "true.pictures": "(steps, dim) of the sync network, of the clip's pictures",
     "backbone.classes": "names of the row's backbone's classes",
 }
+SYNC = "sync"  # a sound's track stands among its embeddings, under this name
 _OF_A_BACKBONE = ("embeddings", "logits", "sound_events", "classes")
 
 
@@ -203,10 +207,14 @@ def clip_input(need: str, metric: Metric, sound: SoundMeasurements, truth: ClipT
         return truth.label or None
     if need == "true.flow":
         return truth.flows.get(metric.flow)
+    if need == "true.pictures":
+        return truth.pictures
     if need == "backbone.classes":
         return classes.get(metric.backbone) or None
     side, _, name = need.partition(".")
     of = sound if side == "generated" else truth.sound
+    if name == "track":
+        return of.embeddings.get(SYNC, {}).get("embeddings")
     if name in _OF_A_BACKBONE:
         return of.embeddings.get(metric.backbone, {}).get(name)
     return getattr(of.features, name)
@@ -276,7 +284,8 @@ class ClipMeasurements:
 class ClipTruth:
     """The truth of a clip, against which sounds are scored. onsets_s: of its events where known (``exact``), else
     detected in the true sound. label: its class, empty where it is not known. flows: {variant: of its pictures}.
-    objects: with their events; None where these are not known."""
+    objects: with their events; None where these are not known. pictures (steps, dim): their track by the sync network,
+    where there is one."""
 
     sound: SoundMeasurements
     onsets_s: np.ndarray
@@ -284,6 +293,7 @@ class ClipTruth:
     label: str = ""
     flows: dict[str, FlowTrajectory] = field(default_factory=dict)
     objects: Sequence[ObjectOnsets] | None = None
+    pictures: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -315,25 +325,29 @@ def objects_of(truth: SceneTruth) -> list[ObjectOnsets]:
             for thing in truth.objects]
 
 
-def timelines(shards: Path, clips: Collection[str]) -> dict[str, Timeline]:
-    """⇒ {id: Timeline} of these clips, as far as a dataset has them. One shard is in memory at a time.
+def records_of(shards: Path, clips: Collection[str]) -> Iterator[ClipFeatures]:
+    """⇒ the records of these clips, as far as a dataset has them. One shard is in memory at a time.
 
     Raises:
         InputError: the dataset has none of them.
     """
-    info, wanted = read_dataset(shards), set(clips)
-    found: dict[str, Timeline] = {}
+    info, wanted, found = read_dataset(shards), set(clips), 0
     for split in info.splits:
         for shard in info.shards(split):
-            if len(found) == len(wanted):
-                return found
+            if found == len(wanted):
+                return
             for record in read_shard(shards / shard.name):
                 if record.key in wanted:
-                    found[record.key] = Timeline(list(record.objects), np.asarray(record.probs, np.float32),
-                                                 float(record.duration_s))
+                    found += 1
+                    yield record
     if not found:
         raise InputError(f"shards={shards} has none of the {len(wanted)} clips; is it the dataset of these sounds?")
-    return found
+
+
+def timelines(shards: Path, clips: Collection[str]) -> dict[str, Timeline]:
+    """⇒ {id: Timeline} of these clips. Arguments and errors as of :func:`records_of`."""
+    return {record.key: Timeline(list(record.objects), np.asarray(record.probs, np.float32), float(record.duration_s))
+            for record in records_of(shards, clips)}
 
 
 @dataclass

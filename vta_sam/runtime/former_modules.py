@@ -36,7 +36,7 @@ FORMER = {
     "shards.datamodule": "dataset.shards.datamodule",
     "condition": "conditioners", "condition.encoder": "conditioners.vta_sam",
     "conditioners.base": "diffusion.condition",
-    "diffusion.lit": "diffusion.latent_diffusion", "vae.lit": "vae.mel_vae",
+    "diffusion.lit": "diffusion.latent_diffusion", "vae.lit": "vae.codec", "vae.mel_vae": "vae.codec",
     "diffusion.positions": "diffusion.unet", "generation.attention_maps": "training.figures_stage",
     "vocoder.griffin_lim": "vocoder.vocoders", "vocoder.hifigan": "vocoder.vocoders",
     "pipeline": "generation.pipeline", "importers.tango": "importers.systems", "importers.vta_ldm": "importers.systems",

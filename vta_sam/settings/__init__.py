@@ -235,6 +235,9 @@ class MeasureSettings(Settings):
     weights: LocalPath | None = setting("folder of their weights; null: $VTA_SAM_WEIGHTS, else weights/")
     metrics: Literal["standard", "all"] = setting("all: also slow or misleading published forms", "standard")
     flow: Literal["none", "full", "fast", "both"] = setting("optical flow of AV-Align", "full")
+    shards: LocalPath | None = setting("dataset of the clips, whose features the sync network reads; compare draws its "
+                                       "object probabilities over time")
+    sync: LocalPath | None = setting("model folder of a sync network; null: the shipped one, of the embedded world")
     ceiling: LocalPath | None = setting("model folder: the true sound through its VAE and vocoder is scored too")
     seed: Seed = setting("of bootstrap and control", 0)
     resamples: Annotated[Whole, Field(ge=100)] = setting("bootstrap over clips", 2000)
@@ -271,7 +274,6 @@ class CompareSettings(MeasureSettings):
     out: LocalPath = setting("folder of page/index.html, evaluation.json, clips.csv and figures.png", "comparison")
     title: Text = setting("heads the page", "Video-to-audio generation")
     note: Text = setting("a sentence under it", "")
-    shards: LocalPath | None = setting("dataset of the clips: its object probabilities are drawn over time")
 
     @model_validator(mode="after")
     def _folders(self) -> Self:

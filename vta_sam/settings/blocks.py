@@ -26,7 +26,7 @@ from .signatures import Signature, signature_of
 
 AboveZero = Annotated[Number, Field(gt=0)]
 NotNegative = Annotated[Number, Field(ge=0)]
-STAGES = ("vae", "vocoder", "condition", "contrastive", "classifier", "onsets", "diffusion", "figures")
+STAGES = ("vae", "vocoder", "condition", "contrastive", "classifier", "onsets", "diffusion", "figures", "sync")
 
 _ALIKE = 0.8  # how near a key has to be to a known one for a slip of the finger
 # Arguments that hold the arguments of another class, which the part hands on
@@ -238,6 +238,7 @@ class NetworksBlock(Block):
     condition: ConditionSizes | None = setting("sizes of the condition encoder")
     vocoder: dict[Literal["channels"], Positive] | None = setting("width of a vocoder that is trained")
     adversary: dict[Literal["period_width", "scale_width"], Positive] | None = setting("widths of its discriminators")
+    sync: Annotated[Any, Recipe("frame_dim", "object_dim", "fps")] = setting("recipe of a sync network that is trained")
     token_dim: Positive | None = setting("width of condition tokens")
 
 

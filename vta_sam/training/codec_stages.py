@@ -19,8 +19,7 @@ from ..dataset.shards.reader import ShardReader
 from ..generation.build import build_part
 from ..mel import log_mel, normalise
 from ..runtime.errors import InputError
-from ..vae.codec import Codec, MelCodec
-from ..vae.mel_vae import MelVAE
+from ..vae.codec import Codec, MelCodec, MelVAE
 from ..vocoder import HiFiGAN
 from ..vocoder.hifigan_training import Discriminators, VocoderTraining
 from .optimisation import stage_device

@@ -29,14 +29,14 @@ from .codec_stages import VAEStage, VocoderStage
 from .data_sources import DataSource
 from .diffusion_stage import DiffusionStage
 from .figures_stage import FiguresStage
-from .part_stages import ClassifierStage, ConditionStage, ContrastiveStage, OnsetStage
+from .part_stages import ClassifierStage, ConditionStage, ContrastiveStage, OnsetStage, SyncStage
 from .run_folder import DATASET, StageFolder, TimeAccount, leaves, locked, seen_on
 from .stage import JobSettings, Stage, StageContext
 
 # in the order in which a job goes through them; a conditioner of one's own adds its row by register_stage
 STAGES: dict[str, Stage] = {stage.name: stage for stage in (
     VAEStage(), VocoderStage(), ConditionStage(), ContrastiveStage(), ClassifierStage(), OnsetStage(),
-    DiffusionStage(), FiguresStage(),
+    DiffusionStage(), FiguresStage(), SyncStage(),
 )}
 
 

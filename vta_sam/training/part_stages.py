@@ -1,9 +1,10 @@
-"""Stages between the VAE and the diffusion: each trains one part of a conditioner."""
+"""Stages between the VAE and the diffusion, each of which trains one part of a conditioner; and stage ``sync``, whose
+network measures and makes no sound."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,17 +13,20 @@ import lightning as L
 
 from ..checkpoints.model_folder import ModelRecipe, load_weights
 from ..checkpoints.parts import build, class_of
-from ..clip import ClipSpec
+from ..clip import ClipFeatures, ClipSpec
 from ..conditioners.diff_foley import ClassifierTraining, ContrastivePretraining
 from ..conditioners.foleycrafter import OnsetTraining
 from ..conditioners.vta_sam_pretraining import ConditionPretraining
 from ..dataset.shards.batch import Augmentation
+from ..dataset.shards.datamodule import consecutive
+from ..dataset.shards.reader import ShardReader
 from ..diffusion.condition import Conditioner, Pretrained
 from ..diffusion.objective import Objective, VPrediction
+from ..metrics.sync_network import SyncNetwork, SyncTraining, pair_figures
 from ..runtime.distributed import Processes
 from ..runtime.errors import InputError
 from .codec_stages import encode_latents, latent_scale, load_codec, planned_codec, require_conditioner_latent
-from .run_folder import StageFolder
+from .run_folder import StageFolder, with_dimensions
 from .stage import JobSettings, Stage, StageContext, StageSettings
 
 
@@ -203,3 +207,62 @@ class OnsetStage(PartStage):
     def module(self, inputs: PartInputs) -> L.LightningModule:
         return OnsetTraining(inputs.part(self.name), inputs.settings.weights["onset"], inputs.settings.optimise(),
                              inputs.spec.mel)
+
+
+class SyncStage(Stage):
+    """A network that tells whether a sound is in step with pictures, for ``sync=`` of evaluations. No other stage reads
+    it: a checkpoint that was chosen by it could not be judged by it."""
+
+    name = "sync"
+
+    def settings(self, job: JobSettings) -> dict[str, Any]:
+        return job.common_settings() | {"grounder": job.grounder, "encoder": job.encoder,
+                                        "sync": job.networks.get("sync"), "fit": job.fit["sync"]}
+
+    def model_recipes(self, job: JobSettings) -> dict[str, dict[str, Any] | None]:
+        return {"networks.sync": job.networks.get("sync")}
+
+    def check(self, job: JobSettings) -> None:
+        recipe = job.networks.get("sync")
+        kind = class_of(recipe["_target_"]) if recipe else None
+        if not (isinstance(kind, type) and issubclass(kind, SyncNetwork)):
+            raise InputError("stage sync trains networks.sync, and there is none; give +exp=sync, which names it")
+
+    def train(self, job: JobSettings, context: StageContext) -> None:
+        about = {"world_seed": job.data["seed"]} if "seed" in job.data else {}
+        train_sync(context, self.folder(job), job.numbers(self.name), job.networks["sync"], job.grounder, job.encoder,
+                   about)
+
+
+def train_sync(context: StageContext, folder: StageFolder, settings: StageSettings, recipe: dict[str, Any],
+               grounder: dict[str, Any] | None = None, encoder: dict[str, Any] | None = None,
+               about: dict[str, Any] | None = None) -> None:
+    """Train a sync network and write ``folder.model`` with it, and with its accuracies on the test split.
+
+    Args:
+        context: shared by all stages.
+        folder: the stage's.
+        settings: the stage's numbers.
+        recipe: of the network; ``from_data`` stands for the dataset's dimensions.
+        grounder, encoder: recipes of the extractors.
+        about: further facts for the model card.
+    """
+    data, source = context.datamodule("sync", settings), context.source
+    recipe = with_dimensions(recipe, context.info.dimensions)
+    with context.seeded("sync"):
+        module = SyncTraining(build(recipe), settings.weights, settings.optimise())
+    context.fit(module, data, folder, settings, "sync", ("val/loss", "min"))
+
+    def write() -> None:
+        network = module.network.cpu().eval()
+        figures = pair_figures(network, _records(data.reader(source.test_split)))
+        held_out = {"split": source.test_split, "clips": context.info.records(source.test_split), **figures}
+        facts = context.about("sync", settings) | (about or {}) | {"held_out": held_out}
+        context.save(folder, ModelRecipe(clip=context.spec.settings(), sync=recipe, grounder=grounder, encoder=encoder,
+                                         about=facts, features=context.info.trained_on), {"sync": network})
+
+    context.processes.on_first_rank(write)
+
+
+def _records(reader: ShardReader) -> Iterator[ClipFeatures]:
+    return (reader.record(shard, index)[0] for shard, index in consecutive(reader.counts))

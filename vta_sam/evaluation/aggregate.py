@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -363,7 +364,8 @@ def _alike(name: str, sounds: Sounds) -> list[str]:
 def _contents(samples: Iterable[SoundMeasurements]) -> list[tuple[object, ...]]:
     """⇒ of each sound that is not silent what is equal for equal sounds, in whatever file or format they come."""
     found = [sound.features for sound in samples if not sound.features.level.silent]
-    return [(of.samples, of.level.rms_dbfs, of.level.peak, of.envelope.tobytes()) for of in found]
+    return [(of.samples, of.level.rms_dbfs, of.level.peak, hashlib.sha256(of.envelope.tobytes()).digest())
+            for of in found]
 
 
 def _clips(clips: Sequence[str]) -> str:

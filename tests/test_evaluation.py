@@ -20,7 +20,7 @@ from rich.console import Console
 import vta_sam.evaluation.measure
 import vta_sam.evaluation.results
 from vta_sam.evaluation.evaluate import Request, evaluate
-from vta_sam.evaluation.results import bad_files, end_of_report, figures_table, write_evaluation
+from vta_sam.evaluation.results import bad_files, end_of_report, figures_table, missing_lines, write_evaluation
 from vta_sam.media.audio import write_wav
 from vta_sam.runtime.errors import InputError
 
@@ -213,8 +213,9 @@ def test_several_samples_of_a_clip_are_one_clip(few, tmp_path):
             write_wav(both / f"c{i}-{sample}.wav", sound, RATE)
             (both / f"c{i}-{sample}.json").write_text(json.dumps({"key": f"c{i}", "sample": sample}))
     found = evaluate(Request({"both": both}, few / "true", set_resamples=20, resamples=100))[0].systems["both"]
-    assert found.samples == 4 and found.figures["onset_f1"].score.n == 2
-    assert 0.5 <= found.figures["onset_f1"].score.mean < 0.8
+    score = found.figures["onset_f1"].score
+    assert found.samples == 4 and (score.n, score.seeds) == (2, 2) and 0.5 <= score.mean < 0.8
+    assert score.low < 0.5 and score.high == 1, "drawn over sounds too: the late ones alone, and the others alone"
 
 
 def test_one_clip_has_no_interval(tmp_path):
@@ -264,6 +265,7 @@ def test_notes_name_what_no_figure_shows(few, tmp_path):
     for found in (evaluate(asked)[0], evaluate(asked)[0]):  # the second from the cache
         assert [note for note in found.notes if "rows" not in note and "classes" not in note] == expected
         assert found.systems["lengths"].clips["c1"].notes == ["0.25 s cut off"]
+        assert f"note: {expected[0]}" in missing_lines(found)
     assert any("embedded tagger" in note and "follows the number of rows" in note for note in found.notes)
     itself = evaluate(request(few, "true"))[0].notes
     assert itself[0].startswith("true is the folder of the true sounds itself") and "copies" not in str(itself)

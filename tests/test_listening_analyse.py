@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import subprocess
 from pathlib import Path
@@ -10,9 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from programs import call
+from rich.console import Console
 from simulated_raters import Crowd, write_session
 
-from vta_sam.evaluation.listening.analysis import Screening, agreement, analyse
+from vta_sam.evaluation.listening.analysis import (
+    Screening, agreement, analyse, differences_table, scores_table, write_report
+)
 from vta_sam.evaluation.listening.answers import Key, read_key, read_session, read_sessions
 from vta_sam.evaluation.listening.study_files import HIDDEN, REFERENCE, Item, plans, tokens
 from vta_sam.metrics.intervals import pigeonhole_interval
@@ -65,6 +69,21 @@ def test_single_answers_would_give_too_narrow_an_interval():
     naive = 3.92 * np.std(table) / np.sqrt(table.size)
     assert naive < 0.7 * 3.92 * spread, "the example shows nothing"
     assert found.high - found.low > 1.5 * naive
+
+
+def test_one_answer_has_no_interval(tmp_path):
+    made = make_key(clips=1, raters=1)
+    found = analyse(CROWD.sessions(made, 0, 1), made.systems, Screening(1.0, 1.0))
+    one = found.scores["quality"]["ours"]
+    assert one.ratings == 1 and np.isnan([one.low, one.high]).all()
+    paths = write_report(tmp_path, found, Screening(), {})
+    written = json.loads(paths[0].read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert written["scores"]["quality"]["ours"]["low"] is None
+    assert f"quality,ours,{one.mean:.4f},,,1,1,1" in paths[1].read_text().splitlines()
+    shown = io.StringIO()
+    for table in (scores_table(found), differences_table(found)):
+        Console(file=shown, width=200).print(table)
+    assert "nan" not in shown.getvalue() and f"{one.mean:.2f} " in shown.getvalue()
 
 
 def test_scores_and_shares(key):

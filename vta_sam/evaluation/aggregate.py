@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -343,15 +344,15 @@ def _notes_on_system(name: str, sounds: Sounds, measured: Measurements) -> list[
 def _same(first: Sounds, second: Sounds) -> list[str]:
     """⇒ the clips in which some sound of both is the same, and not silent."""
     return [clip for clip in first if clip in second
-            and {sound.content for sound in _audible(first[clip])} & {s.content for s in _audible(second[clip])}]
+            and not {*_contents(first[clip])}.isdisjoint(_contents(second[clip]))]
 
 
 def _alike(name: str, sounds: Sounds) -> list[str]:
     """⇒ a sentence for the sounds that stand under several names."""
     found = defaultdict(list)
     for clip, samples in sounds.items():
-        for sound in _audible(samples):
-            found[sound.content].append(clip)
+        for content in _contents(samples):
+            found[content].append(clip)
     groups = [clips for clips in found.values() if len(clips) > 1]
     if not groups:
         return []
@@ -360,8 +361,11 @@ def _alike(name: str, sounds: Sounds) -> list[str]:
     return [f"{name}: {len(most)} sounds are one and the same, of {_clips(list(dict.fromkeys(most)))}{more}"]
 
 
-def _audible(samples: Iterable[SoundMeasurements]) -> list[SoundMeasurements]:
-    return [sound for sound in samples if not sound.features.level.silent]
+def _contents(samples: Iterable[SoundMeasurements]) -> list[tuple[object, ...]]:
+    """⇒ of each sound that is not silent what is equal for equal sounds, in whatever file or format they come."""
+    found = [sound.features for sound in samples if not sound.features.level.silent]
+    return [(of.samples, of.level.rms_dbfs, of.level.peak, hashlib.sha256(of.envelope.tobytes()).digest())
+            for of in found]
 
 
 def _clips(clips: Sequence[str]) -> str:

@@ -262,12 +262,6 @@ class SoundMeasurements:
     padded: bool = False
     fitted_s: float = 0.0
 
-    @property
-    def content(self) -> tuple[object, ...]:
-        """Equal for equal sounds, in whatever file or format they come."""
-        level = self.features.level
-        return self.features.samples, level.rms_dbfs, level.peak, self.features.envelope.tobytes()
-
 
 @dataclass
 class ClipMeasurements:

@@ -146,6 +146,8 @@ def pigeonhole_interval(values: np.ndarray, seed: int = 0, resamples: int = 2000
     if not count:
         return Interval(np.nan, np.nan, np.nan, 0)
     filled = np.where(answered, values, 0.0)
+    if count == 1:
+        return Interval(float(filled.sum()), np.nan, np.nan, 1)
     drawn = []
     for rows, columns in _pigeonholes(values.shape[0], values.shape[1], seed, resamples):
         total = np.einsum("br,rc,bc->b", rows, filled, columns, optimize=True)

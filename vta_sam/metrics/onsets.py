@@ -48,11 +48,7 @@ def librosa_onsets_s(at_22050_hz: np.ndarray, strength: np.ndarray | None = None
     """Sound at 22 050 Hz ⇒ times of its onsets in seconds, by librosa's defaults.
 
     TempoTokens ``av_align.py`` and STA-V2A ``aa_align.py`` call it so. The threshold is 0.07 of an envelope that is
-    scaled per clip: faint noise has onsets too.
-
-    Args:
-        at_22050_hz: (samples,).
-        strength: its :func:`onset_strength`, where that is known.
+    scaled per clip: faint noise has onsets too. strength: its :func:`onset_strength`, where that is known.
     """
     from ..runtime.librosa_import import librosa
 
@@ -308,8 +304,7 @@ class MatchedScores:
 
 
 def foley_onsets(at_22050_hz: np.ndarray, strength: np.ndarray | None = None) -> FoleyOnsets:
-    """Sound at 22 050 Hz ⇒ its onsets as ``predict_onset.py`` detects and weighs them. strength: its
-    :func:`onset_strength`, where that is known."""
+    """Sound at 22 050 Hz ⇒ its onsets as ``predict_onset.py`` detects and weighs them. strength: as above."""
     from ..runtime.librosa_import import librosa
 
     strength = onset_strength(at_22050_hz) if strength is None else strength

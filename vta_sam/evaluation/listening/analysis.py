@@ -219,15 +219,16 @@ def plan_report(folder: Path) -> Plan:
 def write_report(folder: Path, analysis: Analysis, screening: Screening, about: dict[str, Any]) -> list[Path]:
     """results.json, scores.csv and scores.png ⇒ their paths."""
     paths = [folder / name for name in REPORT_FILES]
-    content = {**about, "screening": asdict(screening), **asdict(analysis)}
+    content = json.dumps({**about, "screening": asdict(screening), **asdict(analysis)})
+    content = json.loads(content, parse_constant=lambda name: None)  # NaN: one answer has no interval
     write_text(paths[0], json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["question", "condition", "mean", "low", "high", "ratings", "raters", "clips"])
     for question, scores in analysis.scores.items():
         for name, s in scores.items():
-            writer.writerow([question, name, *(f"{x:.4f}" for x in (s.mean, s.low, s.high)), s.ratings, s.raters,
-                             s.clips])
+            writer.writerow([question, name, *("" if np.isnan(x) else f"{x:.4f}" for x in (s.mean, s.low, s.high)),
+                             s.ratings, s.raters, s.clips])
     write_text(paths[1], text.getvalue())
     scores_picture(paths[2], analysis)
     return paths
@@ -258,4 +259,7 @@ def scores_picture(path: Path, analysis: Analysis) -> None:
 
 
 def _cell(score: Score | None, sign: str = "") -> str:
-    return "–" if score is None else f"{score.mean:{sign}.2f} [{score.low:{sign}.2f}, {score.high:{sign}.2f}]"
+    if score is None:
+        return "–"
+    bounds = "" if np.isnan(score.low) else f" [{score.low:{sign}.2f}, {score.high:{sign}.2f}]"
+    return f"{score.mean:{sign}.2f}{bounds}"

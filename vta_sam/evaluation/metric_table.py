@@ -26,7 +26,7 @@ from ..metrics.alignment import (
 from ..metrics.onsets import onset_f1, onset_scores_matched, onset_scores_published
 from ..metrics.set_scores import (
     cosine, fad_infinity_of_clips, fad_infinity_published_of_clips, frechet_of_clips, inception_of_clips,
-    kernel_of_clips, kl_divergence, kl_eps1e_6, kl_sigmoid, kl_sigmoid_eps1e_6,
+    kad_of_clips, kernel_of_clips, kl_divergence, kl_eps1e_6, kl_sigmoid, kl_sigmoid_eps1e_6,
 )
 from ..metrics.signal import MAX_LAG_S, Level, correlation, envelope_lag, log_spectral_distance_db
 from ..runtime.errors import InputError
@@ -185,6 +185,11 @@ METRICS: tuple[Metric, ...] = (
          needs=_EMBEDDINGS, function=fad_infinity_published_of_clips, source="fadtk, fad.py", standard=False,
          definition="Rows drawn with replacement, so that it is the distance of this very set, not of an endless one; "
                     "from 500 rows on."),
+    _set("kad_{backbone}", "KAD ({title})", better="low", per_backbone="all", needs=_EMBEDDINGS, function=kad_of_clips,
+         source="Chung et al., 2025; kadtk",
+         definition="Kernel audio distance: 100 times the unbiased squared maximum mean discrepancy; Gaussian kernel, "
+                    "σ the median distance of the true embeddings. Of equal distributions it is 0 in the mean, and as "
+                    "often slightly below 0. Interval by a jackknife over clips, at that σ."),
     _set("kernel_distance_{backbone}", "Kernel distance ({title})", better="low", per_backbone="all", decimals=4,
          needs=_EMBEDDINGS, function=kernel_of_clips, source="Bińkowski et al., 2018; metrics/kid.py", standard=False,
          definition="Squared maximum mean discrepancy with a cubic kernel, over 100 subsets of 100 rows."),

@@ -23,10 +23,11 @@ from ..metrics.alignment import (
     FULL, FlowTrajectory, aa_align_matched, aa_align_published, av_align_matched, av_align_published,
     av_align_sta_published, flow_peaks_s,
 )
+from ..metrics.kernel_audio_distance import kad_of_clips
 from ..metrics.onsets import onset_f1, onset_scores_matched, onset_scores_published
 from ..metrics.set_scores import (
     cosine, fad_infinity_of_clips, fad_infinity_published_of_clips, frechet_of_clips, inception_of_clips,
-    kad_of_clips, kernel_of_clips, kl_divergence, kl_eps1e_6, kl_sigmoid, kl_sigmoid_eps1e_6,
+    kernel_of_clips, kl_divergence, kl_eps1e_6, kl_sigmoid, kl_sigmoid_eps1e_6,
 )
 from ..metrics.signal import MAX_LAG_S, Level, correlation, envelope_lag, log_spectral_distance_db
 from ..runtime.errors import InputError

@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -91,14 +92,6 @@ def kl_sigmoid_of_clip(true: np.ndarray, generated: np.ndarray) -> float:
 def kl_sigmoid_eps1e_6_of_clip(true: np.ndarray, generated: np.ndarray) -> float:
     """``audioldm_eval``'s "KL sigmoid"."""
     return float(kl_sigmoid_eps1e_6(true[None], generated[None])[0])
-
-
-def loudness_dbfs(level: Level) -> float:
-    return level.rms_dbfs
-
-
-def clipping_rate(level: Level) -> float:
-    return level.clipping_rate
 
 
 _CONDFOLEY = "CondFoleyGen (Du et al., 2023), predict_onset.py"
@@ -214,10 +207,10 @@ METRICS: tuple[Metric, ...] = (
           needs=("generated.embeddings", "true.embeddings"), function=mean_cosine, source=_OWN,
           definition="Cosine of the mean embeddings of generated and true sound."),
     _pair("loudness_dbfs", "Loudness (RMS)", better="none", unit="dBFS", decimals=1, control=False, group="Level",
-          source=_OWN, needs=("generated.level",), function=loudness_dbfs,
+          source=_OWN, needs=("generated.level",), function=attrgetter("rms_dbfs"),
           definition="Root mean square level; a full-scale sine has -3 dBFS."),
     _pair("clipping_rate", "Clipped samples", better="low", decimals=5, control=False, group="Level", source=_OWN,
-          needs=("generated.level",), function=clipping_rate,
+          needs=("generated.level",), function=attrgetter("clipping_rate"),
           definition="Share of samples at or beyond full scale."),
 )
 

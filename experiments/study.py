@@ -8,7 +8,7 @@ from vta_sam.settings import StudySettings
 
 @program("study", StudySettings)
 def main(settings):
-    from vta_sam.study.run import plan_study, run_side_by_side, run_study
+    from vta_sam.study.sweep import plan_study, run_side_by_side, run_study
     from vta_sam.study.record import study_of
     from vta_sam.study.results_page import write_results
 

@@ -22,7 +22,7 @@ from vta_sam.runtime.errors import InputError
 from vta_sam.runtime.files import claimed
 from vta_sam.runtime.work_plan import Deed
 from vta_sam.study import record as recording
-from vta_sam.study import run as running
+from vta_sam.study import sweep as running
 from vta_sam.study.record import KEYS, PER_CLIP, Record, Study, read_record, study_of
 from vta_sam.study.results_page import NOT_RUN, between, load_records, load_studies, results_page, score
 from vta_sam.training import codec_stages
@@ -324,7 +324,7 @@ def test_a_study_from_scenes_to_its_page(tmp_path, monkeypatch):
         finally:
             Singleton.set_state(study_own)
 
-    monkeypatch.setattr("vta_sam.study.run.subprocess", SimpleNamespace(run=here))
+    monkeypatch.setattr("vta_sam.study.sweep.subprocess", SimpleNamespace(run=here))
 
     def study(*more: str) -> str:
         common = ("size=smoke", f"data.root={tmp_path}/world", *FEW)

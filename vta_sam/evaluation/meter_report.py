@@ -323,13 +323,16 @@ def _cell(pairs: Pairs | None) -> str:
     return f"{pairs.accuracy:.2f} [{pairs.low:.2f}, {pairs.high:.2f}]"
 
 
+_TOLD = (("shift", "50 ms"), ("shift", "200 ms"), ("exchanged", "one"))  # by sentences under the table
+
+
 def verdicts(meters: Meters) -> Iterator[str]:
     """Sentences on the meters of timing that don't tell a fault from none, the published ones first."""
     timing = [metric for metric in meters.metrics if metric.group == "Timing"]
     published = [metric for metric in timing if "published" in metric.key]
     own = [metric for metric in timing if metric not in published]
     for fault, name in meters.columns(every=False):
-        if fault.name not in ("shift", "exchanged"):
+        if (fault.name, name) not in _TOLD:
             continue
         what = f"a shift of {name}" if fault.name == "shift" else "right time, wrong thing"
         for whose, metrics in (("published", published), ("own", own)):

@@ -3,6 +3,8 @@ the clips with faults, and their evaluation."""
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -12,23 +14,27 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from ..dataset.extraction.extract import extract_dataset
+from ..embedded.extractors import TinyEncoder, TinyGrounder
 from ..embedded.render import encode, render
 from ..embedded.scene_sounds import render_sound
 from ..embedded.timeline import make_scene
-from ..embedded.truth import merged_onsets_s, write_truth
-from ..media.audio import fit_length, write_wav
+from ..embedded.truth import merged_onsets_s, read_truth, write_truth
+from ..embedded.world import MANIFEST_COLUMNS
+from ..media.audio import end_of_sound_s, fit_length, write_wav
 from ..media.video import probe, stream_clip
 from ..mel import FIGURES, SAMPLE_RATE_HZ, log_mel
 from ..metrics.onsets import detect_onsets
 from ..runtime.cli import check_number
 from ..runtime.errors import InputError
-from ..runtime.files import atomic_path, reason_of, writing_to
+from ..runtime.files import atomic_path, reason_of, write_text, writing_to
 from ..runtime.work_plan import Deed, Item, Plan
 from ..vocoder import GriffinLim
 from .evaluate import Request, evaluate, request_of
 from .faults import IN_STEP, LONGEST_S, MARGIN_S, VERSION, Fault, Original, chosen_faults, faulty, in_step
 from .measure import map_guarded
 from .meter_report import EMBEDDED, METERS_NAME, PICTURE_NAME, Meters, of_clips, of_set
+from .metric import timelines
 from .pairing import CAPTIONS_NAME, make_plan
 from .sounds import LoadingPolicy, cache_key, content_hash, read_sound
 
@@ -227,8 +233,39 @@ class Study:
             progress(done, len(self.works), len(left_out))
         return left_out
 
+    def features(self, workers: int) -> Path:
+        """Extract the features of an embedded world's windows, by the tiny grounder and encoder ⇒ the dataset, which
+        the sync network reads; what is there is kept.
+
+        Args:
+            workers: processes that decode.
+        """
+        reference = self.folder / REFERENCE
+        rows = [(work.id, f"{work.id}.mp4", truth.caption, ";".join(truth.words), "", SPLIT, 0.0, truth.duration_s)
+                for work in self.works for truth in [read_truth(work.file(REFERENCE))]]
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([MANIFEST_COLUMNS, *rows])
+        write_text(reference / "manifest.csv", text.getvalue())
+        out = self.folder / "features"
+        extract_dataset(reference / "manifest.csv", reference, out, TinyGrounder(), TinyEncoder(), _FEATURES_FPS,
+                        workers=workers)
+        return out
+
+    def require_windows(self, shards: Path) -> None:
+        """Raise InputError where a dataset is of the whole clips, in place of their windows, whose time zero is another
+        moment."""
+        for clip, timeline in timelines(shards, [work.id for work in self.works]).items():
+            window = self.folder / REFERENCE / f"{clip}.wav"
+            window_s = end_of_sound_s(window) if window.exists() else timeline.duration_s
+            if abs(timeline.duration_s - window_s) > _SAME_S:
+                raise InputError(f"shards={shards}: clip {clip!r} lasts {timeline.duration_s:.2f} s there, and its "
+                                 f"window {window_s:.2f} s; extract the windows in {self.folder / REFERENCE}, whose "
+                                 "edges are cut off")
+
 
 _BYTES_OF_SOUND = 140_000
+_FEATURES_FPS = 12.5  # that the shipped sync network learned from
+_SAME_S = 0.2
 
 
 def study_of(settings: Mapping[str, Any]) -> Study:
@@ -256,8 +293,8 @@ def study_of(settings: Mapping[str, Any]) -> Study:
         if len(found) < 2:
             raise InputError(f"reference={reference} holds one clip; at least two are needed")
     policy = LoadingPolicy(None, settings["lowest_rate_hz"], settings["shortest_s"], settings["longest_s"])
-    key = cache_key(VERSION, carrier, seed, MARGIN_S, LONGEST_S, settings["sound"], policy, str(reference) == EMBEDDED,
-                    *content)
+    key = cache_key(VERSION, carrier, _ITERATIONS, seed, MARGIN_S, LONGEST_S, settings["sound"], policy,
+                    str(reference) == EMBEDDED, *content)
     folder = Path(settings["out"]) / "clips" / key[:12]
     works = tuple(ClipWork(number=number, seed=seed, faults=names, carrier=carrier, out=folder,
                            sound=settings["sound"], policy=policy, **clip) for number, clip in enumerate(found))
@@ -281,7 +318,12 @@ def run(study: Study, settings: Mapping[str, Any], left_out: dict[str, str], pro
     if len(kept) < 2:
         raise InputError(f"{len(kept)} of the {len(study.works)} clips of reference={study.reference} can be used; the "
                          f"first: {next(iter(left_out.values()))}")
-    evaluation, _ = evaluate(_request(study, settings, kept), progress)
+    shards = settings.get("shards")
+    if shards is not None:
+        study.require_windows(Path(shards))
+    elif study.reference == EMBEDDED:
+        shards = study.features(max(1, settings["workers"]))
+    evaluation, _ = evaluate(_request(study, {**settings, "shards": shards}, kept), progress)
     rows = [metric for metric in evaluation.metrics if metric.better != "none" and metric.key not in evaluation.missing]
     figures = {metric.key: {fault.name: of_set(evaluation, metric, fault) if metric.scope == "set" else
                             of_clips(evaluation, metric, fault, settings["seed"]) for fault in study.faults}

@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from ..metrics.alignment import (
     FULL, FlowTrajectory, aa_align_matched, aa_align_published, av_align_matched, av_align_published,
     av_align_sta_published, flow_peaks_s,
 )
+from ..metrics.kernel_audio_distance import kad_of_clips
 from ..metrics.onsets import (
     event_f1, event_scores, onset_errors, onset_f1, onset_scores_matched, onset_scores_published,
 )
@@ -111,14 +113,6 @@ def kl_sigmoid_of_clip(true: np.ndarray, generated: np.ndarray) -> float:
 def kl_sigmoid_eps1e_6_of_clip(true: np.ndarray, generated: np.ndarray) -> float:
     """``audioldm_eval``'s "KL sigmoid"."""
     return float(kl_sigmoid_eps1e_6(true[None], generated[None])[0])
-
-
-def loudness_dbfs(level: Level) -> float:
-    return level.rms_dbfs
-
-
-def clipping_rate(level: Level) -> float:
-    return level.clipping_rate
 
 
 _CONDFOLEY = "CondFoleyGen (Du et al., 2023), predict_onset.py"
@@ -248,6 +242,11 @@ METRICS: tuple[Metric, ...] = (
          version=2,
          definition="Rows drawn with replacement, so that it is the distance of this very set, not of an endless one; "
                     "from 500 rows on."),
+    _set("kad_{backbone}", "KAD ({title})", better="low", per_backbone="all", needs=_EMBEDDINGS, function=kad_of_clips,
+         source="Chung et al., 2025; kadtk",
+         definition="Kernel audio distance: 100 times the unbiased squared maximum mean discrepancy; Gaussian kernel, "
+                    "σ the median distance of the true embeddings. Of equal distributions it is 0 in the mean, and as "
+                    "often slightly below 0. Interval by a jackknife over clips, at that σ."),
     _set("kernel_distance_{backbone}", "Kernel distance ({title})", better="low", per_backbone="all", decimals=4,
          needs=_EMBEDDINGS, function=kernel_of_clips, source="Bińkowski et al., 2018; metrics/kid.py", standard=False,
          definition="Squared maximum mean discrepancy with a cubic kernel, over 100 subsets of 100 rows."),
@@ -271,10 +270,10 @@ METRICS: tuple[Metric, ...] = (
           needs=("generated.embeddings", "true.embeddings"), function=mean_cosine, source=_OWN,
           definition="Cosine of the mean embeddings of generated and true sound."),
     _pair("loudness_dbfs", "Loudness (RMS)", better="none", unit="dBFS", decimals=1, control=False, group="Level",
-          source=_OWN, needs=("generated.level",), function=loudness_dbfs,
+          source=_OWN, needs=("generated.level",), function=attrgetter("rms_dbfs"),
           definition="Root mean square level; a full-scale sine has -3 dBFS."),
     _pair("clipping_rate", "Clipped samples", better="low", decimals=5, control=False, group="Level", source=_OWN,
-          needs=("generated.level",), function=clipping_rate,
+          needs=("generated.level",), function=attrgetter("clipping_rate"),
           definition="Share of samples at or beyond full scale."),
 )
 

@@ -41,7 +41,7 @@ FORMER = {
     "vocoder.griffin_lim": "vocoder.vocoders", "vocoder.hifigan": "vocoder.vocoders",
     "pipeline": "generation.pipeline", "importers.tango": "importers.systems", "importers.vta_ldm": "importers.systems",
     "importers.audioldm": "importers.systems", "importers.tensor_mapping": "importers.components",
-    "evaluation.request": "evaluation.evaluate", "study.plan": "study.record",
+    "evaluation.request": "evaluation.evaluate", "study.plan": "study.record", "study.run": "study.sweep",
     "evaluation.metric_docs": "evaluation.metric_table", "evaluation.measurements": "evaluation.metric",
     "evaluation.listening.report": "evaluation.listening.analysis",
     "evaluation.listening.stimuli": "evaluation.listening.study_files",

@@ -21,17 +21,17 @@ from vta_sam.embedded.extractors import TinyEncoder, TinyGrounder
 from vta_sam.evaluation.embeddings import SHIPPED_SYNC, SyncTracks
 from vta_sam.evaluation.evaluate import Request, evaluate
 from vta_sam.evaluation.metric import records_of
-from vta_sam.evaluation.metric_table import figure_metrics, sync_offset_s, sync_probability
+from vta_sam.evaluation.metric_table import figure_metrics, sync_scores
 from vta_sam.metrics.signal import measure_level
 from vta_sam.metrics.sync_network import (
-    LAGS, MAX_LAG_STEPS, SyncDraws, SyncNetwork, SyncTraining, answers, figures_mels, lag_logits, pair_figures,
+    LAGS, MAX_LAG_STEPS, SyncDraws, SyncNetwork, answers, figures_mels, lag_logits, pair_figures,
     share_figure, shifted, sync_answer, sync_losses,
 )
 from vta_sam.runtime.errors import InputError
 from vta_sam.training import diffusion_stage
 from vta_sam.training.data_sources import EmbeddedData
 from vta_sam.training.job import STAGES
-from vta_sam.training.part_stages import PartStage, train_sync
+from vta_sam.training.part_stages import PartStage, SyncTraining, train_sync
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RECIPE = {"_target_": "sync_network", "frame_dim": "from_data", "object_dim": "from_data", "fps": "from_data",
@@ -121,11 +121,10 @@ def test_an_answer_is_of_lags_near_zero():
 def test_silence_and_short_sounds_win_nothing():
     sound, pictures = track()[0].numpy(), track(seed=1)[0].numpy()
     silent, loud = measure_level(np.zeros(16_000), 16_000), measure_level(np.full(16_000, 0.5), 16_000)
-    assert sync_probability(sound, pictures, silent) == 0 and sync_offset_s(sound, pictures, silent) == 0.6
+    assert sync_scores(sound, pictures, silent) == (0.0, 0.6)
     answer = sync_answer(sound, pictures)
-    assert sync_probability(sound, pictures, loud) == pytest.approx(answer.probability)
-    assert sync_offset_s(sound, pictures, loud) == pytest.approx(abs(answer.offset_s))
-    assert sync_probability(sound[:200], pictures, loud) is None
+    assert sync_scores(sound, pictures, loud) == pytest.approx((answer.probability, abs(answer.offset_s)))
+    assert sync_scores(sound[:200], pictures, loud) is None
 
 
 def test_shares_have_wilsons_interval():

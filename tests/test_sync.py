@@ -20,8 +20,8 @@ from vta_sam.dataset.shards.schema import read_dataset
 from vta_sam.embedded.extractors import TinyEncoder, TinyGrounder
 from vta_sam.evaluation.embeddings import SHIPPED_SYNC, SyncTracks
 from vta_sam.evaluation.evaluate import Request, evaluate
-from vta_sam.evaluation.metric import records_of
-from vta_sam.evaluation.metric_table import figure_metrics, sync_scores
+from vta_sam.evaluation.metric_table import figure_metrics
+from vta_sam.evaluation.pairing import records_of
 from vta_sam.metrics.signal import measure_level
 from vta_sam.metrics.sync_network import (
     LAGS, MAX_LAG_STEPS, SyncDraws, SyncNetwork, answers, figures_mels, lag_logits, pair_figures,
@@ -121,10 +121,9 @@ def test_an_answer_is_of_lags_near_zero():
 def test_silence_and_short_sounds_win_nothing():
     sound, pictures = track()[0].numpy(), track(seed=1)[0].numpy()
     silent, loud = measure_level(np.zeros(16_000), 16_000), measure_level(np.full(16_000, 0.5), 16_000)
-    assert sync_scores(sound, pictures, silent) == (0.0, 0.6)
-    answer = sync_answer(sound, pictures)
-    assert sync_scores(sound, pictures, loud) == pytest.approx((answer.probability, abs(answer.offset_s)))
-    assert sync_scores(sound[:200], pictures, loud) is None
+    answer, quiet = sync_answer(sound, pictures, loud), sync_answer(sound, pictures, silent)
+    assert (quiet.probability, quiet.distance_s) == (0.0, 0.6) and 0 < answer.probability < 1
+    assert answer.distance_s == abs(answer.offset_s) and sync_answer(sound[:200], pictures, loud) is None
 
 
 def test_shares_have_wilsons_interval():
@@ -187,9 +186,9 @@ def test_an_evaluation_has_the_rows_where_features_are_known(trained, tmp_path):
         assert figure.score.n == 4 and figure.control.n == 4 and key not in found.missing
     network = SyncTracks(model)
     record = records["test-2"]
-    answer = sync_answer(network.embed([record.waveform])[0].embeddings, network.pictures(root, records)["test-2"])
-    level = measure_level(record.waveform, 16_000)
-    assert not level.silent
+    answer = sync_answer(network.embed([record.waveform])[0].embeddings, network.pictures(root, records)["test-2"],
+                         measure_level(record.waveform, 16_000))
+    assert answer.probability > 0
     values = found.systems["true"].clips["test-2"].values
     assert values["sync_probability"] == pytest.approx(answer.probability, abs=1e-3)
     assert found.provenance["backbones"]["sync"] == network.fingerprint

@@ -16,7 +16,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -30,19 +29,12 @@ from ..metrics.set_scores import (
     kernel_of_clips, kl_divergence, kl_eps1e_6, kl_sigmoid, kl_sigmoid_eps1e_6,
 )
 from ..metrics.signal import MAX_LAG_S, Level, correlation, envelope_lag, log_spectral_distance_db
-from ..metrics.sync_network import MAX_LAG_STEPS, STEP_S, sync_answer
+from ..metrics.sync_network import sync_answer
 from ..runtime.errors import InputError
 from ..runtime.files import write_text
 from .metric import GROUPS, NEEDS, Metric
 
 MODULES_VARIABLE = "VTA_SAM_METRICS"
-
-
-class SyncScores(NamedTuple):
-    """probability: that the sound is in step. offset_s: of the sound, without its sign."""
-
-    probability: float
-    offset_s: float
 
 
 def absolute_lag_s(generated: np.ndarray, true: np.ndarray, generated_level: Level, true_level: Level) -> float | None:
@@ -52,15 +44,6 @@ def absolute_lag_s(generated: np.ndarray, true: np.ndarray, generated_level: Lev
     if lag is not None:
         return abs(lag[0])
     return MAX_LAG_S if generated_level.silent and not true_level.silent else None
-
-
-def sync_scores(sound: np.ndarray, pictures: np.ndarray, level: Level) -> SyncScores | None:
-    """Tracks of a sound and of pictures ⇒ the sync network's scores. Silence is never in step."""
-    answer = sync_answer(sound, pictures)
-    if answer is None:
-        return None
-    return SyncScores(0.0, MAX_LAG_STEPS * STEP_S) if level.silent else \
-        SyncScores(answer.probability, abs(answer.offset_s))
 
 
 def flow_published(onsets_s: np.ndarray, flow: FlowTrajectory) -> float | None:
@@ -149,11 +132,11 @@ METRICS: tuple[Metric, ...] = (
             definition="Onsets of the generated sound against true ones, matched one to one within 0.1 s. True ones: "
                        "events of an embedded scene, else onsets detected in the true sound."),
     _timing("sync_probability", "In step with the pictures, probability", source=_OWN, needs=_TRACKS,
-            function=sync_scores, attribute="probability",
+            function=sync_answer, attribute="probability",
             definition="Of the sync network, that the sound fits the pictures within 40 ms; it looks at the clip's "
                        "features, not at the true sound. Silence: 0."),
     _timing("sync_offset_s", "Offset from the pictures, absolute", better="low", unit="s", source=_OWN, needs=_TRACKS,
-            function=sync_scores, attribute="offset_s",
+            function=sync_answer, attribute="distance_s",
             definition="The sync network's likeliest shift of the sound within 0.6 s, without its sign; silence: 0.6 "
                        "s."),
     _timing("onset_accuracy_published", "Onset accuracy (published)", source=_CONDFOLEY,

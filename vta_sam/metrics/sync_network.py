@@ -25,6 +25,7 @@ from ..media.audio import resample
 from ..mel import FIGURES, FRAME_RATE_HZ, HOP_SAMPLES, LOG_FLOOR, N_MELS, SAMPLE_RATE_HZ, LogMel, normalise
 from ..runtime.randomness import SampleDraws
 from .intervals import CONFIDENCE
+from .signal import Level
 
 STEP_S = 1 / FRAME_RATE_HZ
 MAX_LAG_STEPS = 60  # lags of 0.6 s either way
@@ -133,6 +134,14 @@ class SyncAnswer:
     def probability(self) -> float:
         return float(np.exp(self.log_probability))
 
+    @property
+    def distance_s(self) -> float:
+        """The offset without its sign."""
+        return abs(self.offset_s)
+
+
+SILENCE = SyncAnswer(-np.inf, MAX_LAG_STEPS * STEP_S)  # it wins nothing
+
 
 def answers(logits: Tensor) -> list[SyncAnswer]:
     """Logits (N, 122) ⇒ an answer of each row."""
@@ -142,12 +151,20 @@ def answers(logits: Tensor) -> list[SyncAnswer]:
     return [SyncAnswer(p, lag * STEP_S) for p, lag in zip(near.tolist(), lags.tolist())]
 
 
-def sync_answer(sound: np.ndarray, pictures: np.ndarray) -> SyncAnswer | None:
-    """Tracks (steps, dim) of a sound and of pictures ⇒ the answer, over the steps that both have; None where these are
-    fewer than 2.2 s, of which 1.2 s don't count."""
+def sync_answer(sound: np.ndarray, pictures: np.ndarray, level: Level) -> SyncAnswer | None:
+    """⇒ the answer, over the steps that both tracks have; None where these are fewer than 2.2 s, of which 1.2 s don't
+    count.
+
+    Args:
+        sound: its track (steps, dim).
+        pictures: their track (steps, dim).
+        level: of the sound; a silent one is never in step, and as far from it as can be.
+    """
     steps = min(len(sound), len(pictures))
     if steps < LEAST_STEPS:
         return None
+    if level.silent:
+        return SILENCE
     tracks = (torch.from_numpy(track[None, :steps].astype(np.float32)) for track in (pictures, sound))
     with torch.inference_mode():
         return answers(lag_logits(*tracks)[0])[0]

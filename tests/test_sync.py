@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -175,6 +176,18 @@ def test_the_recipe_runs_on_any_shards_and_its_card_says_what_it_learned_from(tr
     assert f"| right 50 ms | {right['share']:.3f} [" in card and "4 held-out clips, split test" in card
 
 
+def test_what_cannot_be_trained_is_refused_before_it_is(tmp_path):
+    info = write_dataset(tmp_path, {"train": 2, "val": 2})
+    settings = stage_settings(2)
+    settings.weights.update(lag=1.0, other=1.0)
+    with pytest.raises(InputError, match="no split 'test'"):
+        train_sync(stage_context(tmp_path, info), stage_folder(tmp_path / "sync"), settings, RECIPE)
+    assert not (tmp_path / "sync" / "checkpoints").exists()
+    for networks in ({}, {"sync": {"_target_": "griffin_lim"}}):
+        with pytest.raises(InputError, match="give \\+exp=sync"):
+            STAGES["sync"].check(SimpleNamespace(networks=networks))
+
+
 def test_an_evaluation_has_the_rows_where_features_are_known(trained, tmp_path):
     root, model = trained
     records = {record.key: record for record in records_of(root, [f"test-{i}" for i in range(4)])}
@@ -244,6 +257,7 @@ def test_the_shipped_network_tells_sounds_in_step_from_late_ones(tmp_path):
     figures = pair_figures(tracks.network, records)
     assert figures["right_50_ms"]["share"] >= 0.75 and figures["right_200_ms"]["share"] >= 0.9
     assert read_dataset(root).records("test") == 16
+    assert same_answers(tracks, records) >= 0.9
     late = {"in_step": 0, "late": 3200, "early": -3200}
     for name, samples in late.items():
         write_folder(tmp_path / name, {record.key: padded(record.waveform, samples) for record in records})
@@ -258,3 +272,19 @@ def test_the_shipped_network_tells_sounds_in_step_from_late_ones(tmp_path):
 def padded(waveform: np.ndarray, samples: int) -> np.ndarray:
     """The sound so many samples later, with silence in the gap."""
     return np.roll(np.pad(waveform, abs(samples)), samples)[abs(samples):][:len(waveform)]
+
+
+def same_answers(tracks: SyncTracks, records: list) -> float:
+    """⇒ the share of clips whose sound has the same answer 0.2 s late, whether it was cut out of the clip's sound or
+    silence fills its beginning."""
+    same = []
+    for record in records:
+        cut = record.waveform[8 * 1280 - 3200:][:48 * 1280]  # under 48 frames, from the ninth on
+        filled = np.concatenate([np.zeros(3200, np.float32), cut[3200:]])
+        inner = slice(8, 56)
+        pictures = tracks.network.pictures_of(record.frame_embedding[inner], record.probs[inner],
+                                              record.object_embedding, 384).detach()[0].numpy()
+        one, other = (sync_answer(track.embeddings, pictures, measure_level(sound, 16_000))
+                      for track, sound in zip(tracks.embed([cut, filled]), (cut, filled)))
+        same.append(abs(one.offset_s - other.offset_s) < 0.015 and abs(one.probability - other.probability) < 0.1)
+    return float(np.mean(same))

@@ -59,6 +59,9 @@ def test_a_logit_is_the_product_of_the_tracks_at_its_lag_where_the_pictures_coun
         places = torch.arange(60, end - 60)
         right = (pictures[row, places] * sound[column, places + lag]).sum() / 100
         assert logits[row, column, MAX_LAG_STEPS + lag] == pytest.approx(right.item(), abs=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = lag_logits(pictures.bfloat16(), sound.bfloat16())
+    assert rounded.dtype == torch.float32 and torch.allclose(rounded[0], logits[0], atol=0.05)
 
 
 def test_what_a_late_sound_says_at_a_lag_the_sound_says_without_it(network):

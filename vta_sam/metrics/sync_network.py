@@ -116,10 +116,11 @@ def lag_logits(pictures: Tensor, sound: Tensor, real: Tensor | None = None) -> T
     ends = torch.full((len(pictures),), steps, device=pictures.device) if real is None else real
     counted = (places >= MAX_LAG_STEPS) & (places < ends[:, None] - MAX_LAG_STEPS)
     size = steps + MAX_LAG_STEPS  # no lag wraps around then
-    spectra = [torch.fft.rfft(track.float(), size, dim=1) for track in (pictures * counted[..., None], sound)]
-    products = torch.einsum("bfd,cfd->bcf", spectra[0].conj(), spectra[1])
-    agreement = torch.fft.irfft(products, size, dim=2).roll(MAX_LAG_STEPS, 2)[..., :LAGS] * STEP_S
-    return F.pad(agreement, (0, 1))
+    with torch.autocast(pictures.device.type, enabled=False):  # sums over hundreds of steps, and no FFT in bf16
+        spectra = [torch.fft.rfft(track.float(), size, dim=1) for track in (pictures * counted[..., None], sound)]
+        products = torch.einsum("bfd,cfd->bcf", spectra[0].conj(), spectra[1])
+        agreement = torch.fft.irfft(products, size, dim=2).roll(MAX_LAG_STEPS, 2)[..., :LAGS] * STEP_S
+        return F.pad(agreement, (0, 1))
 
 
 @dataclass(frozen=True)

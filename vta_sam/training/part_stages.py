@@ -300,16 +300,16 @@ def train_sync(context: StageContext, folder: StageFolder, settings: StageSettin
         module = SyncTraining(build(recipe), settings.weights, settings.optimise())
     context.fit(module, data, folder, settings, "sync", ("val/loss", "min"))
 
-    def write() -> None:
-        network = module.network.cpu().eval()
-        with context.progress.phase("held-out pairs", clips) as phase:
-            figures = pair_figures(network, _counted(data.reader(split), clips, phase.advance))
-        facts = context.about("sync", settings) | (about or {}) | {"held_out": {
-            "split": split, "clips": clips, **figures}}
-        context.save(folder, ModelRecipe(clip=context.spec.settings(), sync=recipe, grounder=grounder, encoder=encoder,
-                                         about=facts, features=context.info.trained_on), {"sync": network})
+    network = module.network.cpu().eval()
 
-    context.processes.on_first_rank(write)
+    def measured() -> dict[str, Any]:
+        with context.progress.phase("held-out pairs", clips) as phase:
+            return pair_figures(network, _counted(data.reader(split), clips, phase.advance))
+
+    held_out = {"split": split, "clips": clips, **context.processes.on_first_rank(measured)}
+    facts = context.about("sync", settings) | (about or {}) | {"held_out": held_out}
+    context.save(folder, ModelRecipe(clip=context.spec.settings(), sync=recipe, grounder=grounder, encoder=encoder,
+                                     about=facts, features=context.info.trained_on), {"sync": network})
 
 
 def _counted(reader: ShardReader, clips: int, advance: Callable[[int], None]) -> Iterator[ClipFeatures]:

@@ -51,7 +51,7 @@ from vta_sam.training.optimisation import (  # noqa: E402
 from vta_sam.training.part_stages import PartInputs, PartStage  # noqa: E402
 from vta_sam.training.stage import JobSettings, StageSettings  # noqa: E402
 from vta_sam.training.job import STAGES  # noqa: E402
-from vta_sam.vae.codec import MelVAE  # noqa: E402
+from vta_sam.training.codec_stages import MelVAE  # noqa: E402
 from vta_sam.vocoder.hifigan_training import Discriminators, VocoderTraining  # noqa: E402
 
 DIMENSIONS = {"frame_dim": 768, "object_dim": 768, "caption_dim": 768}  # CLIP ViT-L/14's

@@ -50,7 +50,7 @@ def module_of(job: Any, stage: str, dims: dict[str, int]) -> Any:
     from vta_sam.dataset.shards.batch import Augmentation
     from vta_sam.diffusion.latent_diffusion import LatentDiffusion
     from vta_sam.training.stage import StageSettings
-    from vta_sam.vae.codec import MelVAE
+    from vta_sam.training.codec_stages import MelVAE
 
     settings = StageSettings.of(job.fit[stage])
     if stage == "vae":

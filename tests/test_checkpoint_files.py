@@ -27,8 +27,8 @@ from vta_sam.runtime.errors import InputError
 from vta_sam.runtime.files import atomic_path, write_fault
 from vta_sam.training import callbacks
 from vta_sam.training.callbacks import AtomicCheckpointIO, CheckpointWriter
+from vta_sam.training.codec_stages import MelVAE
 from vta_sam.training.fit import read_checkpoint
-from vta_sam.vae.codec import MelVAE
 
 
 @pytest.fixture(scope="module")

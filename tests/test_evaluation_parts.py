@@ -13,9 +13,8 @@ from test_evaluation import write_folder
 from vta_sam.embedded.truth import read_truth
 from vta_sam.evaluation.evaluate import Request, evaluate, request_of, systems_and_reference
 from vta_sam.evaluation.measure import ClipJob, failed_clip, join_files, measure_clip, split_by_file
-from vta_sam.evaluation.metric import timelines
 from vta_sam.evaluation.metric_table import METRICS
-from vta_sam.evaluation.pairing import SoundFile
+from vta_sam.evaluation.pairing import SoundFile, timelines
 from vta_sam.evaluation.sounds import LoadingPolicy
 from vta_sam.generation.build import identify
 from vta_sam.runtime.errors import InputError

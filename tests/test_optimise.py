@@ -16,8 +16,8 @@ from vta_sam.dataset.shards.batch import Augmentation
 from vta_sam.diffusion.condition import Denoiser
 from vta_sam.generation.build import prepare_layers
 from vta_sam.runtime.errors import InputError
+from vta_sam.training.codec_stages import MelVAE
 from vta_sam.training.optimisation import AdamWithWarmup, choose_precision, prepare_blocks
-from vta_sam.vae.codec import MelVAE
 
 
 def test_the_rate_rises_and_falls():

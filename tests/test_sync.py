@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,18 +21,18 @@ from vta_sam.dataset.shards.schema import read_dataset
 from vta_sam.embedded.extractors import TinyEncoder, TinyGrounder
 from vta_sam.evaluation.embeddings import SHIPPED_SYNC, SyncTracks
 from vta_sam.evaluation.evaluate import Request, evaluate
-from vta_sam.evaluation.metric import records_of
-from vta_sam.evaluation.metric_table import figure_metrics, sync_offset_s, sync_probability
+from vta_sam.evaluation.metric_table import figure_metrics
+from vta_sam.evaluation.pairing import records_of
 from vta_sam.metrics.signal import measure_level
 from vta_sam.metrics.sync_network import (
-    LAGS, MAX_LAG_STEPS, SyncDraws, SyncNetwork, SyncTraining, answers, figures_mels, lag_logits, pair_figures,
+    LAGS, MAX_LAG_STEPS, SyncDraws, SyncNetwork, answers, figures_mels, lag_logits, pair_figures,
     share_figure, shifted, sync_answer, sync_losses,
 )
 from vta_sam.runtime.errors import InputError
 from vta_sam.training import diffusion_stage
 from vta_sam.training.data_sources import EmbeddedData
 from vta_sam.training.job import STAGES
-from vta_sam.training.part_stages import PartStage, train_sync
+from vta_sam.training.part_stages import PartStage, SyncTraining, train_sync
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RECIPE = {"_target_": "sync_network", "frame_dim": "from_data", "object_dim": "from_data", "fps": "from_data",
@@ -58,6 +59,9 @@ def test_a_logit_is_the_product_of_the_tracks_at_its_lag_where_the_pictures_coun
         places = torch.arange(60, end - 60)
         right = (pictures[row, places] * sound[column, places + lag]).sum() / 100
         assert logits[row, column, MAX_LAG_STEPS + lag] == pytest.approx(right.item(), abs=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = lag_logits(pictures.bfloat16(), sound.bfloat16())
+    assert rounded.dtype == torch.float32 and torch.allclose(rounded[0], logits[0], atol=0.05)
 
 
 def test_what_a_late_sound_says_at_a_lag_the_sound_says_without_it(network):
@@ -121,11 +125,9 @@ def test_an_answer_is_of_lags_near_zero():
 def test_silence_and_short_sounds_win_nothing():
     sound, pictures = track()[0].numpy(), track(seed=1)[0].numpy()
     silent, loud = measure_level(np.zeros(16_000), 16_000), measure_level(np.full(16_000, 0.5), 16_000)
-    assert sync_probability(sound, pictures, silent) == 0 and sync_offset_s(sound, pictures, silent) == 0.6
-    answer = sync_answer(sound, pictures)
-    assert sync_probability(sound, pictures, loud) == pytest.approx(answer.probability)
-    assert sync_offset_s(sound, pictures, loud) == pytest.approx(abs(answer.offset_s))
-    assert sync_probability(sound[:200], pictures, loud) is None
+    answer, quiet = sync_answer(sound, pictures, loud), sync_answer(sound, pictures, silent)
+    assert (quiet.probability, quiet.distance_s) == (0.0, 0.6) and 0 < answer.probability < 1
+    assert answer.distance_s == abs(answer.offset_s) and sync_answer(sound[:200], pictures, loud) is None
 
 
 def test_shares_have_wilsons_interval():
@@ -177,6 +179,18 @@ def test_the_recipe_runs_on_any_shards_and_its_card_says_what_it_learned_from(tr
     assert f"| right 50 ms | {right['share']:.3f} [" in card and "4 held-out clips, split test" in card
 
 
+def test_what_cannot_be_trained_is_refused_before_it_is(tmp_path):
+    info = write_dataset(tmp_path, {"train": 2, "val": 2})
+    settings = stage_settings(2)
+    settings.weights.update(lag=1.0, other=1.0)
+    with pytest.raises(InputError, match="no split 'test'"):
+        train_sync(stage_context(tmp_path, info), stage_folder(tmp_path / "sync"), settings, RECIPE)
+    assert not (tmp_path / "sync" / "checkpoints").exists()
+    for networks in ({}, {"sync": {"_target_": "griffin_lim"}}):
+        with pytest.raises(InputError, match="give \\+exp=sync"):
+            STAGES["sync"].check(SimpleNamespace(networks=networks))
+
+
 def test_an_evaluation_has_the_rows_where_features_are_known(trained, tmp_path):
     root, model = trained
     records = {record.key: record for record in records_of(root, [f"test-{i}" for i in range(4)])}
@@ -188,9 +202,9 @@ def test_an_evaluation_has_the_rows_where_features_are_known(trained, tmp_path):
         assert figure.score.n == 4 and figure.control.n == 4 and key not in found.missing
     network = SyncTracks(model)
     record = records["test-2"]
-    answer = sync_answer(network.embed([record.waveform])[0].embeddings, network.pictures(root, records)["test-2"])
-    level = measure_level(record.waveform, 16_000)
-    assert not level.silent
+    answer = sync_answer(network.embed([record.waveform])[0].embeddings, network.pictures(root, records)["test-2"],
+                         measure_level(record.waveform, 16_000))
+    assert answer.probability > 0
     values = found.systems["true"].clips["test-2"].values
     assert values["sync_probability"] == pytest.approx(answer.probability, abs=1e-3)
     assert found.provenance["backbones"]["sync"] == network.fingerprint
@@ -246,6 +260,7 @@ def test_the_shipped_network_tells_sounds_in_step_from_late_ones(tmp_path):
     figures = pair_figures(tracks.network, records)
     assert figures["right_50_ms"]["share"] >= 0.75 and figures["right_200_ms"]["share"] >= 0.9
     assert read_dataset(root).records("test") == 16
+    assert same_answers(tracks, records) >= 0.9
     late = {"in_step": 0, "late": 3200, "early": -3200}
     for name, samples in late.items():
         write_folder(tmp_path / name, {record.key: padded(record.waveform, samples) for record in records})
@@ -260,3 +275,19 @@ def test_the_shipped_network_tells_sounds_in_step_from_late_ones(tmp_path):
 def padded(waveform: np.ndarray, samples: int) -> np.ndarray:
     """The sound so many samples later, with silence in the gap."""
     return np.roll(np.pad(waveform, abs(samples)), samples)[abs(samples):][:len(waveform)]
+
+
+def same_answers(tracks: SyncTracks, records: list) -> float:
+    """⇒ the share of clips whose sound has the same answer 0.2 s late, whether it was cut out of the clip's sound or
+    silence fills its beginning."""
+    same = []
+    for record in records:
+        cut = record.waveform[8 * 1280 - 3200:][:48 * 1280]  # under 48 frames, from the ninth on
+        filled = np.concatenate([np.zeros(3200, np.float32), cut[3200:]])
+        inner = slice(8, 56)
+        pictures = tracks.network.pictures_of(record.frame_embedding[inner], record.probs[inner],
+                                              record.object_embedding, 384).detach()[0].numpy()
+        one, other = (sync_answer(track.embeddings, pictures, measure_level(sound, 16_000))
+                      for track, sound in zip(tracks.embed([cut, filled]), (cut, filled)))
+        same.append(abs(one.offset_s - other.offset_s) < 0.015 and abs(one.probability - other.probability) < 0.1)
+    return float(np.mean(same))

@@ -9,8 +9,9 @@ from tiny_data import CODEC, SPEC, a_clip, build
 
 from vta_sam.dataset.shards.batch import collate, window_of
 from vta_sam.mel import FIGURES, LOG_FLOOR, log_mel, normalise
+from vta_sam.training.codec_stages import MelVAE
 from vta_sam.training.optimisation import AdamWithWarmup
-from vta_sam.vae.codec import MelVAE, kl_to_standard_normal, sample_posterior
+from vta_sam.vae.codec import kl_to_standard_normal, sample_posterior
 
 
 def codec_of(patch=8, blocks=(8, 16)):

@@ -31,7 +31,8 @@ from ..runtime.distributed import mixed_precision
 from ..runtime.errors import InputError
 from ..vae.codec import MelCodec
 from .measure import backbone_key
-from .metric import SYNC, Metric, SoundMeasurements, records_of, waveform_value
+from .metric import SYNC, Metric, SoundMeasurements, waveform_value
+from .pairing import records_of
 from .sounds import Arrays, FeatureCache, cache_key, sound_features
 
 # name ⇒ (title for readers, whether it has classes)

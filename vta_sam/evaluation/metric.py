@@ -3,16 +3,13 @@ come from: measurements of sounds, the truth of clips, and the times at which ob
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from ..clip import ClipFeatures
-from ..dataset.shards.records import read_shard
-from ..dataset.shards.schema import read_dataset
 from ..embedded.timeline import class_of
 from ..embedded.truth import SceneTruth, read_truth, truth_paths
 from ..metrics.alignment import FlowTrajectory
@@ -290,15 +287,6 @@ class ClipTruth:
     pictures: np.ndarray | None = None
 
 
-@dataclass(frozen=True)
-class Timeline:
-    """Probabilities (T, K) of K objects over a clip of ``duration_s``."""
-
-    objects: list[str]
-    probs: np.ndarray
-    duration_s: float
-
-
 def true_events(reference: Path) -> tuple[np.ndarray, Words, list[ObjectOnsets]] | None:
     """⇒ an embedded clip's true onsets in seconds, its words and its objects, from the files beside it; None for any
     other clip. The label is the one object's word, empty where there are several.
@@ -317,31 +305,6 @@ def objects_of(truth: SceneTruth) -> list[ObjectOnsets]:
     """⇒ an embedded clip's objects. A look-alike has no sound of its own; it counts as the thing that it resembles."""
     return [ObjectOnsets(class_of(thing.word).word, thing.named, np.array([event.onset_s for event in thing.events]))
             for thing in truth.objects]
-
-
-def records_of(shards: Path, clips: Collection[str]) -> Iterator[ClipFeatures]:
-    """⇒ the records of these clips, as far as a dataset has them. One shard is in memory at a time.
-
-    Raises:
-        InputError: the dataset has none of them.
-    """
-    info, wanted, found = read_dataset(shards), set(clips), 0
-    for split in info.splits:
-        for shard in info.shards(split):
-            if found == len(wanted):
-                return
-            for record in read_shard(shards / shard.name):
-                if record.key in wanted:
-                    found += 1
-                    yield record
-    if not found:
-        raise InputError(f"shards={shards} has none of the {len(wanted)} clips; is it the dataset of these sounds?")
-
-
-def timelines(shards: Path, clips: Collection[str]) -> dict[str, Timeline]:
-    """⇒ {id: Timeline} of these clips. Arguments and errors as of :func:`records_of`."""
-    return {record.key: Timeline(list(record.objects), np.asarray(record.probs, np.float32), float(record.duration_s))
-            for record in records_of(shards, clips)}
 
 
 @dataclass

@@ -33,7 +33,7 @@ from ..metrics.set_scores import (
     kernel_of_clips, kl_divergence, kl_eps1e_6, kl_sigmoid, kl_sigmoid_eps1e_6,
 )
 from ..metrics.signal import MAX_LAG_S, Level, correlation, envelope_lag, log_spectral_distance_db
-from ..metrics.sync_network import MAX_LAG_STEPS, STEP_S, sync_answer
+from ..metrics.sync_network import sync_answer
 from ..runtime.errors import InputError
 from ..runtime.files import write_text
 from .metric import GROUPS, NEEDS, Metric
@@ -54,18 +54,6 @@ def signed_lag_s(generated: np.ndarray, true: np.ndarray) -> float | None:
     """⇒ the lag of two envelopes in seconds, positive where the generated sound is late."""
     lag = envelope_lag(generated, true)
     return None if lag is None else lag[0]
-
-
-def sync_probability(sound: np.ndarray, pictures: np.ndarray, level: Level) -> float | None:
-    """Tracks of a sound and of pictures ⇒ the sync network's probability that the sound is in step; 0 of silence."""
-    answer = sync_answer(sound, pictures)
-    return None if answer is None else 0.0 if level.silent else answer.probability
-
-
-def sync_offset_s(sound: np.ndarray, pictures: np.ndarray, level: Level) -> float | None:
-    """⇒ |offset| by the sync network, in seconds; of silence the largest one."""
-    answer = sync_answer(sound, pictures)
-    return None if answer is None else MAX_LAG_STEPS * STEP_S if level.silent else abs(answer.offset_s)
 
 
 def flow_published(onsets_s: np.ndarray, flow: FlowTrajectory) -> float | None:
@@ -181,11 +169,11 @@ METRICS: tuple[Metric, ...] = (
             needs=("true.sound_events", "generated.sound_events"),
             definition="The same of events that the network detects in both sounds."),
     _timing("sync_probability", "In step with the pictures, probability", source=_OWN, needs=_TRACKS,
-            function=sync_probability,
+            function=sync_answer, attribute="probability",
             definition="Of the sync network, that the sound fits the pictures within 40 ms; it looks at the clip's "
                        "features, not at the true sound. Silence: 0."),
     _timing("sync_offset_s", "Offset from the pictures, absolute", better="low", unit="s", source=_OWN, needs=_TRACKS,
-            function=sync_offset_s,
+            function=sync_answer, attribute="distance_s",
             definition="The sync network's likeliest shift of the sound within 0.6 s, without its sign; silence: 0.6 "
                        "s."),
     _timing("onset_accuracy_published", "Onset accuracy (published)", source=_CONDFOLEY,

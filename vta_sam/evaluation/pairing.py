@@ -1,13 +1,19 @@
-"""Which file belongs to which clip, in folders of sounds, by explicit id; files without a partner are named."""
+"""Which file belongs to which clip, in folders of sounds, by explicit id; files without a partner are named. And which
+record of a dataset is a clip's."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
+from ..clip import ClipFeatures
+from ..dataset.shards.records import read_shard
+from ..dataset.shards.schema import read_dataset
 from ..media import SOUND_SUFFIXES, VIDEO_SUFFIXES
 from ..runtime.errors import InputError
 from ..runtime.work_plan import counted
@@ -252,3 +258,37 @@ def _single(sounds: dict[str, list[SoundFile]], folder: Path) -> dict[str, list[
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Probabilities (T, K) of K objects over a clip of ``duration_s``."""
+
+    objects: list[str]
+    probs: np.ndarray
+    duration_s: float
+
+
+def records_of(shards: Path, clips: Collection[str]) -> Iterator[ClipFeatures]:
+    """⇒ the records of these clips, as far as a dataset has them. One shard is in memory at a time.
+
+    Raises:
+        InputError: the dataset has none of them.
+    """
+    info, wanted, found = read_dataset(shards), set(clips), 0
+    for split in info.splits:
+        for shard in info.shards(split):
+            if found == len(wanted):
+                return
+            for record in read_shard(shards / shard.name):
+                if record.key in wanted:
+                    found += 1
+                    yield record
+    if not found:
+        raise InputError(f"shards={shards} has none of the {len(wanted)} clips; is it the dataset of these sounds?")
+
+
+def timelines(shards: Path, clips: Collection[str]) -> dict[str, Timeline]:
+    """⇒ {id: Timeline} of these clips. Arguments and errors as of :func:`records_of`."""
+    return {record.key: Timeline(list(record.objects), np.asarray(record.probs, np.float32), float(record.duration_s))
+            for record in records_of(shards, clips)}

@@ -4,12 +4,13 @@ Pictures and sound become two tracks of vectors at 100 Hz. The sum of their prod
 well they agree at that lag; a softmax over all lags and over "out of step at any" gives probabilities. Both tracks are
 convolutions, so that a shifted sound has the same track, shifted.
 
-In order: the network, what it answers, its training, its figures on held-out clips.
+In order: the network, what it answers, the draws and losses of its training (stage ``sync``), its figures on held-out
+clips.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +23,9 @@ from torch.nn import functional as F
 from ..clip import ClipFeatures, FrameClock
 from ..media.audio import resample
 from ..mel import FIGURES, FRAME_RATE_HZ, HOP_SAMPLES, LOG_FLOOR, N_MELS, SAMPLE_RATE_HZ, LogMel, normalise
-from ..runtime.randomness import SampleDraws, seed_of
-from ..runtime.stage_module import StageModule
+from ..runtime.randomness import SampleDraws
 from .intervals import CONFIDENCE
+from .signal import Level
 
 STEP_S = 1 / FRAME_RATE_HZ
 MAX_LAG_STEPS = 60  # lags of 0.6 s either way
@@ -115,10 +116,11 @@ def lag_logits(pictures: Tensor, sound: Tensor, real: Tensor | None = None) -> T
     ends = torch.full((len(pictures),), steps, device=pictures.device) if real is None else real
     counted = (places >= MAX_LAG_STEPS) & (places < ends[:, None] - MAX_LAG_STEPS)
     size = steps + MAX_LAG_STEPS  # no lag wraps around then
-    spectra = [torch.fft.rfft(track.float(), size, dim=1) for track in (pictures * counted[..., None], sound)]
-    products = torch.einsum("bfd,cfd->bcf", spectra[0].conj(), spectra[1])
-    agreement = torch.fft.irfft(products, size, dim=2).roll(MAX_LAG_STEPS, 2)[..., :LAGS] * STEP_S
-    return F.pad(agreement, (0, 1))
+    with torch.autocast(pictures.device.type, enabled=False):  # sums over hundreds of steps, and no FFT in bf16
+        spectra = [torch.fft.rfft(track.float(), size, dim=1) for track in (pictures * counted[..., None], sound)]
+        products = torch.einsum("bfd,cfd->bcf", spectra[0].conj(), spectra[1])
+        agreement = torch.fft.irfft(products, size, dim=2).roll(MAX_LAG_STEPS, 2)[..., :LAGS] * STEP_S
+        return F.pad(agreement, (0, 1))
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,14 @@ class SyncAnswer:
     def probability(self) -> float:
         return float(np.exp(self.log_probability))
 
+    @property
+    def distance_s(self) -> float:
+        """The offset without its sign."""
+        return abs(self.offset_s)
+
+
+SILENCE = SyncAnswer(-np.inf, MAX_LAG_STEPS * STEP_S)  # it wins nothing
+
 
 def answers(logits: Tensor) -> list[SyncAnswer]:
     """Logits (N, 122) ⇒ an answer of each row."""
@@ -142,12 +152,20 @@ def answers(logits: Tensor) -> list[SyncAnswer]:
     return [SyncAnswer(p, lag * STEP_S) for p, lag in zip(near.tolist(), lags.tolist())]
 
 
-def sync_answer(sound: np.ndarray, pictures: np.ndarray) -> SyncAnswer | None:
-    """Tracks (steps, dim) of a sound and of pictures ⇒ the answer, over the steps that both have; None where these are
-    fewer than 2.2 s, of which 1.2 s don't count."""
+def sync_answer(sound: np.ndarray, pictures: np.ndarray, level: Level) -> SyncAnswer | None:
+    """⇒ the answer, over the steps that both tracks have; None where these are fewer than 2.2 s, of which 1.2 s don't
+    count.
+
+    Args:
+        sound: its track (steps, dim).
+        pictures: their track (steps, dim).
+        level: of the sound; a silent one is never in step, and as far from it as can be.
+    """
     steps = min(len(sound), len(pictures))
     if steps < LEAST_STEPS:
         return None
+    if level.silent:
+        return SILENCE
     tracks = (torch.from_numpy(track[None, :steps].astype(np.float32)) for track in (pictures, sound))
     with torch.inference_mode():
         return answers(lag_logits(*tracks)[0])[0]
@@ -165,14 +183,18 @@ def figures_mels(waveforms: Tensor, sample_rate_hz: int = SAMPLE_RATE_HZ) -> Ten
 
 @dataclass(frozen=True)
 class SyncDraws:
-    """The random draws of a step: ``shift`` (B,), steps by which a clip's sound is made late; ``filling`` (B,): what
-    comes into the gap, 0 silence, 1 the sound's other end, 2 another clip's sound; ``tilt`` (B,) of the spectrum in
-    nats, ``grain`` (B,) its noise in nats and ``blurred`` (B,), what generators and codecs do to a sound."""
+    """The random draws of a step.
+
+    ``shift`` (B,): steps by which a sound is made late. ``filling`` (B,): what comes into the gap, 0 silence, 1 the
+    sound's other end, 2 another clip's sound. And what generators and codecs do to a sound: ``tilt`` (B,) of its
+    spectrum and ``grain`` (B, steps, 64), in nats; ``blurred`` (B,), whether it is.
+    """
 
     def __call__(self, batch: Any) -> dict[str, Any]:
-        draws = SampleDraws(batch.seeds, "sync")
+        draws, steps = SampleDraws(batch.seeds, "sync"), round(batch.spec.duration_s / STEP_S)
         return {"shift": draws.integer(2 * MAX_SHIFT_STEPS + 1) - MAX_SHIFT_STEPS, "filling": draws.integer(3),
-                "tilt": draws.uniform() * 1.4 - 0.7, "grain": draws.uniform() * 0.5, "blurred": draws.integer(4) == 0}
+                "tilt": draws.uniform() * 1.4 - 0.7, "blurred": draws.integer(4) == 0,
+                "grain": draws.uniform(1, 1) * 0.5 * draws.normal(steps, N_MELS)}
 
 
 def shifted(mels: Tensor, shift: Tensor, filling: Tensor) -> Tensor:
@@ -205,44 +227,12 @@ def sync_losses(logits: Tensor, shift: Tensor, others: Tensor) -> tuple[Tensor, 
     return own, -(log[..., LAGS] * others).sum() / others.sum().clamp(min=1)
 
 
-class SyncTraining(StageModule):
-    """Find the lag of a clip's sound, which is shifted at random, and reject other clips' sounds.
-
-    Args:
-        network: to train.
-        weights: of the loss terms, under the names they are logged by: lag, other.
-        optimise: (module) ⇒ Lightning's optimiser and schedule.
-    """
-
-    def __init__(self, network: SyncNetwork, weights: dict[str, float], optimise: Callable):
-        super().__init__(optimise)
-        self.network, self.weights, self.draw = network, weights, SyncDraws()
-
-    def measure(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """⇒ (the loss, its terms and the share of lags found within 40 ms)."""
-        batch = batch.with_draws(self.draw)
-        assert batch.waveform is not None, "stage sync reads the waveform itself"
-        draws, spec = batch.draws, batch.spec
-        with torch.no_grad():
-            mels = shifted(figures_mels(batch.waveform, spec.sample_rate_hz), draws["shift"], draws["filling"])
-            if self.training:
-                mels = degraded(mels, draws)
-        real = (batch.column_mask.sum(dim=1) * (spec.column_s / STEP_S)).round().clamp(max=mels.shape[1]).long()
-        pictures = self.network.pictures(batch.frame_embedding, batch.probs, batch.object_embedding, mels.shape[1])
-        logits = lag_logits(pictures, self.network.sound(mels), real)
-        keys = torch.tensor([seed_of(key) for key in batch.keys], device=mels.device)
-        own, other = sync_losses(logits, draws["shift"], keys[:, None] != keys)
-        found = logits.diagonal().T[:, :LAGS].argmax(dim=1) - MAX_LAG_STEPS
-        share = ((found - draws["shift"]).abs() <= IN_STEP_STEPS).float().mean()
-        return self.weights["lag"] * own + self.weights["other"] * other, {"lag": own, "other": other, "found": share}
-
-
 def degraded(mels: Tensor, draws: dict[str, Tensor]) -> Tensor:
     """Log-mels (B, steps, 64) with a tilted spectrum, grain and, some of them, blur. draws: see :class:`SyncDraws`."""
     across = torch.linspace(0, torch.pi, mels.shape[2], device=mels.device).cos()
     blurred = F.avg_pool2d(mels[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
     mels = torch.where(draws["blurred"][:, None, None], blurred, mels) + draws["tilt"][:, None, None] * across
-    return mels + draws["grain"][:, None, None] * torch.randn_like(mels)
+    return mels + draws["grain"][:, :mels.shape[1]]
 
 
 # ---------------------------------------------------------------------- figures

@@ -4,12 +4,15 @@ network measures and makes no sound."""
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning as L
+import torch
+from torch import Tensor
 
 from ..checkpoints.model_folder import ModelRecipe, load_weights
 from ..checkpoints.parts import build, class_of
@@ -22,9 +25,14 @@ from ..dataset.shards.datamodule import consecutive
 from ..dataset.shards.reader import ShardReader
 from ..diffusion.condition import Conditioner, Pretrained
 from ..diffusion.objective import Objective, VPrediction
-from ..metrics.sync_network import SyncNetwork, SyncTraining, pair_figures
+from ..metrics.sync_network import (
+    IN_STEP_STEPS, LAGS, MAX_LAG_STEPS, STEP_S, SyncDraws, SyncNetwork, degraded, figures_mels, lag_logits,
+    pair_figures, shifted, sync_losses,
+)
 from ..runtime.distributed import Processes
 from ..runtime.errors import InputError
+from ..runtime.randomness import seed_of
+from ..runtime.stage_module import StageModule
 from .codec_stages import encode_latents, latent_scale, load_codec, planned_codec, require_conditioner_latent
 from .run_folder import StageFolder, with_dimensions
 from .stage import JobSettings, Stage, StageContext, StageSettings
@@ -209,6 +217,41 @@ class OnsetStage(PartStage):
                              inputs.spec.mel)
 
 
+HELD_OUT_CLIPS = 1024  # of the test split, the first ones, on which a sync network is measured
+
+
+class SyncTraining(StageModule):
+    """Find the lag of a clip's sound, which is shifted at random, and reject other clips' sounds.
+
+    Args:
+        network: to train.
+        weights: of the loss terms, under the names they are logged by: lag, other.
+        optimise: (module) ⇒ Lightning's optimiser and schedule.
+    """
+
+    def __init__(self, network: SyncNetwork, weights: dict[str, float], optimise: Callable):
+        super().__init__(optimise)
+        self.network, self.weights, self.draw = network, weights, SyncDraws()
+
+    def measure(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """⇒ (the loss, its terms and the share of lags found within 40 ms)."""
+        batch = batch.with_draws(self.draw)
+        assert batch.waveform is not None, "stage sync reads the waveform itself"
+        draws, spec = batch.draws, batch.spec
+        with torch.no_grad():
+            mels = shifted(figures_mels(batch.waveform, spec.sample_rate_hz), draws["shift"], draws["filling"])
+            if self.training:
+                mels = degraded(mels, draws)
+        real = (batch.column_mask.sum(dim=1) * (spec.column_s / STEP_S)).round().clamp(max=mels.shape[1]).long()
+        pictures = self.network.pictures(batch.frame_embedding, batch.probs, batch.object_embedding, mels.shape[1])
+        logits = lag_logits(pictures, self.network.sound(mels), real)
+        keys = torch.tensor([seed_of(key) for key in batch.keys], device=mels.device)
+        own, other = sync_losses(logits, draws["shift"], keys[:, None] != keys)
+        found = logits.diagonal().T[:, :LAGS].argmax(dim=1) - MAX_LAG_STEPS
+        share = ((found - draws["shift"]).abs() <= IN_STEP_STEPS).float().mean()
+        return self.weights["lag"] * own + self.weights["other"] * other, {"lag": own, "other": other, "found": share}
+
+
 class SyncStage(Stage):
     """A network that tells whether a sound is in step with pictures, for ``sync=`` of evaluations. No other stage reads
     it: a checkpoint that was chosen by it could not be judged by it."""
@@ -246,23 +289,30 @@ def train_sync(context: StageContext, folder: StageFolder, settings: StageSettin
         recipe: of the network; ``from_data`` stands for the dataset's dimensions.
         grounder, encoder: recipes of the extractors.
         about: further facts for the model card.
+
+    Raises:
+        InputError: the dataset has no test split.
     """
-    data, source = context.datamodule("sync", settings), context.source
+    data, split = context.datamodule("sync", settings), context.source.test_split
+    clips = min(context.info.records(split), HELD_OUT_CLIPS)  # a dataset without that split is refused before training
     recipe = with_dimensions(recipe, context.info.dimensions)
     with context.seeded("sync"):
         module = SyncTraining(build(recipe), settings.weights, settings.optimise())
     context.fit(module, data, folder, settings, "sync", ("val/loss", "min"))
 
-    def write() -> None:
-        network = module.network.cpu().eval()
-        figures = pair_figures(network, _records(data.reader(source.test_split)))
-        held_out = {"split": source.test_split, "clips": context.info.records(source.test_split), **figures}
-        facts = context.about("sync", settings) | (about or {}) | {"held_out": held_out}
-        context.save(folder, ModelRecipe(clip=context.spec.settings(), sync=recipe, grounder=grounder, encoder=encoder,
-                                         about=facts, features=context.info.trained_on), {"sync": network})
+    network = module.network.cpu().eval()
 
-    context.processes.on_first_rank(write)
+    def measured() -> dict[str, Any]:
+        with context.progress.phase("held-out pairs", clips) as phase:
+            return pair_figures(network, _counted(data.reader(split), clips, phase.advance))
+
+    held_out = {"split": split, "clips": clips, **context.processes.on_first_rank(measured)}
+    facts = context.about("sync", settings) | (about or {}) | {"held_out": held_out}
+    context.save(folder, ModelRecipe(clip=context.spec.settings(), sync=recipe, grounder=grounder, encoder=encoder,
+                                     about=facts, features=context.info.trained_on), {"sync": network})
 
 
-def _records(reader: ShardReader) -> Iterator[ClipFeatures]:
-    return (reader.record(shard, index)[0] for shard, index in consecutive(reader.counts))
+def _counted(reader: ShardReader, clips: int, advance: Callable[[int], None]) -> Iterator[ClipFeatures]:
+    for shard, index in islice(consecutive(reader.counts), clips):
+        yield reader.record(shard, index)[0]
+        advance(1)

@@ -26,8 +26,8 @@ from ...plots.clip_pictures import check_probabilities
 from ...runtime.errors import InputError
 from ...runtime.files import reason_of, write_fault, write_text, writing_to
 from ...runtime.work_plan import Deed, Item
-from ..metric import Timeline, timelines, true_events
-from ..pairing import Plan, SoundFile, Words
+from ..metric import true_events
+from ..pairing import Plan, SoundFile, Timeline, Words, timelines
 from ..evaluate import Request
 from ..results import ClipScores, Evaluation
 from . import page_tables, players

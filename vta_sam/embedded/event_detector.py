@@ -67,7 +67,8 @@ class EventDetector(nn.Module):
     def events(self, waveforms: Tensor) -> list[np.ndarray]:
         """Waveforms (B, samples) at 16 kHz, each longer than 32 ms ⇒ of each (E, 2) float32: the onset in seconds and
         the number of the class, in the order of time."""
-        onset, _ = self(self.log_mel(normalise(waveforms.float())))
+        mel = self.log_mel(normalise(waveforms.float()))[:, :-1]  # the last frame is half a reflection, a false onset
+        onset, _ = self(mel)
         return [picked_events(probabilities) for probabilities in onset.sigmoid().cpu().numpy()]
 
 

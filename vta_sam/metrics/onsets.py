@@ -170,6 +170,17 @@ def onset_errors(true_s: np.ndarray, generated_s: np.ndarray) -> OnsetErrors:
     )
 
 
+LEAST_TAG_LOGIT = -1.4  # of a class that an onset counts for: a probability of 0.2
+
+
+def tagged_onsets(waveform: np.ndarray, logits: np.ndarray, segment_s: float) -> np.ndarray:
+    """Mono 16 kHz sound and logits (segments, C) of tags ⇒ events (E, 2): each detected onset, once for every class
+    that is tagged in its segment or the next. Tags alone are as coarse as a segment."""
+    tagged = [(onset_s, logits[min(int(onset_s / segment_s), len(logits) - 1):][:2].max(axis=0) >= LEAST_TAG_LOGIT)
+              for onset_s in detect_onsets(waveform)]
+    return np.array([(at, n) for at, classes in tagged for n in np.flatnonzero(classes)], np.float32).reshape(-1, 2)
+
+
 FINE_WINDOW_S = 0.05
 
 
@@ -216,8 +227,7 @@ def event_scores(objects: Sequence[ObjectOnsets], generated: np.ndarray, classes
         generated: (E, 2) onsets in seconds, numbers of classes.
         classes: names of the classes.
 
-    Returns:
-        None where an object sounds that none of the classes is.
+    None where an object sounds that is none of the classes.
     """
     if any(len(thing.onsets_s) and thing.word not in classes for thing in objects):
         return None

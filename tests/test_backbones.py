@@ -16,10 +16,10 @@ from vta_sam.evaluation.embeddings import NOT_SHIPPED, TITLES, BackboneEmbedding
 from vta_sam.evaluation.metric_table import metrics_for
 from vta_sam.evaluation.sounds import FeatureCache
 from vta_sam.importers.random_weights import write_random
+from vta_sam.metrics.alignment import tagged_onsets
 from vta_sam.metrics.backbones import (
     FRONT_ENDS, Cnn14, Cnn14DecisionLevelMax, LogMelFilterBank, VGGish, vggish_patches
 )
-from vta_sam.metrics.onsets import tagged_onsets
 from vta_sam.runtime.errors import InputError
 
 

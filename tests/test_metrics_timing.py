@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from vta_sam.mel import SAMPLE_RATE_HZ
-from vta_sam.metrics.onsets import (
-    ObjectOnsets, detect_onsets, event_f1, event_scores, matched_events, onset_errors, onset_f1
-)
+from vta_sam.metrics.alignment import ObjectOnsets, event_f1, event_scores, matched_events
+from vta_sam.metrics.onsets import detect_onsets, onset_errors, onset_f1
 from vta_sam.metrics.signal import NATS_PER_DB, correlation, energy_envelope, envelope_correlation, envelope_lag
 from vta_sam.runtime.errors import InputError
 

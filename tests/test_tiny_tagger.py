@@ -15,7 +15,8 @@ from vta_sam.embedded.sound_training import (
 )
 from vta_sam.embedded.timeline import WORDS, make_scene
 from vta_sam.embedded.tiny_networks import TinyBackbone, load_tagger, read_weights
-from vta_sam.metrics.onsets import detect_onsets, event_f1, onset_errors, onset_f1
+from vta_sam.metrics.alignment import event_f1
+from vta_sam.metrics.onsets import detect_onsets, onset_errors, onset_f1
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from ..mel import FIGURES, FRAME_RATE_HZ, HOP_SAMPLES, SAMPLE_RATE_HZ, LogMel
+from ..metrics.alignment import FINE_WINDOW_S, event_f1, matched_events
 from ..metrics.intervals import bootstrap_interval
-from ..metrics.onsets import FINE_WINDOW_S, WINDOW_S, event_f1, matched_events, onset_errors
+from ..metrics.onsets import WINDOW_S, onset_errors
 from ..vocoder import GriffinLim
 from .event_detector import EventDetector, picked_events
 from .scene_sounds import SAMPLES, render_sound

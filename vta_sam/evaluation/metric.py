@@ -14,8 +14,7 @@ from ..dataset.shards.records import read_shard
 from ..dataset.shards.schema import read_dataset
 from ..embedded.timeline import class_of
 from ..embedded.truth import SceneTruth, read_truth, truth_paths
-from ..metrics.alignment import FlowTrajectory
-from ..metrics.onsets import ObjectOnsets
+from ..metrics.alignment import FlowTrajectory, ObjectOnsets
 from ..runtime.errors import InputError
 from ..runtime.files import printable, reason_of
 from .pairing import Plan, Words

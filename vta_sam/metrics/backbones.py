@@ -339,7 +339,7 @@ class PannsBackbone:
         found = [Embedding(e[None], x) for e, x in zip(*outputs[:2])]
         if not self.detects_events:
             return found
-        from .onsets import tagged_onsets  # with packages that take a second to import
+        from .alignment import tagged_onsets  # with packages that take a second to import
 
         sounds = [resample(sound, self.sample_rate_hz, RATE_HZ) for sound in batch]
         segment_s = self.shortest / self.sample_rate_hz

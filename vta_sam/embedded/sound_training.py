@@ -317,8 +317,9 @@ def detector_figures(detector: EventDetector, waveforms: Tensor, events: Sequenc
             figures[f"event_f1{suffix}_{name}"] = [round(v, 4) for v in (scores.mean, scores.low, scores.high)]
         if name != "vocoded":
             figures[f"event_f1_{name}_by_word"] = _f1_by_word(events, found)
-        errors_ms = [onset_errors(true[:, 0], made[:, 0]).median_ms for true, made in zip(events, found)]
-        figures[f"onset_error_ms_{name}"] = round(float(np.median([e for e in errors_ms if e is not None])), 1)
+        errors_ms = [error for true, made in zip(events, found)
+                     if (error := onset_errors(true[:, 0], made[:, 0]).median_ms) is not None]
+        figures[f"onset_error_ms_{name}"] = round(float(np.median(errors_ms)), 1) if errors_ms else None
     return figures
 
 

@@ -326,7 +326,7 @@ class PannsBackbone:
             raise InputError(f"{path} does not hold Cnn14's layers ({str(error).splitlines()[-1].strip()}); fetch it "
                              "again") from error
         self.network.to(self.device).eval().requires_grad_(False)
-        self.fingerprint = f"{name}-{digest(path)}"
+        self.fingerprint = f"{name}-{digest(path)}{'-1' if self.detects_events else ''}"  # 1: version of tagged_onsets
 
     def embed(self, waveforms: Sequence[np.ndarray]) -> list[Embedding]:
         return by_length(waveforms, self._embed_batch)

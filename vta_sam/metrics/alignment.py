@@ -221,14 +221,12 @@ class EventScores:
 
 
 def event_scores(objects: Sequence[ObjectOnsets], generated: np.ndarray, classes: Sequence[str]) -> EventScores | None:
-    """⇒ the scores of generated events against true ones.
+    """⇒ the scores of generated events against true ones; None where an object sounds that is none of the classes.
 
     Args:
         objects: of the clip.
         generated: (E, 2) onsets in seconds, numbers of classes.
         classes: names of the classes.
-
-    None where an object sounds that is none of the classes.
     """
     if any(len(thing.onsets_s) and thing.word not in classes for thing in objects):
         return None

@@ -165,8 +165,7 @@ METRICS: tuple[Metric, ...] = (
                        "thing."),
     _timing("event_f1_{backbone}", "Event F1 ({title})", per_backbone="with events", source=_OWN, function=event_f1,
             needs=("true.sound_events", "generated.sound_events"),
-            definition="Event F1 within 0.1 s of the events that the network detects in both sounds: each onset once for "
-                       "every class that it is tagged with."),
+            definition="The same of events that the network detects in both sounds."),
     _timing("onset_accuracy_published", "Onset accuracy (published)", source=_CONDFOLEY,
             needs=_FOLEY, function=onset_scores_published, attribute="accuracy",
             definition="Share of true onsets that find a generated one within 0.1 s; false alarms are free. Without "

@@ -18,8 +18,9 @@ from _report import Report, parser
 from vta_sam.embedded.event_detector import EventDetector, load_detector
 from vta_sam.embedded.scene_sounds import render_sound
 from vta_sam.embedded.timeline import CLASSES, WORDS, Scene, make_scene
+from vta_sam.metrics.alignment import FINE_WINDOW_S, event_f1
 from vta_sam.metrics.intervals import Interval, bootstrap_interval
-from vta_sam.metrics.onsets import FINE_WINDOW_S, WINDOW_S, detect_onsets, event_f1, onset_f1
+from vta_sam.metrics.onsets import WINDOW_S, detect_onsets, onset_f1
 from vta_sam.metrics.signal import envelope_correlation
 
 Score = Callable[[np.ndarray], float | None]

@@ -8,11 +8,18 @@ import librosa
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from vta_sam.checkpoints import registry
-from vta_sam.evaluation.embeddings import NOT_SHIPPED, TITLES, load_backbone
+from vta_sam.checkpoints.registry import read_state
+from vta_sam.evaluation.embeddings import NOT_SHIPPED, TITLES, BackboneEmbeddings, load_backbone
+from vta_sam.evaluation.metric_table import metrics_for
+from vta_sam.evaluation.sounds import FeatureCache
 from vta_sam.importers.random_weights import write_random
-from vta_sam.metrics.backbones import FRONT_ENDS, Cnn14, LogMelFilterBank, VGGish, vggish_patches
+from vta_sam.metrics.alignment import tagged_onsets
+from vta_sam.metrics.backbones import (
+    FRONT_ENDS, Cnn14, Cnn14DecisionLevelMax, LogMelFilterBank, VGGish, vggish_patches
+)
 from vta_sam.runtime.errors import InputError
 
 
@@ -76,16 +83,8 @@ def test_networks_have_the_published_sizes():
     assert "embeddings.4.weight" in VGGish().state_dict() and "features.13.weight" in VGGish().state_dict()
 
 
-def test_cnn14_is_its_layers_one_by_one(weights):
-    """The same numbers by plain functions, from the checkpoint's own tensors."""
-    import torch.nn.functional as F
-
-    from vta_sam.checkpoints.registry import read_state
-
-    state = read_state(registry.require("panns_16k", weights))["model"]
-    backbone = load_backbone("panns_16k", weights)
-    sound = noise(1, 16_000)
-
+def segments_of(state: dict[str, torch.Tensor], sound: np.ndarray) -> torch.Tensor:
+    """A sound at 16 kHz ⇒ (1, 2048, segments) by plain functions, from Cnn14's own tensors."""
     def normalised(x, name):
         return F.batch_norm(x, *(state[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")))
 
@@ -96,13 +95,68 @@ def test_cnn14_is_its_layers_one_by_one(weights):
             weight = state[f"conv_block{block}.conv{layer}.weight"]
             x = normalised(F.conv2d(x, weight, padding=1), f"conv_block{block}.bn{layer}").relu()
         x = F.avg_pool2d(x, 2) if block < 6 else x
-    x = x.mean(3)
+    return x.mean(3)
+
+
+def test_cnn14_is_its_layers_one_by_one(weights):
+    """The same numbers by plain functions, from the checkpoint's own tensors."""
+    state = read_state(registry.require("panns_16k", weights))["model"]
+    backbone = load_backbone("panns_16k", weights)
+    sound = noise(1, 16_000)
+    x = segments_of(state, sound)
     x = F.linear(x.max(2).values + x.mean(2), state["fc1.weight"], state["fc1.bias"]).relu()
     [heard] = backbone.embed([sound])
     np.testing.assert_allclose(heard.embeddings[0], x[0].numpy(), rtol=1e-4, atol=1e-5)
     assert heard.embeddings.shape == (1, 2048) and heard.logits.shape == (527,)
     expected = F.linear(x, state["fc_audioset.weight"], state["fc_audioset.bias"])[0].numpy()
     np.testing.assert_allclose(heard.logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_frame_wise_cnn14_tags_each_segment(weights):
+    """Cnn14_DecisionLevelMax, by plain functions."""
+    state = read_state(registry.require("panns_16k", weights))["model"]
+    network = Cnn14DecisionLevelMax(FRONT_ENDS["panns_16k"]).eval()
+    network.load_state_dict({k: v for k, v in state.items() if not k.startswith("spectrogram_extractor.")})
+    sound = noise(1, 32_000)
+    x = segments_of(state, sound)
+    around = F.pad(x, (1, 1))
+    largest = torch.stack([F.pad(x, (1, 1), value=-torch.inf)[..., i:i + x.shape[2]] for i in range(3)]).amax(0)
+    mean = sum(around[..., i:i + x.shape[2]] for i in range(3)) / 3
+    hidden = F.linear((largest + mean).transpose(1, 2), state["fc1.weight"], state["fc1.bias"]).relu()
+    tags = F.linear(hidden, state["fc_audioset.weight"], state["fc_audioset.bias"])
+    with torch.inference_mode():
+        embedding, logits, found = network(torch.from_numpy(sound)[None])
+    assert found.shape == (1, 6, 527)
+    torch.testing.assert_close(found, tags, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits, tags.amax(1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(embedding, hidden.mean(1), rtol=1e-4, atol=1e-5)
+
+
+def test_a_tagged_onset_is_an_event_of_every_class_in_its_segment():
+    sound = np.zeros(48_000, np.float32)
+    for at in (8_000, 32_000):
+        sound[at:at + 3000] = np.exp(-np.arange(3000) / 500) * np.sin(np.arange(3000))
+    logits = np.full((9, 4), -5.0)
+    logits[1, 2], logits[2, 0], logits[6, 1], logits[8, 3] = 1.0, -1.0, 0.5, 3.0  # segments of 0.32 s
+    found = tagged_onsets(sound, logits, 0.32)
+    np.testing.assert_array_equal(found[:, 1], [0, 2, 1])
+    np.testing.assert_allclose(found[:, 0], [0.5, 0.5, 2.0], atol=0.03)
+    assert tagged_onsets(np.zeros(48_000, np.float32), logits, 0.32).shape == (0, 2)
+    assert len(tagged_onsets(sound, logits[:2], 0.32)) == 2, "an onset after the last segment counts for that"
+
+
+@pytest.mark.slow
+def test_events_of_the_frame_wise_cnn14_are_scored_against_those_of_the_true_sound(tmp_path):
+    write_random("panns_events", tmp_path)
+    embeddings = BackboneEmbeddings.of(["panns_events", "tiny"], tmp_path, "cpu", 2, FeatureCache(None))
+    assert embeddings.detectors == ["panns_events"] and not embeddings.missing
+    keys = [metric.key for metric in metrics_for(embeddings.titles, detectors=embeddings.detectors)]
+    assert "event_f1_panns_events" in keys and "event_f1_tiny" not in keys
+    backbone = embeddings.backbones["panns_events"]
+    sound = np.concatenate([np.zeros(32_000), noise(0, 32_000)]).astype(np.float32)
+    [output, short] = backbone.embed([sound, sound[:100]])
+    assert len(output.embeddings) == 1 and len(short.embeddings) == 0
+    assert output.sound_events.shape[1] == 2 and (np.abs(output.sound_events[:, 0] - 1.0) < 0.1).any()
 
 
 # ---------------------------------------------------------------- what holds for each
@@ -166,7 +220,7 @@ def test_clap_takes_the_first_ten_seconds(weights):
 
 # ---------------------------------------------------------------- weights
 
-@pytest.mark.parametrize("name", ["vggish", "panns_16k", "panns_32k", "clap"])
+@pytest.mark.parametrize("name", ["vggish", "panns_16k", "panns_32k", "panns_events", "clap"])
 def test_missing_weights_are_said_with_the_command_that_gets_them(name, tmp_path):
     with pytest.raises(InputError, match=r"is missing; `python data_prep/weights.py fetch \S+"):
         load_backbone(name, tmp_path)
@@ -183,7 +237,6 @@ def test_foreign_checkpoints_are_refused(name, content, tmp_path):
 
 def test_numbers_of_numpy_in_a_checkpoint_are_read_and_code_is_not(tmp_path):
     """The 16 kHz checkpoint of PANNs keeps its iteration as a numpy array."""
-    from vta_sam.checkpoints.registry import read_state
 
     path = tmp_path / "x.pth"
     torch.save({"iteration": np.array(3), "model": {"a": torch.ones(2)}}, path)

@@ -15,7 +15,8 @@ from vta_sam.embedded.sound_training import (
 )
 from vta_sam.embedded.timeline import WORDS, make_scene
 from vta_sam.embedded.tiny_networks import TinyBackbone, load_tagger, read_weights
-from vta_sam.metrics.onsets import detect_onsets, event_f1, onset_errors, onset_f1
+from vta_sam.metrics.alignment import event_f1
+from vta_sam.metrics.onsets import detect_onsets, onset_errors, onset_f1
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +147,8 @@ def test_another_thing_at_the_right_times_is_told_from_the_right_thing(detector)
             sound = render_sound(dataclasses.replace(scene, things=of))
             f1.append(event_f1(events, detector.events(torch.from_numpy(sound)[None])[0]))
             onsets.append(onset_f1(np.sort(events[:, 0]), detect_onsets(sound)))
-    assert all(right > wrong + 0.15 for right, wrong in zip(right_f1, wrong_f1)), (right_f1, wrong_f1)
+    assert all(right > wrong for right, wrong in zip(right_f1, wrong_f1)), (right_f1, wrong_f1)
+    assert np.mean(right_f1) > np.mean(wrong_f1) + 0.4
     assert abs(np.mean(right_onsets) - np.mean(wrong_onsets)) < 0.1, "onsets alone can't tell"
 
 
@@ -162,8 +164,8 @@ def test_level_offset_padding_and_company_do_not_move_events(detector, scenes):
 
 
 def test_silence_and_hiss_hold_no_events(detector):
-    hiss = 0.01 * torch.randn(2, 48_000, generator=torch.Generator().manual_seed(0))
-    assert [len(found) for found in detector.events(torch.cat([torch.zeros(1, 48_000), hiss]))] == [0, 0, 0]
+    hiss = 0.01 * torch.randn(6, 48_000, generator=torch.Generator().manual_seed(0))
+    assert [len(found) for found in detector.events(torch.cat([torch.zeros(1, 48_000), hiss]))] == [0] * 7
 
 
 def test_of_near_frames_the_most_probable_is_the_onset():

@@ -164,8 +164,8 @@ def test_the_recipes_run_from_end_to_end(tmp_path):
     assert tagger.train()["sounds"] == 10
     assert read_weights(tmp_path / "tagger.safetensors", "tagger").about["recipe"]["train_sounds"] == 2
     detector = DetectorRecipe(
-        train_scenes=4, train_seed=1, test_scenes=3, test_seed=2, exchanged=0.5, vocoded=2, test_vocoded=2, seed=0,
-        steps=2, batch=4, rate=1e-3, onset_weight=3.0, sounding_weight=0.5, version=9,
+        train_scenes=4, train_seed=1, test_scenes=3, test_seed=2, exchanged=0.5, noises=2, vocoded=2, test_vocoded=2,
+        seed=0, steps=2, batch=4, rate=1e-3, onset_weight=3.0, sounding_weight=0.5, version=9,
         out=str(tmp_path / "detector.safetensors"),
     )
     figures = detector.train()

@@ -231,6 +231,11 @@ _ENTRIES = (
         (ReleasedFile("Cnn14_mAP=0.431.pth", f"{_PANNS}/files/Cnn14_mAP=0.431.pth", None,
                       "0dc499e40e9761ef5ea061ffc77697697f277f6a960894903df3ada000e34b31"),)),
     Entry(
+        "panns_events", "PANNs Cnn14, frame-wise", "evaluation: sound events", "CC-BY-4.0", _PANNS,
+        # sha256 as in a public install script
+        (ReleasedFile("Cnn14_DecisionLevelMax_mAP=0.385.pth", f"{_PANNS}/files/Cnn14_DecisionLevelMax_mAP=0.385.pth",
+                      327_428_481, "dd3b4043a87d4ec13df8082c0fcfee3fb5084151808e47e060987a95eabdd142"),)),
+    Entry(
         "clap-htsat-unfused", "CLAP", "evaluation: vectors of sounds and captions", "Apache-2.0",
         "https://huggingface.co/laion/clap-htsat-unfused",
         _hub("clap-htsat-unfused", "laion/clap-htsat-unfused", "main", dict.fromkeys(

@@ -19,6 +19,7 @@ from .tiny_networks import RANGE_NATS, SHIPPED, Conv, TinyBackbone, fill, read_w
 SHIPPED_DETECTOR = SHIPPED / "tiny_detector.safetensors"
 LEAST_PROBABILITY = 0.6  # of an onset's frame; training counts onsets more than other frames, which raises all of them
 LEAST_GAP_FRAMES = 8  # between two onsets of one class; those of a thing are 0.2 s apart and more
+_PICKING_VERSION = 1  # to be raised when other events are picked, so that no cached ones are used
 _REACH_FRAMES = 2  # on either side of a peak; its time is the centre of these frames' probabilities
 _DILATIONS = (1, 2, 4, 8)  # with a width of 5 a frame depends on 300 ms on either side
 
@@ -67,7 +68,8 @@ class EventDetector(nn.Module):
     def events(self, waveforms: Tensor) -> list[np.ndarray]:
         """Waveforms (B, samples) at 16 kHz, each longer than 32 ms ⇒ of each (E, 2) float32: the onset in seconds and
         the number of the class, in the order of time."""
-        onset, _ = self(self.log_mel(normalise(waveforms.float())))
+        mel = self.log_mel(normalise(waveforms.float()))[:, :-1]  # the last frame is half a reflection, a false onset
+        onset, _ = self(mel)
         return [picked_events(probabilities) for probabilities in onset.sigmoid().cpu().numpy()]
 
 
@@ -118,7 +120,7 @@ class EventBackbone(TinyBackbone):
     def __init__(self, weights: Path | None = None, device: str = "cpu") -> None:
         super().__init__(weights, device)
         self.detector = load_detector().to(self.device)
-        self.fingerprint = f"{self.fingerprint}-{self.detector.fingerprint}"
+        self.fingerprint = f"{self.fingerprint}-{self.detector.fingerprint}-{_PICKING_VERSION}"
 
     def _embed_batch(self, batch: np.ndarray) -> list[Embedding]:
         found = super()._embed_batch(batch)

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from ..mel import FIGURES, FRAME_RATE_HZ, HOP_SAMPLES, LogMel
+from ..mel import FIGURES, FRAME_RATE_HZ, HOP_SAMPLES, SAMPLE_RATE_HZ, LogMel
+from ..metrics.alignment import FINE_WINDOW_S, event_f1, matched_events
 from ..metrics.intervals import bootstrap_interval
-from ..metrics.onsets import FINE_WINDOW_S, WINDOW_S, event_f1, matched_events, onset_errors
+from ..metrics.onsets import WINDOW_S, onset_errors
 from ..vocoder import GriffinLim
 from .event_detector import EventDetector, picked_events
 from .scene_sounds import SAMPLES, render_sound
@@ -219,6 +220,21 @@ def scene_sounds(seed: int, split: str, count: int, exchanged: float = 0.0) -> t
     return torch.from_numpy(np.stack(sounds).astype(np.float32)), events, sounding
 
 
+def noises(seed: int, count: int) -> Tensor:
+    """Noise of random colour whose level drifts, in which no class sounds ⇒ waveforms (N, samples) float32 with mean 0
+    and peak 0.5."""
+    random = np.random.default_rng([seed, count])
+    time_s, frequencies_hz = np.arange(SAMPLES) / SAMPLE_RATE_HZ, np.fft.rfftfreq(SAMPLES, 1 / SAMPLE_RATE_HZ)
+    sounds = []
+    for _ in range(count):
+        gain = (frequencies_hz + 100.0) ** random.uniform(-1.2, 0.6)
+        gain *= 1 / (1 + (frequencies_hz / random.uniform(500, 16_000)) ** 4)
+        noise = np.fft.irfft(np.fft.rfft(random.standard_normal(SAMPLES)) * gain, SAMPLES)
+        drift = random.uniform(0, 0.9) * np.sin(2 * np.pi * (random.uniform(0.1, 3.0) * time_s + random.random()))
+        sounds.append(_levelled(noise * (1 + drift)))
+    return torch.from_numpy(np.stack(sounds).astype(np.float32))
+
+
 def onset_frames(events: Sequence[Events], frames: int) -> Tensor:
     """Events of N sounds ⇒ (N, frames, classes) bool, true in the frame of an onset and the two beside it."""
     found = torch.zeros(len(events), frames, len(WORDS), dtype=torch.bool)
@@ -257,6 +273,8 @@ class DetectorTraining(lightning.LightningModule):
         onset_weight: of a frame with an onset against one without; onsets are rare.
         sounding_weight: of the loss of sounding against that of onsets.
     """
+
+    onset_weight: Tensor
 
     def __init__(self, detector: EventDetector, lr: float, steps: int, onset_weight: float,
                  sounding_weight: float) -> None:
@@ -299,8 +317,9 @@ def detector_figures(detector: EventDetector, waveforms: Tensor, events: Sequenc
             figures[f"event_f1{suffix}_{name}"] = [round(v, 4) for v in (scores.mean, scores.low, scores.high)]
         if name != "vocoded":
             figures[f"event_f1_{name}_by_word"] = _f1_by_word(events, found)
-        errors_ms = [onset_errors(true[:, 0], made[:, 0]).median_ms for true, made in zip(events, found)]
-        figures[f"onset_error_ms_{name}"] = round(float(np.median([e for e in errors_ms if e is not None])), 1)
+        errors_ms = [error for true, made in zip(events, found)
+                     if (error := onset_errors(true[:, 0], made[:, 0]).median_ms) is not None]
+        figures[f"onset_error_ms_{name}"] = round(float(np.median(errors_ms)), 1) if errors_ms else None
     return figures
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -20,8 +21,8 @@ from ..runtime.files import temporary_beside, writing_to
 from ..runtime.work_plan import Deed, Item, Plan
 from .event_detector import SHIPPED_DETECTOR, EventDetector, load_detector
 from .sound_training import (
-    DetectorTraining, EventBatches, SoundBatches, TaggerTraining, detector_figures, mels_of, onset_frames, scene_sounds,
-    solo_sounds, tagger_figures, vocoded,
+    DetectorTraining, EventBatches, SoundBatches, TaggerTraining, detector_figures, mels_of, noises, onset_frames,
+    scene_sounds, solo_sounds, tagger_figures, vocoded,
 )
 from .timeline import WORDS
 from .tiny_networks import SHIPPED_TAGGER, SHIPPED_TRUNK, Tagger, Trunk, fold, load_tagger, load_trunk, write_weights
@@ -197,6 +198,7 @@ class DetectorRecipe:
         test_scenes: held-out scenes.
         test_seed: of their world, another than ``train_seed``.
         exchanged: share of training scenes whose things sound as other things, so that a rhythm tells no class.
+        noises: sounds of noise alone, in which nothing begins.
         vocoded: training scenes that are also used after Griffin-Lim.
         test_vocoded: held-out scenes that are also used after Griffin-Lim.
         seed: of initial weights, order and augmentation.
@@ -215,6 +217,7 @@ class DetectorRecipe:
     test_scenes: int
     test_seed: int
     exchanged: float
+    noises: int
     vocoded: int
     test_vocoded: int
     seed: int
@@ -243,8 +246,11 @@ class DetectorRecipe:
         mels = mels_of(waveforms)
         count = min(self.vocoded, len(mels))
         vocoded_mels = [vocoded(mels[: count // 2], smear=False), vocoded(mels[count // 2 : count], smear=True)]
-        mels, sounding = torch.cat([mels, *vocoded_mels]), torch.cat([sounding, sounding[:count]])
-        onsets = onset_frames([*events, *events[:count]], mels.shape[1])
+        noise_mels = mels_of(noises(self.train_seed, self.noises))
+        mels = torch.cat([mels, *vocoded_mels, noise_mels])
+        silence = [np.zeros((0, 2))] * len(noise_mels)
+        onsets = onset_frames([*events, *events[:count], *silence], mels.shape[1])
+        sounding = torch.cat([sounding, sounding[:count], sounding.new_zeros(len(noise_mels), *sounding.shape[1:])])
         _fit(training, EventBatches(mels, onsets, sounding, self.batch, self.steps, self.seed), self.steps, "32-true")
         about = _about(self, "detector", sizes)
         return _write(self.path, fold(training.detector.cpu()), about, self.measure)

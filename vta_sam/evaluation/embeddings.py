@@ -41,6 +41,7 @@ TITLES: dict[str, tuple[str, bool]] = {
     "vggish": ("VGGish", False),
     "panns_16k": ("PANNs", True),
     "panns_32k": ("PANNs 32 kHz", True),
+    "panns_events": ("PANNs, frame-wise", True),
     "clap": ("CLAP", False),
 }
 SHIPPED_SYNC = SHIPPED / "sync"
@@ -65,7 +66,7 @@ def load_backbone(name: str, weights: Path | None = None, device: str = "cpu") -
         from ..metrics.backbones import VGGishBackbone
 
         return VGGishBackbone(weights, device)
-    if name in ("panns_16k", "panns_32k"):
+    if name in ("panns_16k", "panns_32k", "panns_events"):
         from ..metrics.backbones import PannsBackbone
 
         return PannsBackbone(name, weights, device)
@@ -158,8 +159,8 @@ class BackboneEmbeddings:
             arrays: Arrays = {"embeddings": output.embeddings}
             if output.logits is not None:
                 arrays["logits"] = output.logits
-            if getattr(output, "sound_events", None) is not None:
-                arrays["sound_events"] = output.sound_events
+            if (events := getattr(output, "sound_events", None)) is not None:  # a backbone of one's own has none
+                arrays["sound_events"] = events
             sound.embeddings[name] = arrays
             self.cache.put(backbone_key(backbone.fingerprint, sound.digest), arrays)
 

@@ -12,8 +12,7 @@ import numpy as np
 
 from ..embedded.timeline import class_of
 from ..embedded.truth import SceneTruth, read_truth, truth_paths
-from ..metrics.alignment import FlowTrajectory
-from ..metrics.onsets import ObjectOnsets
+from ..metrics.alignment import FlowTrajectory, ObjectOnsets
 from ..runtime.errors import InputError
 from ..runtime.files import printable, reason_of
 from .pairing import Plan, Words

@@ -59,7 +59,7 @@ def write_random(name: str, folder: Path, seed: int = 0, narrow: bool = False) -
         "clip-vit-large-patch14": partial(_write_clip, place, seed, narrow),
         "clap-htsat-unfused": partial(_write_clap, place, seed, narrow),
         "vggish": partial(_write_vggish, place, seed)}
-    for kind in ("panns_16k", "panns_32k"):
+    for kind in ("panns_16k", "panns_32k", "panns_events"):
         writers[kind] = partial(_write_panns, place, kind, seed)
     for kind in ("owlv2-base-patch16-ensemble", "owlv2-large-patch14-ensemble"):
         writers[kind] = partial(_write_owlv2, place, kind, seed, narrow)

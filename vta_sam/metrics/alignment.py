@@ -1,12 +1,14 @@
-"""Alignment scores: AA-Align between generated and true onsets, AV-Align between onsets and peaks of optical flow.
+"""Alignment scores: AA-Align between generated and true onsets, AV-Align between onsets and peaks of optical flow, and
+event scores, of which an event has a class and a time.
 
-Each is given as published, and with a one-to-one matching within a window that doesn't depend on the frame rate.
+AA-Align and AV-Align are given as published, and with a one-to-one matching within a window that doesn't depend on the
+frame rate.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -16,7 +18,7 @@ from av.video.reformatter import VideoReformatter
 from ..media.container import open_media
 from ..media.picture_reader import Orientation, PictureReader
 from ..runtime.errors import InputError
-from .onsets import WINDOW_S, ascending, matched_iou
+from .onsets import WINDOW_S, ascending, detect_onsets, matched_iou, matched_pairs
 
 
 def aa_align_published(true_s: np.ndarray, generated_s: np.ndarray) -> float | None:
@@ -169,3 +171,89 @@ def av_align_matched(audio_s: np.ndarray, video_s: np.ndarray) -> float | None:
     """Maximum one-to-one matching within ±0.1 s, whatever the frame rate: intersection over union in [0, 1]; None where
     there is no peak at all."""
     return matched_iou(audio_s, video_s, WINDOW_S)
+
+
+LEAST_TAG_LOGIT = -1.4  # of a class that an onset counts for: a probability of 0.2
+
+
+def tagged_onsets(waveform: np.ndarray, logits: np.ndarray, segment_s: float) -> np.ndarray:
+    """Mono 16 kHz sound and logits (segments, C) of tags ⇒ events (E, 2): each detected onset, once for every class
+    that is tagged in its segment or the next. Tags alone are as coarse as a segment."""
+    tagged = [(onset_s, logits[min(int(onset_s / segment_s), len(logits) - 1):][:2].max(axis=0) >= LEAST_TAG_LOGIT)
+              for onset_s in detect_onsets(waveform)]
+    return np.array([(at, n) for at, classes in tagged for n in np.flatnonzero(classes)], np.float32).reshape(-1, 2)
+
+
+FINE_WINDOW_S = 0.05
+
+
+@dataclass(frozen=True)
+class ObjectOnsets:
+    """The true events of one object.
+
+    Args:
+        word: its class of sound; of a thing that only resembles another, that one's.
+        asked: whether the caption names it.
+        onsets_s: (n,) times at which it begins to sound.
+    """
+
+    word: str
+    asked: bool
+    onsets_s: np.ndarray
+
+
+@dataclass(frozen=True)
+class EventScores:
+    """Scores of events, each a class and a time, against the true events of a clip.
+
+    Args:
+        f1: of a one-to-one matching within each class and ±0.1 s; None where neither side has an event.
+        f1_50ms: the same within ±0.05 s.
+        asked: share of the true events that are matched within ±0.1 s.
+        unasked: share of the generated events whose class the caption doesn't name.
+        unnamed: 1 where an object that is in view without being named sounds, else 0; None where there is none, or
+            where a named object has the same sound.
+    """
+
+    f1: float | None
+    f1_50ms: float | None
+    asked: float | None
+    unasked: float | None
+    unnamed: float | None
+
+
+def event_scores(objects: Sequence[ObjectOnsets], generated: np.ndarray, classes: Sequence[str]) -> EventScores | None:
+    """⇒ the scores of generated events against true ones; None where an object sounds that is none of the classes.
+
+    Args:
+        objects: of the clip.
+        generated: (E, 2) onsets in seconds, numbers of classes.
+        classes: names of the classes.
+    """
+    if any(len(thing.onsets_s) and thing.word not in classes for thing in objects):
+        return None
+    true = np.array([(onset_s, classes.index(thing.word)) for thing in objects for onset_s in thing.onsets_s]
+                    ).reshape(-1, 2)
+    asked = {thing.word for thing in objects if thing.asked}
+    made = [classes[int(number)] for number in generated[:, 1]]
+    unnamed = {thing.word for thing in objects if not thing.asked} - asked
+    return EventScores(
+        event_f1(true, generated, WINDOW_S), event_f1(true, generated, FINE_WINDOW_S),
+        matched_events(true, generated, WINDOW_S) / len(true) if len(true) else None,
+        float(np.mean([word not in asked for word in made])) if made else None,
+        float(any(word in made for word in unnamed)) if unnamed else None,
+    )
+
+
+def event_f1(true: np.ndarray, generated: np.ndarray, window_s: float = WINDOW_S) -> float | None:
+    """Events (E, 2), onsets in seconds and numbers of classes, of a true and a generated sound ⇒ F1 of a one-to-one
+    matching within each class and ±window_s; None where neither side has an event."""
+    if not len(true) and not len(generated):
+        return None
+    return 2 * matched_events(true, generated, window_s) / (len(true) + len(generated))
+
+
+def matched_events(true: np.ndarray, generated: np.ndarray, window_s: float) -> int:
+    """Events (E, 2) of two sounds ⇒ the number of pairs in a maximum one-to-one matching within each class."""
+    return sum(matched_pairs(true[true[:, 1] == number, 0], generated[generated[:, 1] == number, 0], window_s)
+               for number in np.unique(true[:, 1]))

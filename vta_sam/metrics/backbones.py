@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..checkpoints.registry import digest, read_state, require
+from ..media.audio import resample
 from ..runtime.errors import InputError
 
 __path__: list[str] = []  # lets an import of the former metrics.backbones.base get to runtime/former_modules.py
@@ -218,7 +219,8 @@ class FrontEnd:
     bands: int = 64
 
 
-FRONT_ENDS = {"panns_16k": FrontEnd(16_000, 512, 160, 50, 8000), "panns_32k": FrontEnd(32_000, 1024, 320, 50, 14_000)}
+FRONT_ENDS = {"panns_16k": FrontEnd(16_000, 512, 160, 50, 8000), "panns_32k": FrontEnd(32_000, 1024, 320, 50, 14_000),
+              "panns_events": FrontEnd(32_000, 1024, 320, 50, 14_000)}
 
 
 class LogMelFilterBank(nn.Module):
@@ -272,20 +274,36 @@ class Cnn14(nn.Module):
         self.fc1 = nn.Linear(CNN14_WIDTHS[-1], CNN14_WIDTHS[-1])
         self.fc_audioset = nn.Linear(CNN14_WIDTHS[-1], AUDIOSET_CLASSES)
 
-    def forward(self, waveform: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, waveform: Tensor) -> tuple[Tensor, ...]:
+        x = self.segments(waveform)
+        embedding = F.relu(self.fc1(x.amax(dim=2) + x.mean(dim=2)))
+        return embedding, self.fc_audioset(embedding)
+
+    def segments(self, waveform: Tensor) -> Tensor:
+        """(B, samples) ⇒ (B, 2048, segments) of 32 frames each."""
         x = self.logmel_extractor(waveform)[:, None]
         x = self.bn0(x.transpose(1, 3)).transpose(1, 3)
         for number in range(1, len(CNN14_WIDTHS) + 1):
             x = getattr(self, f"conv_block{number}")(x)
-        x = x.mean(dim=3)
-        embedding = F.relu(self.fc1(x.amax(dim=2) + x.mean(dim=2)))
-        return embedding, self.fc_audioset(embedding)
+        return x.mean(dim=3)
+
+
+class Cnn14DecisionLevelMax(Cnn14):
+    """The same layers, trained to tag each segment ⇒ the mean of the segments' hidden features, the largest logits of
+    any segment, and the logits of each segment (B, segments, 527)."""
+
+    def forward(self, waveform: Tensor) -> tuple[Tensor, ...]:
+        x = self.segments(waveform)
+        x = F.max_pool1d(x, 3, 1, 1) + F.avg_pool1d(x, 3, 1, 1)
+        hidden = F.relu(self.fc1(x.transpose(1, 2)))
+        logits = self.fc_audioset(hidden)
+        return hidden.mean(dim=1), logits.amax(dim=1), logits
 
 
 class PannsBackbone:
-    """A :class:`~.backbones.Backbone`: one row of 2048 and 527 logits a sound.
+    """A :class:`~.backbones.Backbone`: one row of 2048 and 527 logits a sound, of "panns_events" its events too.
 
-    name: "panns_16k" (``Cnn14_16k_mAP=0.438.pth``) or "panns_32k" (``Cnn14_mAP=0.431.pth``); weights: their folder.
+    name: "panns_16k", "panns_32k" or "panns_events", a Cnn14DecisionLevelMax; weights: the folder of their files.
     """
 
     dim = CNN14_WIDTHS[-1]
@@ -296,7 +314,8 @@ class PannsBackbone:
         self.name, self.sample_rate_hz = name, front.rate_hz
         self.shortest = _SHORTEST_FRAMES * front.hop_samples
         self.device = torch.device(device)
-        self.network = Cnn14(front)
+        self.detects_events = name == "panns_events"
+        self.network = Cnn14DecisionLevelMax(front) if self.detects_events else Cnn14(front)
         state = read_state(path, numpy_arrays=True).get("model")
         if not isinstance(state, dict):
             raise InputError(f"{path} has no entry 'model' with the layers of Cnn14; fetch it again")
@@ -307,7 +326,7 @@ class PannsBackbone:
             raise InputError(f"{path} does not hold Cnn14's layers ({str(error).splitlines()[-1].strip()}); fetch it "
                              "again") from error
         self.network.to(self.device).eval().requires_grad_(False)
-        self.fingerprint = f"{name}-{digest(path)}"
+        self.fingerprint = f"{name}-{digest(path)}{'-1' if self.detects_events else ''}"  # 1: version of tagged_onsets
 
     def embed(self, waveforms: Sequence[np.ndarray]) -> list[Embedding]:
         return by_length(waveforms, self._embed_batch)
@@ -316,8 +335,16 @@ class PannsBackbone:
     def _embed_batch(self, batch: np.ndarray) -> list[Embedding]:
         if batch.shape[1] < self.shortest:
             return [Embedding(np.zeros((0, self.dim), np.float32)) for _ in batch]
-        embeddings, logits = self.network(torch.from_numpy(batch).to(self.device))
-        return [Embedding(e[None], x) for e, x in zip(embeddings.cpu().numpy(), logits.cpu().numpy())]
+        outputs = [output.cpu().numpy() for output in self.network(torch.from_numpy(batch).to(self.device))]
+        found = [Embedding(e[None], x) for e, x in zip(*outputs[:2])]
+        if not self.detects_events:
+            return found
+        from .alignment import tagged_onsets  # with packages that take a second to import
+
+        sounds = [resample(sound, self.sample_rate_hz, RATE_HZ) for sound in batch]
+        segment_s = self.shortest / self.sample_rate_hz
+        return [replace(output, sound_events=tagged_onsets(sound, tags, segment_s))
+                for output, sound, tags in zip(found, sounds, outputs[2])]
 
 
 # ---------------------------------------------------------------- CLAP

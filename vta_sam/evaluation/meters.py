@@ -34,8 +34,7 @@ from .evaluate import Request, evaluate, request_of
 from .faults import IN_STEP, LONGEST_S, MARGIN_S, VERSION, Fault, Original, chosen_faults, faulty, in_step
 from .measure import map_guarded
 from .meter_report import EMBEDDED, METERS_NAME, PICTURE_NAME, Meters, of_clips, of_set
-from .metric import timelines
-from .pairing import CAPTIONS_NAME, make_plan
+from .pairing import CAPTIONS_NAME, make_plan, timelines
 from .sounds import LoadingPolicy, cache_key, content_hash, read_sound
 
 Progress = Callable[[int, int, int], None]

@@ -223,20 +223,17 @@ class MeasureSettings(Settings):
     videos: LocalPath | None = setting("folder of the pictures, for AV-Align; null: the reference's own")
     ids: LocalPath | None = setting("csv with a column id: the clips, in place of all of the reference")
     split: Text | None = setting("of the csv in ids=: the rows whose column split says this")
-    captions: LocalPath | None = setting("csv with id, label, caption, objects; null: captions.csv beside the "
-                                         "reference")
+    captions: LocalPath | None = setting("csv with id, label, caption, objects; null: captions.csv beside reference")
     skip_bad: Switch = setting("leave out, list and count what can't be used", False)
     clip_s: Seconds | None = setting("seconds from the start that count; null: all of the true sound")
     lowest_rate_hz: Annotated[Number, Field(ge=1)] = setting("files sampled below this are refused", 16_000)
     shortest_s: Seconds = setting("seconds", 0.5)
     longest_s: Seconds = setting("seconds", 600)
-    backbones: Keys = setting("networks behind Fréchet distance, KL, Inception score",
-                              ("tiny", "vggish", "panns_16k", "clap"))
+    backbones: Keys = setting("networks behind figures of sets and classes", ("tiny", "vggish", "panns_16k", "clap"))
     weights: LocalPath | None = setting("folder of their weights; null: $VTA_SAM_WEIGHTS, else weights/")
     metrics: Literal["standard", "all"] = setting("all: also slow or misleading published forms", "standard")
     flow: Literal["none", "full", "fast", "both"] = setting("optical flow of AV-Align", "full")
-    shards: LocalPath | None = setting("dataset of the clips, whose features the sync network reads; compare draws its "
-                                       "object probabilities over time")
+    shards: LocalPath | None = setting("dataset of the clips: features for the sync network, timelines for compare")
     sync: LocalPath | None = setting("model folder of a sync network; null: the shipped one, of the embedded world")
     ceiling: LocalPath | None = setting("model folder: the true sound through its VAE and vocoder is scored too")
     seed: Seed = setting("of bootstrap and control", 0)
@@ -284,8 +281,7 @@ class CompareSettings(MeasureSettings):
 class MetersSettings(MeasureSettings):
     """experiments/meters.py"""
 
-    reference: LocalPath = setting("folder of true videos or sounds; embedded: the embedded world, made by seed=",
-                                   "embedded")
+    reference: LocalPath = setting("true videos or sounds; embedded: the embedded world, made by seed=", "embedded")
     clips: Annotated[Whole, Field(ge=2)] = setting("of the embedded world", 128)
     faults: Keys = setting("shift, jitter, speed, removed, added, exchanged, low-passed, noisy; []: all", ())
     carrier: Literal["griffin_lim", "none"] = setting(

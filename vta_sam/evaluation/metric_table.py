@@ -23,9 +23,7 @@ from ..metrics.alignment import (
     FULL, FlowTrajectory, aa_align_matched, aa_align_published, av_align_matched, av_align_published,
     av_align_sta_published, event_f1, event_scores, flow_peaks_s,
 )
-from ..metrics.onsets import (
-    onset_errors, onset_f1, onset_scores_matched, onset_scores_published,
-)
+from ..metrics.onsets import onset_errors, onset_f1, onset_scores_matched, onset_scores_published
 from ..metrics.set_scores import (
     cosine, fad_infinity_of_clips, fad_infinity_published_of_clips, frechet_of_clips, inception_of_clips,
     kernel_of_clips, kl_divergence, kl_eps1e_6, kl_sigmoid, kl_sigmoid_eps1e_6,

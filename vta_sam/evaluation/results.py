@@ -210,7 +210,7 @@ def figures_table(evaluation: Evaluation) -> Table:
                      for name, score in zip(systems, scores)]
             table.add_row(metric.heading, *cells)
     table.add_section()
-    table.add_row("sounds of clips", *(_sounds(system) for system in systems.values()))
+    table.add_row("sounds", *(_sounds(system) for system in systems.values()))
     table.add_row("silent clips", *(_share(system) for system in systems.values()))
     table.add_row("padded, skipped, unmatched, absent", *(_counts(system) for system in systems.values()))
     return table
@@ -275,7 +275,7 @@ def _one(evaluation: Evaluation, system: SystemResult) -> Table:
         cells = (_cell(getattr(figure, parts[i]), metric, False, False) for i in used)
         table.add_row(metric.heading, *cells, f"{figure.score.n}{gone}")
     table.add_section()
-    table.add_row("sounds of clips", _sounds(system))
+    table.add_row("sounds", _sounds(system))
     table.add_row("silent clips", _share(system))
     table.add_row("padded, skipped, unmatched, absent", _counts(system))
     return table
@@ -304,7 +304,7 @@ def _share(system: SystemResult) -> Text:
 
 
 def _sounds(system: SystemResult) -> str:
-    return f"{system.samples} of {len(system.clips)}"
+    return f"{system.samples} of {len(system.clips)} clips"
 
 
 def _counts(system: SystemResult) -> str:

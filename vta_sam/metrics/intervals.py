@@ -16,7 +16,7 @@ CONFIDENCE = 0.95
 NORMAL = 1.96  # standard errors on each side
 _TAIL = 100 * (1 - CONFIDENCE) / 2
 _TAILS = [_TAIL, 100 - _TAIL]
-_AT_ONCE = 2**22  # drawn values in memory
+_AT_ONCE = 2**20  # drawn values in memory
 
 Table = Sequence[float | None] | Sequence[Sequence[float | None]] | np.ndarray  # (clips,) or (seeds, clips)
 

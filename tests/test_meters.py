@@ -251,7 +251,8 @@ def test_the_command_measures_on_the_embedded_world(tmp_path):
 def test_features_of_whole_clips_are_refused(tmp_path, monkeypatch):
     """Their time zero is another moment than the windows', so that a sync network would find every sound late."""
     settings = {"reference": "embedded", "clips": 2, "carrier": "none", "seed": 0, "faults": ["shift"], "sound": None,
-                "lowest_rate_hz": 16_000, "shortest_s": 0.5, "longest_s": 600, "videos": None, "out": tmp_path}
+                "lowest_rate_hz": 16_000, "shortest_s": 0.5, "longest_s": 600, "videos": None, "ids": None,
+                "split": None, "out": tmp_path}
     study = meters.study_of(settings)
     write_folder(study.folder / "reference", {study.works[0].id: np.zeros(round(4.08 * RATE), np.float32)})
     for duration_s in (4.08, 5.12):
@@ -269,6 +270,9 @@ def test_features_of_whole_clips_are_refused(tmp_path, monkeypatch):
 
 def test_a_folder_of_sounds_and_what_can_not_be_used(tmp_path):
     write_folder(tmp_path / "true", {f"c{i}": clicks(i) for i in range(3)} | {"short": clicks(9, 1.0)})
+    (tmp_path / "two.csv").write_text("id\nc0\nc2\n")
+    two = call("experiments/meters.py", "reference=true", "ids=two.csv", "plan=true", cwd=tmp_path)
+    assert two.returncode == 0 and "on 2 clips of true" in two.stdout
     told = ["reference=true", "faults=shift", "flow=none", "backbones=[]", "workers=0", "out=here", "cache=cache"]
     refused = call("experiments/meters.py", *told, cwd=tmp_path)
     assert refused.returncode == 2 and "short.wav lasts 1.00 s; at least 2.04 s are needed" in refused.stderr

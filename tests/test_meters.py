@@ -13,10 +13,10 @@ from test_evaluation import clicks, write_folder
 from vta_sam.embedded.scene_sounds import render_sound
 from vta_sam.embedded.timeline import class_of, make_scene
 from vta_sam.embedded.truth import read_truth
-from vta_sam.evaluation import faults, meter_report
+from vta_sam.evaluation import faults, meter_report, meters
 from vta_sam.evaluation.faults import FAULTS, IN_STEP, MARGIN_S, Original, chosen_faults, faulty, in_step
 from vta_sam.evaluation.meter_report import Meters, of_clips, of_set, page_with_meters, pairs_of, wilson_bounds
-from vta_sam.evaluation.metric import Metric
+from vta_sam.evaluation.metric import Metric, Timeline, timelines
 from vta_sam.evaluation.results import ClipScores, Evaluation, Figure, SystemResult
 from vta_sam.metrics.intervals import Interval
 from vta_sam.metrics.onsets import detect_onsets
@@ -209,16 +209,16 @@ def test_the_table_says_which_meters_fail():
     names = [IN_STEP, *map(fault.system, fault.strengths)]
     found, metric = evaluation("high", "clip", {name: [1.0 - 0.1 * (row > 3)] * 30 for row, name in enumerate(names)})
     published = replace(metric, key="m_published")
-    meters = Meters("embedded", "none", [fault], replace(found, metrics=[published]),
-                    {"m_published": {"shift": of_clips(found, metric, fault, 0)}})
-    told = meter_report.markdown(meters)
-    assert "1 of 1 can't tell" in next(line for line in told.splitlines() if "a shift of 50 ms" in line)
-    assert "none can't tell" in next(line for line in told.splitlines() if "a shift of 200 ms" in line)
+    found_meters = Meters("embedded", "none", [fault], replace(found, metrics=[published]),
+                          {"m_published": {"shift": of_clips(found, metric, fault, 0)}})
+    told = meter_report.markdown(found_meters)
+    assert "a shift of 50 ms: 1 of 1 published meters of timing can't tell it from the truth: `m_published`." in told
+    assert "a shift of 200 ms: each of the 1 published meters of timing tells it" in told
     assert "0.58 (as published)" in told and "38,390 clips" in told
     page = meter_report.PAGE.read_text(encoding="utf-8")
-    assert told in page_with_meters(page, meters)
+    assert told in page_with_meters(page, found_meters)
     with pytest.raises(InputError, match="has no lines <!-- meters, embedded"):
-        page_with_meters("", meters)
+        page_with_meters("", found_meters)
 
 
 # ---------------------------------------------------------------- the command
@@ -241,13 +241,38 @@ def test_the_command_measures_on_the_embedded_world(tmp_path):
     whole = make_scene(0, "meters", 0)
     expected = [e.onset_s - MARGIN_S for t in whole.things for e in t.events if 0 <= e.onset_s - MARGIN_S < 4.08]
     np.testing.assert_allclose(sorted(e.onset_s for o in truth.objects for e in o.events), sorted(expected))
+    features = timelines(reference.parent / "features", [f"meters-{i:06d}" for i in range(3)])
+    assert [round(line.duration_s, 2) for line in features.values()] == [4.08] * 3, "for the sync network"
     sounds = {path: path.stat().st_mtime_ns for path in (tmp_path / "here" / "clips").rglob("*.wav")}
     assert call("experiments/meters.py", *told, cwd=tmp_path).returncode == 0
     assert {path: path.stat().st_mtime_ns for path in sounds} == sounds, "sounds that are there are kept"
 
 
+def test_features_of_whole_clips_are_refused(tmp_path, monkeypatch):
+    """Their time zero is another moment than the windows', so that a sync network would find every sound late."""
+    settings = {"reference": "embedded", "clips": 2, "carrier": "none", "seed": 0, "faults": ["shift"], "sound": None,
+                "lowest_rate_hz": 16_000, "shortest_s": 0.5, "longest_s": 600, "videos": None, "ids": None,
+                "split": None, "out": tmp_path}
+    study = meters.study_of(settings)
+    write_folder(study.folder / "reference", {study.works[0].id: np.zeros(round(4.08 * RATE), np.float32)})
+    for duration_s in (4.08, 5.12):
+        found = {study.works[0].id: Timeline([], np.zeros((1, 0)), duration_s)}
+        monkeypatch.setattr(meters, "timelines", lambda shards, clips: found)
+        if duration_s < 5:
+            study.require_windows(tmp_path)
+            continue
+        with pytest.raises(InputError, match="lasts 5.12 s there, and its window 4.08 s; extract the windows in"):
+            study.require_windows(tmp_path)
+    for changed, said in (({"carrier": "mp3"}, "carrier=mp3"), ({"faults": ["lag"]}, "no fault lag")):
+        with pytest.raises(InputError, match=said):
+            meters.study_of({**settings, **changed})
+
+
 def test_a_folder_of_sounds_and_what_can_not_be_used(tmp_path):
     write_folder(tmp_path / "true", {f"c{i}": clicks(i) for i in range(3)} | {"short": clicks(9, 1.0)})
+    (tmp_path / "two.csv").write_text("id\nc0\nc2\n")
+    two = call("experiments/meters.py", "reference=true", "ids=two.csv", "plan=true", cwd=tmp_path)
+    assert two.returncode == 0 and "on 2 clips of true" in two.stdout
     told = ["reference=true", "faults=shift", "flow=none", "backbones=[]", "workers=0", "out=here", "cache=cache"]
     refused = call("experiments/meters.py", *told, cwd=tmp_path)
     assert refused.returncode == 2 and "short.wav lasts 1.00 s; at least 2.04 s are needed" in refused.stderr

@@ -5,14 +5,19 @@ The functions below are written anew from the description of the published scrip
 
 from __future__ import annotations
 
+import io
+import json
+
 import librosa
 import numpy as np
 import pytest
 import soundfile
+from rich.console import Console
 from sklearn.metrics import average_precision_score
 from test_evaluation_parts import QUICK, blinking
 
 from vta_sam.evaluation.evaluate import Request, evaluate
+from vta_sam.evaluation.results import figures_table, write_evaluation
 from vta_sam.media.audio import read_plain
 from vta_sam.metrics.alignment import flow_peaks_s, measure_flow
 from vta_sam.runtime.errors import InputError
@@ -160,3 +165,57 @@ def test_plain_sound(files, tmp_path, make_video):
     (tmp_path / "words.wav").write_text("no sound")
     with pytest.raises(InputError):
         read_plain(tmp_path / "words.wav")
+
+
+# ---------------------------------------------------------------- figures of av-benchmark, read in
+
+RESULT = {"FD-VGG": 1.5, "FD-PASST": 60.25, "KL-PANNS-softmax": 1.4, "ISC-PANNS-mean": 9.5, "ISC-PANNS-std": 0.3,
+          "IB-Score": 0.31, "DeSync": 0.44}
+
+
+@pytest.fixture
+def two(files, tmp_path):
+    for system in ("true", "ours", "theirs"):
+        (tmp_path / system).mkdir()
+        for i in (0, 1):
+            source = files / "ours" / f"f{i}.wav"
+            (tmp_path / system / source.name).write_bytes(source.read_bytes())
+    return tmp_path
+
+
+def measured(two):
+    return evaluate(Request({name: two / name for name in ("ours", "theirs")}, two / "true", backbones=(), **QUICK))[0]
+
+
+def test_a_run_of_av_benchmark_stands_in_our_tables(two):
+    plain = measured(two)
+    (two / "ours" / "output_metrics.json").write_text(json.dumps(RESULT))
+    (two / "theirs" / "cache").mkdir()
+    (two / "theirs" / "cache" / "output_metrics.json").write_text(json.dumps({"DeSync": 0.9, "FD-VGG": 2}))
+    found = measured(two)
+    rows = {metric.key: metric for metric in found.metrics if metric.key.startswith("av_benchmark_")}
+    assert {key: row.better for key, row in rows.items()} == {
+        "av_benchmark_fd_vgg": "low", "av_benchmark_fd_passt": "low", "av_benchmark_kl_panns_softmax": "low",
+        "av_benchmark_isc_panns_mean": "high", "av_benchmark_isc_panns_std": "none", "av_benchmark_ib_score": "high",
+        "av_benchmark_desync": "low"}
+    assert rows["av_benchmark_desync"].unit == "s" and "read in" in rows["av_benchmark_fd_vgg"].title
+    ours, theirs = (found.systems[name].figures for name in ("ours", "theirs"))
+    assert ours["av_benchmark_fd_passt"].score.mean == 60.25 and np.isnan(ours["av_benchmark_fd_passt"].score.low)
+    assert theirs["av_benchmark_desync"].score.mean == 0.9 and theirs["av_benchmark_ib_score"].score is None
+    assert not set(rows) & set(found.best), "nothing is best without an interval"
+    assert {"ImageBind score", "DeSync by Synchformer"} <= set(plain.missing) - set(found.missing)
+    assert set(found.provenance["av_benchmark"]) == {"ours", "theirs"}
+    paths = write_evaluation(two / "out", found)
+    content = json.loads(paths[0].read_text())
+    assert content["systems"]["ours"]["figures"]["av_benchmark_desync"]["score"]["mean"] == 0.44
+    console = Console(width=200, file=io.StringIO())
+    console.print(figures_table(found))
+    assert "DeSync (av-benchmark, read in)" in console.file.getvalue()
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", '{"FD-VGG": "low"}', '{"FD-VGG": NaN}', '{"FD-VGG": true}', "{",
+                                     "[" * 99_999, '{"a": 1, "b": 2' + " " * 1_100_000 + "}"])
+def test_what_is_no_result_of_av_benchmark(two, content):
+    (two / "ours" / "output_metrics.json").write_text(content)
+    with pytest.raises(InputError, match="output_metrics.json is no result of av-benchmark.*move it away"):
+        measured(two)

@@ -1,10 +1,12 @@
-"""The backbones of an evaluation: which there are, their embeddings of every sound, and a model's ceiling.
+"""The backbones of an evaluation: which there are, their embeddings of every sound, and a model's ceiling; and figures
+of other backbones, read in from av-benchmark's result files.
 
 docs/backbones.md says how to add one.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, islice
@@ -26,14 +28,16 @@ from ..generation.pipeline import limited
 from ..media.audio import fit_length, resample
 from ..mel import HOP_SAMPLES, SAMPLE_RATE_HZ
 from ..metrics.backbones import Backbone, Embedding, embed
+from ..metrics.intervals import Interval
 from ..metrics.sync_network import LEAST_STEPS, STEP_S, SyncNetwork, figures_mels
 from ..runtime.distributed import mixed_precision
 from ..runtime.errors import InputError
 from ..vae.codec import MelCodec
 from .measure import backbone_key
-from .metric import SYNC, Metric, SoundMeasurements, waveform_value
+from .metric import SYNC, Better, Metric, SoundMeasurements, waveform_value
 from .pairing import records_of
-from .sounds import Arrays, FeatureCache, cache_key, sound_features
+from .results import Evaluation, Figure
+from .sounds import Arrays, FeatureCache, cache_key, content_hash, sound_features
 
 # name ⇒ (title for readers, whether it has classes)
 TITLES: dict[str, tuple[str, bool]] = {
@@ -344,3 +348,58 @@ class Ceiling:
 
 
 _CEILING_VERSION = 2  # in windows, since sounds may be long
+
+
+AV_BENCHMARK = ("output_metrics.json", "cache/output_metrics.json")  # in a system's folder
+_LARGEST_RESULT_BYTES = 1 << 20
+_STANDS_FOR = {"PASST": "FD, KL and IS by PaSST", "IB-SCORE": "ImageBind score", "DESYNC": "DeSync by Synchformer"}
+
+
+def read_in_av_benchmark(evaluation: Evaluation, systems: Mapping[str, Path]) -> None:
+    """Add the figures that a user's run of hkchengrex/av-benchmark has left in the systems' folders, under its own
+    names. They have no interval, and nothing is best by them.
+
+    Raises:
+        InputError: such a file is no flat json of numbers.
+    """
+    files = {name: path for name, folder in systems.items() for place in AV_BENCHMARK[::-1]
+             if (path := folder / place).is_file()}
+    found = {name: _numbers(path) for name, path in files.items()}
+    for key in dict.fromkeys(key for numbers in found.values() for key in numbers):
+        metric = _read_in_metric(key)
+        evaluation.metrics.append(metric)
+        for name, system in evaluation.systems.items():
+            value = found.get(name, {}).get(key)
+            system.figures[metric.key] = Figure(None, reason=f"{AV_BENCHMARK[0]} is not beside its sounds") \
+                if value is None else Figure(Interval(value, np.nan, np.nan, len(system.clips)))
+        for part, missing in _STANDS_FOR.items():
+            if part in key.upper().replace("_", "-"):
+                evaluation.missing.pop(missing, None)
+    if files:
+        evaluation.provenance["av_benchmark"] = {name: {"file": str(path), "sha256": content_hash(path)}
+                                                 for name, path in files.items()}
+
+
+def _numbers(path: Path) -> dict[str, float]:
+    wrong = f"{path} is no result of av-benchmark, a flat json of names and numbers; mend it, or move it away"
+    try:
+        if path.stat().st_size > _LARGEST_RESULT_BYTES:
+            raise InputError(wrong)
+        numbers = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(wrong) from error
+    if not isinstance(numbers, dict) or not all(
+            isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e12
+            for value in numbers.values()):
+        raise InputError(wrong)
+    return {name: float(value) for name, value in numbers.items()}
+
+
+def _read_in_metric(name: str) -> Metric:
+    upper = name.upper()
+    low, high = upper.startswith(("FD", "KL", "DESYNC")), upper.startswith(("IS", "IB")) or "SCORE" in upper
+    better: Better = "none" if upper.endswith("STD") else "low" if low else "high" if high else "none"
+    sync = upper == "DESYNC"
+    return Metric(f"av_benchmark_{name.lower().replace('-', '_')}", f"{name} (av-benchmark, read in)", better, "set",
+                  unit="s" if sync else "", group="Timing" if sync else "Likeness", source="hkchengrex/av-benchmark",
+                  definition=f"Read in from {AV_BENCHMARK[0]}, as av-benchmark computed it, of clips not known here.")

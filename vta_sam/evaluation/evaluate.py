@@ -25,7 +25,7 @@ from ..runtime.cli import check_number
 from ..runtime.distributed import choose_device
 from ..runtime.errors import InputError
 from .aggregate import Aggregate, SetFigures
-from .embeddings import BackboneEmbeddings, Ceiling, SyncTracks
+from .embeddings import BackboneEmbeddings, Ceiling, SyncTracks, read_in_av_benchmark
 from .measure import ClipJob, failed_clip, join_files, map_guarded, measure_clip, split_by_file
 from .metric import ClipMeasurements, Measurements, Metric, SoundMeasurements
 from .metric_table import metrics_for
@@ -268,6 +268,7 @@ def evaluate(request: Request, progress: Progress = lambda done, clips, failed: 
                            _reference_among(request), embeddings.classes).evaluation()
     evaluation.missing |= embeddings.not_shipped()
     evaluation.provenance = _provenance(request, measured, embeddings, ceiling, time.monotonic() - began)
+    read_in_av_benchmark(evaluation, request.systems)
     return evaluation, plan
 
 

@@ -34,7 +34,7 @@ from .evaluate import Request, evaluate, request_of
 from .faults import IN_STEP, LONGEST_S, MARGIN_S, VERSION, Fault, Original, chosen_faults, faulty, in_step
 from .measure import map_guarded
 from .meter_report import EMBEDDED, METERS_NAME, PICTURE_NAME, Meters, of_clips, of_set
-from .pairing import CAPTIONS_NAME, make_plan, timelines
+from .pairing import CAPTIONS_NAME, make_plan, read_ids, timelines
 from .sounds import LoadingPolicy, cache_key, content_hash, read_sound
 
 Progress = Callable[[int, int, int], None]
@@ -241,7 +241,8 @@ class Study:
         """
         reference = self.folder / REFERENCE
         rows = [(work.id, f"{work.id}.mp4", truth.caption, ";".join(truth.words), "", SPLIT, 0.0, truth.duration_s)
-                for work in self.works for truth in [read_truth(work.file(REFERENCE))]]
+                for work in self.works if work.file(REFERENCE).exists()
+                for truth in [read_truth(work.file(REFERENCE))]]
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([MANIFEST_COLUMNS, *rows])
         write_text(reference / "manifest.csv", text.getvalue())
@@ -283,10 +284,11 @@ def study_of(settings: Mapping[str, Any]) -> Study:
         content = [f"{SPLIT}-{number:06d}" for number in range(settings["clips"])]
         found: list[dict[str, Any]] = [{"id": clip} for clip in content]
     else:
-        videos = settings["videos"]
-        plan = make_plan({}, Path(reference), None if videos is None else Path(videos), None)
-        content = [content_hash(plan.references[clip].path) for clip in plan.clips]
+        videos, ids = settings["videos"], settings["ids"]
+        plan = make_plan({}, Path(reference), None if videos is None else Path(videos),
+                         None if ids is None else read_ids(Path(ids), settings["split"]))
         paths = [plan.references[clip].path for clip in plan.clips]
+        content = [content_hash(path) for path in dict.fromkeys([*paths, *plan.videos.values()])]
         found = [{"id": clip, "path": path, "video": plan.videos.get(clip), "other": other}
                  for clip, path, other in zip(plan.clips, paths, [*paths[1:], paths[0]])]
         if len(found) < 2:

@@ -62,8 +62,8 @@ class SetFigures:
         if isinstance(value, str):
             return Figure(None, reason=value)
         bound, bound_clips = self._value(metric, "ceiling of the model", ceiling) if ceiling else ("", ())
-        return Figure(_not_negative(value, len(clips)), detail=value.detail, note=value.note,
-                      ceiling=None if isinstance(bound, str) else _not_negative(bound, len(bound_clips)))
+        return Figure(_interval_of(value, len(clips)), detail=value.detail, note=value.note,
+                      ceiling=None if isinstance(bound, str) else _interval_of(bound, len(bound_clips)))
 
     def difference(self, metric: Metric, first: tuple[str, Sounds], second: tuple[str, Sounds]) -> Interval | None:
         """⇒ first − second over the clips that both have; None where a side has no value, or no interval."""
@@ -106,10 +106,11 @@ class SetFigures:
         return clips, inputs
 
 
-def _not_negative(value: SetValue, clips: int) -> Interval:
-    """⇒ the interval of a figure that is never negative."""
+def _interval_of(value: SetValue, clips: int) -> Interval:
+    """⇒ the interval of a figure; it ends at 0 where the figure can't be negative."""
     interval = _interval(value.value, value.resampled, clips)
-    return replace(interval, low=max(0.0, interval.low)) if interval.low < 0 <= interval.mean else interval
+    cut = not value.signed and interval.low < 0 <= interval.mean
+    return replace(interval, low=0.0) if cut else interval
 
 
 def _interval(value: float, resampled: np.ndarray | None, clips: int) -> Interval:
@@ -310,6 +311,7 @@ def notes_on(measured: Measurements, reference: str | None) -> list[str]:
     for name, sounds in measured.sounds.items():
         if name != reference:
             notes += _notes_on_system(name, sounds, measured)
+    notes += _length_notes({name: sounds for name, sounds in measured.sounds.items() if name != reference})
     names = [name for name in measured.sounds if name != reference]
     for i, first in enumerate(names):
         for second in names[i + 1:]:
@@ -332,13 +334,20 @@ def _notes_on_system(name: str, sounds: Sounds, measured: Measurements) -> list[
               and any(sound.features.level.silent for sound in samples)]
     if silent:
         notes.append(f"{name} is silent (below -60 dBFS throughout) in {_clips(silent)}, whose true sound is not")
-    every = [sound.fitted_s for samples in sounds.values() for sound in samples]
-    changed = {"cut": [-by_s for by_s in every if -by_s > PADDED_S],
-               "padded with silence": [by_s for by_s in every if by_s > PADDED_S]}
-    said = [f"{len(by_s)} were {what}, by up to {max(by_s):.2f} s" for what, by_s in changed.items() if by_s]
-    if said:
-        notes.append(f"{name}: of {len(every)} sounds {' and '.join(said)}, to the length of the true sound")
     return notes
+
+
+def _length_notes(systems: Mapping[str, Sounds]) -> list[str]:
+    """⇒ a sentence for the systems whose sounds were cut or padded alike."""
+    alike = defaultdict(list)
+    for name, sounds in systems.items():
+        every = [sound.fitted_s for samples in sounds.values() for sound in samples]
+        changed = {"cut": [-by_s for by_s in every if -by_s > PADDED_S],
+                   "padded with silence": [by_s for by_s in every if by_s > PADDED_S]}
+        said = [f"{len(by_s)} were {what}, by up to {max(by_s):.2f} s" for what, by_s in changed.items() if by_s]
+        if said:
+            alike[f"of {len(every)} sounds {' and '.join(said)}, to the length of the true sound"].append(name)
+    return [f"{', '.join(names)}: {said}" for said, names in alike.items()]
 
 
 def _same(first: Sounds, second: Sounds) -> list[str]:

@@ -348,8 +348,6 @@ class Ceiling:
 
 
 _CEILING_VERSION = 2  # in windows, since sounds may be long
-
-
 AV_BENCHMARK = ("output_metrics.json", "cache/output_metrics.json")  # in a system's folder
 _LARGEST_RESULT_BYTES = 1 << 20
 _STANDS_FOR = {"PASST": "FD, KL and IS by PaSST", "IB-SCORE": "ImageBind score", "DESYNC": "DeSync by Synchformer"}
@@ -381,17 +379,13 @@ def read_in_av_benchmark(evaluation: Evaluation, systems: Mapping[str, Path]) ->
 
 
 def _numbers(path: Path) -> dict[str, float]:
-    wrong = f"{path} is no result of av-benchmark, a flat json of names and numbers; mend it, or move it away"
     try:
-        if path.stat().st_size > _LARGEST_RESULT_BYTES:
-            raise InputError(wrong)
-        numbers = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(wrong) from error
-    if not isinstance(numbers, dict) or not all(
-            isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e12
-            for value in numbers.values()):
-        raise InputError(wrong)
+        numbers = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size <= _LARGEST_RESULT_BYTES else None
+    except (OSError, ValueError, RecursionError):
+        numbers = None
+    if not isinstance(numbers, dict) or not all(type(n) in (int, float) and abs(n) < 1e12 for n in numbers.values()):
+        raise InputError(f"{path} is no result of av-benchmark, a flat json of names and numbers; mend it, or move it "
+                         "away")
     return {name: float(value) for name, value in numbers.items()}
 
 

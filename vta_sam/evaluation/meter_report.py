@@ -311,7 +311,7 @@ def markdown(meters: Meters) -> str:
         if has_shift:
             tau = found["shift"].monotony
             cells += [_cell(found["shift"].pooled),
-                      "–" if tau is None or not tau.n else f"{tau.mean:.2f} [{tau.low:.2f}, {tau.high:.2f}]"]
+                      "–" if tau is None or tau.n < 2 else f"{tau.mean:.2f} [{tau.low:.2f}, {tau.high:.2f}]"]
         lines.append(f"| `{metric.key}`{' (set)' if metric.scope == 'set' else ''} | {' | '.join(cells)} |")
     for meter in PUBLISHED if has_shift else ():
         cells = ["–"] * len(columns) + [f"{meter.accuracy:g} (as published)", "–"]

@@ -161,8 +161,8 @@ METRICS: tuple[Metric, ...] = (
     _events("events_unasked", "Unasked events (embedded detector)", better="low", attribute="unasked",
             definition="Share of the generated events whose class the caption doesn't name."),
     _events("unnamed_sounds", "Unnamed object sounds (embedded detector)", better="low", attribute="unnamed",
-            definition="Share of clips in which a thing sounds that is in view and not named; of clips with such a "
-                       "thing."),
+            proportion=True, definition="Share of clips in which a thing sounds that is in view and not named; of "
+                                        "clips with such a thing."),
     _timing("event_f1_{backbone}", "Event F1 ({title})", per_backbone="with events", source=_OWN, function=event_f1,
             needs=("true.sound_events", "generated.sound_events"),
             definition="The same of events that the network detects in both sounds."),

@@ -192,12 +192,14 @@ class WaveformFeatures:
     @cached_property
     def published_onsets_s(self) -> np.ndarray:
         """By librosa's defaults, of all of the file at its own rate."""
-        return self.librosa_onsets_s if self._published is None else librosa_onsets_s(self._published)
+        if self._published is None:
+            return self.librosa_onsets_s
+        return librosa_onsets_s(self._published, self._published_strength)
 
     @cached_property
     def published_foley(self) -> FoleyOnsets:
         """By CondFoleyGen's settings, likewise."""
-        return self.foley if self._published is None else foley_onsets(self._published)
+        return self.foley if self._published is None else foley_onsets(self._published, self._published_strength)
 
     @cached_property
     def _at_published_rate(self) -> np.ndarray:
@@ -206,6 +208,10 @@ class WaveformFeatures:
     @cached_property
     def _strength(self) -> np.ndarray:
         return onset_strength(self._at_published_rate)
+
+    @cached_property
+    def _published_strength(self) -> np.ndarray | None:
+        return None if self._published is None else onset_strength(self._published)
 
 
 @dataclass(frozen=True)

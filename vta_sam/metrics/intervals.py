@@ -283,9 +283,10 @@ class Resampling:
 class SetValue:
     """A figure of a whole set. value: of all clips; resampled: of each draw of clips, or None where there is no
     interval; detail: numbers that belong to it (rows, dimensions, splits); note: a sentence for the reader, such as
-    that there are too few clips."""
+    that there are too few clips; signed: an unbiased estimate, which may lie below 0."""
 
     value: float
     resampled: np.ndarray | None = None
     detail: dict[str, float] = field(default_factory=dict)
     note: str = ""
+    signed: bool = False

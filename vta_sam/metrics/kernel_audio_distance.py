@@ -61,8 +61,10 @@ def kad_of_clips(true: Rows, generated: Rows, resampling: Resampling) -> SetValu
         without = discrepancy(n.sum() - n, m.sum() - m, totals[0] - 2 * xx[0] + xx[1], totals[1] - 2 * yy[0] + yy[1],
                               totals[2] - xy[0] - yx + xy[1])
         resampled = value + (without - without.mean()) * (kept - 1) / np.sqrt(kept)
-    return SetValue(value, resampled, {"rows": len(y), "reference_rows": len(x), "dimensions": x.shape[1],
-                                       "clips": kept, "sigma": sigma})
+    detail = {"rows": len(y), "reference_rows": len(x), "dimensions": x.shape[1], "clips": kept, "sigma": sigma}
+    note = "below 0, as of copies of the true sounds or by chance: closer than two draws of one distribution are" \
+        if value < 0 else ""
+    return SetValue(value, resampled, detail, note, signed=True)
 
 
 def _kernel_sums(first: Rows, second: Rows, gamma: float) -> tuple[np.ndarray, np.ndarray]:

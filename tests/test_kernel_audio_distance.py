@@ -66,7 +66,7 @@ def test_kad_of_few_and_of_many(monkeypatch):
     assert kad_of_clips(silent, silent, Resampling()).value == 0
     copies = clips_of(rng, 6)
     itself = kad_of_clips(copies, copies, Resampling())
-    assert itself.value < 0 and itself.signed and itself.note.startswith("below 0, as of copies")
+    assert itself.value < 0 and itself.signed and itself.note.startswith("below 0: nearer")
     monkeypatch.setattr(kernel_audio_distance, "KAD_ROWS", 30)
     thinned = kad_of_clips(clips_of(rng, 50, 2), clips_of(rng, 50, 2), Resampling())
     assert thinned.detail["clips"] == 15 and len(thinned.resampled) == 15

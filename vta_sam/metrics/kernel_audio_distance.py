@@ -62,7 +62,7 @@ def kad_of_clips(true: Rows, generated: Rows, resampling: Resampling) -> SetValu
                               totals[2] - xy[0] - yx + xy[1])
         resampled = value + (without - without.mean()) * (kept - 1) / np.sqrt(kept)
     detail = {"rows": len(y), "reference_rows": len(x), "dimensions": x.shape[1], "clips": kept, "sigma": sigma}
-    note = "below 0, as of copies of the true sounds or by chance: closer than two draws of one distribution are" \
+    note = "below 0: nearer than two draws of one distribution are, by chance or as the true sounds themselves" \
         if value < 0 else ""
     return SetValue(value, resampled, detail, note, signed=True)
 

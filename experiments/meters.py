@@ -8,8 +8,9 @@ from vta_sam.settings import MetersSettings
 
 @program("meters", MetersSettings, writes_to=("out",))
 def main(settings):
-    from vta_sam.evaluation.meter_report import PAGE, end_of_meters, markdown, page_with_meters, write_meters
+    from vta_sam.evaluation.meter_report import end_of_meters, markdown, page_with_meters, write_meters
     from vta_sam.evaluation.meters import run, study_of
+    from vta_sam.evaluation.metric_table import PAGE
     from vta_sam.runtime.files import alone_in, write_text
     from vta_sam.runtime.progress import terminal_progress
 

@@ -13,10 +13,11 @@ from test_evaluation import clicks, write_folder
 from vta_sam.embedded.scene_sounds import render_sound
 from vta_sam.embedded.timeline import class_of, make_scene
 from vta_sam.embedded.truth import read_truth
-from vta_sam.evaluation import faults, meter_report, meters
+from vta_sam.evaluation import faults, meter_report, meters, metric_table
 from vta_sam.evaluation.faults import FAULTS, IN_STEP, MARGIN_S, Original, chosen_faults, faulty, in_step
-from vta_sam.evaluation.meter_report import Meters, of_clips, of_set, page_with_meters, pairs_of, wilson_bounds
-from vta_sam.evaluation.metric import Metric, Timeline, timelines
+from vta_sam.evaluation.meter_report import Meters, of_clips, of_set, page_with_meters, pairs_of
+from vta_sam.evaluation.metric import Metric
+from vta_sam.evaluation.pairing import Timeline, timelines
 from vta_sam.evaluation.results import ClipScores, Evaluation, Figure, SystemResult
 from vta_sam.metrics.intervals import Interval
 from vta_sam.metrics.onsets import detect_onsets
@@ -158,11 +159,6 @@ def test_faults_are_a_function_of_the_seed():
 
 # ---------------------------------------------------------------- accuracies
 
-def test_wilson_bounds():
-    assert wilson_bounds(59, 59)[0] == pytest.approx(0.94, abs=0.002)
-    assert wilson_bounds(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
-    assert np.isnan(wilson_bounds(0, 0)).all()
-
 
 def test_ties_count_half_and_what_is_not_defined_counts_apart():
     better, worse = np.array([1, 2, 3, np.nan, 5]), np.array([0, 2, 4, 1, 0.0])
@@ -215,7 +211,7 @@ def test_the_table_says_which_meters_fail():
     assert "a shift of 50 ms: 1 of 1 published meters of timing can't tell it from the truth: `m_published`." in told
     assert "a shift of 200 ms: each of the 1 published meters of timing tells it" in told
     assert "0.58 (as published)" in told and "38,390 clips" in told
-    page = meter_report.PAGE.read_text(encoding="utf-8")
+    page = metric_table.PAGE.read_text(encoding="utf-8")
     assert told in page_with_meters(page, found_meters)
     with pytest.raises(InputError, match="has no lines <!-- meters, embedded"):
         page_with_meters("", found_meters)

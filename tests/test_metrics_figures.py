@@ -156,6 +156,7 @@ def test_a_share_is_never_certain():
     assert wilson_interval(1, 59) == pytest.approx((0.9389, 1), abs=1e-4)
     assert wilson_interval(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
     assert wilson_interval(0, 20) == pytest.approx((0, 0.1611), abs=1e-4)
+    assert np.isnan(wilson_interval(np.nan, 0)).all()
     for values in ([1.0] * 59, np.ones((3, 59))):
         found = bootstrap_interval(values, proportion=True)
         assert (found.mean, found.high) == (1, 1) and found.low == pytest.approx(0.9389, abs=1e-4)

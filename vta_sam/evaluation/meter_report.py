@@ -19,13 +19,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Picture
 from scipy.stats import kendalltau, norm
 
-from ..metrics.intervals import CONFIDENCE, Interval, bootstrap_interval
-from ..runtime.errors import InputError
+from ..metrics.intervals import NORMAL, Interval, bootstrap_interval, wilson_interval
 from ..runtime.files import atomic_path, printable, write_text, writing_to
 from .aggregate import pair_name
 from .faults import IN_STEP, MARGIN_S, VERSION, Fault
 from .metric import Metric
-from .metric_table import PAGE
+from .metric_table import with_table
 from .results import Evaluation
 
 METERS_NAME, PICTURE_NAME = "meters.json", "meters.png"
@@ -125,18 +124,8 @@ def pairs_of(better: np.ndarray, worse: np.ndarray, there: np.ndarray) -> Pairs:
     ties = np.isclose(better, worse, rtol=1e-6, atol=1e-9)
     won = float(((better > worse) & ~ties).sum() + 0.5 * ties.sum())
     n = int(defined.sum())
-    return Pairs(won / n if n else np.nan, *wilson_bounds(won, n), n, int(there.sum()) - n, int(ties.sum()))
-
-
-def wilson_bounds(won: float, n: int) -> tuple[float, float]:
-    """⇒ Wilson's interval of a share of n; (NaN, NaN) of none. Halves for ties may be among ``won``."""
-    if not n:
-        return np.nan, np.nan
-    z = float(norm.ppf(0.5 + CONFIDENCE / 2))
-    share, shrunk = won / n, 1 + z**2 / n
-    middle = (share + z**2 / (2 * n)) / shrunk
-    half = z / shrunk * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return max(0.0, float(middle - half)), min(1.0, float(middle + half))
+    share = won / n if n else np.nan
+    return Pairs(share, *wilson_interval(share, n), n, int(there.sum()) - n, int(ties.sum()))
 
 
 def _pooled(of_clips: Sequence[Pairs], seed: int) -> Pairs:
@@ -171,7 +160,7 @@ def _set_pair(evaluation: Evaluation, metric: Metric, better: str, worse: str) -
     sign = 1.0 if metric.better == "high" else -1.0
     difference = evaluation.differences.get(pair_name(better, worse), {}).get(metric.key)
     if difference is not None and difference.high > difference.low:
-        error = (difference.high - difference.low) / 2 / norm.ppf(0.5 + CONFIDENCE / 2)
+        error = (difference.high - difference.low) / 2 / NORMAL
         return Pairs(float(norm.cdf(sign * difference.mean / error)), np.nan, np.nan, difference.n)
     figures = [evaluation.systems[name].figures[metric.key].score if name in evaluation.systems else None
                for name in (better, worse)]
@@ -261,8 +250,8 @@ _CELL_IN, _ROW_IN, _LABELS_IN, _TOP_IN = 0.46, 0.24, 3.6, 1.5
 
 
 def draw(path: Path, meters: Meters) -> None:
-    """Write a PNG, a heat table: metrics by faults. A cell's colour is the accuracy; a figure in grey is not above
-    chance, its interval considered."""
+    """Write a PNG, a heat table: metrics by faults. A cell's colour is the accuracy; a figure in grey can't be told
+    from chance, one on red is below it."""
     columns, metrics = meters.columns(every=True), meters.metrics
     size = (_LABELS_IN + _CELL_IN * len(columns), _TOP_IN + _ROW_IN * len(metrics))
     figure = Picture(figsize=size, dpi=110, layout="constrained")
@@ -275,9 +264,9 @@ def draw(path: Path, meters: Meters) -> None:
     for y, row in enumerate(pairs):
         for x, pair in enumerate(row):
             if pair is not None and pair.n:
-                strong = abs(pair.accuracy - 0.5) > 0.38
+                strong = abs(pair.accuracy - 0.5) > 0.25
                 axes.text(x, y, f"{pair.accuracy:.2f}", ha="center", va="center", fontsize=6.5,
-                          color="white" if strong else "black" if pair.tells or np.isnan(pair.low) else "0.45")
+                          color="white" if strong else "black" if pair.tells or np.isnan(pair.low) else "0.4")
     axes.set_xticks(range(len(columns)), [f"{fault.name} {name}" for fault, name in columns], rotation=60, ha="left",
                     fontsize=7, rotation_mode="anchor")
     axes.xaxis.tick_top()
@@ -288,7 +277,7 @@ def draw(path: Path, meters: Meters) -> None:
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_xlabel(f"share of {len(meters.evaluation.clips)} clips in which the sound in step scores better than the "
-                    "faulty one (ties half; 0.5: chance; grey: not above chance) · set: share of bootstrap draws",
+                    "faulty one (ties half; 0.5: chance; grey or red: not above it) · set: share of bootstrap draws",
                     fontsize=7)
     figure.savefig(path, format="png", metadata={"Software": None})
 
@@ -363,11 +352,7 @@ def page_with_meters(text: str, meters: Meters) -> str:
     which = EMBEDDED if meters.reference == EMBEDDED else "clips"
     begin = f"<!-- meters, {which}: written by experiments/meters.py docs=true -->"
     end = f"<!-- end of meters, {which} -->"
-    before, found, rest = text.partition(begin)
-    _, ended, after = rest.partition(end)
-    if not found or not ended:
-        raise InputError(f"{PAGE} has no lines {begin} and {end}, between which the table of meters stands")
-    return f"{before}{begin}\n{markdown(meters)}\n{end}{after}"
+    return with_table(text, begin, markdown(meters), end)
 
 
 def end_of_meters(meters: Meters) -> int:

@@ -346,16 +346,21 @@ def markdown_table(metrics: Sequence[Metric]) -> str:
 
 
 def page_with_table(text: str, metrics: Sequence[Metric]) -> str:
-    """A page's text ⇒ the same with the table between the two markers.
+    """A page's text ⇒ the same with the table between the two markers. Raises InputError as :func:`with_table`."""
+    return with_table(text, BEGIN, markdown_table(metrics), END)
+
+
+def with_table(text: str, begin: str, table: str, end: str) -> str:
+    """The text of docs/evaluation.md ⇒ the same with a table between two lines of it.
 
     Raises:
-        InputError: the page has not both markers.
+        InputError: the page has not both lines.
     """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise InputError(f"{PAGE} has no lines {BEGIN} and {END}, between which the table of metrics stands")
-    return f"{before}{BEGIN}\n{markdown_table(metrics)}\n{END}{after}"
+    before, found, rest = text.partition(begin)
+    _, ended, after = rest.partition(end)
+    if not found or not ended:
+        raise InputError(f"{PAGE} has no lines {begin} and {end}, between which a table stands")
+    return f"{before}{begin}\n{table}\n{end}{after}"
 
 
 def _line(metric: Metric) -> str:

@@ -111,7 +111,9 @@ def paired_difference(first: Table, second: Table, seed: int = 0, n: int = 2000,
 
 
 def wilson_interval(share: float, n: int) -> tuple[float, float]:
-    """⇒ Wilson's score interval (1927) of a share of n cases: (low, high)."""
+    """⇒ Wilson's score interval (1927) of a share of n cases: (low, high); (NaN, NaN) of none."""
+    if not n:
+        return np.nan, np.nan
     centre, weight = share + NORMAL**2 / (2 * n), 1 + NORMAL**2 / n
     half = NORMAL * np.sqrt(share * (1 - share) / n + NORMAL**2 / (4 * n**2))
     return max(0.0, float((centre - half) / weight)), min(1.0, float((centre + half) / weight))

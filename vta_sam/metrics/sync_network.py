@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import binomtest
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,7 +23,7 @@ from ..clip import ClipFeatures, FrameClock
 from ..media.audio import resample
 from ..mel import FIGURES, FRAME_RATE_HZ, HOP_SAMPLES, LOG_FLOOR, N_MELS, SAMPLE_RATE_HZ, LogMel, normalise
 from ..runtime.randomness import SampleDraws
-from .intervals import CONFIDENCE
+from .intervals import wilson_interval
 from .signal import Level
 
 STEP_S = 1 / FRAME_RATE_HZ
@@ -298,6 +297,6 @@ def share_figure(values: Sequence[bool]) -> dict[str, Any]:
     """⇒ a share, its Wilson 95 % interval and n, in JSON's types."""
     if not len(values):
         return {"share": None, "low": None, "high": None, "n": 0}
-    interval = binomtest(int(sum(values)), len(values)).proportion_ci(CONFIDENCE, method="wilson")
-    return {"share": round(float(np.mean(values)), 4), "low": round(float(interval.low), 4),
-            "high": round(float(interval.high), 4), "n": len(values)}
+    share = float(np.mean(values))
+    low, high = wilson_interval(share, len(values))
+    return {"share": round(share, 4), "low": round(low, 4), "high": round(high, 4), "n": len(values)}

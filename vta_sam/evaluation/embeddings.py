@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoints.model_folder import load_weights, read_recipe
+from ..clip import FrameClock
 from ..dataset.shards.schema import read_dataset
 from ..diffusion.windows import Windows, vocode
 from ..embedded.tiny_networks import SHIPPED
@@ -222,7 +223,7 @@ class SyncTracks:
                    f"and name it with sync=. {error}"
         tracks = {}
         for record in records_of(shards, clips):
-            steps = round(len(record.frame_embedding) / record.fps / STEP_S)
+            steps = round(len(record.frame_embedding) * FrameClock(record.fps).period_s / STEP_S)
             track = self.network.pictures_of(record.frame_embedding, record.probs, record.object_embedding, steps)
             tracks[record.key] = track[0].cpu().numpy().astype(np.float16)
         return tracks

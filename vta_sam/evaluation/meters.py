@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from ..clip import FrameClock
 from ..dataset.extraction.extract import extract_dataset
 from ..embedded.extractors import TinyEncoder, TinyGrounder
 from ..embedded.render import encode, render
@@ -160,7 +161,7 @@ def _write_pictures(work: ClipWork, original: Original, path: Path) -> None:
     sound = in_step(original)
     if original.scene is not None:
         pictures, truth = render(original.scene)
-        first = round(MARGIN_S * truth.fps)
+        first = FrameClock(truth.fps).frames_of(MARGIN_S)
         truth = truth.stretch(first, len(pictures) - 2 * first)
         write_truth(path, truth)
         with atomic_path(path) as temporary:

@@ -263,8 +263,7 @@ def test_notes_name_what_no_figure_shows(few, tmp_path):
         "length of the true sound",
     ]
     for found in (evaluate(asked)[0], evaluate(asked)[0]):  # the second from the cache
-        assert [note for note in found.notes if not any(word in note for word in ("rows", "classes", "KAD"))
-                ] == expected
+        assert [n for n in found.notes if not any(word in n for word in ("rows", "classes", "KAD"))] == expected
         assert found.systems["lengths"].clips["c1"].notes == ["0.25 s cut off"]
         assert f"note: {expected[0]}" in missing_lines(found)
     assert any("embedded tagger" in note and "follows the number of rows" in note for note in found.notes)

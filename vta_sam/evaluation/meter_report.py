@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,7 +25,7 @@ from .aggregate import pair_name
 from .faults import IN_STEP, MARGIN_S, VERSION, Fault
 from .metric import Metric
 from .metric_table import with_table
-from .results import Evaluation
+from .results import Evaluation, plain
 
 METERS_NAME, PICTURE_NAME = "meters.json", "meters.png"
 FORMAT = 1
@@ -52,8 +52,8 @@ ALL_SHIFTS_MS = (50, 100, 200, 500)  # of our shifts, those within the published
 @dataclass(frozen=True)
 class Pairs:
     """Pairs of one metric and two strengths of a fault. accuracy: share in which the less faulty sound scores better,
-    ties half, with its interval: Wilson's over clips; of a figure of a whole set the share of bootstrap draws of clips,
-    without one. n: clips whose both values are defined; undefined: the others; ties: of n."""
+    ties half, with its interval: Wilson's over clips; of a figure of a whole set the probability of the right order, as
+    of a normal distribution, without one. n: clips whose both values are defined; undefined: the others; ties: of n."""
 
     accuracy: float
     low: float
@@ -145,8 +145,8 @@ def _tau(goodness: np.ndarray) -> float | None:
 
 
 def of_set(evaluation: Evaluation, metric: Metric, fault: Fault) -> FaultFigures:
-    """⇒ the figures of a metric of whole sets: shares of bootstrap draws, by the paired difference's standard error. A
-    metric without one has 1, 0 or 0.5: the sets' order itself."""
+    """⇒ the figures of a metric of whole sets: the probability of the right order, of a normal distribution about the
+    paired difference with its standard error. A metric without one has 1, 0 or 0.5: the sets' order itself."""
     found = FaultFigures()
     names = [IN_STEP, *map(fault.system, fault.strengths)]
     for row, strength in enumerate(fault.strengths, 1):
@@ -213,7 +213,7 @@ class Meters:
         figures = {key: {name: asdict(found) for name, found in of_faults.items()}
                    for key, of_faults in self.figures.items()}
         evaluation = self.evaluation
-        return _plain({
+        return plain({
             "format": FORMAT, "reference": self.reference, "carrier": self.carrier, "clips": len(evaluation.clips),
             "margin_s": MARGIN_S, "faults_version": VERSION, "faults": faults,
             "metrics": [metric.described() for metric in self.metrics], "figures": figures,
@@ -222,14 +222,6 @@ class Meters:
             "sounds": {name: len(system.clips) for name, system in evaluation.systems.items()},
             "provenance": evaluation.provenance,
         })
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and value != value else value
 
 
 def write_meters(folder: Path, meters: Meters) -> list[Path]:
@@ -277,7 +269,7 @@ def draw(path: Path, meters: Meters) -> None:
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_xlabel(f"share of {len(meters.evaluation.clips)} clips in which the sound in step scores better than the "
-                    "faulty one (ties half; 0.5: chance; grey or red: not above it) · set: share of bootstrap draws",
+                    "faulty one (ties half; 0.5: chance; grey or red: not above it) · set: probability of right order",
                     fontsize=7)
     figure.savefig(path, format="png", metadata={"Software": None})
 
